@@ -1,0 +1,59 @@
+"""IFRNet for video frame interpolation: networks by name, weights by name or path, frames of any size.
+
+    model = models.load("IFRNet_S")
+    frames = models.Interpolator(model)(img0, img1, times=[0.25, 0.5, 0.75])
+
+Frames are RGB, float, (3, H, W) in [0, 1].
+"""
+
+import pickle
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .ifrnet import VARIANTS, IFRNet, Interpolation
+from .interpolator import Interpolator, Padding
+from .layers import ACTIVATIONS
+
+__all__ = ["ACTIVATIONS", "VARIANTS", "IFRNet", "Interpolation", "Interpolator", "Padding", "build", "load"]
+
+CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
+
+
+def build(name: str, activation: str = "prelu") -> IFRNet:
+    """A network with fresh weights. name: one of VARIANTS; activation: one of ACTIVATIONS. ValueError otherwise."""
+    if name not in VARIANTS:
+        raise ValueError(f"unknown model {name!r}; choose one of {', '.join(VARIANTS)}")
+    return IFRNet(VARIANTS[name], activation)
+
+
+def load(checkpoint: str | Path, device: str | torch.device = "cpu") -> IFRNet:
+    """A network with trained weights, float32, in evaluation mode.
+
+    checkpoint: a name of VARIANTS for the weights in checkpoints/, or the path of a state_dict or a training
+    checkpoint; published files load as they are. The variant is read off the shapes, and every name must fit.
+    Nothing in the file is executed. FileNotFoundError or ValueError, in one line, where there are no whole weights.
+    """
+    path = CHECKPOINTS / f"{checkpoint}.pth" if str(checkpoint) in VARIANTS else Path(checkpoint)
+    if not path.is_file():
+        hint = f"a path, or one of the names {', '.join(VARIANTS)}"
+        raise FileNotFoundError(f"{path}: no such checkpoint; give {hint} whose weights lie in {CHECKPOINTS.name}/")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(f"{path}: not a whole checkpoint of tensors alone, so it was not loaded") from error
+    if isinstance(state, dict):
+        state = state.get("ema") or state.get("model") or state
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path}: holds no weights; a state_dict or a training checkpoint of this project is needed")
+    state = {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in state.items()}
+    for name in VARIANTS:
+        for kind in ACTIVATIONS:
+            with torch.device("meta"):
+                model = build(name, kind)
+            if {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in state.items()}:
+                model = build(name, kind)
+                model.load_state_dict(state)
+                return model.to(device).eval()
+    raise ValueError(f"{path}: its {len(state)} tensors fit none of {', '.join(VARIANTS)}")

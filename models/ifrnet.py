@@ -1,0 +1,187 @@
+"""IFRNet: intermediate feature refine network for efficient frame interpolation (CVPR 2022, arXiv 2205.14620).
+
+One encoder makes a pyramid of four levels from each frame. Four decoders, coarse to fine, refine together the flow
+from the frame at t to both inputs and the feature at t; the last one adds a blending mask and a residual.
+Frames are RGB in [0, 1], (B, 3, H, W); flow is in pixels of its own level.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .layers import ResBlock, conv, resize, warp
+
+LEVELS = 4
+DIVISOR = 2**LEVELS  # every level halves the frame once
+
+
+class Variant(NamedTuple):
+    """widths: channels of the encoder's levels; stem: kernel of the first convolution; side: see ResBlock."""
+
+    widths: tuple[int, int, int, int]
+    stem: int
+    side: int
+
+
+VARIANTS = {
+    "IFRNet_S": Variant((24, 36, 54, 72), stem=3, side=24),
+    "IFRNet": Variant((32, 48, 72, 96), stem=3, side=32),
+    "IFRNet_L": Variant((64, 96, 144, 192), stem=7, side=64),
+}
+
+
+class Interpolation(NamedTuple):
+    """What the network says about the frame at t.
+
+    imgt: the frame, (B, 3, H, W) in [0, 1].
+    flows: fine to coarse, (B, 4, h, w): t->0 dx, dy, t->1 dx, dy in pixels of that level; the first is of full size.
+    features: the decoder's features at t, levels 1, 2, 3.
+    targets: encoder(imgt), levels 1, 2, 3, where the true frame was given (training); otherwise None.
+    """
+
+    imgt: Tensor
+    flows: tuple[Tensor, ...]
+    features: tuple[Tensor, ...]
+    targets: tuple[Tensor, ...] | None
+
+
+class Pair(NamedTuple):
+    """Two frames, encoded: all that the decoder needs, whatever the times asked for. `mean` is subtracted from both."""
+
+    img0: Tensor
+    img1: Tensor
+    mean: Tensor
+    pyramid0: tuple[Tensor, ...]
+    pyramid1: tuple[Tensor, ...]
+    scale: float
+
+
+class Encoder(nn.Module):
+    """Frame -> features of levels 1..4, each half the size of the one before."""
+
+    def __init__(self, variant: Variant, act: str):
+        super().__init__()
+        inputs, kernel = 3, variant.stem
+        for level, width in enumerate(variant.widths, start=1):
+            stage = nn.Sequential(conv(inputs, width, kernel, stride=2, act=act), conv(width, width, act=act))
+            self.add_module(f"pyramid{level}", stage)
+            inputs, kernel = width, 3
+
+    def forward(self, img: Tensor) -> tuple[Tensor, ...]:
+        features = []
+        for stage in self.children():
+            img = stage(img)
+            features.append(img)
+        return tuple(features)
+
+
+class Decoder(nn.Module):
+    """One level of refinement: reads what is known at this level, answers at twice its size."""
+
+    def __init__(self, inputs: int, width: int, outputs: int, side: int, act: str):
+        super().__init__()
+        self.convblock = nn.Sequential(
+            conv(inputs, width, act=act),
+            ResBlock(width, side, act),
+            nn.ConvTranspose2d(width, outputs, 4, 2, 1),
+        )
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.convblock(torch.cat(inputs, 1))
+
+
+class IFRNet(nn.Module):
+    """The network. `act` is "prelu" (the paper's), "gelu" or "gelu+bn"."""
+
+    def __init__(self, variant: Variant, act: str = "prelu"):
+        super().__init__()
+        self.encoder = Encoder(variant, act)
+        below = (4, *variant.widths)  # the last decoder answers 4 channels more: mask and residual
+        for level in range(LEVELS, 0, -1):
+            c = below[level]
+            inputs, width = (2 * c + 1, 2 * c) if level == LEVELS else (3 * c + 4, 3 * c)
+            self.add_module(f"decoder{level}", Decoder(inputs, width, 4 + below[level - 1], variant.side, act))
+
+    @property
+    def any_time(self) -> bool:
+        """Whether the weights read t: where they were trained at t = 0.5 alone, the t plane's may be zero."""
+        return bool(self.decoder4.convblock[0][0].weight[:, -1].any())
+
+    def encode(self, img0: Tensor, img1: Tensor, scale: float = 1.0) -> Pair:
+        """Both frames' features, made once for all times.
+
+        img0, img1: (B, 3, H, W) in [0, 1]; scale: the size at which flow is estimated, relative to the frames.
+        ValueError where the sizes differ or scale * H or scale * W is no multiple of 16.
+        """
+        if img0.shape != img1.shape:
+            raise ValueError(f"the two frames have different sizes: {tuple(img0.shape)} and {tuple(img1.shape)}")
+        for side in img0.shape[-2:]:
+            if abs(side * scale / DIVISOR - round(side * scale / DIVISOR)) > 1e-6:
+                height, width = img0.shape[-2:]
+                raise ValueError(
+                    f"a frame of {width}x{height} at scale {scale:g}: width and height times scale must be multiples "
+                    f"of {DIVISOR}; models.Interpolator pads frames of any size"
+                )
+        mean = (img0.mean((1, 2, 3), keepdim=True) + img1.mean((1, 2, 3), keepdim=True)) / 2
+        img0, img1 = img0 - mean, img1 - mean
+        frames = torch.cat([img0, img1])
+        if scale != 1:
+            frames = resize(frames, size=tuple(round(side * scale) for side in frames.shape[-2:]))
+        both = self.encoder(frames)
+        pyramid0, pyramid1 = zip(*(level.chunk(2) for level in both))
+        return Pair(img0, img1, mean, pyramid0, pyramid1, scale)
+
+    def decode(self, pair: Pair, t: Tensor | float) -> Interpolation:
+        """The frame at t from an encoded pair. t: as in `forward`. `targets` is None."""
+        pairs = len(pair.img0)
+        t = torch.as_tensor(t, dtype=torch.float32, device=pair.img0.device).reshape(-1, 1, 1, 1)
+        if len(t) % pairs and len(t) != 1:
+            raise ValueError(f"{len(t)} times for {pairs} pairs: give one, or the same number for every pair")
+        times = max(len(t) // pairs, 1)
+
+        def each(x: Tensor) -> Tensor:
+            return x if times == 1 else x.repeat_interleave(times, 0)
+
+        top = pair.pyramid0[-1]
+        plane = t.to(top.dtype).expand(pairs * times, 1, *top.shape[-2:])
+        feature, flow, flows, features = None, None, [], []
+        for level in range(LEVELS, 0, -1):
+            f0, f1 = each(pair.pyramid0[level - 1]), each(pair.pyramid1[level - 1])
+            if flow is None:
+                answer = self.decoder4(f0, f1, plane)
+            else:
+                decoder = getattr(self, f"decoder{level}")
+                answer = decoder(feature, warp(f0, flow[:, :2]), warp(f1, flow[:, 2:]), flow.to(f0.dtype))
+            # Flow stays in float32 from here on: it becomes coordinates.
+            step = answer[:, :4].float()
+            flow = step if flow is None else step + 2 * resize(flow, 2.0)
+            flows.insert(0, flow)
+            feature = answer[:, 4:]
+            features.insert(0, feature)
+
+        mask, residual = torch.sigmoid(answer[:, 4:5].float()), answer[:, 5:].float()
+        if pair.scale != 1:
+            size = pair.img0.shape[-2:]
+            flow = resize(flow, size=size) / pair.scale
+            mask, residual = resize(mask, size=size), resize(residual, size=size)
+            flows[0] = flow
+        blend = mask * warp(each(pair.img0), flow[:, :2]) + (1 - mask) * warp(each(pair.img1), flow[:, 2:])
+        imgt = (blend + each(pair.mean) + residual).clamp(0, 1)
+        return Interpolation(imgt, tuple(flows), tuple(features[1:]), None)
+
+    def forward(
+        self, img0: Tensor, img1: Tensor, t: Tensor | float, imgt: Tensor | None = None, scale: float = 1.0
+    ) -> Interpolation:
+        """The frame at t between img0 (t = 0) and img1 (t = 1).
+
+        img0, img1: (B, 3, H, W) in [0, 1]. t: one number, B numbers, or N * B numbers: N for every pair, pair by pair;
+        the result then holds N * B frames, and the pairs are encoded once. imgt: the true frames, of the result's
+        shape, to have `targets`. scale: see `encode`.
+        """
+        pair = self.encode(img0, img1, scale)
+        out = self.decode(pair, t)
+        if imgt is None:
+            return out
+        mean = pair.mean.repeat_interleave(len(imgt) // len(img0), 0)
+        return out._replace(targets=self.encoder(imgt - mean)[:3])

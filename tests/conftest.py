@@ -1,0 +1,61 @@
+"""What all tests share: the values that the published implementation gives, and real frames where they are at hand."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # bare pytest from any folder
+SHARED = Path(os.environ.get("VFI_SHARED", ROOT.parent / "shared"))
+
+
+@pytest.fixture(scope="session")
+def golden():
+    path = SHARED / "reference" / "golden.npz"
+    if not path.is_file():
+        pytest.skip("the reference values are not here")
+    return np.load(path)
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of real frames: sample_triplets, vimeo_septuplets, clips, bsds500."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("the real frames are not here")
+    return SHARED / "data"
+
+
+def formula_image(height, width, seed):
+    """A smooth picture made by formula, (3, H, W) uint8 values in [0, 1]: the reference values' own recipe."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    image = np.zeros((3, height, width))
+    for channel in image:
+        for _ in range(6):
+            f, p = rng.uniform(0.01, 0.25, 2), rng.uniform(0, 6.28)
+            channel += rng.uniform(0.2, 1) * np.sin(f[0] * x + f[1] * y + p)
+    image = (image - image.min()) / (image.max() - image.min())
+    return torch.from_numpy(np.round(image * 255).astype(np.float32) / 255)
+
+
+def formula_weights(model):
+    """Fill a model with weights made by formula, of the size of trained ones: the reference values' own recipe."""
+    rng = np.random.default_rng(0)
+    parameters = dict(model.named_parameters())
+    for name in sorted(parameters):
+        shape = tuple(parameters[name].shape)
+        x = rng.standard_normal(shape)
+        if len(shape) == 4:
+            transposed = name.endswith(".convblock.2.weight")
+            fan = shape[0] * shape[2] * shape[3] / 4 if transposed else np.prod(shape[1:])
+            x *= np.sqrt(1.6 / fan)
+        elif name.endswith("bias"):
+            x *= 0.02
+        else:
+            x = 0.25 + 0.05 * x
+        parameters[name].data = torch.from_numpy(x.astype(np.float32))
+    return model.eval()

@@ -1,0 +1,93 @@
+"""The edge between a person and a script: options in, one line out when something is wrong.
+
+A ValueError or OSError that reaches the top is about input: one line on standard error, exit status 2. Set
+VFI_DEBUG=1 to see where it was raised. Anything else is a bug and keeps its traceback.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose options may be typed with hyphens or underscores and whose complaints are one line."""
+
+    def __init__(self, doc: str):
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+    def parse_known_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else args
+        return super().parse_known_args([underscored(arg) for arg in args], namespace)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
+
+
+def underscored(argument: str) -> str:
+    """--lr-start=1e-4 -> --lr_start=1e-4; anything that is no long option stays as it is."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
+
+
+def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
+    """Parse the command line and call main(args); turn what a user can cause into one line and exit status 2."""
+    args = parser.parse_args()
+    try:
+        main(args)
+    except KeyboardInterrupt:
+        message = "interrupted"
+    except torch.cuda.OutOfMemoryError:
+        message = "the GPU's memory is full; use a smaller batch, size or scale, or --device cpu"
+    except OSError as error:
+        if debugging():
+            raise
+        message = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+    except ValueError as error:
+        if debugging():
+            raise
+        message = str(error)
+    else:
+        return
+    sys.exit(complain(f"{Path(sys.argv[0]).name}: {message}"))
+
+
+def complain(line: str) -> int:
+    """Print one line to standard error, whatever progress bar was there; returns the exit status of a user's error."""
+    print("\n" * sys.stderr.isatty() + " ".join(line.split()), file=sys.stderr, flush=True)
+    return 2
+
+
+def debugging() -> bool:
+    return os.environ.get("VFI_DEBUG", "") not in ("", "0")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", type=device, help="cpu, cuda or cuda:N (default: a GPU where there is one)")
+
+
+def device(name: str) -> torch.device:
+    """The type of --device: argparse names the option and the value where it raises."""
+    try:
+        wanted = torch.device(name)
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"unknown device {name!r}; give cpu, cuda or cuda:N") from None
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(f"no device {name!r} here ({torch.cuda.device_count()} GPUs); give cpu")
+    return wanted
+
+
+def positive(text: str) -> int:
+    """The type of an option that counts something: a whole number from 1 up."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return value

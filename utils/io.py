@@ -1,0 +1,230 @@
+"""Files in and out: pictures (PNG, JPEG, PPM) and optical flow (.flo, KITTI 16-bit PNG, PFM).
+
+Pictures are RGB uint8 (H, W, 3); flow is float32 (H, W, 2), (dx, dy) in pixels. A reader raises FileNotFoundError, or
+ValueError naming the file, for one that is cut short or is not what its name says. A writer writes to a temporary
+name and renames, so that a file with its final name is whole.
+"""
+
+import os
+import re
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+PNG, JPEG, PPM = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"P6"
+IMAGES = {".png": PNG, ".jpg": JPEG, ".jpeg": JPEG, ".ppm": PPM}
+FLO_MAGIC = b"PIEH"  # 202021.25 as a float32: the Middlebury flow format
+KITTI_ZERO, KITTI_STEPS = 2**15, 64  # the KITTI flow format: steps of 1/64 pixel around 2^15
+
+
+def read_bytes(path: str | Path) -> bytes:
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    return path.read_bytes()
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary name beside `path`, renamed to it at the end, removed if anything goes wrong. Makes the folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+# Pictures
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """A picture as RGB uint8 (H, W, 3); grey becomes RGB, transparency is dropped, a JPEG's orientation is applied."""
+    return _decode(path, cv2.IMREAD_COLOR)[..., ::-1].copy()
+
+
+def write_image(path: str | Path, image: np.ndarray) -> None:
+    """RGB uint8 (H, W, 3) as PNG, JPEG or PPM, by the name's ending."""
+    path = Path(path)
+    if path.suffix.lower() not in IMAGES:
+        raise ValueError(f"{path}: unknown picture format; end the name in {', '.join(IMAGES)}")
+    write_bytes(path, cv2.imencode(path.suffix.lower(), np.ascontiguousarray(image[..., ::-1]))[1].tobytes())
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """The pictures of a folder in the order of their names, numbers by value. ValueError where there are none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    found = [path for path in folder.iterdir() if path.suffix.lower() in IMAGES and not path.name.startswith(".")]
+    if not found:
+        raise ValueError(f"{folder}: no pictures in this folder; {', '.join(IMAGES)} are looked for")
+    return sorted(found, key=natural)
+
+
+def natural(path: Path) -> list:
+    """A sort key under which frame10 comes after frame9."""
+    return [(not part.isdigit(), int(part) if part.isdigit() else part) for part in re.split(r"(\d+)", path.name)]
+
+
+def to_float(image: np.ndarray) -> Tensor:
+    """RGB uint8 (..., H, W, 3) -> float32 (..., 3, H, W) in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(image)).movedim(-1, -3).contiguous().float() / 255
+
+
+def to_uint8(frame: Tensor) -> np.ndarray:
+    """Float (..., 3, H, W) in [0, 1] -> RGB uint8 (..., H, W, 3), rounded."""
+    return (frame.detach().float() * 255).round().clamp(0, 255).to(torch.uint8).movedim(-3, -1).cpu().numpy()
+
+
+def _decode(path: str | Path, flags: int) -> np.ndarray:
+    path, data = Path(path), read_bytes(path)
+    magic = IMAGES.get(path.suffix.lower())
+    if magic is None:
+        raise ValueError(f"{path}: unknown picture format; {', '.join(IMAGES)} can be read")
+    if not data.startswith(magic):
+        raise ValueError(f"{path}: not a {path.suffix[1:].upper()} file, whatever its name says")
+    whole = {PNG: _png_whole, JPEG: _jpeg_whole, PPM: _ppm_whole}[magic]
+    # Decoders fill what is missing with grey and say nothing, so look first.
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if whole(data) else None
+    if image is None:
+        raise ValueError(f"{path}: the picture is cut short or damaged; copy or make it again")
+    return image
+
+
+def _png_whole(data: bytes) -> bool:
+    position = len(PNG)
+    while position + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        end = position + 12 + length
+        if end > len(data) or zlib.crc32(data[position + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
+            return False
+        if kind == b"IEND":
+            return True
+        position = end
+    return False
+
+
+def _jpeg_whole(data: bytes) -> bool:
+    return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda") > 0  # an end after the last start of a scan
+
+
+def _ppm_whole(data: bytes) -> bool:
+    header = re.match(rb"P6(?:\s+#[^\n]*)*\s+(\d+)(?:\s+#[^\n]*)*\s+(\d+)(?:\s+#[^\n]*)*\s+(\d+)\s", data)
+    if not header:
+        return False
+    width, height, top = map(int, header.groups())
+    return len(data) - header.end() >= width * height * (6 if top > 255 else 3)
+
+
+# Optical flow
+
+
+def read_flow(path: str | Path) -> np.ndarray:
+    """Flow as float32 (H, W, 2), by the name's ending; pixels marked invalid in a KITTI file are NaN."""
+    return _flow_format(path).read(path)
+
+
+def write_flow(path: str | Path, flow: np.ndarray) -> None:
+    """Flow (H, W, 2), by the name's ending. ValueError where a .png cannot hold it: beyond 512 pixels or not finite."""
+    form, flow = _flow_format(path), np.asarray(flow, np.float32)
+    if flow.ndim != 3 or flow.shape[2] != 2:
+        raise ValueError(f"{path}: flow of shape {flow.shape}; (height, width, 2) is needed")
+    form.write(path, flow)
+
+
+def read_flo(path: str | Path) -> np.ndarray:
+    data = read_bytes(path)
+    if len(data) < 12 or data[:4] != FLO_MAGIC:
+        raise ValueError(f"{path}: not a .flo file: it does not begin with {FLO_MAGIC.decode()}")
+    width, height = struct.unpack_from("<ii", data, 4)
+    if width <= 0 or height <= 0 or len(data) != 12 + width * height * 8:
+        raise ValueError(f"{path}: a flow of {width}x{height} takes {12 + width * height * 8} bytes, not {len(data)}")
+    return np.frombuffer(data, "<f4", offset=12).reshape(height, width, 2).astype(np.float32)
+
+
+def write_flo(path: str | Path, flow: np.ndarray) -> None:
+    height, width = flow.shape[:2]
+    write_bytes(path, FLO_MAGIC + struct.pack("<ii", width, height) + flow.astype("<f4").tobytes())
+
+
+def read_kitti(path: str | Path) -> np.ndarray:
+    image = _decode(path, cv2.IMREAD_UNCHANGED)
+    if image.dtype != np.uint16 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"{path}: not a KITTI flow file: 16-bit RGB is needed")
+    flow = (image[..., :0:-1].astype(np.float32) - KITTI_ZERO) / KITTI_STEPS  # stored as B = valid, G = dy, R = dx
+    flow[image[..., 0] == 0] = np.nan
+    return flow
+
+
+def write_kitti(path: str | Path, flow: np.ndarray) -> None:
+    steps = np.round(flow * KITTI_STEPS) + KITTI_ZERO
+    if not (np.isfinite(steps).all() and steps.min() >= 0 and steps.max() <= 2**16 - 1):
+        raise ValueError(f"{path}: the KITTI format holds flow within 512 pixels, not {np.abs(flow).max():g}; use .flo")
+    image = np.concatenate([np.ones_like(steps[..., :1]), steps[..., ::-1]], 2).astype(np.uint16)
+    write_bytes(path, cv2.imencode(".png", image)[1].tobytes())
+
+
+def read_pfm(path: str | Path) -> np.ndarray:
+    """A PFM file as float32 (H, W, 3) or, where it is grey, (H, W, 1), first row at the top."""
+    data = read_bytes(path)
+    header = re.match(rb"(P[Ff])\s+(\d+)\s+(\d+)\s+(-?\d+(?:\.\d*)?)\s", data)
+    if not header:
+        raise ValueError(f"{path}: not a PFM file")
+    channels, (width, height), scale = 3 if header[1] == b"PF" else 1, map(int, header.group(2, 3)), float(header[4])
+    if len(data) - header.end() != width * height * channels * 4:
+        raise ValueError(f"{path}: cut short: {width}x{height} takes {width * height * channels * 4} bytes of values")
+    values = np.frombuffer(data, "<f4" if scale < 0 else ">f4", offset=header.end())
+    return values.reshape(height, width, channels)[::-1].astype(np.float32)
+
+
+def write_pfm(path: str | Path, values: np.ndarray) -> None:
+    """Float (H, W, 3) or (H, W, 1) as a little-endian PFM file."""
+    height, width, channels = values.shape
+    header = f"{'PF' if channels == 3 else 'Pf'}\n{width} {height}\n-1.0\n".encode()
+    write_bytes(path, header + values[::-1].astype("<f4").tobytes())
+
+
+def _read_flow_pfm(path: str | Path) -> np.ndarray:
+    values = read_pfm(path)
+    if values.shape[2] != 3:
+        raise ValueError(f"{path}: not flow: the file has one channel")
+    return values[..., :2]
+
+
+def _write_flow_pfm(path: str | Path, flow: np.ndarray) -> None:
+    write_pfm(path, np.concatenate([flow, np.zeros_like(flow[..., :1])], 2))
+
+
+class _FlowFormat(NamedTuple):
+    read: Callable[[str | Path], np.ndarray]
+    write: Callable[[str | Path, np.ndarray], None]
+
+
+FLOWS = {
+    ".flo": _FlowFormat(read_flo, write_flo),
+    ".png": _FlowFormat(read_kitti, write_kitti),
+    ".pfm": _FlowFormat(_read_flow_pfm, _write_flow_pfm),
+}
+
+
+def _flow_format(path: str | Path) -> _FlowFormat:
+    form = FLOWS.get(Path(path).suffix.lower())
+    if form is None:
+        raise ValueError(f"{path}: unknown flow format; {', '.join(FLOWS)} are known")
+    return form
