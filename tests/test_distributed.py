@@ -1,0 +1,104 @@
+"""Two ranks on this machine, over gloo: what each is told, its share, and what all of them know afterwards."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from utils import distributed
+
+ROOT = Path(__file__).resolve().parent.parent
+LAUNCHERS = ["torch.distributed.run", "torch.distributed.launch"]
+
+SCRIPT = f"""
+import json, sys
+sys.path.insert(0, {str(ROOT)!r})
+from utils import cli, distributed
+
+def main(args):
+    with distributed.ranks(args) as device:
+        share = distributed.shard(list("abcde"))
+        seen = distributed.gather({{"rank": distributed.rank(), "share": share}})
+        total = distributed.sums({{"n": len(share), "tenths": 0.1}})
+        distributed.barrier()
+        answer = dict(world=distributed.world_size(), main=distributed.is_main(), seen=seen, total=total,
+                      device=str(device), share=share)
+    with open(f"{{args.out}}/{{answer['main']}}.json", "w") as file:
+        json.dump(answer, file)
+
+if __name__ == "__main__":
+    parser = cli.Parser("two ranks")
+    distributed.add_options(parser)
+    cli.add_device(parser)
+    parser.add_argument("--out")
+    cli.run(main, parser)
+"""
+
+
+def launch(command: list[str], **env: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, timeout=120)
+
+
+@pytest.fixture
+def script(tmp_path):
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_ranks_share_all_and_know_all_under_both_launchers(script, tmp_path, launcher):
+    options = ["--world-size", "2", "--device", "cpu", "--out", str(tmp_path)]
+    done = launch(["-m", launcher, "--standalone", "--nproc_per_node=2", str(script), *options])
+    assert done.returncode == 0, done.stderr
+    main, other = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("True", "False"))
+    assert main["world"] == other["world"] == 2 and main["device"] == other["device"] == "cpu"
+    assert main["share"] == ["a", "c", "e"] and other["share"] == ["b", "d"]  # each one once, nothing padded
+    assert main["seen"] == other["seen"] == [{"rank": 0, "share": main["share"]}, {"rank": 1, "share": other["share"]}]
+    assert main["total"] == other["total"] == {"n": 5, "tenths": pytest.approx(0.2, abs=1e-12)}
+
+
+def test_without_a_launcher_the_one_rank_has_everything(script, tmp_path):
+    done = launch([str(script), "--device", "cpu", "--out", str(tmp_path), "--world_size", "1"])
+    assert done.returncode == 0, done.stderr
+    alone = json.loads((tmp_path / "True.json").read_text())
+    assert alone["world"] == 1 and alone["share"] == list("abcde") and alone["total"]["n"] == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [(["--world_size", "4"], "--nproc_per_node=4"), (["--local_rank", "3"], "LOCAL_RANK=0")],
+)
+def test_options_that_contradict_the_launcher_are_one_line(script, tmp_path, options, named):
+    done = launch([str(script), "--device", "cpu", "--out", str(tmp_path), *options])
+    assert done.returncode == 2 and named in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_shares_of_any_length_are_a_partition(monkeypatch):
+    for world in (1, 2, 3, 7):
+        monkeypatch.setattr(distributed, "world_size", lambda world=world: world)
+        for length in (0, 1, 6, 7, 20):
+            shares = []
+            for rank in range(world):
+                monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+                shares.append(distributed.shard(range(length)))
+            assert sorted(sum(shares, [])) == list(range(length))
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_every_rank_of_a_machine_has_its_own_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert distributed._device(torch.device("cuda"), 1) == torch.device("cuda:1")
+    assert distributed._device(torch.device("cpu"), 1) == torch.device("cpu")
+    with pytest.raises(ValueError, match="one GPU for 2 processes"):
+        distributed._device(torch.device("cuda:0"), 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match="3 processes on this machine, but 2 GPUs"):
+        distributed._device(torch.device("cuda"), 1)

@@ -1,0 +1,129 @@
+"""Ranks: how many processes work together, which one this is, its share of the work, and what all of them know.
+
+torchrun and `python -m torch.distributed.launch` put rank and world size into the environment; a script that was
+started by neither is the only rank of one, and everything here then costs nothing.
+
+    with distributed.ranks(args) as device:
+        for i in distributed.shard(range(len(dataset))):
+            ...
+        everyones = distributed.gather(mine)
+"""
+
+import argparse
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+TIMEOUT = timedelta(hours=2)  # ranks that validate or score may be apart by the time of a whole share
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """--world_size and --local_rank: the environment decides, the options are checked against it."""
+    parser.add_argument("--world_size", type=int, help="number of processes; must be what the launcher started")
+    parser.add_argument("--local_rank", type=int, help="set by torch.distributed.launch; not to be typed")
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this rank is the one that speaks and writes."""
+    return rank() == 0
+
+
+@contextmanager
+def ranks(args: argparse.Namespace) -> Iterator[torch.device]:
+    """Join the other ranks, if there are any, and leave them at the end; gives the device of this rank.
+
+    args: `device` (None: a GPU for every rank where there are GPUs) and, where they are options, `world_size` and
+    `local_rank`. ValueError where they are not what the launcher started, or where there are more ranks than GPUs.
+    """
+    world, local = (_environment(name, default) for name, default in (("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    _check(getattr(args, "world_size", None), getattr(args, "local_rank", None), world, local)
+    device = _device(args.device, local)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world == 1:
+        yield device
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def shard(indices: Sequence[T]) -> list[T]:
+    """This rank's share: every one goes to exactly one rank, none is repeated to make the shares equal."""
+    return [indices[i] for i in range(rank(), len(indices), world_size())]
+
+
+def gather(value: T) -> list[T]:
+    """Every rank's value (anything that pickles), in the order of ranks, on every rank."""
+    if world_size() == 1:
+        return [value]
+    values: list = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def sums(values: dict[str, float]) -> dict[str, float]:
+    """Every value summed over all ranks, in double precision. All ranks give the same names in the same order."""
+    if world_size() == 1:
+        return dict(values)
+    total = torch.tensor(list(values.values()), dtype=torch.float64, device=_meeting_place())
+    dist.all_reduce(total)
+    return dict(zip(values, total.tolist()))
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def _meeting_place() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+
+
+def _environment(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise ValueError(f"{name}={text!r} in the environment is no number; start with torchrun, or unset it")
+    return int(text)
+
+
+def _check(wanted: int | None, given: int | None, world: int, local: int) -> None:
+    if wanted is not None and wanted != world:
+        raise ValueError(
+            f"--world_size {wanted}, but the number of processes is {world}; start that many with "
+            f"torchrun --nproc_per_node={max(wanted, 1)}, or leave the option away"
+        )
+    if given is not None and given != local:
+        raise ValueError(f"--local_rank {given}, but the launcher says LOCAL_RANK={local}; leave the option away")
+
+
+def _device(wanted: torch.device | None, local: int) -> torch.device:
+    """cuda means one GPU for every rank of this machine, by its local rank; cuda:N and cpu are taken as they are."""
+    if wanted is None:
+        wanted = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if wanted.type != "cuda":
+        return wanted
+    here, gpus = _environment("LOCAL_WORLD_SIZE", 1), torch.cuda.device_count()
+    if here > gpus:
+        raise ValueError(f"{here} processes on this machine, but {gpus} GPUs; start {gpus}, or give --device cpu")
+    if wanted.index is not None and here > 1:
+        raise ValueError(f"--device {wanted} is one GPU for {here} processes; give --device cuda")
+    return wanted if wanted.index is not None else torch.device("cuda", local)
