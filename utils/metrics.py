@@ -1,0 +1,71 @@
+"""How near a prediction is to the truth: PSNR, SSIM and interpolation error.
+
+Every metric takes (prediction, target), float (B, 3, H, W) in [0, 1], on any device, and returns one value an image,
+(B,). Sums are made in float64, so that a value does not depend on how many images were scored together.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+WINDOW, SIGMA = 11, 1.5  # SSIM's Gaussian window (Wang et al., 2004)
+C1, C2 = 0.01**2, 0.03**2  # SSIM's constants for values in [0, 1]
+
+
+def psnr(prediction: Tensor, target: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, -10 log10(mean squared error); infinite for equal images."""
+    return -10 * torch.log10(((prediction - target).double() ** 2).mean((1, 2, 3)))
+
+
+def ie(prediction: Tensor, target: Tensor) -> Tensor:
+    """Interpolation error: mean absolute difference of the rounded images, in grey levels 0..255."""
+    return (torch.round(255 * prediction) - torch.round(255 * target)).double().abs().mean((1, 2, 3))
+
+
+def ssim(prediction: Tensor, target: Tensor) -> Tensor:
+    """Structural similarity with the 3-D window of the paper's protocol.
+
+    The window, 11x11x11, also averages over the three channels, which are taken as depth; borders are replicated by 5
+    in all three directions. Higher by about 0.01 than the 2-D value of the same images: never compare the two.
+    """
+
+    def blur(x: Tensor) -> Tensor:
+        for dim in (1, 2, 3):
+            first, last = x.narrow(dim, 0, 1), x.narrow(dim, -1, 1)
+            x = _blur(torch.cat([first] * (WINDOW // 2) + [x] + [last] * (WINDOW // 2), dim), dim)
+        return x
+
+    return _ssim(prediction, target, blur)
+
+
+def ssim_2d(prediction: Tensor, target: Tensor) -> Tensor:
+    """Structural similarity as Wang et al. (2004) define it: an 11x11 window in each channel, the mean of the three.
+
+    Only windows that lie wholly inside the image count. ValueError for images smaller than one window.
+    """
+    height, width = target.shape[-2:]
+    if min(height, width) < WINDOW:
+        raise ValueError(f"an image of {width}x{height} holds no window of {WINDOW}x{WINDOW} for the 2-D SSIM")
+    return _ssim(prediction, target, lambda x: _blur(_blur(x, 2), 3))
+
+
+def _ssim(prediction: Tensor, target: Tensor, blur: Callable[[Tensor], Tensor]) -> Tensor:
+    x, y = prediction.double(), target.double()  # variances are differences of nearly equal numbers
+    mean_x, mean_y = blur(x), blur(y)
+    product, squares = mean_x * mean_y, mean_x**2 + mean_y**2
+    luminance = (2 * product + C1) / (squares + C1)
+    structure = (2 * (blur(x * y) - product) + C2) / (blur(x * x + y * y) - squares + C2)
+    return (luminance * structure).mean((1, 2, 3))
+
+
+def _blur(x: Tensor, dim: int) -> Tensor:
+    """Gaussian mean along one dimension, which becomes shorter by the window less one."""
+    offsets = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
+    weights = torch.exp(-(offsets**2) / (2 * SIGMA**2))
+    size = x.shape[dim] - WINDOW + 1
+    total = torch.zeros_like(x.narrow(dim, 0, size))
+    # A sum of shifted views: on the CPU six times faster than a convolution in float64.
+    for k, weight in enumerate((weights / weights.sum()).tolist()):
+        total.add_(x.narrow(dim, k, size), alpha=weight)
+    return total
