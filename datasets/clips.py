@@ -1,0 +1,150 @@
+"""Windows of neighbouring frames out of one's own footage: videos, folders of frames, Vimeo90K's septuplets.
+
+Each clip is decoded once into a memory-mapped array, uint8 (F, H, W, 3), in a cache folder; from then on any window is
+a slice of it. Windows that hold a cut or a repeated frame are left out: there is no motion between such frames to learn.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from utils import io
+
+VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".gif", ".y4m")
+CACHE = Path(__file__).resolve().parent.parent / "data" / "clips_cache"
+# Measured on thumbnails, mean absolute grey difference of neighbours, of 255: a repeated frame differs by the noise of
+# compression alone; a cut by much, and by several times more than the motion before and after it.
+THUMBNAIL, REPEATED, CUT, CUT_RATIO = (64, 36), 0.15, 16.0, 3.0
+
+
+class Clip(NamedTuple):
+    """frames: (F, H, W, 3) uint8, memory-mapped. breaks: (F - 1,) bool, whether frames i and i + 1 do not belong in one
+    window, because of a cut or because the second repeats the first."""
+
+    name: str
+    frames: np.ndarray
+    breaks: np.ndarray
+
+
+class Window(NamedTuple):
+    """Frames start, start + stride, ... of a clip."""
+
+    clip: Clip
+    start: int
+    length: int
+    stride: int
+
+    @property
+    def frames(self) -> np.ndarray:
+        """(N, H, W, 3) uint8, still on disk where the clip is."""
+        return self.clip.frames[self.start : self.start + self.length * self.stride : self.stride]
+
+
+def open_clips(
+    folder: str | Path,
+    only: Iterable[str] | None = None,
+    without: Iterable[str] = (),
+    longest: int | None = None,
+    cache: str | Path = CACHE,
+) -> list[Clip]:
+    """The clips of a folder, by name: its videos, and the folders below it that hold pictures.
+
+    only, without: names to take or leave. longest: clips whose longer side is greater are halved until it is not, which
+    also cleans compressed video. cache: where decoded frames are kept. FileNotFoundError without the folder, ValueError
+    where it holds no clip, lacks a named one, or a clip cannot be decoded.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder of clips")
+    found = {path.relative_to(folder).as_posix(): path for path in _sources(folder)}
+    missing = set(only or ()) - set(found)
+    if not found or missing:
+        what = f"clip named {min(missing)}" if missing else f"videos ({', '.join(VIDEOS)}) and no folders of frames"
+        raise ValueError(f"{folder}: no {what} in this folder")
+    names = [name for name in found if (only is None or name in set(only)) and name not in set(without)]
+    return [_open(found[name], name, longest, Path(cache)) for name in names]
+
+
+def windows(clips: Sequence[Clip], length: int, stride: int = 1, step: int = 1) -> list[Window]:
+    """All windows of `length` frames, `stride` apart, that begin every `step` frames and hold no break."""
+    result = []
+    for clip in clips:
+        span = (length - 1) * stride
+        broken = np.concatenate([[0], np.cumsum(clip.breaks)])
+        for start in range(0, len(clip.frames) - span, step):
+            if broken[start + span] == broken[start]:
+                result.append(Window(clip, start, length, stride))
+    return result
+
+
+def _sources(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in VIDEOS:
+            yield path
+        elif path.is_dir() and not path.name.startswith("."):
+            if any(child.suffix.lower() in io.IMAGES for child in path.iterdir()):
+                yield path
+            yield from _sources(path)
+
+
+def _open(path: Path, name: str, longest: int | None, cache: Path) -> Clip:
+    state = path.stat()
+    key = f"{path.resolve()} {state.st_size} {state.st_mtime_ns} {longest}"
+    stem = cache / f"{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    frames, breaks = (stem.with_name(f"{stem.name}.{part}.npy") for part in ("frames", "breaks"))
+    if not (frames.is_file() and breaks.is_file()):
+        decoded = np.stack([_shrink(frame, longest) for frame in _decode(path)])
+        for target, array in ((breaks, find_breaks(decoded)), (frames, decoded)):
+            with io.replacing(target) as temporary, open(temporary, "wb") as file:
+                np.save(file, array)
+    return Clip(name, np.load(frames, mmap_mode="r"), np.load(breaks))
+
+
+def _decode(path: Path) -> Iterator[np.ndarray]:
+    if path.is_dir():
+        frames = map(io.read_image, io.list_images(path))
+    else:
+        frames = _decode_video(path)
+    size = None
+    for frame in frames:
+        size = size or frame.shape
+        if frame.shape != size:
+            sizes = f"{size[1]}x{size[0]} and {frame.shape[1]}x{frame.shape[0]}"
+            raise ValueError(f"{path}: frames of different sizes, {sizes}")
+        yield frame
+    if size is None:
+        raise ValueError(f"{path}: no frames in this video")
+
+
+def _decode_video(path: Path) -> Iterator[np.ndarray]:
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise ValueError(f"{path}: no video in this file")
+            for frame in container.decode(video=0):
+                yield frame.to_ndarray(format="rgb24")
+    except av.FFmpegError as error:
+        raise ValueError(f"{path}: cannot be decoded ({error.strerror})") from error
+
+
+def _shrink(frame: np.ndarray, longest: int | None) -> np.ndarray:
+    while longest and max(frame.shape[:2]) > longest:
+        height, width = frame.shape[:2]
+        frame = cv2.resize(frame, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+    return frame
+
+
+def find_breaks(frames: np.ndarray) -> np.ndarray:
+    """Between which neighbours of (F, H, W, 3) uint8 frames there is a cut or nothing new: (F - 1,) bool."""
+    small = [cv2.resize(frame, THUMBNAIL, interpolation=cv2.INTER_AREA) for frame in frames]
+    grey = np.stack(small).mean(-1, dtype=np.float32)
+    change = np.abs(np.diff(grey, axis=0)).mean((1, 2))
+    around = np.pad(change, 2, mode="reflect" if len(change) > 2 else "edge")
+    usual = np.median([around[i : i + len(change)] for i in (0, 1, 3, 4)], axis=0)
+    return (change < REPEATED) | ((change > CUT) & (change > CUT_RATIO * usual))
