@@ -96,12 +96,18 @@ class IFRNet(nn.Module):
 
     def __init__(self, variant: Variant, act: str = "prelu"):
         super().__init__()
+        self.variant, self.act = variant, act
         self.encoder = Encoder(variant, act)
         below = (4, *variant.widths)  # the last decoder answers 4 channels more: mask and residual
         for level in range(LEVELS, 0, -1):
             c = below[level]
             inputs, width = (2 * c + 1, 2 * c) if level == LEVELS else (3 * c + 4, 3 * c)
             self.add_module(f"decoder{level}", Decoder(inputs, width, 4 + below[level - 1], variant.side, act))
+
+    @property
+    def name(self) -> str:
+        """Its name in VARIANTS."""
+        return next((name for name, variant in VARIANTS.items() if variant == self.variant), "network of its own")
 
     @property
     def any_time(self) -> bool:

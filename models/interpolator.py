@@ -40,6 +40,22 @@ def smallest_divisor(scale: float) -> int:
     return (DIVISOR / Fraction(scale).limit_denominator(1000)).numerator
 
 
+def check_pair(img0: Tensor, img1: Tensor) -> None:
+    """ValueError where two tensors are not frames of one size, (3, H, W) or (B, 3, H, W), 2x2 or larger."""
+    if img0.shape != img1.shape:
+        sizes = " and ".join(f"{x.shape[-1]}x{x.shape[-2]}" for x in (img0, img1))
+        raise ValueError(f"the two frames have different sizes: {sizes}")
+    if img0.ndim not in (3, 4) or img0.shape[-3] != 3 or min(img0.shape[-2:]) < 2:
+        raise ValueError(f"frames of shape {tuple(img0.shape)}; RGB of at least 2x2 pixels is needed, (3, H, W)")
+
+
+def check_range(times: Sequence[float]) -> None:
+    """ValueError where a time is outside (0, 1)."""
+    for t in times:
+        if not 0 < t < 1:
+            raise ValueError(f"t = {t:g} is out of range; a frame lies between the two at 0 < t < 1")
+
+
 class Interpolator:
     """Frames between two frames.
 
@@ -67,9 +83,8 @@ class Interpolator:
 
     def check_times(self, times: Sequence[float]) -> None:
         """ValueError where a time is outside (0, 1), or one that the weights do not know."""
+        check_range(times)
         for t in times:
-            if not 0 < t < 1:
-                raise ValueError(f"t = {t:g} is out of range; a frame lies between the two at 0 < t < 1")
             if t != 0.5 and not self.any_time:
                 raise ValueError(
                     f"t = {t:g}: these weights were trained at t = 0.5 alone and ignore t; use weights trained at any "
@@ -84,11 +99,7 @@ class Interpolator:
         (T, 3, H, W) or (B, T, 3, H, W), float32 on the interpolator's device. ValueError for frames of different
         sizes and for times out of range or unknown to the weights.
         """
-        if img0.shape != img1.shape:
-            sizes = " and ".join(f"{x.shape[-1]}x{x.shape[-2]}" for x in (img0, img1))
-            raise ValueError(f"the two frames have different sizes: {sizes}")
-        if img0.ndim not in (3, 4) or img0.shape[-3] != 3 or min(img0.shape[-2:]) < 2:
-            raise ValueError(f"frames of shape {tuple(img0.shape)}; RGB of at least 2x2 pixels is needed, (3, H, W)")
+        check_pair(img0, img1)
         self.check_times(times)
         batch = img0.ndim == 4
         height, width = img0.shape[-2:]

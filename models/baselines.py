@@ -1,0 +1,121 @@
+"""Baselines, called as an Interpolator is: what a network must beat to earn its keep.
+
+    frames = baselines.interpolator("dis")(img0, img1, times=[0.5])
+
+`interpolator` turns the name of a network or of a baseline into something to call, for every script that makes frames.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import load
+from .ifrnet import VARIANTS
+from .interpolator import Interpolator, Padding, check_pair, check_range
+
+
+class Baseline:
+    """Frames between two frames without a network. device: where the frames are wanted, as for Interpolator."""
+
+    any_time = True
+
+    def __init__(self, device: str | torch.device | None = None):
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def check_times(self, times: Sequence[float]) -> None:
+        """ValueError where a time is outside (0, 1)."""
+        check_range(times)
+
+    @torch.inference_mode()
+    def __call__(self, img0: Tensor, img1: Tensor, times: Sequence[float] = (0.5,)) -> Tensor:
+        """The frames at `times` between img0 and img1; shapes, ranges and errors are those of Interpolator."""
+        check_pair(img0, img1)
+        self.check_times(times)
+        batch = img0.ndim == 4
+        img0, img1 = (x.to(self.device, torch.float32) for x in (img0, img1))
+        frames = self.frames(*((img0, img1) if batch else (img0[None], img1[None])), times)
+        return frames if batch else frames[0]
+
+    def frames(self, img0: Tensor, img1: Tensor, times: Sequence[float]) -> Tensor:
+        """(B, 3, H, W) twice -> (B, T, 3, H, W)."""
+        raise NotImplementedError
+
+
+class Repeat(Baseline):
+    """The nearer of the two frames, at t = 0.5 the first."""
+
+    def frames(self, img0, img1, times):
+        return torch.stack([img0 if t <= 0.5 else img1 for t in times], 1)
+
+
+class Average(Baseline):
+    """Both frames, weighted by their nearness in time."""
+
+    def frames(self, img0, img1, times):
+        return torch.stack([(1 - t) * img0 + t * img1 for t in times], 1)
+
+
+class Dis(Baseline):
+    """Both frames moved along DIS optical flow, then averaged. A strong floor; runs on the CPU.
+
+    With f01 and f10 the flow between the frames in either direction, f = (f01 - f10) / 2 takes both as one motion,
+    which is followed in a straight line at constant speed: flow t->0 = -t f, flow t->1 = (1 - t) f. Each frame is
+    sampled there (cubic, borders replicated) and weighted by its nearness in time. At t = 0.5 that is a quarter of
+    f10 - f01 and of f01 - f10, and the mean of the two.
+    """
+
+    def __init__(self, device: str | torch.device | None = None):
+        from .flow.dis import DIS  # here, because the networks alone do not need OpenCV
+
+        super().__init__(device)
+        self.flow = DIS()
+
+    def frames(self, img0, img1, times):
+        motion = (self.flow.estimate(img0, img1) - self.flow.estimate(img1, img0)) / 2
+        frames = [(1 - t) * _remap(img0, -t * motion) + t * _remap(img1, (1 - t) * motion) for t in times]
+        return torch.stack(frames, 1).clamp(0, 1)
+
+
+BASELINES = {"repeat": Repeat, "average": Average, "dis": Dis}
+NAMES = (*VARIANTS, *BASELINES)
+
+
+def interpolator(
+    model_name: str | None = None,
+    checkpoint: str | Path | None = None,
+    device: str | torch.device | None = None,
+    precision: str = "fp32",
+    scale: float = 1.0,
+    padding: Padding = Padding(),
+) -> Interpolator | Baseline:
+    """Something to call with (img0, img1, times), by name.
+
+    model_name: one of NAMES; without one, what the checkpoint holds, or the shipped IFRNet_S. checkpoint: a path;
+    without one, the shipped weights of that name. The rest: see Interpolator; baselines have no use for it.
+    FileNotFoundError or ValueError where there are no such weights, or where they are those of another network.
+    """
+    if model_name in BASELINES:
+        if checkpoint is not None:
+            raise ValueError(f"{model_name} has no weights, so there is no use for {checkpoint}; name a network")
+        return BASELINES[model_name](device)
+    if model_name not in (None, *VARIANTS):
+        raise ValueError(f"unknown model {model_name!r}; choose one of {', '.join(NAMES)}")
+    model = load(checkpoint or model_name or "IFRNet_S")
+    if model_name and model.name != model_name:
+        raise ValueError(f"{checkpoint}: holds an {model.name}, not an {model_name}; change --model_name")
+    return Interpolator(model, device, precision, scale, padding)
+
+
+def _remap(x: Tensor, flow: Tensor) -> Tensor:
+    """Sample x at p + flow(p), cubic, borders replicated, by OpenCV. x: (B, 3, H, W); flow: (B, 2, H, W)."""
+    import cv2
+    import numpy as np
+
+    rows, columns = np.mgrid[: x.shape[-2], : x.shape[-1]].astype(np.float32)
+    moved = [
+        cv2.remap(frame, columns + dx, rows + dy, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        for frame, (dx, dy) in zip(x.movedim(1, -1).cpu().numpy(), flow.cpu().numpy())
+    ]
+    return torch.from_numpy(np.stack(moved)).movedim(-1, 1).to(x.device)
