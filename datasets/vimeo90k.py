@@ -1,0 +1,96 @@
+"""Vimeo90K triplets: a list of names, three frames a name, and the teacher's flow where it was made.
+
+ROOT/tri_trainlist.txt                           names such as 00001/0001, one a line
+ROOT/sequences/00001/0001/im1.png im2.png im3.png
+ROOT/flow/00001/0001/flow_t0.flo flow_t1.flo     or .png (KITTI), .pfm: what generate_flow.py writes
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from utils.io import FLOWS, read_flow, read_image
+
+from . import Sample
+from .transforms import Augment, Stack, centre_crop
+
+TRAIN_LIST, TEST_LIST = "tri_trainlist.txt", "tri_testlist.txt"
+FRAMES = ("im1.png", "im2.png", "im3.png")
+FLOW = ("flow_t0", "flow_t1")
+PAGE = "http://toflow.csail.mit.edu"  # where the set is described and downloaded
+
+
+def read_list(root: str | Path, name: str | Path = TRAIN_LIST) -> list[str]:
+    """The names of a list, blank lines left out. FileNotFoundError, or ValueError for an empty or a cut list."""
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder; Vimeo90K (triplets) is described at {PAGE}, --data names it")
+    path = root / name
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such list of triplets; is {root} the folder of Vimeo90K's triplets?")
+    lines = [(number, line.strip()) for number, line in enumerate(path.read_text().splitlines(), 1) if line.strip()]
+    if not lines:
+        raise ValueError(f"{path}: the list is empty")
+    for number, line in (lines[0], lines[-1]):  # the last one is where a copy was cut; all would take a minute
+        if not (root / "sequences" / line).is_dir():
+            raise ValueError(
+                f"{path}, line {number}: {line!r} has no folder in {root / 'sequences'}; copy the set again"
+            )
+    return [line for _, line in lines]
+
+
+class Vimeo90K(Dataset):
+    """Triplets as Samples of t = 1/2.
+
+    root: the folder of the set. names: which triplets, from `read_list`. augment: for training; without it a sample is
+    the middle of the frames, as large as the network takes. flow: whether to read the teacher's; None: where the
+    folder flow/ is there. An index is a number, or (number, epoch) where every epoch shall be augmented in another way.
+    What is missing, damaged or of another size is a FileNotFoundError or ValueError that names the file.
+    """
+
+    def __init__(
+        self, root: str | Path, names: Sequence[str], augment: Augment | None = None, flow: bool | None = None
+    ):
+        self.root, self.names, self.augment = Path(root), list(names), augment
+        self.flow = (self.root / "flow").is_dir() if flow is None else flow
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def stack(self, index: int) -> Stack:
+        """A triplet as it lies on the disk."""
+        folder = self.root / "sequences" / self.names[index]
+        frames = [read_image(folder / name) for name in FRAMES]
+        for name, frame in zip(FRAMES, frames):
+            _check_size(folder / name, frame, frames[0])
+        flow = None
+        if self.flow:
+            flows = []
+            for name in FLOW:
+                path = find_flow(self.root / "flow" / self.names[index] / name)
+                flows.append(read_flow(path))
+                _check_size(path, flows[-1], frames[0])
+            flow = np.concatenate(flows, 2)
+        return Stack(np.stack(frames), flow, np.float32([0.5]))
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        index, epoch = key if isinstance(key, tuple) else (key, 0)
+        stack = self.stack(index)
+        return (self.augment(stack, index, epoch) if self.augment else centre_crop(stack)).sample()
+
+
+def find_flow(stem: Path) -> Path:
+    """The flow file of this name in whichever format it was written. FileNotFoundError where there is none."""
+    for ending in FLOWS:
+        path = stem.with_name(stem.name + ending)
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"{stem}: no teacher flow ({', '.join(FLOWS)}); make it with generate_flow.py")
+
+
+def _check_size(path: Path, array: np.ndarray, first: np.ndarray) -> None:
+    (height, width), (h, w) = array.shape[:2], first.shape[:2]
+    if (height, width) != (h, w):
+        raise ValueError(f"{path}: {width}x{height}, but the triplet's first frame is {w}x{h}")
