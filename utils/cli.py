@@ -12,6 +12,9 @@ from pathlib import Path
 
 import torch
 
+from models.baselines import NAMES
+from models.interpolator import PRECISIONS
+
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose options may be typed with hyphens or underscores and whose complaints are one line."""
@@ -65,6 +68,16 @@ def complain(line: str) -> int:
 
 def debugging() -> bool:
     return os.environ.get("VFI_DEBUG", "") not in ("", "0")
+
+
+def add_model(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """The options that models.baselines.interpolator takes. several: --model_name is a list of names."""
+    count = {"nargs": "+", "default": [None]} if several else {}
+    help = "network or baseline (default: what the checkpoint holds, or IFRNet_S)"
+    parser.add_argument("--model_name", choices=NAMES, help=help, **count)
+    parser.add_argument("--checkpoint", help="weights: a path (default: the shipped ones of that name)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the convolutions (default: fp32)")
+    add_device(parser)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
