@@ -28,6 +28,15 @@ def build(name: str, activation: str = "prelu") -> IFRNet:
     return IFRNet(VARIANTS[name], activation)
 
 
+def checkpoint_path(checkpoint: str | Path) -> Path:
+    """Where the weights lie: those shipped in checkpoints/ for a name of VARIANTS. FileNotFoundError without a file."""
+    path = CHECKPOINTS / f"{checkpoint}.pth" if str(checkpoint) in VARIANTS else Path(checkpoint)
+    if not path.is_file():
+        hint = f"a path, or one of the names {', '.join(VARIANTS)}"
+        raise FileNotFoundError(f"{path}: no such checkpoint; give {hint} whose weights lie in {CHECKPOINTS.name}/")
+    return path
+
+
 def load(checkpoint: str | Path, device: str | torch.device = "cpu") -> IFRNet:
     """A network with trained weights, float32, in evaluation mode.
 
@@ -35,10 +44,7 @@ def load(checkpoint: str | Path, device: str | torch.device = "cpu") -> IFRNet:
     checkpoint; published files load as they are. The variant is read off the shapes, and every name must fit.
     Nothing in the file is executed. FileNotFoundError or ValueError, in one line, where there are no whole weights.
     """
-    path = CHECKPOINTS / f"{checkpoint}.pth" if str(checkpoint) in VARIANTS else Path(checkpoint)
-    if not path.is_file():
-        hint = f"a path, or one of the names {', '.join(VARIANTS)}"
-        raise FileNotFoundError(f"{path}: no such checkpoint; give {hint} whose weights lie in {CHECKPOINTS.name}/")
+    path = checkpoint_path(checkpoint)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
