@@ -6,15 +6,14 @@
 Frames are RGB, float, (3, H, W) in [0, 1].
 """
 
-import pickle
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from .ifrnet import VARIANTS, IFRNet, Interpolation
 from .interpolator import Interpolator, Padding
 from .layers import ACTIVATIONS
+from .weights import read_weights
 
 __all__ = ["ACTIVATIONS", "VARIANTS", "IFRNet", "Interpolation", "Interpolator", "Padding", "build", "load"]
 
@@ -45,15 +44,7 @@ def load(checkpoint: str | Path, device: str | torch.device = "cpu") -> IFRNet:
     Nothing in the file is executed. FileNotFoundError or ValueError, in one line, where there are no whole weights.
     """
     path = checkpoint_path(checkpoint)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: not a whole checkpoint of tensors alone, so it was not loaded") from error
-    if isinstance(state, dict):
-        state = state.get("ema") or state.get("model") or state
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path}: holds no weights; a state_dict or a training checkpoint of this project is needed")
-    state = {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in state.items()}
+    state = read_weights(path)
     for name in VARIANTS:
         for kind in ACTIVATIONS:
             with torch.device("meta"):

@@ -1,0 +1,101 @@
+"""Teachers: optical flow that a frame interpolation network is taught with, all behind one call.
+
+    teacher = models.flow.build("raft_large", device="cuda")
+    flow = teacher.estimate(img0, img1)
+
+Frames are RGB, float, (B, 3, H, W) in [0, 1], any size; flow is float32, (B, 2, H, W), (dx, dy) in pixels: what img0
+shows at p, img1 shows at p + flow(p). torchvision and OpenCV are imported only with the teacher that needs them.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .. import CHECKPOINTS
+
+__all__ = ["LITEFLOWNET", "TEACHERS", "Teacher", "build", "choose", "labels"]
+
+LITEFLOWNET = CHECKPOINTS / "network-default.pytorch"
+
+
+class Teacher(Protocol):
+    def estimate(self, img0: Tensor, img1: Tensor) -> Tensor:
+        """Flow (B, 2, H, W) in pixels from img0 to img1, both (B, 3, H, W) in [0, 1], on the device of img0."""
+
+
+def build(name: str, weights: str | Path | None = None, device: str | torch.device = "cpu", **options: bool) -> Teacher:
+    """A teacher by name.
+
+    name: one of TEACHERS. weights: a file; None is the teacher's own (RAFT's are downloaded by torchvision, those of
+    LiteFlowNet are looked for at LITEFLOWNET). options: `align_corners` and `rgb`, see LiteFlowNet. ValueError for an
+    unknown name, for options or weights that a teacher does not have, and for a file that does not fit;
+    FileNotFoundError without a file.
+    """
+    if name not in TEACHERS:
+        raise ValueError(f"unknown teacher {name!r}; choose one of {', '.join(TEACHERS)}")
+    if any(options.values()) and name != "liteflownet":
+        raise ValueError(f"{' and '.join(k for k, v in options.items() if v)}: of liteflownet alone, not of {name}")
+    return TEACHERS[name](weights, torch.device(device), **{key: value for key, value in options.items() if value})
+
+
+def choose() -> str:
+    """The first of TEACHERS whose weights lie on this machine already; dis, the last, needs none."""
+    return next(name for name in TEACHERS if name == "dis" or _at_hand(name))
+
+
+@torch.inference_mode()
+def labels(teacher: Teacher, img0: Tensor, imgt: Tensor, img1: Tensor) -> Tensor:
+    """Flow t->0 and t->1, (B, 4, H, W) in pixels: what the loss compares a prediction with, in one call of the teacher.
+
+    img0, imgt, img1: (B, 3, H, W) in [0, 1].
+    """
+    both = teacher.estimate(torch.cat([imgt, imgt]), torch.cat([img0, img1]))
+    return torch.cat(both.chunk(2), 1)
+
+
+def _at_hand(name: str) -> bool:
+    if name == "liteflownet":
+        return LITEFLOWNET.is_file()
+    from .raft import downloaded
+
+    return downloaded(name.removeprefix("raft_"))
+
+
+def _liteflownet(weights: str | Path | None, device: torch.device, **options: bool) -> Teacher:
+    from .liteflownet import LiteFlowNet
+
+    if weights is None and not LITEFLOWNET.is_file():
+        raise FileNotFoundError(
+            f"LiteFlowNet needs its weights, network-default.pytorch of github.com/sniklaus/pytorch-liteflownet "
+            f"(research use): give --weights FILE, or put them into {LITEFLOWNET.parent.name}/"
+        )
+    return LiteFlowNet.load(weights or LITEFLOWNET, **options).to(device)
+
+
+def _raft(size: str) -> Callable[..., Teacher]:
+    def make(weights: str | Path | None, device: torch.device) -> Teacher:
+        from .raft import RAFT
+
+        return RAFT(size, weights).to(device)
+
+    return make
+
+
+def _dis(weights: str | Path | None, device: torch.device) -> Teacher:
+    from .dis import DIS
+
+    if weights is not None:
+        raise ValueError(f"{weights}: dis has no weights; leave --weights away")
+    return DIS()
+
+
+# Best first; `choose` goes down this list.
+TEACHERS: dict[str, Callable[..., Teacher]] = {
+    "liteflownet": _liteflownet,
+    "raft_large": _raft("large"),
+    "raft_small": _raft("small"),
+    "dis": _dis,
+}
