@@ -1,4 +1,4 @@
-"""Files in and out: pictures (PNG, JPEG, PPM) and optical flow (.flo, KITTI 16-bit PNG, PFM).
+"""Files in and out: pictures (PNG, JPEG, PPM) and optical flow (.flo, KITTI 16-bit PNG, PFM, .f16).
 
 Pictures are RGB uint8 (H, W, 3); flow is float32 (H, W, 2), (dx, dy) in pixels. A reader raises FileNotFoundError, or
 ValueError naming the file, for one that is cut short or is not what its name says. A writer writes to a temporary
@@ -23,6 +23,13 @@ PNG, JPEG, PPM = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"P6"
 IMAGES = {".png": PNG, ".jpg": JPEG, ".jpeg": JPEG, ".ppm": PPM}
 FLO_MAGIC = b"PIEH"  # 202021.25 as a float32: the Middlebury flow format
 KITTI_ZERO, KITTI_STEPS = 2**15, 64  # the KITTI flow format: steps of 1/64 pixel around 2^15
+KITTI_REACH = (2**15 - 1) / KITTI_STEPS  # pixels; it holds a little less than 512
+# Rows minus the row above, and a little patience: against the defaults a flow is 1.3 times smaller and read 1.4 times
+# faster, because most of the time goes into unpacking symbols and there are fewer of them.
+KITTI_PNG = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP, cv2.IMWRITE_PNG_COMPRESSION, 4)
+KITTI_PNG += (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_DEFAULT)
+F16_MAGIC = b"FL16"
+F16_REACH = 65504  # the largest float16
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -82,9 +89,9 @@ def natural(path: Path) -> list:
     return [(not part.isdigit(), int(part) if part.isdigit() else part) for part in re.split(r"(\d+)", path.name)]
 
 
-def to_float(image: np.ndarray) -> Tensor:
-    """RGB uint8 (..., H, W, 3) -> float32 (..., 3, H, W) in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(image)).movedim(-1, -3).contiguous().float() / 255
+def to_float(image: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
+    """RGB uint8 (..., H, W, 3) -> float32 (..., 3, H, W) in [0, 1] on a device, to which it travels as bytes."""
+    return torch.from_numpy(np.ascontiguousarray(image)).to(device).movedim(-1, -3).contiguous().float() / 255
 
 
 def to_uint8(frame: Tensor) -> np.ndarray:
@@ -141,7 +148,7 @@ def read_flow(path: str | Path) -> np.ndarray:
 
 
 def write_flow(path: str | Path, flow: np.ndarray) -> None:
-    """Flow (H, W, 2), by the name's ending. ValueError where a .png cannot hold it: beyond 512 pixels or not finite."""
+    """Flow (H, W, 2), by the name's ending. ValueError where the format cannot hold it: beyond 512 pixels in a .png."""
     form, flow = _flow_format(path), np.asarray(flow, np.float32)
     if flow.ndim != 3 or flow.shape[2] != 2:
         raise ValueError(f"{path}: flow of shape {flow.shape}; (height, width, 2) is needed")
@@ -149,13 +156,7 @@ def write_flow(path: str | Path, flow: np.ndarray) -> None:
 
 
 def read_flo(path: str | Path) -> np.ndarray:
-    data = read_bytes(path)
-    if len(data) < 12 or data[:4] != FLO_MAGIC:
-        raise ValueError(f"{path}: not a .flo file: it does not begin with {FLO_MAGIC.decode()}")
-    width, height = struct.unpack_from("<ii", data, 4)
-    if width <= 0 or height <= 0 or len(data) != 12 + width * height * 8:
-        raise ValueError(f"{path}: a flow of {width}x{height} takes {12 + width * height * 8} bytes, not {len(data)}")
-    return np.frombuffer(data, "<f4", offset=12).reshape(height, width, 2).astype(np.float32)
+    return _read_values(path, FLO_MAGIC, "<f4")
 
 
 def write_flo(path: str | Path, flow: np.ndarray) -> None:
@@ -167,17 +168,54 @@ def read_kitti(path: str | Path) -> np.ndarray:
     image = _decode(path, cv2.IMREAD_UNCHANGED)
     if image.dtype != np.uint16 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"{path}: not a KITTI flow file: 16-bit RGB is needed")
-    flow = (image[..., :0:-1].astype(np.float32) - KITTI_ZERO) / KITTI_STEPS  # stored as B = valid, G = dy, R = dx
-    flow[image[..., 0] == 0] = np.nan
+    valid, dy, dx = image.transpose(2, 0, 1)
+    flow = np.empty((*valid.shape, 2), np.float32)
+    # One component at a time: numpy takes four times as long to turn round the order of the channels.
+    np.subtract(dx, np.float32(KITTI_ZERO), out=flow[..., 0])
+    np.subtract(dy, np.float32(KITTI_ZERO), out=flow[..., 1])
+    flow *= np.float32(1 / KITTI_STEPS)
+    if not valid.all():
+        flow[valid == 0] = np.nan
     return flow
 
 
 def write_kitti(path: str | Path, flow: np.ndarray) -> None:
-    steps = np.round(flow * KITTI_STEPS) + KITTI_ZERO
-    if not (np.isfinite(steps).all() and steps.min() >= 0 and steps.max() <= 2**16 - 1):
-        raise ValueError(f"{path}: the KITTI format holds flow within 512 pixels, not {np.abs(flow).max():g}; use .flo")
-    image = np.concatenate([np.ones_like(steps[..., :1]), steps[..., ::-1]], 2).astype(np.uint16)
-    write_bytes(path, cv2.imencode(".png", image)[1].tobytes())
+    """Pixels whose flow is NaN are marked invalid."""
+    invalid = np.isnan(flow).any(2)
+    _check_reach(path, flow[~invalid], KITTI_REACH, "the KITTI format")
+    steps = np.round(np.where(invalid[..., None], 0, flow) * KITTI_STEPS) + KITTI_ZERO
+    image = np.dstack([~invalid, steps[..., 1], steps[..., 0]]).astype(np.uint16)
+    write_bytes(path, cv2.imencode(".png", image, KITTI_PNG)[1].tobytes())
+
+
+def read_f16(path: str | Path) -> np.ndarray:
+    """FL16, width and height as int32, then dx, dy of each pixel as float16, little-endian: half the size of a .flo."""
+    return _read_values(path, F16_MAGIC, "<f2")
+
+
+def write_f16(path: str | Path, flow: np.ndarray) -> None:
+    """Flow within 2^-11 of its length: 1/128 pixel at 16 pixels."""
+    _check_reach(path, flow[~np.isnan(flow)], F16_REACH, "a .f16 file")
+    height, width = flow.shape[:2]
+    write_bytes(path, F16_MAGIC + struct.pack("<ii", width, height) + flow.astype("<f2").tobytes())
+
+
+def _check_reach(path: str | Path, flow: np.ndarray, reach: float, form: str) -> None:
+    most = np.abs(flow).max(initial=0)
+    if not most <= reach:
+        raise ValueError(f"{path}: {form} holds flow within {reach:.0f} pixels, not {most:g}; use .flo")
+
+
+def _read_values(path: str | Path, magic: bytes, kind: str) -> np.ndarray:
+    """A .flo or .f16 file: the magic, width and height, the values."""
+    data = read_bytes(path)
+    if len(data) < 12 or data[:4] != magic:
+        raise ValueError(f"{path}: not a {Path(path).suffix} file: it does not begin with {magic.decode()}")
+    width, height = struct.unpack_from("<ii", data, 4)
+    expected = 12 + width * height * 2 * np.dtype(kind).itemsize
+    if width <= 0 or height <= 0 or len(data) != expected:
+        raise ValueError(f"{path}: a flow of {width}x{height} takes {expected} bytes, not {len(data)}")
+    return np.frombuffer(data, kind, offset=12).reshape(height, width, 2).astype(np.float32)
 
 
 def read_pfm(path: str | Path) -> np.ndarray:
@@ -219,6 +257,7 @@ class _FlowFormat(NamedTuple):
 FLOWS = {
     ".flo": _FlowFormat(read_flo, write_flo),
     ".png": _FlowFormat(read_kitti, write_kitti),
+    ".f16": _FlowFormat(read_f16, write_f16),
     ".pfm": _FlowFormat(_read_flow_pfm, _write_flow_pfm),
 }
 
