@@ -1,7 +1,7 @@
 """Windows of neighbouring frames out of one's own footage: videos, folders of frames, Vimeo90K's septuplets.
 
 Each clip is decoded once into a memory-mapped array, uint8 (F, H, W, 3), in a cache folder; from then on any window is
-a slice of it. Windows that hold a cut or a repeated frame are left out: there is no motion between such frames to learn.
+a slice of it. Windows with a cut or a repeated frame are left out: there is no motion between such frames to learn.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".gi
 CACHE = Path(__file__).resolve().parent.parent / "data" / "clips_cache"
 # Measured on thumbnails, mean absolute grey difference of neighbours, of 255: a repeated frame differs by the noise of
 # compression alone; a cut by much, and by several times more than the motion before and after it.
-THUMBNAIL, REPEATED, CUT, CUT_RATIO = (64, 36), 0.15, 16.0, 3.0
+THUMBNAIL, REPEATED, CUT, CUT_RATIO, AROUND = (64, 36), 0.15, 16.0, 3.0, 5
 
 
 class Clip(NamedTuple):
@@ -145,6 +145,6 @@ def find_breaks(frames: np.ndarray) -> np.ndarray:
     small = [cv2.resize(frame, THUMBNAIL, interpolation=cv2.INTER_AREA) for frame in frames]
     grey = np.stack(small).mean(-1, dtype=np.float32)
     change = np.abs(np.diff(grey, axis=0)).mean((1, 2))
-    around = np.pad(change, 2, mode="reflect" if len(change) > 2 else "edge")
-    usual = np.median([around[i : i + len(change)] for i in (0, 1, 3, 4)], axis=0)
+    around = np.pad(change, AROUND, mode="symmetric")
+    usual = np.median([around[i : i + len(change)] for i in range(2 * AROUND + 1) if i != AROUND], axis=0)
     return (change < REPEATED) | ((change > CUT) & (change > CUT_RATIO * usual))

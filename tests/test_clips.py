@@ -1,0 +1,102 @@
+import av
+import numpy as np
+import pytest
+
+from datasets import clips
+from utils import io
+
+
+def moving(frames=12, height=48, width=64, seed=0, step=2):
+    """A smooth random picture that slides to the left."""
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (height // 8, (width + frames * step) // 8 + 2, 3), dtype=np.uint8)
+    wide = small.repeat(8, 0).repeat(8, 1)
+    return np.stack([wide[:height, i * step : i * step + width] for i in range(frames)])
+
+
+def write_folder(folder, frames):
+    for number, frame in enumerate(frames):
+        io.write_image(folder / f"{number}.png", frame)
+
+
+def write_video(path, frames):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "bgr0"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def test_a_folder_and_a_video_of_the_same_frames_are_the_same_clip(tmp_path):
+    frames = moving()
+    write_folder(tmp_path / "in" / "b", frames)
+    write_video(tmp_path / "in" / "a.mkv", frames)
+    video, folder = clips.open_clips(tmp_path / "in", cache=tmp_path / "cache")
+    assert (video.name, folder.name) == ("a.mkv", "b")
+    assert np.array_equal(folder.frames, frames)  # in the order of numbers: 2 comes before 10
+    assert np.array_equal(video.frames, frames)
+
+
+def test_the_second_opening_reads_the_cache_and_a_changed_clip_is_decoded_anew(tmp_path, monkeypatch):
+    write_video(tmp_path / "a.mkv", moving(seed=1))
+    first = clips.open_clips(tmp_path, cache=tmp_path / "cache")[0].frames.copy()
+    decode = clips._decode
+    monkeypatch.setattr(clips, "_decode", None)
+    assert np.array_equal(clips.open_clips(tmp_path, cache=tmp_path / "cache")[0].frames, first)
+    monkeypatch.setattr(clips, "_decode", decode)
+    write_video(tmp_path / "a.mkv", moving(seed=2, frames=14))
+    assert len(clips.open_clips(tmp_path, cache=tmp_path / "cache")[0].frames) == 14
+
+
+def test_windows_hold_neither_cuts_nor_repeated_frames(tmp_path):
+    frames = np.concatenate([moving(10, seed=1), moving(10, seed=2)])
+    frames[5] = frames[4]
+    breaks = clips.find_breaks(frames)
+    assert np.flatnonzero(breaks).tolist() == [4, 9]
+    found = clips.windows([clips.Clip("x", frames, breaks)], length=3)
+    assert [w.start for w in found] == [0, 1, 2, 5, 6, 7, 10, 11, 12, 13, 14, 15, 16, 17]
+
+
+def test_a_window_takes_every_stride_th_frame():
+    frames = moving(10)
+    clip = clips.Clip("x", frames, np.zeros(9, bool))
+    found = clips.windows([clip], length=3, stride=3, step=2)
+    assert [w.start for w in found] == [0, 2]
+    assert np.array_equal(found[1].frames, frames[[2, 5, 8]])
+
+
+def test_motion_alone_is_no_cut():
+    assert not clips.find_breaks(moving(40, height=96, width=128, step=6)).any()
+
+
+def test_large_clips_are_halved(tmp_path):
+    write_folder(tmp_path / "a", moving(3, 48, 64))
+    (clip,) = clips.open_clips(tmp_path, longest=40, cache=tmp_path / "cache")
+    assert clip.frames.shape == (3, 24, 32, 3)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda folder: None, "no videos"),
+        (lambda folder: (folder / "a.mp4").write_bytes(b"no video at all"), "a.mp4: cannot be decoded"),
+        (lambda folder: write_folder(folder / "a", [*moving(2), *moving(1, 24, 64)]), "frames of different sizes"),
+    ],
+)
+def test_a_folder_without_whole_clips_is_named(tmp_path, make, message):
+    make(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        clips.open_clips(tmp_path, cache=tmp_path / "cache")
+
+
+def test_a_clip_that_was_asked_for_and_is_not_there_is_named(tmp_path):
+    write_folder(tmp_path / "a", moving(3))
+    with pytest.raises(ValueError, match="no clip named b"):
+        clips.open_clips(tmp_path, only=["a", "b"], cache=tmp_path / "cache")
+
+
+def test_real_septuplets_are_clips(real_data, tmp_path):
+    found = clips.open_clips(real_data / "vimeo_septuplets", cache=tmp_path)
+    assert [len(clip.frames) for clip in found] == [7] * 6
+    assert len(clips.windows(found, 3)) == 30
