@@ -9,12 +9,13 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
+import imageio.v3 as imageio
 import numpy as np
 import torch
 from torch import Tensor
@@ -73,6 +74,22 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
     write_bytes(path, cv2.imencode(path.suffix.lower(), np.ascontiguousarray(image[..., ::-1]))[1].tobytes())
 
 
+def read_frames(paths: Sequence[str | Path]) -> np.ndarray:
+    """Pictures of one size as (N, H, W, 3) uint8. ValueError that names the first one of another size."""
+    frames = [read_image(path) for path in paths]
+    for path, frame in zip(paths, frames):
+        if frame.shape != frames[0].shape:
+            (height, width), (h, w) = frame.shape[:2], frames[0].shape[:2]
+            raise ValueError(f"{path}: {width}x{height}, but {paths[0]} is {w}x{h}; frames must have one size")
+    return np.stack(frames)
+
+
+def write_gif(path: str | Path, frames: np.ndarray, seconds: float) -> None:
+    """RGB uint8 (N, H, W, 3) as an animation that repeats, each frame shown for `seconds`."""
+    with replacing(path) as temporary:
+        imageio.imwrite(temporary, frames, plugin="pillow", extension=".gif", duration=1000 * seconds, loop=0)
+
+
 def list_images(folder: str | Path) -> list[Path]:
     """The pictures of a folder in the order of their names, numbers by value. ValueError where there are none."""
     folder = Path(folder)
@@ -91,7 +108,7 @@ def natural(path: Path) -> list:
 
 def to_float(image: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
     """RGB uint8 (..., H, W, 3) -> float32 (..., 3, H, W) in [0, 1] on a device, to which it travels as bytes."""
-    return torch.from_numpy(np.ascontiguousarray(image)).to(device).movedim(-1, -3).contiguous().float() / 255
+    return torch.from_numpy(np.require(image, requirements="CW")).to(device).movedim(-1, -3).contiguous().float() / 255
 
 
 def to_uint8(frame: Tensor) -> np.ndarray:

@@ -1,0 +1,53 @@
+"""The frame half-way between two frames, the animation of the three, and both inputs overlaid to see the motion.
+
+python demo_2x.py
+python demo_2x.py --img0 a.png --img1 b.png --out out --model_name IFRNet --checkpoint IFRNet_Vimeo90K.pth
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from models.baselines import interpolator
+from utils import cli, io
+
+FIGURES = Path(__file__).resolve().parent / "figures"
+
+
+def parser(doc: str) -> cli.Parser:
+    options = cli.Parser(doc)
+    options.add_argument("--img0", type=Path, default=FIGURES / "img0.png", help="frame at t = 0 (default: a sample)")
+    options.add_argument("--img1", type=Path, default=FIGURES / "img1.png", help="frame at t = 1 (default: a sample)")
+    options.add_argument("--out", type=Path, default=Path("out"), help="folder to write to (default: out)")
+    options.add_argument("--scale", type=float, default=1.0, help="0.5 or less for 4K and large motion (default: 1)")
+    cli.add_model(options)
+    return options
+
+
+def between(args: argparse.Namespace, times: Sequence[float]) -> np.ndarray:
+    """The two frames with those at `times` between them, (2 + T, H, W, 3) uint8; says how long it took."""
+    first, last = io.read_frames([args.img0, args.img1])
+    call = interpolator(args.model_name, args.checkpoint, args.device, args.precision, args.scale)
+    start = time.perf_counter()
+    frames = io.to_uint8(call(io.to_float(first), io.to_float(last), times))
+    seconds = time.perf_counter() - start
+    height, width = first.shape[:2]
+    print(f"{len(times)} frame{'s' * (len(times) > 1)} of {width}x{height} in {seconds:.2f} s on {call.device}")
+    return np.concatenate([first[None], frames, last[None]])
+
+
+def main(args: argparse.Namespace) -> None:
+    frames = between(args, [0.5])
+    overlay = np.round((frames[0].astype(np.float32) + frames[2]) / 2).astype(np.uint8)
+    io.write_image(args.out / "demo_2x.png", frames[1])
+    io.write_image(args.out / "demo_2x_overlay.png", overlay)
+    io.write_gif(args.out / "demo_2x.gif", frames, seconds=0.3)
+    print(f"wrote the frame to {args.out / 'demo_2x.png'}, the overlaid input to {args.out / 'demo_2x_overlay.png'},")
+    print(f"      the animation to {args.out / 'demo_2x.gif'}")
+
+
+if __name__ == "__main__":
+    cli.run(main, parser(__doc__))
