@@ -11,8 +11,12 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from torch.utils.data import Dataset
 
 from utils import io
+
+from . import Sample
+from .transforms import Augment, Stack, centre_crop
 
 VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".gif", ".y4m")
 CACHE = Path(__file__).resolve().parent.parent / "data" / "clips_cache"
@@ -79,6 +83,29 @@ def windows(clips: Sequence[Clip], length: int, stride: int = 1, step: int = 1) 
             if broken[start + span] == broken[start]:
                 result.append(Window(clip, start, length, stride))
     return result
+
+
+class Windows(Dataset):
+    """Windows as Samples: the first and the last frame go in, all between are targets, at t = k / (N - 1); no flow.
+
+    augment: for training; without it a sample is the middle of the frames. An index is a number, or (number, epoch)
+    where every epoch shall be augmented in another way.
+    """
+
+    def __init__(self, windows: Sequence[Window], augment: Augment | None = None):
+        self.windows, self.augment = list(windows), augment
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def stack(self, index: int) -> Stack:
+        frames = self.windows[index].frames
+        return Stack(frames, None, np.arange(1, len(frames) - 1, dtype=np.float32) / (len(frames) - 1))
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        index, epoch = key if isinstance(key, tuple) else (key, 0)
+        stack = self.stack(index)
+        return (self.augment(stack, index, epoch) if self.augment else centre_crop(stack)).sample()
 
 
 def _sources(folder: Path) -> Iterator[Path]:

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from datasets import clips
+from datasets.transforms import Augment
 from utils import io
 
 
@@ -64,6 +65,17 @@ def test_a_window_takes_every_stride_th_frame():
     found = clips.windows([clip], length=3, stride=3, step=2)
     assert [w.start for w in found] == [0, 2]
     assert np.array_equal(found[1].frames, frames[[2, 5, 8]])
+
+
+def test_a_window_is_a_sample_with_all_frames_between_as_targets():
+    frames = moving(5)
+    dataset = clips.Windows(clips.windows([clips.Clip("x", frames, np.zeros(4, bool))], length=5))
+    sample = dataset[0]
+    assert np.array_equal(io.to_uint8(sample.imgt), frames[1:4])
+    assert sample.t.tolist() == [0.25, 0.5, 0.75]
+    assert sample.flow.isnan().all()
+    augmented = clips.Windows(dataset.windows, Augment(32))[0, 3]
+    assert augmented.imgt.shape == (3, 3, 32, 32)
 
 
 def test_motion_alone_is_no_cut():
