@@ -1,0 +1,260 @@
+"""Files in and out: against bytes built by hand and against other libraries, and no broken file gets through."""
+
+import struct
+import zlib
+
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from utils import io
+
+SIZE = 20, 28
+
+
+@pytest.fixture
+def picture():
+    """A picture with structure, (H, W, 3) uint8; its corners differ, so that turns and flips show."""
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]]
+    return np.stack([9 * x, 12 * y, 4 * (x + y)], -1).astype(np.uint8)
+
+
+@pytest.fixture
+def flow():
+    return np.random.default_rng(0).normal(0, 20, (*SIZE, 2)).astype(np.float32)
+
+
+def png_by_hand(picture):
+    """An RGB PNG of 8 or 16 bits, written after its specification."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = picture.shape[:2]
+    rows = b"".join(b"\0" + row.astype(row.dtype.newbyteorder(">")).tobytes() for row in picture)
+    header = struct.pack(">IIBBBBB", width, height, 8 * picture.itemsize, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+# Pictures
+
+
+@pytest.mark.parametrize("ending", [".png", ".ppm", ".PNG"])
+def test_a_picture_comes_back_and_another_library_reads_the_same(tmp_path, picture, ending):
+    path = tmp_path / "new folder" / f"picture{ending}"
+    io.write_image(path, picture)
+    np.testing.assert_array_equal(io.read_image(path), picture)
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), picture)
+
+
+def test_a_jpeg_is_near_the_picture_and_read_as_another_library_does(tmp_path, picture):
+    io.write_image(tmp_path / "picture.jpg", picture)
+    read = io.read_image(tmp_path / "picture.jpg")
+    assert np.abs(read.astype(int) - picture).mean() < 3
+    assert np.abs(read.astype(int) - np.asarray(Image.open(tmp_path / "picture.jpg"))).max() <= 2
+
+
+def test_pictures_built_by_hand_are_read(tmp_path, picture):
+    (tmp_path / "a.png").write_bytes(png_by_hand(picture))
+    height, width = SIZE
+    (tmp_path / "a.ppm").write_bytes(b"P6\n# a comment\n%d %d\n255\n" % (width, height) + picture.tobytes())
+    for name in ("a.png", "a.ppm"):
+        np.testing.assert_array_equal(io.read_image(tmp_path / name), picture)
+
+
+def test_grey_transparent_and_turned_pictures_become_upright_rgb(tmp_path, picture):
+    Image.fromarray(picture[..., 0]).save(tmp_path / "grey.png")
+    np.testing.assert_array_equal(io.read_image(tmp_path / "grey.png"), np.repeat(picture[..., :1], 3, 2))
+    alpha = np.full((*SIZE, 1), 7, np.uint8)
+    Image.fromarray(np.concatenate([picture, alpha], 2)).save(tmp_path / "transparent.png")
+    np.testing.assert_array_equal(io.read_image(tmp_path / "transparent.png"), picture)
+    exif = Image.Exif()
+    exif[274] = 6  # to be shown turned by a quarter, clockwise
+    Image.fromarray(picture).save(tmp_path / "turned.jpg", quality=100, subsampling=0, exif=exif)
+    turned = np.rot90(picture, -1)
+    assert np.abs(io.read_image(tmp_path / "turned.jpg").astype(int) - turned).max() < 10
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".ppm"])
+def test_a_picture_that_is_cut_anywhere_is_refused_by_name(tmp_path, picture, ending):
+    io.write_image(tmp_path / f"whole{ending}", picture)
+    data = (tmp_path / f"whole{ending}").read_bytes()
+    for length in sorted({len(data) - 1, *range(0, len(data), max(len(data) // 23, 1))}):
+        (tmp_path / f"cut{ending}").write_bytes(data[:length])
+        with pytest.raises(ValueError, match=f"cut{ending}: "):
+            io.read_image(tmp_path / f"cut{ending}")
+
+
+def test_a_picture_with_a_flipped_bit_is_refused(tmp_path, picture):
+    data = bytearray(png_by_hand(picture))
+    data[len(data) // 2] ^= 1
+    (tmp_path / "damaged.png").write_bytes(data)
+    with pytest.raises(ValueError, match="damaged.png: .*damaged; copy or make it again"):
+        io.read_image(tmp_path / "damaged.png")
+
+
+def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path, picture):
+    (tmp_path / "a.jpg").write_bytes(png_by_hand(picture))
+    (tmp_path / "page.png").write_text("<html>404</html>")
+    (tmp_path / "a.tiff").write_bytes(png_by_hand(picture))
+    for name, complaint in (("a.jpg", "not a JPG file"), ("page.png", "not a PNG"), ("a.tiff", "unknown picture")):
+        with pytest.raises(ValueError, match=f"{name}: {complaint}"):
+            io.read_image(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="gone.png: no such file"):
+        io.read_image(tmp_path / "gone.png")
+    with pytest.raises(ValueError, match="out.bmp: unknown picture format"):
+        io.write_image(tmp_path / "out.bmp", picture)
+
+
+def test_pictures_are_listed_in_the_order_of_their_numbers(tmp_path, picture):
+    for name in ("f10.png", "f9.png", "f1.jpg", ".hidden.png", "notes.txt"):
+        (tmp_path / name).touch()
+    assert [path.name for path in io.list_images(tmp_path)] == ["f1.jpg", "f9.png", "f10.png"]
+
+
+def test_an_empty_or_missing_folder_of_pictures_is_named(tmp_path):
+    with pytest.raises(ValueError, match=f"{tmp_path}: no pictures"):
+        io.list_images(tmp_path)
+    with pytest.raises(FileNotFoundError, match="gone: no such folder"):
+        io.list_images(tmp_path / "gone")
+
+
+def test_frames_of_different_sizes_are_named(tmp_path, picture):
+    io.write_image(tmp_path / "a.png", picture)
+    io.write_image(tmp_path / "b.png", picture[:-1])
+    np.testing.assert_array_equal(io.read_frames([tmp_path / "a.png"] * 2), np.stack([picture, picture]))
+    with pytest.raises(ValueError, match="b.png: 28x19, but .*a.png is 28x20"):
+        io.read_frames([tmp_path / "a.png", tmp_path / "b.png"])
+
+
+def test_an_animation_has_its_frames_and_its_speed(tmp_path):
+    frames = np.stack([np.full((16, 24, 3), value, np.uint8) for value in (0, 100, 255)])
+    io.write_gif(tmp_path / "a.gif", frames, seconds=0.2)
+    np.testing.assert_allclose(imageio.imread(tmp_path / "a.gif"), frames, atol=1)
+    assert imageio.immeta(tmp_path / "a.gif")["duration"] == 200
+
+
+def test_floats_are_rounded_to_bytes_and_bytes_survive(picture):
+    float_picture = io.to_float(picture)
+    assert float_picture.shape == (3, *SIZE) and float_picture.dtype == torch.float32
+    np.testing.assert_array_equal(io.to_uint8(float_picture), picture)
+    np.testing.assert_array_equal(io.to_float(picture[None])[0], float_picture)
+    ramp = torch.tensor([-0.1, 0.49, 0.51, 254.49, 254.51, 300]) / 255
+    expected = [0, 0, 1, 254, 255, 255]
+    assert io.to_uint8(ramp.expand(3, 1, -1))[0, :, 0].tolist() == expected
+
+
+# Writing
+
+
+def test_a_file_under_its_final_name_is_whole(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), io.replacing(path) as temporary:
+        temporary.write_text("half of the new")
+        raise RuntimeError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    with io.replacing(path) as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_made_is_an_os_error_that_names_it(tmp_path, picture):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError) as error:
+        io.write_image(tmp_path / "file" / "a.png", picture)
+    assert str(tmp_path / "file") in str(error.value)
+
+
+# Optical flow
+
+
+PRECISION = {".flo": 0, ".pfm": 0, ".png": 1 / 128, ".f16": 0.032}  # pixels; of .f16 at lengths up to 128
+
+
+@pytest.mark.parametrize("ending", io.FLOWS)
+def test_flow_comes_back_within_the_precision_of_its_format(tmp_path, flow, ending):
+    io.write_flow(tmp_path / f"a{ending}", flow)
+    read = io.read_flow(tmp_path / f"a{ending}")
+    assert read.dtype == np.float32 and read.shape == flow.shape
+    assert np.abs(read - flow).max() <= PRECISION[ending]
+
+
+def test_flow_files_built_by_hand_are_read(tmp_path, flow):
+    height, width = SIZE
+    (tmp_path / "a.flo").write_bytes(struct.pack("<fii", 202021.25, width, height) + flow.tobytes())
+    np.testing.assert_array_equal(io.read_flow(tmp_path / "a.flo"), flow)
+    # A PFM file begins with the lowest row; a positive scale says that the greater byte comes first.
+    values = np.concatenate([flow, np.zeros((*SIZE, 1), np.float32)], 2)
+    for mark, order in ((b"-1.0", "<f4"), (b"1.0", ">f4")):
+        rows = values[::-1].astype(order).tobytes()
+        (tmp_path / "a.pfm").write_bytes(b"PF\n%d %d\n%s\n" % (width, height, mark) + rows)
+        np.testing.assert_array_equal(io.read_flow(tmp_path / "a.pfm"), flow)
+
+
+def test_a_kitti_file_is_read_as_its_specification_says(tmp_path):
+    # The development kit: u = (R - 2^15) / 64, v = (G - 2^15) / 64, valid where B is not 0.
+    pixels = np.zeros((2, 2, 3), np.uint16)
+    pixels[0, 0] = 32768 + 64 * 3, 32768 - 32, 1
+    pixels[1, 1] = 32768, 32768 + 1, 1
+    (tmp_path / "a.png").write_bytes(png_by_hand(pixels))
+    nan = [np.nan, np.nan]
+    np.testing.assert_array_equal(io.read_flow(tmp_path / "a.png"), [[[3, -0.5], nan], [nan, [0, 1 / 64]]])
+
+
+def test_unknown_pixels_survive_in_a_kitti_file(tmp_path, flow):
+    flow[3, 4] = np.nan
+    io.write_flow(tmp_path / "a.png", flow)
+    read = io.read_flow(tmp_path / "a.png")
+    assert np.isnan(read[3, 4]).all() and np.isnan(read).sum() == 2
+
+
+@pytest.mark.parametrize("ending", io.FLOWS)
+def test_flow_that_is_cut_anywhere_is_refused_by_name(tmp_path, flow, ending):
+    io.write_flow(tmp_path / f"whole{ending}", flow)
+    data = (tmp_path / f"whole{ending}").read_bytes()
+    for length in sorted({len(data) - 1, *range(0, len(data), len(data) // 23)}):
+        (tmp_path / f"cut{ending}").write_bytes(data[:length])
+        with pytest.raises(ValueError, match=f"cut{ending}: "):
+            io.read_flow(tmp_path / f"cut{ending}")
+
+
+@pytest.mark.parametrize("ending", io.FLOWS)
+def test_flow_under_a_wrong_name_is_refused(tmp_path, flow, ending):
+    for other in set(io.FLOWS) - {ending}:
+        io.write_flow(tmp_path / f"a{other}", flow)
+        (tmp_path / f"a{other}").rename(tmp_path / f"mislabelled{ending}")
+        with pytest.raises(ValueError, match=f"mislabelled{ending}: not a"):
+            io.read_flow(tmp_path / f"mislabelled{ending}")
+
+
+def test_a_picture_is_no_flow_and_a_grey_pfm_neither(tmp_path, picture):
+    io.write_image(tmp_path / "picture.png", picture)
+    with pytest.raises(ValueError, match="picture.png: not a KITTI flow file: 16-bit RGB"):
+        io.read_flow(tmp_path / "picture.png")
+    io.write_pfm(tmp_path / "depth.pfm", np.zeros((4, 5, 1), np.float32))
+    assert io.read_pfm(tmp_path / "depth.pfm").shape == (4, 5, 1)
+    with pytest.raises(ValueError, match="depth.pfm: not flow"):
+        io.read_flow(tmp_path / "depth.pfm")
+
+
+def test_a_size_below_one_pixel_is_refused(tmp_path):
+    (tmp_path / "a.flo").write_bytes(struct.pack("<fii", 202021.25, -4, -2) + bytes(64))
+    with pytest.raises(ValueError, match="a.flo: a flow of -4x-2"):
+        io.read_flow(tmp_path / "a.flo")
+
+
+def test_flow_that_a_format_cannot_hold_is_refused_and_nothing_is_written(tmp_path, flow):
+    flow[0, 0] = 600
+    with pytest.raises(ValueError, match="a.png: .* within 512 pixels, not 600; use .flo"):
+        io.write_flow(tmp_path / "a.png", flow)
+    flow[0, 0] = np.inf
+    with pytest.raises(ValueError, match="a.f16: .*use .flo"):
+        io.write_flow(tmp_path / "a.f16", flow)
+    with pytest.raises(ValueError, match="shape .*is needed"):
+        io.write_flow(tmp_path / "a.flo", flow[..., 0])
+    with pytest.raises(ValueError, match="a.npy: unknown flow format"):
+        io.write_flow(tmp_path / "a.npy", flow)
+    assert not list(tmp_path.iterdir())
