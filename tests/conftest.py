@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # bare pytest from any folder
+from utils import cli  # noqa: E402
+
 SHARED = Path(os.environ.get("VFI_SHARED", ROOT.parent / "shared"))
 
 
@@ -59,3 +62,28 @@ def formula_weights(model):
             x = 0.25 + 0.05 * x
         parameters[name].data = torch.from_numpy(x.astype(np.float32))
     return model.eval()
+
+
+class Typed(NamedTuple):
+    """What a command did: its exit status, its standard output, its standard error."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def typed(monkeypatch, capsys):
+    """Run a script's main in this process as if it were typed: typed(main, parser, *options) -> Typed."""
+
+    def run(main, parser, *options):
+        monkeypatch.setattr(sys, "argv", ["script.py", *map(str, options)])
+        capsys.readouterr()
+        try:
+            cli.run(main, parser)
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+        return Typed(status, *capsys.readouterr())
+
+    return run
