@@ -1,0 +1,356 @@
+"""Teacher flow for a set of triplets in the layout of Vimeo90K: flow/00001/0001/flow_t0.flo and flow_t1.flo.
+
+    python generate_flow.py                                        data/vimeo_triplet, the best teacher that is here
+    python generate_flow.py --teacher raft_large --format png      an eighth of the bytes
+    python generate_flow.py --teacher liteflownet --weights network-default.pytorch --split all
+    torchrun --nproc_per_node=4 generate_flow.py --teacher raft_large
+    python generate_flow.py --check 16                             how good are the labels? nothing is written to flow/
+
+An interrupted run goes on where it was: whole files are kept, broken ones made again. Frames are decoded, flow is
+estimated and files are written at the same time. The files do not depend on the number of processes or on
+interruptions, because the batches are those of the list, whoever works on them; on a CPU the number of threads
+(OMP_NUM_THREADS) must be the same too.
+
+Formats: flo, 8 bytes a pixel; f16, 4 bytes, within 1/128 pixel up to 16 pixels; png (KITTI), about 1 byte, within
+1/128 pixel, takes longest to read. Every data set of this project reads all of them.
+"""
+
+import argparse
+import hashlib
+import json
+import operator
+import os
+import shutil
+import sys
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from datasets.vimeo90k import FLOW, FRAMES, TEST_LIST, TRAIN_LIST, Vimeo90K, find_flow, read_list
+from models import flow as teachers
+from models.layers import warp
+from utils import batches, cli, distributed, io
+from utils.flow_check import consistent, contact_sheet, flow_colours, inside
+from utils.metrics import psnr
+
+LISTS = {"train": [TRAIN_LIST], "test": [TEST_LIST], "all": [TRAIN_LIST, TEST_LIST]}
+RECORD = "teacher.json"  # in flow/: what the labels were made by
+
+
+class Format(NamedTuple):
+    bytes: float  # a pixel and flow; of the compressed one, more than was seen
+    reach: float  # pixels; larger flow is marked as unknown
+
+
+FORMATS = {
+    "flo": Format(8, np.inf),
+    "png": Format(2, io.KITTI_REACH),
+    "f16": Format(4, io.F16_REACH),
+}
+
+
+class Group(NamedTuple):
+    """Triplets of one size, out of one batch of the list. frames: RGB uint8 (N, 3, H, W, 3); missing: whose flow is."""
+
+    names: list[str]
+    missing: list[bool]
+    frames: Tensor
+
+
+class Batches(Dataset):
+    """The list in batches: every one as its Groups, without those that have all their flow already."""
+
+    def __init__(self, root: Path, names: list[str], size: int, ending: str):
+        self.triplets, self.size, self.ending = Vimeo90K(root, names, flow=False), size, ending
+
+    def __len__(self) -> int:
+        return -(-len(self.triplets) // self.size)
+
+    def indices(self, number: int) -> range:
+        return range(len(self.triplets))[number * self.size : (number + 1) * self.size]
+
+    def __getitem__(self, number: int) -> tuple[int, list[Group]]:
+        """The batch's number of triplets, and what there is to do."""
+        indices = self.indices(number)
+        names = [self.triplets.names[index] for index in indices]
+        missing = [not self._whole(name) for name in names]
+        if not any(missing):
+            return len(names), []
+        sizes: dict[tuple, list] = {}
+        for index, name, absent in zip(indices, names, missing):
+            frames = self.triplets.stack(index).frames
+            sizes.setdefault(frames.shape, []).append((name, absent, torch.from_numpy(frames)))
+        columns = [zip(*members) for members in sizes.values()]
+        groups = [Group(list(names), list(missing), torch.stack(frames)) for names, missing, frames in columns]
+        return len(indices), [group for group in groups if any(group.missing)]
+
+    def _whole(self, name: str) -> bool:
+        try:
+            for path in flow_paths(self.triplets.root, name, self.ending):
+                io.read_flow(path)
+        except (OSError, ValueError):
+            return False
+        return True
+
+
+def flow_paths(root: Path, name: str, ending: str) -> list[Path]:
+    return [root / "flow" / name / f"{stem}.{ending}" for stem in FLOW]
+
+
+def write(root: Path, name: str, ending: str, flow: np.ndarray) -> tuple[int, int]:
+    """Both files of a triplet, flow (H, W, 4); returns the bytes and the number of pixels marked as unknown."""
+    unknown = ~(np.abs(flow) <= FORMATS[ending].reach)
+    size = 0
+    for path, part in zip(flow_paths(root, name, ending), np.split(np.where(unknown, np.nan, flow), 2, axis=2)):
+        for leftover in path.parent.glob(f".{path.stem}.*"):  # of a run that was killed
+            leftover.unlink(missing_ok=True)
+        io.write_flow(path, part)
+        size += path.stat().st_size
+    return size, int(unknown.any(2).sum())
+
+
+def generate(args: argparse.Namespace, names: list[str], teacher: teachers.Teacher, device: torch.device) -> None:
+    dataset = Batches(args.data, names, args.batch_size, args.format)
+    share = distributed.shard([[number] for number in range(len(dataset))])
+    counts = {"made": 0, "bytes": 0, "unknown": 0, "there": 0}
+    writing: deque[Future] = deque()
+    started = time.perf_counter()
+
+    def settle(most: int) -> None:
+        while len(writing) > most:
+            size, unknown = writing.popleft().result()
+            counts["made"] += 1
+            counts["bytes"] += size
+            counts["unknown"] += unknown
+
+    total = sum(len(dataset.indices(number)) for (number,) in share)
+    show = sys.stderr.isatty() and distributed.is_main()
+    bar = tqdm(total=total, unit="triplet", dynamic_ncols=True, disable=not show)
+    with bar, ThreadPoolExecutor(max(args.workers, 1)) as writers:
+        loader = batches.load(dataset, share, args.workers, collate=operator.itemgetter(0))
+        for count, groups in loader:
+            for group in groups:
+                img0, imgt, img1 = io.to_float(group.frames.numpy(), device).unbind(1)
+                flow = teachers.labels(teacher, img0, imgt, img1).movedim(1, -1).cpu().numpy()
+                for name, missing, one in zip(group.names, group.missing, flow):
+                    if missing:
+                        writing.append(writers.submit(write, args.data, name, args.format, one))
+            counts["there"] += count - sum(sum(group.missing) for group in groups)
+            settle(8 * args.batch_size)  # so that a slow disk holds up the teacher and memory does not fill
+            bar.update(count)
+        settle(0)
+    counts = distributed.sums(counts)
+    if distributed.is_main():
+        report(args.data, counts, time.perf_counter() - started)
+
+
+def report(root: Path, counts: dict[str, float], seconds: float) -> None:
+    made = int(counts["made"])
+    print(f"{root / 'flow'}: {int(counts['there'])} triplets had their flow, {made} were made", end="")
+    if made:
+        print(f" in {seconds:.0f} s ({made / seconds:.1f} triplets/s), {amount(counts['bytes'])}", end="")
+    print()
+    if counts["unknown"]:
+        print(f"{int(counts['unknown'])} pixels had flow that is not finite or beyond the format: marked as unknown")
+
+
+def amount(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def check_space(root: Path, names: list[str], ending: str) -> None:
+    """Say what the job will take. OSError where the disk lacks it."""
+    paths = (flow_paths(root, name, ending) for name in names)
+    missing = [name for name, both in zip(names, paths) if not all(path.is_file() for path in both)]
+    if not missing:
+        return
+    some = missing[:: -(-len(missing) // 16)]  # the sizes of all would take minutes on a slow disk
+    pixels = np.mean([io.read_image(root / "sequences" / name / FRAMES[1])[..., 0].size for name in some])
+    needed = len(missing) * len(FLOW) * (12 + FORMATS[ending].bytes * pixels)
+    free = shutil.disk_usage(root).free
+    print(
+        f"{len(missing)} of {len(names)} triplets to do: about {amount(needed)} of .{ending}, {amount(free)} are free"
+    )
+    if needed > free:
+        smaller = [name for name in FORMATS if FORMATS[name].bytes < FORMATS[ending].bytes]
+        way = f"; --format {' or '.join(smaller)} takes less" if smaller else ""
+        raise OSError(f"{root}: {amount(needed)} of flow do not fit into the {amount(free)} that are free{way}")
+
+
+def read_record(folder: Path) -> dict:
+    """What the labels of a folder were made by; nothing where it does not say."""
+    path = folder / RECORD
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except ValueError:
+        raise ValueError(f"{path}: not readable as JSON; remove it if all labels there are of one teacher") from None
+
+
+def make_record(args: argparse.Namespace) -> dict:
+    """What the labels of this run are made by, so that no other run mixes its own with them."""
+    weights = args.weights or (teachers.LITEFLOWNET if args.teacher == "liteflownet" else None)
+    digest = hashlib.sha256(io.read_bytes(weights)).hexdigest() if weights else None
+    return {
+        "teacher": args.teacher,
+        "weights": digest,
+        "align_corners": args.align_corners,
+        "rgb": args.rgb,
+        "format": args.format,
+    }
+
+
+def check_record(folder: Path, names: list[str], wanted: dict) -> None:
+    """ValueError where labels of another kind are in the folder already."""
+    there = read_record(folder)
+    if not there:
+        try:
+            there = {"format": find_flow(folder / names[0] / FLOW[0]).suffix[1:]}
+        except FileNotFoundError:
+            return
+    for key, value in there.items():
+        if wanted.get(key) != value:
+            raise ValueError(
+                f"{folder}: has labels made with {key} = {value}, not {wanted.get(key)}; go on with the same, or move "
+                "the folder away"
+            )
+
+
+def check(args: argparse.Namespace, names: list[str], teacher: teachers.Teacher, device: torch.device) -> None:
+    """Print how well N triplets' labels do, spread over the list, and write a contact sheet."""
+    triplets = Vimeo90K(args.data, names, flow=False)
+    chosen = [round(k) for k in np.linspace(0, len(names) - 1, min(args.check, len(names)))]
+    rows, scores, read = [], [], 0
+    heads = ("left t->0", "left t->1", "warped dB", "averaged dB", "contradict %", "leave %")
+    print(f"{'triplet':14s}" + "".join(f"{head:>14s}" for head in heads))
+    for index in chosen:
+        frames = io.to_float(triplets.stack(index).frames, device)
+        label = read_labels(args.data, names[index], device)
+        read += label is not None
+        score, pictures = judge(teacher, frames, label)
+        print(f"{names[index]:14s}" + "".join(f"{value:14.2f}" for value in score), flush=True)
+        scores.append(score)
+        rows.append(pictures)
+    print(f"{'mean':14s}" + "".join(f"{value:14.2f}" for value in np.nanmean(scores, axis=0)))
+    print(
+        f"labels: {read} read from {args.data / 'flow'}, {len(chosen) - read} estimated now by {args.teacher}\n"
+        "left: mean absolute difference to im2 after warping, grey levels, where nothing leaves the frame; warped dB: "
+        "PSNR of the mean of both warped frames; averaged dB: the same without flow; contradict: pixels that fail the "
+        "forward-backward test (hidden, or wrong); leave: pixels whose flow ends outside the frame"
+    )
+    path = args.sheet or Path("results") / f"flow_check_{args.teacher}.png"
+    io.write_image(path, io.to_uint8(contact_sheet(rows)))
+    print(f"{path}: im1, im2, im3, flow t->0, flow t->1 (black: contradicts itself), mean of both warped frames")
+
+
+def read_labels(root: Path, name: str, device: torch.device) -> Tensor | None:
+    """A triplet's flow, (1, 4, H, W), in whatever format it is; None where it was not made yet."""
+    try:
+        both = [io.read_flow(find_flow(root / "flow" / name / stem)) for stem in FLOW]
+    except FileNotFoundError:
+        return None
+    return torch.from_numpy(np.concatenate(both, 2)).movedim(-1, 0)[None].to(device)
+
+
+@torch.inference_mode()
+def judge(teacher: teachers.Teacher, frames: Tensor, label: Tensor | None) -> tuple[list[float], list[Tensor]]:
+    """One triplet's line of the table and row of the sheet. frames: (3, 3, H, W); label: (1, 4, H, W), or estimated."""
+    img0, imgt, img1 = frames.split(1)
+    if label is None:
+        label = teachers.labels(teacher, img0, imgt, img1)
+    back = teacher.estimate(frames[[0, 2]], torch.cat([imgt, imgt]))
+    known = label.isfinite()
+    there = torch.cat(torch.where(known, label, 0.0).chunk(2, 1))
+    stays = inside(torch.cat(label.chunk(2, 1)))
+    agrees = consistent(there, back)
+    warped = warp(frames[[0, 2]], there)
+    left = [255 * (picture - imgt[0]).abs()[:, mask[0]].mean().item() for picture, mask in zip(warped, stays)]
+    mean = warped.mean(0, keepdim=True)
+    score = [
+        *left,
+        psnr(mean, imgt).item(),
+        psnr((img0 + img1) / 2, imgt).item(),
+        100 * (stays & ~agrees).sum().item() / max(stays.sum().item(), 1),
+        100 * (~stays).float().mean().item(),
+    ]
+    most = there.norm(dim=1).quantile(0.99).item()
+    colours = flow_colours(torch.where(agrees | ~stays, there, torch.nan), most)
+    return score, [img0, imgt, img1, *colours.split(1), mean]
+
+
+def main(args: argparse.Namespace) -> None:
+    with distributed.ranks(args) as device:
+        names = [name for part in LISTS[args.split] for name in read_list(args.data, part)]
+        folder = args.data / "flow"
+        chosen = args.teacher
+        args.teacher = chosen or read_record(folder).get("teacher") or teachers.choose()
+        teacher = teachers.build(args.teacher, args.weights, device, align_corners=args.align_corners, rgb=args.rgb)
+        if distributed.is_main() and not chosen:
+            print(f"teacher: {args.teacher}, " + why(args.teacher, folder))
+        if args.check:
+            if distributed.world_size() > 1:
+                raise ValueError("--check runs in one process; leave torchrun away")
+            check(args, names, teacher, device)
+            return
+        record = make_record(args)
+        check_record(folder, names, record)
+        problem = None
+        if distributed.is_main():
+            try:
+                check_space(args.data, names, args.format)
+                io.write_bytes(folder / RECORD, (json.dumps(record, indent=1) + "\n").encode())
+            except OSError as error:
+                problem = error
+        problem = distributed.gather(problem)[0]
+        if problem:
+            raise problem
+        generate(args, names, teacher, device)
+
+
+def why(teacher: str, folder: Path) -> str:
+    if read_record(folder):
+        return f"which made the labels in {folder}"
+    if teacher == "dis":
+        return "the only one that needs no weights; raft_large (downloaded) and liteflownet (--weights) label better"
+    return "the best one whose weights are here"
+
+
+def parser() -> cli.Parser:
+    options = cli.Parser(__doc__)
+    options.add_argument("--data", type=Path, default=Path("data/vimeo_triplet"), help="folder of the set")
+    options.add_argument("--teacher", choices=teachers.TEACHERS, help="default: the best one whose weights are here")
+    options.add_argument("--weights", type=Path, help="weights file of the teacher")
+    options.add_argument("--format", choices=FORMATS, default="flo", help="of the files")
+    options.add_argument("--batch_size", type=cli.positive, default=8, help="triplets at once")
+    options.add_argument(
+        "--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes that decode, threads that write"
+    )
+    options.add_argument("--split", choices=LISTS, default="train", help="which list")
+    options.add_argument(
+        "--check", type=cli.positive, metavar="N", help="judge N triplets' labels instead of making any"
+    )
+    options.add_argument(
+        "--sheet", type=Path, help="contact sheet of --check (default: results/flow_check_TEACHER.png)"
+    )
+    options.add_argument(
+        "--align_corners", action="store_true", help="LiteFlowNet: exact sampling, not that of the published IFRNet"
+    )
+    options.add_argument(
+        "--rgb", action="store_true", help="LiteFlowNet: feed RGB, as the published IFRNet's script does"
+    )
+    cli.add_device(options)
+    distributed.add_options(options)
+    return options
+
+
+if __name__ == "__main__":
+    cli.run(main, parser())

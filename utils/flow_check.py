@@ -1,0 +1,54 @@
+"""How good is a teacher's flow? What it leaves when frames are warped by it, where it contradicts itself, how it looks.
+
+Frames are RGB (B, 3, H, W) in [0, 1]; flow is (B, 2, H, W), (dx, dy) in pixels; masks are bool (B, 1, H, W).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.layers import warp
+
+
+def inside(flow: Tensor) -> Tensor:
+    """The pixels that do not leave the frame; false where flow is NaN."""
+    height, width = flow.shape[-2:]
+    x = flow[:, :1] + torch.arange(width, device=flow.device)
+    y = flow[:, 1:] + torch.arange(height, device=flow.device)[:, None]
+    return (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+
+
+def consistent(forward: Tensor, backward: Tensor) -> Tensor:
+    """The pixels that pass the forward-backward test of Sundaram, Brox and Keutzer (ECCV 2010), equation 5.
+
+    There and back again must end within |w + w'|^2 < 0.01 (|w|^2 + |w'|^2) + 0.5; what is hidden in the other frame
+    fails, and so does what was estimated wrongly.
+    """
+    back = warp(backward, forward)
+    both = (forward**2).sum(1, keepdim=True) + (back**2).sum(1, keepdim=True)
+    return ((forward + back) ** 2).sum(1, keepdim=True) < 0.01 * both + 0.5
+
+
+def flow_colours(flow: Tensor, most: float) -> Tensor:
+    """Flow as a picture: the hue is the direction, white stands still, full colour is `most` pixels; NaN is black."""
+    known = flow.isfinite().all(1, keepdim=True)
+    flow = torch.where(known, flow, 0.0)
+    hue = torch.atan2(flow[:, 1:], flow[:, :1]) / (2 * math.pi) * 6
+    strength = (flow.norm(dim=1, keepdim=True) / max(most, 1e-6)).clamp(max=1)
+    # The closed form of HSV to RGB: each channel is a trapezoid over the hue, a third of the circle after the last.
+    offsets = torch.tensor([5.0, 3.0, 1.0], device=flow.device).view(1, 3, 1, 1)
+    k = torch.remainder(offsets + hue, 6)
+    return known * (1 - strength * torch.minimum(k, 4 - k).clamp(0, 1))
+
+
+def contact_sheet(rows: list[list[Tensor]], width: int = 224, gap: int = 4) -> Tensor:
+    """Pictures (1, 3, H, W) in rows and columns, each fitted to `width`, on white: (3, H', W')."""
+    cells = [[F.pad(_fit(picture, width), [0, gap, 0, gap], value=1.0) for picture in row] for row in rows]
+    return torch.cat([torch.cat(row, 3) for row in cells], 2)[0].clamp(0, 1)
+
+
+def _fit(picture: Tensor, width: int) -> Tensor:
+    height = max(round(picture.shape[-2] * width / picture.shape[-1]), 1)
+    return F.interpolate(picture, (height, width), mode="bilinear", antialias=True)
