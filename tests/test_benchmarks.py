@@ -1,0 +1,238 @@
+"""Benchmarks on small replicas of their data: scores computed by hand, any number of ranks, restarts, broken cases."""
+
+import hashlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, formula_image, formula_weights
+
+import models
+from benchmarks import Vimeo90K, common
+from utils import io, metrics
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums in the same order here and in the processes that tests start."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "formula.pth"
+    torch.save(formula_weights(models.build("IFRNet_S")).state_dict(), path)
+    return path
+
+
+def frame(seed, height=48, width=64):
+    return io.to_uint8(formula_image(height, width, seed))
+
+
+@pytest.fixture
+def vimeo(tmp_path):
+    """Seven triplets of 64x48 in Vimeo90K's layout, blank lines in the list."""
+    root = tmp_path / "vimeo_triplet"
+    names = [f"00001/{k:04d}" for k in range(1, 8)]
+    for k, name in enumerate(names):
+        for number in range(3):
+            io.write_image(root / "sequences" / name / f"im{number + 1}.png", frame(3 * k + number))
+    (root / "tri_testlist.txt").write_text("\n".join(names[:4]) + "\n\n" + "\n".join(names[4:]) + "\n\n")
+    return root
+
+
+def score(typed, benchmark, root, out, *options):
+    """Run a benchmark in this process."""
+    words = ["--data", root, "--out", out, "--device", "cpu", "--workers", 0, *options]
+    return typed(partial(common.run, benchmark), common.parser(""), *words)
+
+
+def result(out, name):
+    return json.loads((out / f"{name}.json").read_text())
+
+
+def psnr_by_hand(prediction, target):
+    return 10 * np.log10(1 / np.mean((prediction.astype(np.float64) - target.astype(np.float64)) ** 2))
+
+
+def triplet(root, k):
+    """Frames as floats."""
+    return [io.read_image(root / f"sequences/00001/{k:04d}/im{i}.png") / 255 for i in (1, 2, 3)]
+
+
+def test_averaging_scores_what_a_calculation_by_hand_gives(vimeo, tmp_path, typed):
+    done = score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path / "out", "--model_name", "average")
+    assert done.status == 0, done.err
+    expected = [psnr_by_hand((a + b) / 2, truth) for a, truth, b in (triplet(vimeo, k) for k in range(1, 8))]
+    got = result(tmp_path / "out", "Vimeo90K-average")
+    assert [sample["name"] for sample in got["samples"]["test"]] == [f"00001/{k:04d}" for k in range(1, 8)]
+    np.testing.assert_allclose([sample["psnr"][0] for sample in got["samples"]["test"]], expected, atol=1e-4)
+    assert got["average"]["test"]["psnr"] == pytest.approx(np.mean(expected), abs=1e-4)
+    assert got["average"]["test"]["cases"] == 7 and got["average"]["test"]["left_out"] == 0
+    assert re.search(rf"^average +test +7 +{np.mean(expected):.2f} +0\.\d{{4}} +-$", done.out, re.M), done.out
+
+
+def test_a_network_is_scored_unrounded_and_beside_the_published_number(vimeo, weights, tmp_path, typed):
+    done = score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path, "--checkpoint", weights, "--metrics", "ie", "ssim_2d")
+    sha = hashlib.sha256(weights.read_bytes()).hexdigest()
+    got = result(tmp_path, f"Vimeo90K-IFRNet_S-formula-{sha[:8]}")
+    assert got["checkpoint_sha256"] == sha and got["parameters"] == 2_803_610 and got["protocol"] == "paper"
+    assert re.search(r"^IFRNet_S +test +7 .* 35\.59 / 0\.9786$", done.out, re.M), done.out
+    call = models.Interpolator(models.load(weights), "cpu")
+    a, truth, b = (torch.from_numpy(x).float().movedim(-1, 0) for x in triplet(vimeo, 3))
+    pair = call(a, b), truth[None]
+    sample = got["samples"]["test"][2]
+    for name in ("psnr", "ssim", "ie", "ssim_2d"):
+        assert sample[name] == pytest.approx(getattr(metrics, name)(*pair).tolist(), abs=1e-5)
+
+
+def test_the_protocols_round_and_turn(vimeo, weights, tmp_path, typed):
+    call = models.Interpolator(models.load(weights), "cpu")
+    a, truth, b = (torch.from_numpy(x).float().movedim(-1, 0) for x in triplet(vimeo, 1))
+    plain = call(a, b)[0]
+    turned = call(a.rot90(2, (1, 2)), b.rot90(2, (1, 2)))[0].rot90(2, (1, 2))
+    expected = {"uint8": io.to_uint8(plain) / 255, "ema": io.to_uint8((plain + turned) / 2) / 255}
+    for protocol, prediction in expected.items():
+        words = ["--checkpoint", weights, "--protocol", protocol, "--limit", 1]
+        done = score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path / protocol, *words)
+        assert "published numbers are by the paper's protocol" in done.out
+        (path,) = (tmp_path / protocol).iterdir()
+        assert protocol in path.name and "first1" in path.name
+        got = json.loads(path.read_text())["average"]["test"]
+        assert got["psnr"] == pytest.approx(psnr_by_hand(prediction, truth.movedim(0, -1).numpy()), abs=1e-4)
+        assert got["cases"] == 1
+
+
+def test_batches_change_no_score(vimeo, weights, tmp_path, typed):
+    """Frames of another size in between do not get into one batch with the rest."""
+    for i in (1, 2, 3):
+        io.write_image(vimeo / f"sequences/00001/0002/im{i}.png", frame(i, 32, 48))
+    for size in (1, 4):
+        score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path / str(size), "--checkpoint", weights, "--batch_size", size)
+    one, four = (json.loads(next((tmp_path / size).iterdir()).read_text())["samples"]["test"] for size in "14")
+    assert [s["name"] for s in one] == [s["name"] for s in four]
+    np.testing.assert_allclose([s["psnr"] for s in one], [s["psnr"] for s in four], atol=1e-4)
+
+
+def test_saved_frames_are_the_predictions(vimeo, tmp_path, typed):
+    score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path, "--model_name", "average", "--save_frames", "--limit", 2)
+    a, _, b = triplet(vimeo, 2)
+    saved = io.read_image(tmp_path / "Vimeo90K-average-first2/test/00001/0002.png")
+    assert np.abs(saved - (a + b) / 2 * 255).max() < 0.51
+
+
+def launch(*words, **environment):
+    """Start a script as a person would."""
+    command = [sys.executable, *map(str, words)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    return subprocess.Popen(
+        command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def files(out):
+    """All results of a folder, without the command, in which that folder is named."""
+    return {path.name: re.sub(r' "command": .*', "", path.read_text()) for path in out.iterdir()}
+
+
+def test_one_two_and_three_ranks_give_the_same_file(vimeo, weights, tmp_path, typed):
+    """Seven cases in batches of two: neither number of ranks divides them."""
+    words = ["--model_name", "dis", "IFRNet_S", "--checkpoint", weights, "--batch_size", 2]
+    plain = ["--data", vimeo, "--device", "cpu", "--workers", 0, *words]
+    three = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3", "benchmarks/Vimeo90K.py", *plain]
+    started = [launch(*three, "--world_size", 3, "--out", tmp_path / "three")]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        ranks = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    for rank in "01":
+        two = ["-m", "benchmarks.Vimeo90K", *plain, "--out", tmp_path / "two"]
+        started.append(launch(*two, **ranks, RANK=rank, LOCAL_RANK=rank))
+    assert score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path / "one", *words).status == 0
+    outputs = [process.communicate(timeout=120) for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], outputs
+    tables = [len(re.findall(r"^IFRNet_S +test +7 ", out, re.M)) for out, _ in outputs]
+    assert tables == [1, 1, 0]  # one rank speaks
+    assert len(files(tmp_path / "one")) == 2
+    assert files(tmp_path / "one") == files(tmp_path / "two") == files(tmp_path / "three")
+
+
+def test_a_killed_run_goes_on_where_it_was_and_ends_with_the_same_file(vimeo, weights, tmp_path, typed):
+    for k in range(8, 48):  # enough work to be killed in
+        (vimeo / f"sequences/00001/{k:04d}").symlink_to(vimeo / f"sequences/00001/{1 + k % 7:04d}")
+    with (vimeo / "tri_testlist.txt").open("a") as file:
+        file.writelines(f"00001/{k:04d}\n" for k in range(8, 48))
+    words = ["--data", vimeo, "--checkpoint", weights, "--device", "cpu", "--workers", 0, "--out", tmp_path / "out"]
+    killed = launch("benchmarks/Vimeo90K.py", *words)
+    journals = []
+    while killed.poll() is None and not (journals and journals[0].read_text().count("\n") > 3):
+        journals = list((tmp_path / "out").glob(".unfinished-*/*.jsonl"))
+        time.sleep(0.002)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL, "the run was over before it could be killed"
+    with journals[0].open("a") as file:
+        file.write('\n[40, [["test", "00001/0041", {"psnr"')  # as if killed in the middle of a line
+    out = score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path / "out", "--checkpoint", weights).out
+    known = int(re.search(r"^IFRNet_S: (\d+) of 47 batches were scored before; going on from there$", out, re.M)[1])
+    assert 3 <= known < 47
+    score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path / "whole", "--checkpoint", weights)
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_a_broken_case_stops_the_run_by_name_and_what_was_scored_is_kept(vimeo, tmp_path, typed):
+    path = vimeo / "sequences/00001/0004/im2.png"
+    data = path.read_bytes()
+    path.write_bytes(data[:500])
+    done = score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path / "out", "--model_name", "average")
+    assert done.status == 2 and not list((tmp_path / "out").glob("*.json"))
+    assert re.search(r"0004/im2.png: .* cut short .*\(case 00001/0004\); --skip_broken leaves such cases out", done.err)
+    path.write_bytes(data)
+    done = score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path / "out", "--model_name", "average")
+    assert done.status == 0 and "average: 3 of 7 batches were scored before" in done.out
+    score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path / "whole", "--model_name", "average")
+    assert (
+        result(tmp_path / "out", "Vimeo90K-average")["samples"]
+        == result(tmp_path / "whole", "Vimeo90K-average")["samples"]
+    )
+
+
+def test_skipped_cases_are_counted_in_the_table_and_named_in_the_file(vimeo, tmp_path, typed):
+    (vimeo / "sequences/00001/0002/im3.png").unlink()
+    io.write_image(vimeo / "sequences/00001/0005/im1.png", frame(0, 48, 65))
+    done = score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path, "--model_name", "average", "--skip_broken")
+    assert re.search(r"^average +test +5 \(2 left out\) ", done.out, re.M), done.out
+    got = result(tmp_path, "Vimeo90K-average")
+    assert got["average"]["test"]["cases"] == 5 and got["average"]["test"]["left_out"] == 2
+    broken = {s["name"]: s["broken"] for s in got["samples"]["test"] if s["broken"]}
+    assert "im3.png: no such file" in broken["00001/0002"] and "64x48, but" in broken["00001/0005"]
+    expected = [psnr_by_hand((a + b) / 2, truth) for a, truth, b in (triplet(vimeo, k) for k in (1, 3, 4, 6, 7))]
+    assert got["average"]["test"]["psnr"] == pytest.approx(np.mean(expected), abs=1e-4)
+
+
+def test_what_a_user_can_get_wrong_is_one_line(vimeo, weights, tmp_path, typed):
+    def complaint(*options, root=vimeo):
+        done = score(typed, Vimeo90K.BENCHMARK, root, tmp_path / "out", *options)
+        assert done.status == 2 and done.err.count("\n") == 1 and done.out == ""
+        return done.err
+
+    gone = complaint(root=tmp_path / "gone")
+    assert "gone: no Vimeo90K here (tri_testlist.txt is looked for)" in gone and "http" in gone and "--data" in gone
+    assert "a checkpoint is of one network" in complaint("--checkpoint", weights, "--model_name", "IFRNet", "IFRNet_L")
+    assert "a checkpoint is of one network" in complaint("--checkpoint", weights, "--model_name", "average")
+    assert "holds an IFRNet_S, not an IFRNet" in complaint("--checkpoint", weights, "--model_name", "IFRNet")
+    assert "invalid choice: 'rife'" in complaint("--protocol", "rife")
+    assert "--world_size 4, but the number of processes is 1" in complaint("--world_size", 4)
+    (vimeo / "tri_testlist.txt").write_text("\n\n")
+    assert "tri_testlist.txt: the list is empty" in complaint()
+    assert not list(tmp_path.glob("out/*"))
