@@ -58,7 +58,8 @@ def ranks(args: argparse.Namespace) -> Iterator[torch.device]:
     if world == 1:
         yield device
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    # gloo carries what lives on the CPU, also beside nccl: ranks can agree without waiting for their GPUs.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield device
     finally:
@@ -83,19 +84,21 @@ def sums(values: dict[str, float]) -> dict[str, float]:
     """Every value summed over all ranks, in double precision. All ranks give the same names in the same order."""
     if world_size() == 1:
         return dict(values)
-    total = torch.tensor(list(values.values()), dtype=torch.float64, device=_meeting_place())
+    total = torch.tensor(list(values.values()), dtype=torch.float64)
     dist.all_reduce(total)
     return dict(zip(values, total.tolist()))
 
 
+def maximum(value: torch.Tensor) -> torch.Tensor:
+    """The greatest of all ranks' values, element by element, in place; a tensor on a GPU does not make the CPU wait."""
+    if world_size() > 1:
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+    return value
+
+
 def barrier() -> None:
     """Wait until every rank is here."""
-    if world_size() > 1:
-        dist.barrier()
-
-
-def _meeting_place() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    gather(None)
 
 
 def _environment(name: str, default: int) -> int:

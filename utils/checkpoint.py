@@ -1,0 +1,81 @@
+"""Training checkpoints: plain dicts of tensors and numbers, whole or not there at all.
+
+A run's folder holds `latest.pth` and the one before it, `previous.pth`; `best.pth` is a bare state_dict to hand on.
+"""
+
+import os
+import pickle
+from pathlib import Path
+
+import torch
+
+from utils.io import replacing
+
+LATEST, PREVIOUS, BEST = "latest.pth", "previous.pth", "best.pth"
+NEEDED = {"model", "optimizer", "iteration"}  # what tells a training checkpoint from bare weights
+
+
+def write(path: str | Path, content: dict) -> None:
+    """Write under a temporary name, make sure that it is on the disk, and rename."""
+    with replacing(path) as temporary:
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read(path: str | Path) -> dict:
+    """A dict of tensors and numbers, on the CPU. FileNotFoundError, or ValueError for what is cut or foreign.
+
+    Nothing in the file is executed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(f"{path}: not a whole checkpoint of tensors and numbers, so it was not loaded") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds no dict; a training checkpoint or a state_dict is needed")
+    return content
+
+
+def is_training(content: dict) -> bool:
+    """Whether everything of a run is here, or weights alone."""
+    return NEEDED <= content.keys()
+
+
+def weights(content: dict) -> dict:
+    """The weights to hand on: a run's averaged ones where it has them; names as a single process has them."""
+    state = content.get("ema") or content.get("model") or content
+    return {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in state.items()}
+
+
+def save(folder: str | Path, content: dict) -> None:
+    """Make `content` the newest checkpoint of a run; the one before it stays as `previous.pth`."""
+    folder = Path(folder)
+    latest = folder / LATEST
+    for left in folder.glob(f".{latest.stem}.*{latest.suffix}"):  # by a process that was killed while it wrote
+        left.unlink(missing_ok=True)
+    if latest.is_file():
+        latest.replace(folder / PREVIOUS)
+    write(latest, content)
+
+
+def newest(folder: str | Path) -> tuple[dict | None, list[str]]:
+    """The newest whole checkpoint of a run, None where there is none, and a line for each that was passed over."""
+    warnings = []
+    for name in (LATEST, PREVIOUS):
+        path = Path(folder) / name
+        if not path.exists():
+            continue
+        try:
+            content = read(path)
+        except ValueError as error:
+            warnings.append(str(error))
+            continue
+        if is_training(content):
+            return content, warnings
+        warnings.append(f"{path}: weights alone, not a run to continue")
+    return None, warnings

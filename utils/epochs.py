@@ -1,0 +1,174 @@
+"""Training by epochs over a set on the disk: the options and the way to `fit` that the recipes share."""
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from utils import checkpoint, cli, distributed
+from utils.batches import Order, load
+from utils.training import AMP, Recipe, cosine, fit
+from utils.validation import Validation
+
+TOLERANCE = 0.1  # of the paper's iterations x learning rate, before a run is told that it leaves the recipe
+
+
+def add_options(parser: argparse.ArgumentParser, *, epochs: int, batch_size: int, eval_interval: int, log_path: str):
+    """The options of a recipe; the keywords are the paper's values where recipes differ."""
+    add = parser.add_argument
+    add("--epochs", type=cli.positive, default=epochs, help="times through the set (default: %(default)s)")
+    add("--iterations", type=cli.positive, help="steps of the optimizer, in place of --epochs")
+    add("--batch_size", type=cli.positive, default=batch_size, help="samples a process and step (default: %(default)s)")
+    add("--accumulate", type=cli.positive, default=1, help="batches a step of the optimizer (default: %(default)s)")
+    add("--lr_start", type=float, default=1e-4, help="learning rate at the start (default: %(default)s)")
+    add("--lr_end", type=float, default=1e-5, help="learning rate at the end of the cosine (default: %(default)s)")
+    add("--crop", type=crop, default=224, help="side of the training crops, a multiple of 16 (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of weights, order and augmentation (default: %(default)s)")
+    add("--workers", type=int, default=default_workers(), help="reading processes a rank (default: %(default)s)")
+    add("--amp", choices=AMP, default="none", help="precision of the convolutions (default: float32)")
+    add("--channels_last", action="store_true", help="memory layout that is faster with --amp")
+    add("--compile", action="store_true", help="torch.compile the network")
+    add("--ema", type=float, default=0.0, help="decay of averaged weights, such as 0.999 (default: none)")
+    add("--clip", type=float, default=0.0, help="greatest norm of the gradient (default: any)")
+    add("--val_list", help="file of names to validate on, left out of training (default: the last 1 %% of the list)")
+    add("--eval_interval", type=cli.positive, default=eval_interval, help="epochs between validations (%(default)s)")
+    add("--log_path", default=log_path, help="folder for logs and checkpoints (default: %(default)s)")
+    add("--log_every", type=cli.positive, default=50, help="iterations between lines of the log (default: %(default)s)")
+    add("--save_every", type=float, default=10.0, help="minutes between checkpoints (default: %(default)s)")
+    add(
+        "--max_bad_steps",
+        type=cli.positive,
+        default=20,
+        help="non-finite steps in a row that end the run (%(default)s)",
+    )
+    add("--resume", choices=["auto"], help="auto: go on from the newest whole checkpoint of --log_path, if any")
+    add("--resume_path", help="checkpoint to go on from, or weights to start from")
+    add("--resume_epoch", type=int, help="epoch that weights of --resume_path stand at (default: 0)")
+    distributed.add_options(parser)
+    cli.add_device(parser)
+
+
+def crop(text: str) -> int:
+    """The type of --crop."""
+    side = cli.positive(text)
+    if side % 16:
+        raise argparse.ArgumentTypeError(f"{side} is no multiple of 16")
+    return side
+
+
+def split(names: list[str], val: list[str] | None = None) -> tuple[list[str], list[str]]:
+    """(training, validation): what `val` names, or the last 1 % of the list, at least one.
+
+    The end and not a draw: neighbours in a list come from one video, and would lie on both sides. The test list has
+    no part in choosing weights. ValueError where nothing is left to train on.
+    """
+    if val is None:
+        val = names[-max(len(names) // 100, 1) :]
+    held = set(val)
+    train = [name for name in names if name not in held]
+    if not train:
+        raise ValueError(f"{len(names)} samples in the training list, all of them for validation; give --val_list")
+    return train, val
+
+
+def default_workers() -> int:
+    """Reading processes for each rank: its share of the cores, up to 8, which saturate a GPU of today."""
+    return min(8, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def train(
+    args: argparse.Namespace,
+    device: torch.device,
+    model: nn.Module,
+    train_set: Dataset,
+    val_set: Dataset,
+    loss: Callable,
+    paper_iterations: int,
+) -> None:
+    """From the options to `fit`. paper_iterations: the published recipe's, to tell a run that leaves it."""
+    folder = Path(args.log_path) / args.model_name
+    order = Order(len(train_set), args.batch_size, args.seed, args.accumulate)
+    resume = find_resume(args, folder, order.per_epoch)
+    iterations = args.iterations or args.epochs * order.per_epoch
+    if distributed.is_main():
+        announce(args, order, iterations, paper_iterations, len(train_set), len(val_set), device)
+    recipe = Recipe(
+        iterations=iterations,
+        eval_every=args.eval_interval * order.per_epoch,
+        **{
+            name: getattr(args, name)
+            for name in ("lr_start", "lr_end", "accumulate", "amp", "channels_last", "compile", "ema", "clip")
+            + ("log_every", "save_every", "max_bad_steps")
+        },
+    )
+
+    def batches(start: int):
+        ahead = Order(len(train_set), args.batch_size, args.seed, args.accumulate, start)
+        return load(train_set, ahead, args.workers, pin=device.type == "cuda")
+
+    fit(
+        model,
+        batches,
+        loss,
+        recipe,
+        folder,
+        device,
+        validate=Validation(val_set, device, args.workers),
+        resume=resume,
+        config={name: v if isinstance(v, int | float | str | None) else str(v) for name, v in vars(args).items()},
+    )
+    if distributed.is_main():
+        print(f"the run is in {folder}: {checkpoint.BEST}, weights to use; {checkpoint.LATEST}, to go on from")
+
+
+def announce(args, order: Order, iterations: int, paper: int, train: int, val: int, device: torch.device) -> None:
+    """What this run will do, and a warning where it is another recipe than the paper's."""
+    ranks = f"{distributed.world_size()} x {args.batch_size}" + f" x {args.accumulate}" * (args.accumulate > 1)
+    print(
+        f"{args.model_name} on {distributed.world_size()} {device.type}: {train} samples, {val} to validate on; "
+        f"{iterations} iterations of {order.step_size} ({ranks}), {iterations / order.per_epoch:.1f} epochs, "
+        f"learning rate {args.lr_start:g} -> {args.lr_end:g}",
+        flush=True,
+    )
+    ours, theirs = iterations * (args.lr_start + args.lr_end) / 2, paper * cosine(1e-4, 1e-5)(0.5)
+    if abs(ours / theirs - 1) > TOLERANCE:
+        print(
+            f"note: iterations x learning rate is {ours:.3g}, the paper's {theirs:.3g} ({paper} iterations, 1e-4 -> "
+            f"1e-5); quality follows it. --iterations {paper} keeps the paper's on any number of processes",
+            flush=True,
+        )
+
+
+def find_resume(args: argparse.Namespace, folder: Path, per_epoch: int) -> dict | None:
+    """What to go on from, by --resume, --resume_path and --resume_epoch; None for a new run.
+
+    ValueError where a new run would overwrite one, or where --resume_epoch is not the checkpoint's.
+    """
+    latest = folder / checkpoint.LATEST
+    if args.resume == "auto":
+        content, warnings = checkpoint.newest(folder)
+        for line in warnings if distributed.is_main() else ():
+            print(f"passed over: {line}", flush=True)
+        if content:
+            return content
+    if args.resume_path is None:
+        if args.resume_epoch:
+            raise ValueError(f"--resume_epoch {args.resume_epoch} needs --resume_path, the file to resume from")
+        if latest.exists() and args.resume != "auto":
+            raise ValueError(f"{latest}: a run is here; --resume auto goes on with it, --log_path begins elsewhere")
+        return None
+    content = checkpoint.read(args.resume_path)
+    if latest.exists() and latest.parent.resolve() != Path(args.resume_path).resolve().parent:
+        raise ValueError(f"{latest}: another run is here; give another --log_path")
+    if not checkpoint.is_training(content):
+        return {"model": checkpoint.weights(content), "iteration": (args.resume_epoch or 0) * per_epoch}
+    epoch = content["iteration"] // per_epoch
+    if args.resume_epoch is not None and args.resume_epoch != epoch:
+        raise ValueError(
+            f"{args.resume_path}: stands at epoch {epoch}, not {args.resume_epoch}; leave --resume_epoch away"
+        )
+    return content

@@ -1,0 +1,79 @@
+"""What a run says: lines on the screen and in train.log, numbers in metrics.csv and TensorBoard, a progress bar."""
+
+import csv
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+LOG, METRICS = "train.log", "metrics.csv"
+
+
+class Journal:
+    """The records of one run's folder, kept by its main rank.
+
+    start: the iteration that the run begins or goes on at; what an interrupted run recorded beyond it is dropped,
+    because it will happen again. total: iterations of the run, None where the clock decides.
+    """
+
+    def __init__(self, folder: str | Path, start: int = 0, total: int | None = None):
+        # Here, because a TensorBoard import takes seconds and programs without a journal must not wait for it.
+        from torch.utils.tensorboard import SummaryWriter
+        from tqdm import tqdm
+
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.columns, self.rows = self._until(start) if start else ([], [])
+        self._rewrite()
+        self.board = SummaryWriter(self.folder, purge_step=start + 1 if start else None)
+        self.bar = tqdm(total=total, initial=start, unit="it", dynamic_ncols=True, disable=not sys.stderr.isatty())
+
+    def say(self, line: str) -> None:
+        """One line, on the screen and, with its time, in train.log."""
+        self.bar.write(line)
+        sys.stdout.flush()
+        with open(self.folder / LOG, "a") as log:
+            log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}\n")
+
+    def numbers(self, iteration: int, values: dict[str, float]) -> None:
+        """A row of metrics.csv, and a point of every curve."""
+        row = {"iteration": iteration, **{name: f"{value:.6g}" for name, value in values.items()}}
+        new = [name for name in row if name not in self.columns]
+        self.rows.append(row)
+        if new:
+            self.columns += new
+            self._rewrite()
+        else:
+            with open(self.folder / METRICS, "a", newline="") as file:
+                csv.DictWriter(file, self.columns).writerow(row)
+        for name, value in values.items():
+            self.board.add_scalar(name, value, iteration)
+
+    def pictures(self, iteration: int, images: dict[str, np.ndarray]) -> None:
+        """RGB uint8 (H, W, 3) by name, to TensorBoard."""
+        for name, image in images.items():
+            self.board.add_image(name, image, iteration, dataformats="HWC")
+
+    def tick(self) -> None:
+        self.bar.update()
+
+    def close(self) -> None:
+        self.bar.close()
+        self.board.close()
+
+    def _until(self, iteration: int) -> tuple[list[str], list[dict]]:
+        path = self.folder / METRICS
+        if not path.is_file():
+            return [], []
+        whole = path.read_text().rpartition("\n")[0]  # a killed run may have cut its last line
+        reader = csv.DictReader(whole.splitlines())
+        rows = [row for row in reader if int(row["iteration"]) <= iteration]
+        return list(reader.fieldnames or []), rows
+
+    def _rewrite(self) -> None:
+        with open(self.folder / METRICS, "w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            if self.columns:
+                writer.writeheader()
+            writer.writerows(self.rows)

@@ -1,0 +1,396 @@
+"""The training loop: learning rate, step, log every N, validate, save; nothing lost whenever it is stopped.
+
+    fit(model, batches, loss, recipe, folder, device, validate=...)
+
+The horizon of a run is a number of iterations or of minutes; `progress` is the share of it that is done, from 0 to 1,
+and learning rate and loss weights are functions of it. A run is a function of its seed and iteration: stopped anywhere
+and resumed, it ends with the weights of a run that was not. The device is waited for only where the loop speaks.
+"""
+
+import copy
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from utils import checkpoint, distributed
+from utils.journal import Journal
+
+AMP = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+IMPATIENT = 2.0  # seconds: launchers send a signal twice at once; a person who sends it again later means it
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a run steps, whatever its data and loss. The defaults are the paper's or neutral.
+
+    iterations or minutes: the horizon. accumulate: batches a step. amp: precision of the convolutions. ema: decay of
+    the averaged weights, 0: none. clip: greatest gradient norm, 0: any. log_every, eval_every: iterations; eval_every
+    0: at the end alone. save_every: minutes. max_bad_steps: so many steps in a row that are skipped, because a number
+    was not finite, end the run.
+    """
+
+    iterations: int | None = None
+    minutes: float | None = None
+    lr_start: float = 1e-4
+    lr_end: float = 1e-5
+    accumulate: int = 1
+    amp: str = "none"
+    channels_last: bool = False
+    compile: bool = False
+    ema: float = 0.0
+    clip: float = 0.0
+    log_every: int = 50
+    eval_every: int = 0
+    save_every: float = 10.0
+    max_bad_steps: int = 20
+
+    def __post_init__(self):
+        if (self.iterations is None) == (self.minutes is None):
+            raise ValueError("a run ends after a number of iterations or of minutes: give one of the two")
+
+
+def cosine(start: float, end: float) -> Callable[[float], float]:
+    """The learning rate at a progress from 0 to 1: from start to end along half a cosine wave."""
+    return lambda progress: end + (start - end) * (1 + math.cos(math.pi * min(progress, 1))) / 2
+
+
+class State:
+    """All that a run is: what a checkpoint holds, and what a resumed run begins with."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe, device: torch.device, config: dict | None = None):
+        self.model, self.config = model, config or {}
+        self.ema = copy.deepcopy(model).eval().requires_grad_(False) if recipe.ema else None
+        # fused: one kernel for all weights, which can also skip a step without the CPU knowing.
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr_start, weight_decay=0.0, fused=True)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
+        self.iteration, self.validated, self.best = 0, 0, -math.inf
+        self._seconds, self._begun = 0.0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on this run, that before an interruption included."""
+        return self._seconds + time.monotonic() - self._begun
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network that is validated and handed on: the averaged one where there is one."""
+        return self.ema or self.model
+
+    def content(self) -> dict:
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "iteration": self.iteration,
+            "validated": self.validated,
+            "best": self.best,
+            "seconds": self.seconds,
+            "config": self.config,
+            "random": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
+        }
+
+    def load(self, content: dict) -> None:
+        """Go on from a checkpoint of `content`, or from {"model", "iteration"}: weights alone, the optimizer fresh.
+
+        ValueError where it belongs to another network.
+        """
+        try:
+            self.model.load_state_dict(content["model"])
+        except RuntimeError as error:
+            theirs = content.get("config", {}).get("model_name", "another network")
+            raise ValueError(f"the run to resume is one of {theirs}; give its --model_name and --activation") from error
+        if self.ema:
+            self.ema.load_state_dict(content.get("ema") or content["model"])
+        self.iteration = self.validated = content["iteration"]
+        if "optimizer" not in content:
+            return
+        self.optimizer.load_state_dict(content["optimizer"])
+        if self.scaler.is_enabled() and content["scaler"]:
+            self.scaler.load_state_dict(content["scaler"])
+        self.validated, self.best = content["validated"], content["best"]
+        self._seconds, self._begun = content["seconds"], time.monotonic()
+        torch.set_rng_state(content["random"]["cpu"])
+        if len(content["random"]["cuda"]) == torch.cuda.device_count() > 0:
+            torch.cuda.set_rng_state_all(content["random"]["cuda"])
+
+
+def fit(
+    model: nn.Module,
+    batches: Callable[[int], Iterable],
+    loss: Callable[..., dict[str, Tensor]],
+    recipe: Recipe,
+    folder: str | Path,
+    device: torch.device,
+    *,
+    schedule: Callable[[float], float] | None = None,
+    validate: Callable[[nn.Module], dict[str, float]] | None = None,
+    pictures: Callable[[nn.Module], dict] | None = None,
+    resume: dict | None = None,
+    config: dict | None = None,
+) -> State:
+    """Train `model` until the recipe's horizon, on every rank alike; returns the run's state.
+
+    batches: from an iteration on, the batches (datasets.Sample, on any device), `accumulate` for every step, without an
+    end. loss: (Interpolation, batch, progress) -> named terms, whose sum is differentiated; the batch's targets and
+    times are flat, one a frame predicted. schedule: progress -> learning rate (default: the recipe's cosine). validate:
+    network -> named scores, on all ranks; the first, the higher the better, chooses best.pth. pictures: network ->
+    RGB images by name, on the main rank. folder: where everything is written. resume: a checkpoint's content to go on
+    from. config: numbers and strings to keep with it.
+
+    SIGTERM and SIGINT end the run after the step that they meet, saved, with SystemExit. ValueError where too many
+    steps in a row were not finite.
+    """
+    schedule = schedule or cosine(recipe.lr_start, recipe.lr_end)
+    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    state = State(model.to(device, memory_format=layout).train(), recipe, device, config)
+    if resume:
+        state.load(resume)
+    begun = state.iteration
+    network = _parallel(state.model, recipe, device)
+    journal = Journal(folder, state.iteration, recipe.iterations) if distributed.is_main() else None
+    meter = Meter(device)
+    saved = time.monotonic()
+
+    def save() -> None:
+        nonlocal saved
+        if journal:
+            checkpoint.save(folder, state.content())
+        saved = time.monotonic()
+
+    def examine() -> None:
+        save()  # a long validation must not stand between a run and what it has learnt
+        scores = validate(state.judged)
+        state.model.train()
+        score = next(iter(scores.values()))
+        if journal:
+            journal.numbers(state.iteration, scores)
+            text = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+            journal.say(f"iteration {state.iteration}: {text}{'  (best)' * (score > state.best)}")
+            if pictures:
+                journal.pictures(state.iteration, pictures(state.judged))
+            if score > state.best:
+                checkpoint.write(Path(folder) / checkpoint.BEST, state.judged.state_dict())
+        state.best, state.validated = max(state.best, score), state.iteration
+        meter.restart()
+
+    try:
+        with _signals() as asked_to_stop:
+            stream = meter.timed(batches(state.iteration))
+            while True:
+                signal_number, seconds = _agree(asked_to_stop(), state.seconds)
+                done = state.iteration / recipe.iterations if recipe.iterations else seconds / 60 / recipe.minutes
+                if signal_number:
+                    save()
+                    _say(journal, f"stopped by {signal.Signals(signal_number).name} after iteration {state.iteration}")
+                    raise SystemExit(128 + signal_number)
+                validation_due = done >= 1 or (recipe.eval_every and state.iteration % recipe.eval_every == 0)
+                if validate and validation_due and state.validated < state.iteration:
+                    examine()
+                if done >= 1:
+                    break
+
+                learning_rate = schedule(done)
+                for group in state.optimizer.param_groups:
+                    group["lr"] = learning_rate
+                meter.add(*_step(network, state, stream, loss, recipe, done, device))
+                state.iteration += 1
+
+                if journal:
+                    journal.tick()
+                if state.iteration % recipe.log_every == 0:
+                    _report(journal, state, meter, recipe, learning_rate)
+                if time.monotonic() - saved > 60 * recipe.save_every:
+                    save()
+        save()
+    except Exception:
+        if state.iteration > begun:
+            save()
+        raise
+    finally:
+        if journal:
+            journal.close()
+    return state
+
+
+def _step(network, state, stream, loss, recipe, progress, device) -> tuple[dict[str, Tensor], Tensor, Tensor, int]:
+    """One step of the optimizer; returns the loss's terms, the gradient's norm, whether the step was skipped, because
+    one of them was not finite, and the number of samples. All stay on the device."""
+    state.optimizer.zero_grad(set_to_none=True)
+    samples, total, finite = 0, {}, True
+    for k in range(recipe.accumulate):
+        batch = _to_device(next(stream), device, recipe)
+        samples += len(batch.img0)
+        # Gradients travel between ranks once a step, with the last of its batches.
+        alone = distributed.world_size() > 1 and k < recipe.accumulate - 1
+        with network.no_sync() if alone else nullcontext():
+            with torch.autocast(device.type, AMP[recipe.amp], enabled=recipe.amp != "none"):
+                out = network(batch.img0, batch.img1, batch.t, batch.imgt)
+            terms = {name: term / recipe.accumulate for name, term in loss(out, batch, progress).items()}
+            if device.type == "cpu":
+                # grid_sample's backward on the CPU reads out of bounds where a coordinate is NaN.
+                broken = ~(sum(terms.values()) + out.flows[0].sum()).detach().isfinite()
+                finite = finite and not distributed.maximum(broken.float())
+            if finite:
+                state.scaler.scale(sum(terms.values())).backward()
+        total = {name: term.detach() + total.get(name, 0) for name, term in terms.items()}
+    if not finite:
+        return total, torch.zeros(()), torch.ones(()), samples
+
+    state.scaler.unscale_(state.optimizer)
+    gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    bad = distributed.maximum((~torch.isfinite(norm + sum(total.values()))).float())
+    if recipe.clip:
+        nn.utils.clip_grads_with_norm_(state.model.parameters(), recipe.clip, norm)
+    if not state.scaler.is_enabled():
+        state.optimizer.found_inf = bad  # the fused step then changes nothing, and the CPU need not ask
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    if state.ema:
+        _average(state.ema, state.model, min(recipe.ema, (1 + state.iteration) / (10 + state.iteration)))
+    return total, norm, bad, samples
+
+
+def _to_device(batch, device: torch.device, recipe: Recipe):
+    """A batch on the device, with its targets and times flat: one a frame that the network predicts."""
+    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    batch = batch._replace(imgt=batch.imgt.flatten(0, -4), t=batch.t.flatten())
+    move = {
+        name: x.to(device, memory_format=layout, non_blocking=True)
+        for name, x in batch._asdict().items()
+        if x.ndim == 4
+    }
+    return batch._replace(t=batch.t.to(device, non_blocking=True), **move)
+
+
+@torch.no_grad()
+def _average(ema: nn.Module, model: nn.Module, decay: float) -> None:
+    average = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
+    average(list(ema.parameters()), list(model.parameters()), None)
+    for mine, theirs in zip(ema.buffers(), model.buffers()):
+        mine.copy_(theirs)
+
+
+def _parallel(model: nn.Module, recipe: Recipe, device: torch.device) -> nn.Module:
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # all batches have one size
+    network = model
+    if distributed.world_size() > 1:
+        ids = [device.index] if device.type == "cuda" else None
+        network = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+    return torch.compile(network) if recipe.compile else network
+
+
+class Meter:
+    """What happened since the last report, kept on the device until it is read."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.streak = device, torch.zeros((), device=device)
+        self.restart()
+
+    def restart(self) -> None:
+        self.terms: dict[str, Tensor] = {}
+        self.norm, self.bad, self.longest = (torch.zeros((), device=self.device) for _ in range(3))
+        self.steps, self.samples, self.waited, self.begun = 0, 0, 0.0, time.monotonic()
+
+    def timed(self, batches: Iterable) -> Iterator:
+        """The batches, and the time spent waiting for them."""
+        iterator = iter(batches)
+        while True:
+            start = time.monotonic()
+            batch = next(iterator)
+            self.waited += time.monotonic() - start
+            yield batch
+
+    def add(self, terms: dict[str, Tensor], norm: Tensor, bad: Tensor, samples: int) -> None:
+        skipped = bad > 0
+        for name, term in terms.items():
+            self.terms[name] = self.terms.get(name, 0) + term.masked_fill(skipped, 0)
+        self.norm = self.norm + norm.masked_fill(skipped, 0)
+        self.bad = self.bad + bad
+        self.streak = (self.streak + bad) * bad
+        self.longest = torch.maximum(self.longest, self.streak)
+        self.steps, self.samples = self.steps + 1, self.samples + samples
+
+    def read(self) -> dict[str, float]:
+        """Means over the steps that counted and over all ranks; here the CPU waits for the device. Starts again."""
+        names = [*self.terms, "grad_norm", "bad_steps", "longest"]
+        values = torch.stack([*self.terms.values(), self.norm, self.bad, self.longest]).tolist()
+        seconds = time.monotonic() - self.begun
+        mine = {**dict(zip(names, values)), "samples_per_s": self.samples / seconds, "wait": self.waited / seconds}
+        ranks, total = distributed.world_size(), distributed.sums(mine)
+        counted = max(self.steps - mine["bad_steps"], 1)
+        result = {name: total[name] / ranks / counted for name in (*self.terms, "grad_norm")}
+        result |= {"bad_steps": mine["bad_steps"], "longest": mine["longest"]}
+        result |= {"samples_per_s": total["samples_per_s"], "wait": total["wait"] / ranks}
+        self.restart()
+        return result
+
+
+def _report(journal: Journal | None, state: State, meter: Meter, recipe: Recipe, learning_rate: float) -> None:
+    values = meter.read()
+    longest = values.pop("longest")
+    if journal:
+        terms = [name for name in values if name not in ("grad_norm", "bad_steps", "samples_per_s", "wait")]
+        values = {"lr": learning_rate, "loss": sum(values[name] for name in terms), **values}
+        if torch.cuda.is_available():
+            values["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        journal.numbers(state.iteration, values)
+        horizon = (
+            f"/{recipe.iterations}" if recipe.iterations else f", {state.seconds / 60:.1f} of {recipe.minutes:g} min"
+        )
+        journal.say(
+            f"iteration {state.iteration}{horizon}: lr {learning_rate:.3e}  loss {values['loss']:.5f}  ("
+            + "  ".join(f"{name} {values[name]:.5f}" for name in terms)
+            + f")  {values['samples_per_s']:.1f} samples/s  wait {values['wait']:.0%}"
+            + (f"  {values['memory_gb']:.1f} GB" if "memory_gb" in values else "")
+            + (f"  {values['bad_steps']:.0f} steps skipped, not finite" if values["bad_steps"] else "")
+        )
+    if longest >= recipe.max_bad_steps:
+        raise ValueError(
+            f"stopped at iteration {state.iteration}: {longest:.0f} steps in a row had a loss or gradient that is not "
+            "finite and were skipped; look at the data, or lower --lr_start, or give --clip 1 or --amp none"
+        )
+
+
+def _say(journal: Journal | None, line: str) -> None:
+    if journal:
+        journal.say(line)
+
+
+def _agree(signal_number: int, seconds: float) -> tuple[int, float]:
+    """The same answer on every rank: all stop after the same step, and all have the same time."""
+    signal_number, seconds = distributed.maximum(torch.tensor([signal_number, seconds], dtype=torch.float64)).tolist()
+    return int(signal_number), seconds
+
+
+@contextmanager
+def _signals() -> Iterator[Callable[[], int]]:
+    """Turns SIGTERM and SIGINT into a number to ask for, 0 while there was none; insisting interrupts at once."""
+    number, since = 0, 0.0
+
+    def note(received: int, _frame) -> None:
+        nonlocal number, since
+        if number and time.monotonic() - since > IMPATIENT:
+            raise KeyboardInterrupt
+        number, since = number or received, since or time.monotonic()
+
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers there alone
+        yield lambda: 0
+        return
+    before = {kind: signal.signal(kind, note) for kind in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: number
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
