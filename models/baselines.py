@@ -5,7 +5,7 @@
 `interpolator` turns the name of a network or of a baseline into something to call, for every script that makes frames.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -31,15 +31,19 @@ class Baseline:
     @torch.inference_mode()
     def __call__(self, img0: Tensor, img1: Tensor, times: Sequence[float] = (0.5,)) -> Tensor:
         """The frames at `times` between img0 and img1; shapes, ranges and errors are those of Interpolator."""
+        return torch.stack(list(self.each(img0, img1, times)), img0.ndim - 3)
+
+    def each(self, img0: Tensor, img1: Tensor, times: Sequence[float] = (0.5,)) -> Iterator[Tensor]:
+        """The same frames one after another, as Interpolator.each gives them."""
         check_pair(img0, img1)
         self.check_times(times)
         batch = img0.ndim == 4
         img0, img1 = (x.to(self.device, torch.float32) for x in (img0, img1))
-        frames = self.frames(*((img0, img1) if batch else (img0[None], img1[None])), times)
-        return frames if batch else frames[0]
+        for frame in self.frames(*((img0, img1) if batch else (img0[None], img1[None])), times):
+            yield frame if batch else frame[0]
 
-    def frames(self, img0: Tensor, img1: Tensor, times: Sequence[float]) -> Tensor:
-        """(B, 3, H, W) twice -> (B, T, 3, H, W)."""
+    def frames(self, img0: Tensor, img1: Tensor, times: Sequence[float]) -> Iterator[Tensor]:
+        """(B, 3, H, W) twice -> (B, 3, H, W) for each time."""
         raise NotImplementedError
 
 
@@ -47,14 +51,14 @@ class Repeat(Baseline):
     """The nearer of the two frames, at t = 0.5 the first."""
 
     def frames(self, img0, img1, times):
-        return torch.stack([img0 if t <= 0.5 else img1 for t in times], 1)
+        return (img0 if t <= 0.5 else img1 for t in times)
 
 
 class Average(Baseline):
     """Both frames, weighted by their nearness in time."""
 
     def frames(self, img0, img1, times):
-        return torch.stack([(1 - t) * img0 + t * img1 for t in times], 1)
+        return ((1 - t) * img0 + t * img1 for t in times)
 
 
 class Dis(Baseline):
@@ -72,10 +76,15 @@ class Dis(Baseline):
         super().__init__(device)
         self.flow = DIS()
 
+    def motion(self, img0: Tensor, img1: Tensor) -> Tensor:
+        """f above, (B, 2, H, W) in pixels."""
+        return (self.flow.estimate(img0, img1) - self.flow.estimate(img1, img0)) / 2
+
     def frames(self, img0, img1, times):
-        motion = (self.flow.estimate(img0, img1) - self.flow.estimate(img1, img0)) / 2
-        frames = [(1 - t) * _remap(img0, -t * motion) + t * _remap(img1, (1 - t) * motion) for t in times]
-        return torch.stack(frames, 1).clamp(0, 1)
+        motion = self.motion(img0, img1)
+        for t in times:
+            frame = (1 - t) * _remap(img0, -t * motion) + t * _remap(img1, (1 - t) * motion)
+            yield frame.clamp(0, 1)
 
 
 BASELINES = {"repeat": Repeat, "average": Average, "dis": Dis}
@@ -87,8 +96,9 @@ def interpolator(
     checkpoint: str | Path | None = None,
     device: str | torch.device | None = None,
     precision: str = "fp32",
-    scale: float = 1.0,
+    scale: float | str = 1.0,
     padding: Padding = Padding(),
+    tile: int | str | None = None,
 ) -> Interpolator | Baseline:
     """Something to call with (img0, img1, times), by name.
 
@@ -105,7 +115,7 @@ def interpolator(
     model = load(checkpoint or model_name or "IFRNet_S")
     if model_name and model.name != model_name:
         raise ValueError(f"{checkpoint}: holds an {model.name}, not an {model_name}; change --model_name")
-    return Interpolator(model, device, precision, scale, padding)
+    return Interpolator(model, device, precision, scale, padding, tile)
 
 
 def _remap(x: Tensor, flow: Tensor) -> Tensor:

@@ -157,8 +157,7 @@ class IFRNet(nn.Module):
             if flow is None:
                 answer = self.decoder4(f0, f1, plane)
             else:
-                decoder = getattr(self, f"decoder{level}")
-                answer = decoder(feature, warp(f0, flow[:, :2]), warp(f1, flow[:, 2:]), flow.to(f0.dtype))
+                answer = self.refine(level, feature, flow, f0, f1)
             # Flow stays in float32 from here on: it becomes coordinates.
             step = answer[:, :4].float()
             flow = step if flow is None else step + 2 * resize(flow, 2.0)
@@ -172,9 +171,18 @@ class IFRNet(nn.Module):
             flow = resize(flow, size=size) / pair.scale
             mask, residual = resize(mask, size=size), resize(residual, size=size)
             flows[0] = flow
-        blend = mask * warp(each(pair.img0), flow[:, :2]) + (1 - mask) * warp(each(pair.img1), flow[:, 2:])
-        imgt = (blend + each(pair.mean) + residual).clamp(0, 1)
+        imgt = self.blend(flow, mask, residual + each(pair.mean), each(pair.img0), each(pair.img1))
         return Interpolation(imgt, tuple(flows), tuple(features[1:]), None)
+
+    def refine(self, level: int, feature: Tensor, flow: Tensor, f0: Tensor, f1: Tensor, top: int = 0) -> Tensor:
+        """What a decoder below the coarsest answers. feature and flow may be some rows of the level, from `top` on."""
+        decoder = getattr(self, f"decoder{level}")
+        return decoder(feature, warp(f0, flow[:, :2], top), warp(f1, flow[:, 2:], top), flow.to(f0.dtype))
+
+    def blend(self, flow: Tensor, mask: Tensor, rest: Tensor, img0: Tensor, img1: Tensor, top: int = 0) -> Tensor:
+        """The frame. flow, mask and rest may be some rows of it, from `top` on."""
+        frame = mask * warp(img0, flow[:, :2], top) + (1 - mask) * warp(img1, flow[:, 2:], top)
+        return (frame + rest).clamp(0, 1)
 
     def forward(
         self, img0: Tensor, img1: Tensor, t: Tensor | float, imgt: Tensor | None = None, scale: float = 1.0

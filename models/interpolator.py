@@ -1,6 +1,6 @@
 """Interpolator: from frames of any size to frames at any times, on any device, at any precision."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -9,7 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .ifrnet import DIVISOR, IFRNet
+from .strips import StripIFRNet
 
+SCALES = ((2560, 1.0), (5120, 0.5))  # longer side in pixels up to which flow is estimated at this scale
+SMALLEST_SCALE = 0.25  # beyond
+CPU_BUDGET = 2 * 2**30  # bytes that one call may take: more is no faster there
+MOST_PAIRS = 8  # in a batch: beyond, a GPU is busy anyway
+STRIP, LEAST_ROWS = 2**19, 32  # pixels and rows of a strip
+FRAME_BYTES, FEATURE_BYTES = 200, 24  # a pixel of the frame, and of a channel of the first level: measured
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -40,6 +47,11 @@ def smallest_divisor(scale: float) -> int:
     return (DIVISOR / Fraction(scale).limit_denominator(1000)).numerator
 
 
+def scale_for(height: int, width: int) -> float:
+    """The scale that "auto" stands for: 1 up to a longer side of 2560 pixels, 0.5 up to 5120 (4K), 0.25 beyond (8K)."""
+    return next((scale for longest, scale in SCALES if max(height, width) <= longest), SMALLEST_SCALE)
+
+
 def check_pair(img0: Tensor, img1: Tensor) -> None:
     """ValueError where two tensors are not frames of one size, (3, H, W) or (B, 3, H, W), 2x2 or larger."""
     if img0.shape != img1.shape:
@@ -61,7 +73,9 @@ class Interpolator:
 
     model: an IFRNet; it is moved to `device` (default: where a GPU is, the GPU). precision: of the convolutions,
     "fp32", "bf16" or "fp16"; flow and coordinates are always float32. scale: size at which flow is estimated,
-    relative to the frames (0.5 and below for 4K and large motion). padding: see Padding.
+    relative to the frames (0.5 and below for 4K and large motion), or "auto": see scale_for. padding: see Padding.
+    tile: None works on whole frames; a number works on strips of so many rows, which takes less memory and gives the
+    same frames (see strips.py); "auto" does so where a whole frame would not fit into the memory.
     """
 
     def __init__(
@@ -69,17 +83,20 @@ class Interpolator:
         model: IFRNet,
         device: str | torch.device | None = None,
         precision: str = "fp32",
-        scale: float = 1.0,
+        scale: float | str = 1.0,
         padding: Padding = Padding(),
+        tile: int | str | None = None,
     ):
         if precision not in PRECISIONS:
             raise ValueError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
-        if not 0 < scale <= 4:
+        if scale != "auto" and not 0 < scale <= 4:
             raise ValueError(f"scale {scale:g} is out of range; give a number above 0 and up to 4")
+        if tile not in (None, "auto") and tile < LEAST_ROWS:
+            raise ValueError(f"tile {tile} is too small; give {LEAST_ROWS} rows or more")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
         self.any_time = model.any_time
-        self.precision, self.scale, self.padding = precision, scale, padding
+        self.precision, self.scale, self.padding, self.tile = precision, scale, padding, tile
 
     def check_times(self, times: Sequence[float]) -> None:
         """ValueError where a time is outside (0, 1), or one that the weights do not know."""
@@ -91,7 +108,6 @@ class Interpolator:
                     "t, such as the shipped IFRNet_S or a published IFRNet_*_GoPro.pth"
                 )
 
-    @torch.inference_mode()
     def __call__(self, img0: Tensor, img1: Tensor, times: Sequence[float] = (0.5,)) -> Tensor:
         """The frames at `times` between img0 and img1.
 
@@ -99,24 +115,62 @@ class Interpolator:
         (T, 3, H, W) or (B, T, 3, H, W), float32 on the interpolator's device. ValueError for frames of different
         sizes and for times out of range or unknown to the weights.
         """
+        return torch.stack(list(self.each(img0, img1, times)), img0.ndim - 3)
+
+    @torch.inference_mode()
+    def each(self, img0: Tensor, img1: Tensor, times: Sequence[float] = (0.5,)) -> Iterator[Tensor]:
+        """The same frames one after another, (3, H, W) or (B, 3, H, W): memory does not grow with their number."""
         check_pair(img0, img1)
         self.check_times(times)
         batch = img0.ndim == 4
         height, width = img0.shape[-2:]
-        img0, img1 = (self._pad(x if batch else x[None]) for x in (img0, img1))
-        left, _, top, _ = self.padding.amounts(height, width, self.scale)
-        # The types of autocast must match the precision; float32 runs without it.
-        dtype = PRECISIONS[self.precision]
-        with torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32"):
-            pair = self.model.encode(img0, img1, self.scale)
-            frames = []
-            for t in times:  # one after another: peak memory does not grow with the number of times
-                frame = self.model.decode(pair, t).imgt.float()
-                frames.append(frame[..., top : top + height, left : left + width])
-        frames = torch.stack(frames, 1)
-        return frames if batch else frames[0]
+        scale = scale_for(height, width) if self.scale == "auto" else self.scale
+        amounts = self.padding.amounts(height, width, scale)
+        img0, img1 = (self._pad(x if batch else x[None], amounts) for x in (img0, img1))
+        model = self._fitting(img0.shape, scale)
+        left, _, top, _ = amounts
+        with self._autocast():
+            pair = model.encode(img0, img1, scale)
+        for t in times:
+            with self._autocast():
+                frame = model.decode(pair, t).imgt.float()
+            frame = frame[..., top : top + height, left : left + width]
+            yield frame if batch else frame[0]
 
-    def _pad(self, x: Tensor) -> Tensor:
-        amounts = self.padding.amounts(*x.shape[-2:], self.scale)
+    def memory(self, shape: Sequence[int], scale: float = 1.0) -> int:
+        """About how many bytes one call takes for frames of shape (B, 3, H, W), worked on as a whole. Measured."""
+        batch, _, height, width = shape
+        features = self.model.encoder.pyramid1[0][0].out_channels
+        return int(batch * height * width * (FRAME_BYTES + FEATURE_BYTES * features * scale**2))
+
+    def budget(self) -> int:
+        """How many bytes one call may take on this device."""
+        if self.device.type != "cuda":
+            return CPU_BUDGET
+        free = torch.cuda.mem_get_info(self.device)[0]
+        unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return int(0.8 * (free + unused))
+
+    def pairs_at_once(self, height: int, width: int) -> int:
+        """How many pairs of such frames to hand over as one batch: on the CPU more than one gains nothing."""
+        if self.device.type != "cuda":
+            return 1
+        scale = scale_for(height, width) if self.scale == "auto" else self.scale
+        return max(1, min(MOST_PAIRS, self.budget() // (2 * self.memory((1, 3, height, width), scale))))
+
+    def _autocast(self) -> torch.autocast:
+        # The types of autocast must match the precision; float32 runs without it.
+        return torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32")
+
+    def _fitting(self, shape: Sequence[int], scale: float) -> IFRNet:
+        rows = self.tile
+        if rows == "auto":
+            too_large = self.memory(shape, scale) > self.budget()
+            rows = max(STRIP // shape[-1], LEAST_ROWS) if too_large else None
+        return StripIFRNet(self.model, rows) if rows else self.model
+
+    def _pad(self, x: Tensor, amounts: tuple[int, int, int, int]) -> Tensor:
         x = x.to(self.device, torch.float32)
+        if not any(amounts):
+            return x  # F.pad would copy
         return F.pad(x, amounts, mode="constant" if self.padding.mode == "zeros" else self.padding.mode)

@@ -45,15 +45,16 @@ class ResBlock(nn.Module):
         return self.prelu(x + self.conv5(torch.cat([main, self.conv4(side)], 1)))
 
 
-def warp(x: Tensor, flow: Tensor) -> Tensor:
+def warp(x: Tensor, flow: Tensor, top: int = 0) -> Tensor:
     """Sample x at p + flow(p), bilinear, borders clamped. x: (B, C, H, W); flow: (B, 2, H, W), (dx, dy) in pixels of x.
 
-    Coordinates and sampling are float32 whatever the type of x: half precision cannot tell neighbouring pixels
-    apart beyond a width of about 2000. The result has the type of x.
+    flow may also be some rows of the whole, those from `top` on; the result is then these rows. Coordinates and
+    sampling are float32 whatever the type of x: half precision cannot tell neighbouring pixels apart beyond a width of
+    about 2000. The result has the type of x.
     """
     height, width = x.shape[-2:]
     flow = flow.float()
-    rows = torch.arange(height, device=x.device, dtype=torch.float32).view(1, height, 1)
+    rows = torch.arange(top, top + flow.shape[-2], device=x.device, dtype=torch.float32).view(1, -1, 1)
     columns = torch.arange(width, device=x.device, dtype=torch.float32).view(1, 1, width)
     # grid_sample counts from -1 to 1 between the centres of the outermost pixels; a side of one pixel has no span.
     grid = torch.stack(
