@@ -4,7 +4,8 @@
     python generate_flow.py --teacher raft_large --format png      an eighth of the bytes
     python generate_flow.py --teacher liteflownet --weights network-default.pytorch --split all
     torchrun --nproc_per_node=4 generate_flow.py --teacher raft_large
-    python generate_flow.py --check 16                             how good are the labels? nothing is written to flow/
+    python generate_flow.py --check 16                             how good are the labels in flow/?
+    python generate_flow.py --check 16 --teacher raft_large        how good would this teacher's be?
 
 An interrupted run goes on where it was: whole files are kept, broken ones made again. Frames are decoded, flow is
 estimated and files are written at the same time. The files do not depend on the number of processes or on
@@ -42,7 +43,14 @@ from utils.flow_check import consistent, contact_sheet, flow_colours, inside
 from utils.metrics import psnr
 
 LISTS = {"train": [TRAIN_LIST], "test": [TEST_LIST], "all": [TRAIN_LIST, TEST_LIST]}
+RANGES = np.array([0, 1, 2, 4, 8, 16, 32])  # of motion, in pixels; the last one has no end
 RECORD = "teacher.json"  # in flow/: what the labels were made by
+
+# The columns of --check, and what they mean.
+HEADS = ("left t->0", "left t->1", "warped dB", "averaged dB", "contradict %", "leave %")
+LEGEND = """left: mean absolute difference to im2 after warping, in grey levels, where nothing leaves the frame
+warped dB: PSNR of the mean of both warped frames; averaged dB: the same without flow
+contradict: pixels that fail the forward-backward test (hidden in the other frame, or wrong); leave: flow ends outside"""
 
 
 class Format(NamedTuple):
@@ -225,31 +233,56 @@ def check_record(folder: Path, names: list[str], wanted: dict) -> None:
             )
 
 
-def check(args: argparse.Namespace, names: list[str], teacher: teachers.Teacher, device: torch.device) -> None:
-    """Print how well N triplets' labels do, spread over the list, and write a contact sheet."""
+def check(
+    args: argparse.Namespace, names: list[str], teacher: teachers.Teacher, device: torch.device, given: bool
+) -> None:
+    """Print how well N triplets' labels do, spread over the list, and write a contact sheet.
+
+    given: whether to judge the teacher's flow and, where there are labels, to say how far it is from them; otherwise
+    the labels that are there are judged and the teacher only looks back.
+    """
     triplets = Vimeo90K(args.data, names, flow=False)
-    chosen = [round(k) for k in np.linspace(0, len(names) - 1, min(args.check, len(names)))]
-    rows, scores, read = [], [], 0
-    heads = ("left t->0", "left t->1", "warped dB", "averaged dB", "contradict %", "leave %")
-    print(f"{'triplet':14s}" + "".join(f"{head:>14s}" for head in heads))
-    for index in chosen:
-        frames = io.to_float(triplets.stack(index).frames, device)
-        label = read_labels(args.data, names[index], device)
-        read += label is not None
-        score, pictures = judge(teacher, frames, label)
-        print(f"{names[index]:14s}" + "".join(f"{value:14.2f}" for value in score), flush=True)
+    chosen = [names[round(k)] for k in np.linspace(0, len(names) - 1, min(args.check, len(names)))]
+    rows, scores, errors = [], [], []
+    print(f"{'triplet':14s}" + "".join(f"{head:>14s}" for head in HEADS))
+    for name in chosen:
+        frames = io.to_float(triplets.stack(triplets.names.index(name)).frames, device)
+        there = read_labels(args.data, name, device)
+        if there is None and not given:
+            raise FileNotFoundError(f"{args.data / 'flow' / name}: no labels to judge; make them, or give --teacher")
+        flow = teachers.labels(teacher, *frames[:, None]) if given else there
+        if given and there is not None:
+            errors.append(error_by_motion(flow, there))
+        score, pictures = judge(teacher, frames, flow)
+        print(f"{name:14s}" + "".join(f"{value:14.2f}" for value in score), flush=True)
         scores.append(score)
         rows.append(pictures)
     print(f"{'mean':14s}" + "".join(f"{value:14.2f}" for value in np.nanmean(scores, axis=0)))
-    print(
-        f"labels: {read} read from {args.data / 'flow'}, {len(chosen) - read} estimated now by {args.teacher}\n"
-        "left: mean absolute difference to im2 after warping, grey levels, where nothing leaves the frame; warped dB: "
-        "PSNR of the mean of both warped frames; averaged dB: the same without flow; contradict: pixels that fail the "
-        "forward-backward test (hidden, or wrong); leave: pixels whose flow ends outside the frame"
-    )
-    path = args.sheet or Path("results") / f"flow_check_{args.teacher}.png"
+    print(LEGEND)
+    if errors:
+        print_errors(np.sum(errors, axis=0), args)
+    path = args.sheet or Path("results") / f"flow_check_{args.teacher if given else 'labels'}.png"
     io.write_image(path, io.to_uint8(contact_sheet(rows)))
     print(f"{path}: im1, im2, im3, flow t->0, flow t->1 (black: contradicts itself), mean of both warped frames")
+
+
+def error_by_motion(flow: Tensor, truth: Tensor) -> np.ndarray:
+    """For every one of RANGES: pixels, sum of end-point errors, pixels with less than 1. flow, truth: (1, 4, H, W)."""
+    flow, truth = (torch.cat(x.chunk(2, 1)).movedim(1, -1).reshape(-1, 2).cpu().numpy() for x in (flow, truth))
+    known = np.isfinite(truth).all(1)
+    error = np.linalg.norm(flow - truth, axis=1)[known]
+    which = np.digitize(np.linalg.norm(truth[known], axis=1), RANGES) - 1
+    return np.stack([np.bincount(which, weights, len(RANGES)) for weights in (None, error, error < 1)], 1)
+
+
+def print_errors(sums: np.ndarray, args: argparse.Namespace) -> None:
+    print(f"end-point error of {args.teacher} against the flow in {args.data / 'flow'}, both directions:")
+    print(f"{'motion px':>12s}{'% of pixels':>14s}{'mean error px':>16s}{'% below 1 px':>14s}")
+    ranges = [f"{low}-{high}" for low, high in zip(RANGES, RANGES[1:])] + [f"{RANGES[-1]} up"]
+    for label, (count, error, near) in zip([*ranges, "all"], [*sums, sums.sum(0)]):
+        if count:
+            share = 100 * count / sums[:, 0].sum()
+            print(f"{label:>12s}{share:14.1f}{error / count:16.2f}{100 * near / count:14.1f}")
 
 
 def read_labels(root: Path, name: str, device: torch.device) -> Tensor | None:
@@ -262,11 +295,9 @@ def read_labels(root: Path, name: str, device: torch.device) -> Tensor | None:
 
 
 @torch.inference_mode()
-def judge(teacher: teachers.Teacher, frames: Tensor, label: Tensor | None) -> tuple[list[float], list[Tensor]]:
-    """One triplet's line of the table and row of the sheet. frames: (3, 3, H, W); label: (1, 4, H, W), or estimated."""
+def judge(teacher: teachers.Teacher, frames: Tensor, label: Tensor) -> tuple[list[float], list[Tensor]]:
+    """One triplet's line of the table and row of the sheet. frames: (3, 3, H, W); label: (1, 4, H, W)."""
     img0, imgt, img1 = frames.split(1)
-    if label is None:
-        label = teachers.labels(teacher, img0, imgt, img1)
     back = teacher.estimate(frames[[0, 2]], torch.cat([imgt, imgt]))
     known = label.isfinite()
     there = torch.cat(torch.where(known, label, 0.0).chunk(2, 1))
@@ -299,7 +330,7 @@ def main(args: argparse.Namespace) -> None:
         if args.check:
             if distributed.world_size() > 1:
                 raise ValueError("--check runs in one process; leave torchrun away")
-            check(args, names, teacher, device)
+            check(args, names, teacher, device, given=chosen is not None)
             return
         record = make_record(args)
         check_record(folder, names, record)
@@ -336,11 +367,9 @@ def parser() -> cli.Parser:
     )
     options.add_argument("--split", choices=LISTS, default="train", help="which list")
     options.add_argument(
-        "--check", type=cli.positive, metavar="N", help="judge N triplets' labels instead of making any"
+        "--check", type=cli.positive, metavar="N", help="judge the labels of N triplets instead of making any"
     )
-    options.add_argument(
-        "--sheet", type=Path, help="contact sheet of --check (default: results/flow_check_TEACHER.png)"
-    )
+    options.add_argument("--sheet", type=Path, help="contact sheet of --check (default: results/flow_check_*.png)")
     options.add_argument(
         "--align_corners", action="store_true", help="LiteFlowNet: exact sampling, not that of the published IFRNet"
     )
