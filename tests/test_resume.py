@@ -1,0 +1,172 @@
+"""The training script as people run it: on one process and two, killed and gone on with, and given what is wrong."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import formula_image
+
+import models
+from utils.io import to_uint8, write_flow, write_image
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = str(ROOT / "train_vimeo90k.py")
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
+@pytest.fixture(scope="module")
+def vimeo(tmp_path_factory):
+    """Nine triplets of smooth pictures that move two pixels a frame, with their flow: eight to train on."""
+    root = tmp_path_factory.mktemp("vimeo")
+    names = [f"00001/{k:04}" for k in range(1, 10)]
+    for seed, name in enumerate(names):
+        picture = to_uint8(formula_image(48, 80, seed))
+        for k in range(3):
+            write_image(root / "sequences" / name / f"im{k + 1}.png", picture[:, 4 - 2 * k : 68 - 2 * k])
+        for k, dx in ((0, -2), (1, 2)):
+            write_flow(root / "flow" / name / f"flow_t{k}.flo", np.float32([dx, 0]) * np.ones((48, 64, 1), np.float32))
+    (root / "tri_trainlist.txt").write_text("\n".join(names))
+    return root
+
+
+def command(vimeo, log_path, *options, launcher=()):
+    fixed = ["--data", vimeo, "--model_name", "IFRNet_S", "--crop", 32, "--workers", 0, "--device", "cpu"]
+    return [sys.executable, *launcher, SCRIPT, *map(str, [*fixed, "--log_path", log_path, *options])]
+
+
+def train(*args, **kwargs):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command(*args, **kwargs), capture_output=True, text=True, env=environment, timeout=300)
+
+
+def weights(log_path):
+    return torch.load(log_path / "IFRNet_S" / "latest.pth", weights_only=True)["model"]
+
+
+@pytest.fixture(scope="module")
+def whole(vimeo, tmp_path_factory):
+    """An uninterrupted run on one process: 6 epochs of two steps of four."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = train(vimeo, folder, "--epochs", 6, "--batch_size", 4, "--log_every", 1)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_run_leaves_what_it_learnt_and_what_it_said(whole):
+    folder = whole / "IFRNet_S"
+    assert {"best.pth", "latest.pth", "train.log", "metrics.csv"} <= {path.name for path in folder.iterdir()}
+    assert list(folder.glob("events.*"))
+    lines = (folder / "metrics.csv").read_text().splitlines()
+    columns = lines[0].split(",")
+    losses = [float(line.split(",")[columns.index("loss")]) for line in lines[1:] if line.split(",")[2]]
+    assert len(losses) == 12 and np.mean(losses[-4:]) < 0.9 * np.mean(losses[:4])
+    best = models.load(folder / "best.pth")
+    assert sum(p.numel() for p in best.parameters()) == 2_803_610
+
+
+def test_two_ranks_make_the_weights_of_one(vimeo, whole, tmp_path):
+    options = ["--world_size", 2, "--epochs", 6, "--batch_size", 2]
+    done = train(vimeo, tmp_path, *options, launcher=TORCHRUN)
+    assert done.returncode == 0, done.stderr
+    one, two = weights(whole), weights(tmp_path)
+    torch.manual_seed(0)
+    fresh = models.build("IFRNet_S").state_dict()
+    assert max((one[name] - fresh[name]).abs().max() for name in one) > 5e-4  # twelve steps of 1e-4 and less
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=0)
+
+
+def test_killed_and_resumed_is_uninterrupted_bit_for_bit(vimeo, whole, tmp_path):
+    """Killed with no chance to save, at whatever moment the clock says, saving after every step."""
+    options = ["--epochs", 6, "--batch_size", 4, "--log_every", 1, "--save_every", 0, "--resume", "auto"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    latest, log = tmp_path / "IFRNet_S" / "latest.pth", tmp_path / "out.txt"
+    for wait in (0.0, 0.15):  # after the first checkpoint of the attempt: in the middle of steps and of saves
+        before = latest.stat().st_mtime_ns if latest.exists() else 0
+        with open(log, "w") as out:
+            process = subprocess.Popen(command(vimeo, tmp_path, *options), env=environment, stdout=out, stderr=out)
+        while process.poll() is None and (not latest.exists() or latest.stat().st_mtime_ns == before):
+            time.sleep(0.005)
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, log.read_text()
+    done = train(vimeo, tmp_path, *options)
+    assert done.returncode == 0, done.stderr
+    one, two = weights(whole), weights(tmp_path)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends_with_its_own_status(vimeo, whole, tmp_path, kind):
+    options = ["--epochs", 6, "--batch_size", 4, "--log_every", 1, "--workers", 1]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    log = tmp_path / "out.txt"
+    with open(log, "w") as out:
+        process = subprocess.Popen(
+            command(vimeo, tmp_path, *options), env=environment, stdout=out, stderr=out, start_new_session=True
+        )
+    while process.poll() is None and "iteration 3/12" not in log.read_text():
+        time.sleep(0.01)
+    os.killpg(process.pid, kind)  # as a terminal or a scheduler does: to the reading processes too
+    assert process.wait() == 128 + kind, log.read_text()
+    assert f"stopped by {kind.name} after iteration" in log.read_text() and "Traceback" not in log.read_text()
+    refused = train(vimeo, tmp_path, *options)
+    assert refused.returncode == 2 and "a run is here; --resume auto goes on with it" in refused.stderr
+    done = train(vimeo, tmp_path, *options, "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+    one, two = weights(whole), weights(tmp_path)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_resume_by_path_takes_runs_and_bare_weights(vimeo, whole, tmp_path):
+    latest, best = whole / "IFRNet_S" / "latest.pth", whole / "IFRNet_S" / "best.pth"
+    short = ["--batch_size", 4, "--epochs", 7]
+    wrong = train(vimeo, tmp_path / "x", *short, "--resume_path", latest, "--resume_epoch", 3)
+    assert wrong.returncode == 2 and "stands at epoch 6, not 3" in wrong.stderr and not (tmp_path / "x").exists()
+    assert train(vimeo, tmp_path / "a", *short, "--resume_path", latest, "--resume_epoch", 6).returncode == 0
+    assert train(vimeo, tmp_path / "b", *short, "--resume_path", best, "--resume_epoch", 6).returncode == 0
+    runs = [torch.load(tmp_path / k / "IFRNet_S" / "latest.pth", weights_only=True) for k in ("a", "b")]
+    assert runs[0]["iteration"] == runs[1]["iteration"] == 14
+    steps = [run["optimizer"]["state"][0]["step"].item() for run in runs]
+    assert steps == [14, 2]  # the optimizer's memory went on, and began anew
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model_name", "IFRNet_XL"], "IFRNet_XL"),
+        (["--crop", "40"], "40 is no multiple of 16"),
+        (["--crop", "64"], "hold no crop of 64x64; give a smaller --crop"),
+        (["--batch_size", "9"], "8 samples do not fill one step of 9"),
+        (["--batch_size", "0"], "'0' is not a whole number from 1 up"),
+        (["--data", "nowhere"], "nowhere: no such folder"),
+        (["--world_size", "4"], "--nproc_per_node=4"),
+        (["--resume_epoch", "4"], "needs --resume_path"),
+        (["--resume_path", "missing.pth"], "missing.pth: no such checkpoint"),
+        (["--val_list", "missing.txt"], "missing.txt: no such list"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_people_get_wrong_is_one_line(vimeo, tmp_path, capsys, monkeypatch, options, message):
+    sys.path.insert(0, str(ROOT))
+    import train_vimeo90k
+    from utils import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", command(vimeo, tmp_path / "run", "--batch_size", 4, *options)[1:])
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(train_vimeo90k.main, train_vimeo90k.parser())
+    errors = capsys.readouterr().err.strip()
+    assert stopped.value.code == 2 and message in errors and len(errors.splitlines()) == 1
+    assert not (tmp_path / "run" / "IFRNet_S" / "latest.pth").exists()
+
+
+def test_a_run_of_another_network_is_named(vimeo, whole, tmp_path):
+    done = train(vimeo, tmp_path, "--model_name", "IFRNet", "--resume_path", whole / "IFRNet_S" / "latest.pth")
+    assert done.returncode == 2 and "IFRNet_S" in done.stderr and len(done.stderr.splitlines()) == 1

@@ -1,0 +1,334 @@
+"""The loop, without a data set: what a step does, what a stopped run keeps, and what is skipped."""
+
+import csv
+import itertools
+import math
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+import models
+from datasets import Sample
+from losses import ifrnet_loss
+from utils import batches, checkpoint, distributed, training
+from utils.training import Recipe, cosine, fit
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Pictures of 32x32 are too small to share among threads, which would wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def loss(out, batch, progress):
+    return ifrnet_loss(out, batch.imgt, batch.flow)
+
+
+def sample_batch(iteration, size=2, targets=None):
+    """Smooth random pictures that depend on the iteration alone."""
+    rng = torch.Generator().manual_seed(iteration)
+    coarse = torch.rand(size, 9, 4, 4, generator=rng)
+    img0, imgt, img1 = torch.nn.functional.interpolate(coarse, (32, 32), mode="bicubic").clamp(0, 1).chunk(3, 1)
+    flow, t = torch.full((size, 4, 32, 32), torch.nan), torch.full((size,), 0.5)
+    if targets:
+        imgt, t = imgt[:, None].repeat(1, targets, 1, 1, 1), torch.linspace(0.2, 0.8, targets).repeat(size, 1)
+    return Sample(img0, imgt, img1, t, flow)
+
+
+def endless(start, **kwargs):
+    return (sample_batch(iteration, **kwargs) for iteration in itertools.count(start))
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return models.build("IFRNet_S")
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
+
+
+def rows(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_one_step_is_adamw_on_the_sum_of_the_terms(tmp_path):
+    model, plain = network(), network()
+    state = fit(model, endless, loss, Recipe(iterations=1, lr_start=1e-3), tmp_path, CPU)
+    batch = sample_batch(0)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, weight_decay=0)
+    sum(ifrnet_loss(plain(*batch[0:3:2], 0.5, batch.imgt), batch.imgt).values()).backward()
+    optimizer.step()
+    assert state.iteration == 1 and not same(plain, network())
+    for a, b in zip(model.parameters(), plain.parameters()):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+
+
+def test_the_learning_rate_falls_along_a_cosine_every_iteration(tmp_path):
+    fit(network(), endless, loss, Recipe(iterations=4, log_every=1), tmp_path, CPU)
+    rates = [float(row["lr"]) for row in rows(tmp_path)]
+    expected = [1e-5 + 9e-5 * (1 + math.cos(math.pi * k / 4)) / 2 for k in range(4)]
+    np.testing.assert_allclose(rates, expected, rtol=1e-5)
+    assert cosine(1e-4, 1e-5)(0) == pytest.approx(1e-4) and cosine(1e-4, 1e-5)(1) == pytest.approx(1e-5)
+
+
+def test_all_targets_of_a_window_are_trained_on_in_one_step(tmp_path):
+    seen = []
+
+    def spy(out, batch, progress):
+        seen.append((out.imgt.shape, batch.imgt.shape, batch.t.tolist()))
+        return ifrnet_loss(out, batch.imgt)
+
+    fit(network(), lambda start: endless(start, targets=3), spy, Recipe(iterations=1), tmp_path, CPU)
+    assert seen[0][0] == seen[0][1] == (6, 3, 32, 32)
+    assert seen[0][2] == pytest.approx([0.2, 0.5, 0.8] * 2)
+
+
+def test_two_batches_accumulated_are_one_of_twice_the_size(tmp_path):
+    def halves(start):
+        for iteration in itertools.count(start):
+            batch = sample_batch(iteration, 4)
+            yield Sample(*(x[:2] for x in batch))
+            yield Sample(*(x[2:] for x in batch))
+
+    big, small = network(), network()
+    fit(big, lambda start: endless(start, size=4), loss, Recipe(iterations=3, log_every=3), tmp_path / "a", CPU)
+    fit(small, halves, loss, Recipe(iterations=3, accumulate=2, log_every=3), tmp_path / "b", CPU)
+    for a, b in zip(big.parameters(), small.parameters()):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+    one, two = rows(tmp_path / "a")[0], rows(tmp_path / "b")[0]
+    assert float(one["loss"]) == pytest.approx(float(two["loss"]), rel=1e-4)
+
+
+def test_a_stopped_run_resumed_is_the_uninterrupted_one_bit_for_bit(tmp_path):
+    recipe = Recipe(iterations=6, log_every=1, eval_every=2, ema=0.9, clip=1.0)
+
+    def validate(model):
+        return {"psnr": float(model.decoder1.convblock[2].bias.detach().abs().sum())}
+
+    def interrupted(start):
+        for iteration in itertools.count(start):
+            if iteration == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield sample_batch(iteration)
+
+    whole = fit(network(), endless, loss, recipe, tmp_path / "whole", CPU, validate=validate)
+    with pytest.raises(SystemExit) as stopped:
+        fit(network(), interrupted, loss, recipe, tmp_path / "cut", CPU, validate=validate)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    content, warnings = checkpoint.newest(tmp_path / "cut")
+    assert content["iteration"] == 4 and not warnings
+    resumed = fit(network(5), endless, loss, recipe, tmp_path / "cut", CPU, validate=validate, resume=content)
+    assert same(whole.model, resumed.model) and same(whole.ema, resumed.ema) and whole.best == resumed.best
+    assert not same(whole.model, whole.ema)
+    for a, b in zip(whole.optimizer.state.values(), resumed.optimizer.state.values()):
+        assert all(torch.equal(a[key], b[key]) for key in ("step", "exp_avg", "exp_avg_sq"))
+    curves = [
+        [(row["iteration"], row["loss"], row["psnr"]) for row in rows(tmp_path / name)] for name in ("whole", "cut")
+    ]
+    assert curves[0] == curves[1] and len(curves[0]) == 9
+
+
+def test_signals_are_the_processes_own_again_after_a_run(tmp_path):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    fit(network(), endless, loss, Recipe(iterations=1), tmp_path, CPU)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_an_error_of_the_data_loses_no_step(tmp_path):
+    def broken(start):
+        yield from itertools.islice(endless(start), 3)
+        raise ValueError("im2.png: cut short")
+
+    with pytest.raises(ValueError, match="cut short"):
+        fit(network(), broken, loss, Recipe(iterations=9), tmp_path, CPU)
+    assert checkpoint.newest(tmp_path)[0]["iteration"] == 3
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
+    def spoilt(start):
+        for iteration in itertools.count(start):
+            batch = sample_batch(iteration)
+            yield batch._replace(imgt=batch.imgt * torch.nan) if iteration in (1, 2) else batch
+
+    def without(start):
+        return (sample_batch(iteration) for iteration in (0, 3))
+
+    fast = {"schedule": lambda progress: 1e-3}
+    some, none = network(), network()
+    fit(some, spoilt, loss, Recipe(iterations=4, log_every=4), tmp_path / "a", CPU, **fast)
+    fit(none, without, loss, Recipe(iterations=2, log_every=2), tmp_path / "b", CPU, **fast)
+    assert same(some, none)
+    counted, clean = rows(tmp_path / "a")[0], rows(tmp_path / "b")[0]
+    assert (counted["bad_steps"], clean["bad_steps"]) == ("2", "0") and counted["loss"] == clean["loss"]
+
+
+def test_too_many_bad_steps_in_a_row_end_the_run_with_what_to_do(tmp_path):
+    def nothing_finite(start):
+        return (sample_batch(i)._replace(img0=torch.full((2, 3, 32, 32), torch.nan)) for i in itertools.count(start))
+
+    model = network()
+    with pytest.raises(ValueError, match="3 steps in a row .* lower --lr_start"):
+        fit(model, nothing_finite, loss, Recipe(iterations=9, log_every=1, max_bad_steps=3), tmp_path, CPU)
+    assert same(model, network()) and checkpoint.newest(tmp_path)[0]["iteration"] == 3
+
+
+def test_averaged_weights_follow_their_formula_and_are_the_ones_judged(tmp_path):
+    judged, weights = [], []
+
+    def remember(out, batch, progress):
+        weights.append([p.detach().clone() for p in model.parameters()])
+        return loss(out, batch, progress)
+
+    def validate(net):
+        judged.append(net)
+        return {"psnr": 1.0}
+
+    model = network()
+    state = fit(model, endless, remember, Recipe(iterations=3, ema=0.15), tmp_path, CPU, validate=validate)
+    weights.append([p.detach().clone() for p in model.parameters()])
+    average = weights[0]
+    for n, after in enumerate(weights[1:]):
+        decay = min(0.15, (1 + n) / (10 + n))
+        average = [decay * a + (1 - decay) * b for a, b in zip(average, after)]
+    for mine, expected in zip(state.ema.parameters(), average):
+        torch.testing.assert_close(mine, expected)
+    assert judged == [state.ema]
+    best = models.load(tmp_path / "best.pth")
+    assert same(best, state.ema)
+    assert same(models.load(tmp_path / "latest.pth"), state.ema)  # what else would one hand on
+
+
+def test_clipping_bounds_the_gradient(tmp_path):
+    norms = []
+    original = torch.optim.AdamW.step
+
+    def step(self, *args, **kwargs):
+        norms.append(torch.nn.utils.get_total_norm([p.grad for p in self.param_groups[0]["params"]]).item())
+        return original(self, *args, **kwargs)
+
+    torch.optim.AdamW.step = step
+    try:
+        fit(network(), endless, loss, Recipe(iterations=2, clip=0.01), tmp_path / "a", CPU)
+        fit(network(), endless, loss, Recipe(iterations=2), tmp_path / "b", CPU)
+    finally:
+        torch.optim.AdamW.step = original
+    assert norms[:2] == pytest.approx([0.01, 0.01], rel=1e-3) and min(norms[2:]) > 0.02
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_half_precision_trains_almost_as_single(tmp_path, amp):
+    half = {"amp": amp, "channels_last": True}
+    for name, options in (("single", {}), ("half", half)):
+        state = fit(network(), endless, loss, Recipe(iterations=2, log_every=2, **options), tmp_path / name, CPU)
+        assert state.iteration == 2 and all(p.dtype == torch.float32 for p in state.model.parameters())
+    a, b = (float(rows(tmp_path / name)[0]["loss"]) for name in ("single", "half"))
+    assert a != b and a == pytest.approx(b, rel=0.02)
+
+
+def test_a_run_by_the_clock_ends_at_its_time_with_its_last_learning_rate(tmp_path):
+    state = fit(network(), endless, loss, Recipe(minutes=0.05, log_every=1), tmp_path, CPU)
+    assert 0.05 * 60 <= state.seconds < 30 and state.iteration > 1
+    rates = [float(row["lr"]) for row in rows(tmp_path)]
+    assert rates == sorted(rates, reverse=True) and rates[-1] < rates[0]
+
+
+def test_a_recipe_needs_one_horizon():
+    for wrong in ({}, {"iterations": 3, "minutes": 1.0}):
+        with pytest.raises(ValueError, match="one of the two"):
+            Recipe(**wrong)
+
+
+# The order of samples
+
+
+def steps(count, **kwargs):
+    return list(itertools.islice(iter(batches.Order(**kwargs)), count))
+
+
+def test_an_epoch_holds_every_sample_at_most_once_and_the_next_is_another():
+    first, second = (sum(steps(6, length=13, batch_size=4)[k : k + 3], []) for k in (0, 3))
+    assert len({index for index, _ in first}) == 12 and {epoch for _, epoch in first} == {0}
+    assert {epoch for _, epoch in second} == {1}
+    assert [index for index, _ in first] != [index for index, _ in second]
+
+
+def test_the_order_goes_on_where_it_stood():
+    whole = steps(20, length=13, batch_size=2, seed=4, accumulate=2)
+    for start in range(8):
+        assert steps(4, length=13, batch_size=2, seed=4, accumulate=2, start=start) == whole[2 * start : 2 * start + 4]
+
+
+def test_ranks_and_accumulation_split_the_batch_of_one_rank(monkeypatch):
+    whole = steps(3, length=26, batch_size=8)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    shares = []
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(steps(6, length=26, batch_size=2, accumulate=2))
+    for k in range(3):
+        assert sorted(sum((share[2 * k] + share[2 * k + 1] for share in shares), [])) == sorted(whole[k])
+
+
+def test_a_set_smaller_than_a_step_is_named():
+    with pytest.raises(ValueError, match="3 samples do not fill one step of 4; give a smaller --batch_size"):
+        batches.Order(3, 4)
+
+
+# Checkpoints
+
+
+def test_the_newest_whole_checkpoint_is_found_and_a_cut_one_named(tmp_path):
+    content = {"model": {}, "optimizer": {}, "iteration": 1}
+    assert checkpoint.newest(tmp_path) == (None, [])
+    checkpoint.save(tmp_path, content)
+    (tmp_path / ".latest.999.pth").write_bytes(b"left by a killed process")
+    checkpoint.save(tmp_path, {**content, "iteration": 2})
+    assert checkpoint.newest(tmp_path)[0]["iteration"] == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest.pth", "previous.pth"]
+    latest = tmp_path / "latest.pth"
+    latest.write_bytes(latest.read_bytes()[:-100])
+    found, warnings = checkpoint.newest(tmp_path)
+    assert found["iteration"] == 1 and len(warnings) == 1 and "latest.pth: not a whole checkpoint" in warnings[0]
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.system, ("touch /tmp/never",)
+
+
+@pytest.mark.parametrize("what", [b"", b"not a checkpoint", Malicious(), [1, 2]], ids=["empty", "text", "code", "list"])
+def test_a_foreign_file_is_named_and_not_run(tmp_path, what):
+    path = tmp_path / "x.pth"
+    path.write_bytes(what) if isinstance(what, bytes) else torch.save(what, path)
+    with pytest.raises(ValueError, match="x.pth: "):
+        checkpoint.read(path)
+
+
+def test_a_failed_write_leaves_the_checkpoint_that_was_there(tmp_path, monkeypatch):
+    content = {"model": {}, "optimizer": {}, "iteration": 1}
+    checkpoint.save(tmp_path, content)
+
+    def full(*args):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="no space"):
+        checkpoint.save(tmp_path, {**content, "iteration": 2})
+    assert checkpoint.newest(tmp_path)[0]["iteration"] == 1
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_amp_names_are_the_interpolators():
+    from models.interpolator import PRECISIONS
+
+    assert set(training.AMP) - {"none"} == set(PRECISIONS) - {"fp32"}
