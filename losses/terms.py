@@ -63,3 +63,14 @@ def flow_distillation(flows: tuple[Tensor, ...], teacher: Tensor, beta: float = 
             up = factor * F.interpolate(level[:, pair], size, mode="bilinear", align_corners=False)
             total = total + (known * ((up - target) ** 2 + eps**2) ** (w / 2)).mean()
     return total
+
+
+def flow_error(flow: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference of a level's flow, brought to full size, from exact flow: supervision, not distillation.
+
+    flow: (B, 4, h, w) in pixels of its level. target: (B, 4, H, W) in pixels, NaN where there is none.
+    """
+    known = target.isfinite()
+    factor = target.shape[-1] / flow.shape[-1]
+    up = factor * F.interpolate(flow, target.shape[-2:], mode="bilinear", align_corners=False)
+    return (up - torch.where(known, target, up.detach())).abs().mean()

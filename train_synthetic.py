@@ -1,0 +1,213 @@
+"""Train without a download: photographs in procedural motion with exact flow, and one's own footage where there is any.
+
+    python train_synthetic.py --minutes 30
+    python train_synthetic.py --images PHOTOS --clips CLIPS --minutes 110 --compile
+    python train_synthetic.py --images PHOTOS --clips CLIPS --minutes 220 --compile --resume auto
+
+Any t in (0, 1) is trained on, so that the weights serve 2x and 8x. Crops grow on the way: small ones teach much in
+little time, large ones hold large motion. The clock is the horizon: learning rate, crops and loss weights follow the share of
+--minutes that is over, and a finished run goes on towards a larger --minutes. What was made with this script is told
+in checkpoints/README.md.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+import models
+from datasets import Sample, clips, synthetic, transforms
+from losses import ifrnet_loss
+from losses.terms import flow_error
+from utils import checkpoint, cli, distributed, io
+from utils.training import AMP, Recipe, cosine, fit
+from utils.validation import Validation
+
+SPANS = {3: 0.4, 5: 0.4, 9: 0.2}  # frames of a window of footage -> share of the windows: the longer, the faster
+FLOW_START, FLOW_END = 0.022, 0.002  # weight of the exact flow: it leads at first, the picture decides in the end
+LONGEST = 640  # footage is halved until its longer side is no more, which also cleans compression
+VALIDATION_SCENES, VALIDATION_WINDOWS = 24, 2  # scenes where there is no footage; windows a clip where there is
+
+
+class Mixture(IterableDataset):
+    """Endless batches of Samples, each a function of (seed, rank, iteration): procedural scenes, then footage.
+
+    photos: see synthetic.photo_windows. footage: for each span its windows, by clip; empty: scenes alone. real: share
+    of a batch that is footage. start: the iteration to begin at.
+    """
+
+    def __init__(self, photos: Tensor, footage: dict[int, list], crop: int, args: argparse.Namespace, start: int):
+        self.source = synthetic.Synthetic(photos, (crop, crop), speed=args.speed)
+        large = lambda window: min(window.clip.frames.shape[1:3]) >= crop  # noqa: E731
+        self.footage = {span: [w for w in by_clip if large(w[0])] for span, by_clip in footage.items()}
+        self.crop, self.seed, self.start = crop, args.seed, start
+        self.real = round(args.real * args.batch_size) if all(self.footage.values()) and footage else 0
+        self.scenes = args.batch_size - self.real
+        self.rank = distributed.rank()
+
+    def __iter__(self) -> Iterator[Sample]:
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        for iteration in count(self.start + first, step):
+            rng = np.random.default_rng((self.seed, self.rank, iteration))
+            self.source.random.manual_seed(int(rng.integers(2**62)))
+            scenes = self.source.batch(self.scenes, any_time=True)
+            real = [self.window(rng) for _ in range(self.real)]
+            yield Sample(*(torch.cat([s, *(r[None].to(s.device) for r in rs)]) for s, *rs in zip(scenes, *real)))
+
+    def window(self, rng: np.random.Generator) -> Sample:
+        """A crop of three frames of a window: both ends and one between. Clips count alike, whatever their length."""
+        span = int(rng.choice(list(SPANS), p=list(SPANS.values())))
+        windows = self.footage[span][rng.integers(len(self.footage[span]))]
+        frames = windows[rng.integers(len(windows))].frames
+        k = int(rng.integers(1, span - 1))
+        stack = transforms.Stack(frames[[0, k, span - 1]], None, np.float32([k / (span - 1)]))
+        dice = transforms.roll(rng, *frames.shape[1:3], self.crop)
+        return transforms.apply(stack, dice, self.crop).sample()
+
+
+def loss(out: models.Interpolation, batch: Sample, progress: float) -> dict[str, Tensor]:
+    terms = ifrnet_loss(out, batch.imgt, batch.flow)
+    weight = FLOW_START * (FLOW_END / FLOW_START) ** progress
+    return terms | {"flow": weight * sum(flow_error(level, batch.flow) for level in out.flows)}
+
+
+def stages(crops: Sequence[int], ends: Sequence[float]) -> list[tuple[int, float]]:
+    """(crop, share of the run at which its stage ends). ValueError where they do not rise to 1 one by one."""
+    if len(crops) != len(ends) or sorted(set(ends)) != list(ends) or ends[0] <= 0 or ends[-1] != 1:
+        raise ValueError(f"--crop_ends {' '.join(map(str, ends))}: one rising share a crop is needed, the last 1")
+    return list(zip(crops, ends))
+
+
+def read_footage(args: argparse.Namespace) -> tuple[dict[int, list], list[clips.Window]]:
+    """The windows to train on, by span and clip, and those to validate on, of other clips."""
+    names = [clip.name for clip in clips.open_clips(args.clips, longest=LONGEST)]
+    held = args.val_clips or names[::4]
+    train = clips.open_clips(args.clips, without=held, longest=LONGEST)
+    if not train:
+        raise ValueError(f"{args.clips}: {len(names)} clips, all of them for validation; name fewer in --val_clips")
+    footage = {span: [w for clip in train if (w := clips.windows([clip], span))] for span in SPANS}
+    val = []
+    for clip in clips.open_clips(args.clips, only=held, longest=LONGEST):
+        windows = clips.windows([clip], 3, step=5)
+        val += windows[:: max(len(windows) // VALIDATION_WINDOWS, 1)][:VALIDATION_WINDOWS]
+    return footage, val
+
+
+def validation_scenes(photos: Tensor, args: argparse.Namespace) -> list[Sample]:
+    """Scenes that training does not draw: as much to validate on as there is without footage."""
+    source = synthetic.Synthetic(photos, (192, 256), speed=args.speed, seed=args.seed - 1)
+    batches = [source.batch(1) for _ in range(VALIDATION_SCENES)]
+    return [Sample(*(x[0].cpu() for x in batch)) for batch in batches]
+
+
+def main(args: argparse.Namespace) -> None:
+    plan = stages(args.crops, args.crop_ends)
+    with distributed.ranks(args) as device:
+        folder = args.log_path / args.model_name
+        content = find_run(args, folder)
+        photos = synthetic.photo_windows(io.list_images(args.images) if args.images else None, args.window).to(device)
+        footage, val = read_footage(args) if args.clips else ({}, [])
+        val_set = clips.Windows(val) if val else validation_scenes(photos, args)
+        torch.manual_seed(args.seed)
+        model = models.build(args.model_name, args.activation)
+        if args.init:
+            model.load_state_dict(models.load(args.init).state_dict())
+        if distributed.is_main():
+            real = sum(len(w) for by_clip in footage.values() for w in by_clip)
+            print(f"{len(photos)} windows of photographs, {real} of footage, {len(val_set)} samples to validate on")
+        for crop, end in plan:
+            if content and content["seconds"] >= args.minutes * 60 * end:
+                continue
+            content = train(args, model, photos, footage, val_set, folder, device, content, crop, end)
+        if distributed.is_main():
+            shipped = folder / f"{args.model_name}.pth"
+            halves = {name: value.half() for name, value in checkpoint.weights(content).items()}
+            checkpoint.write(shipped, halves)
+            print(f"wrote {shipped}: the weights at the end, 16 bits; {folder / checkpoint.LATEST}: to go on from")
+
+
+def train(args, model, photos, footage, val_set, folder, device, content, crop, end) -> dict:
+    """One stage: crops of one size, until the share `end` of the run."""
+    recipe = Recipe(
+        minutes=args.minutes * end,
+        eval_every=args.eval_interval,
+        channels_last=True,
+        **{name: getattr(args, name) for name in ("lr_start", "amp", "compile", "ema", "clip", "log_every")},
+        save_every=args.save_every,
+    )
+    rate = cosine(args.lr_start, args.lr_end)
+
+    def batches(start: int):
+        mixture = Mixture(photos, footage, crop, args, start)
+        # On a GPU scenes are made where they are used; on the CPU beside the training.
+        workers = args.workers if device.type == "cpu" else 0
+        return DataLoader(mixture, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None)
+
+    return fit(
+        model,
+        batches,
+        lambda out, batch, progress: loss(out, batch, progress * end),
+        recipe,
+        folder,
+        device,
+        schedule=lambda progress: rate(progress * end),
+        validate=Validation(val_set, device),
+        resume=content,
+        config={name: v if isinstance(v, int | float | str | None) else str(v) for name, v in vars(args).items()},
+    ).content()
+
+
+def find_run(args: argparse.Namespace, folder: Path) -> dict | None:
+    """The run to go on with. ValueError where a new one would overwrite it."""
+    if args.resume == "auto":
+        content, warnings = checkpoint.newest(folder)
+        for line in warnings if distributed.is_main() else ():
+            print(f"passed over: {line}", flush=True)
+        return content
+    if (folder / checkpoint.LATEST).exists():
+        raise ValueError(f"{folder}: a run is here; --resume auto goes on with it, --log_path begins elsewhere")
+    return None
+
+
+def parser() -> cli.Parser:
+    options = cli.Parser(__doc__)
+    add = options.add_argument
+    add("--model_name", choices=models.VARIANTS, default="IFRNet_S", help="network (default: %(default)s)")
+    add("--activation", choices=models.ACTIVATIONS, default="prelu", help="default: the paper's prelu")
+    add("--init", help="weights to begin with: a path, or a name for the shipped ones")
+    add("--images", type=Path, help="folder of photographs (default: those inside scikit-image)")
+    add("--window", type=cli.positive, default=320, help="photographs are kept as squares of this side (%(default)s)")
+    add("--clips", type=Path, help="folder of videos or frame folders (default: no footage)")
+    add("--val_clips", nargs="+", metavar="NAME", help="clips to validate on alone (default: every fourth)")
+    add("--real", type=float, default=1 / 3, help="share of footage in a batch (default: a third)")
+    add("--speed", type=float, default=4.0, help="median motion of a scene's objects, pixels (default: %(default)s)")
+    add("--minutes", type=float, default=30.0, help="length of the run (default: %(default)s)")
+    add("--crops", type=int, nargs="+", default=[96, 128, 160], help="sides of the crops, multiples of 16")
+    add("--crop_ends", type=float, nargs="+", default=[0.35, 0.75, 1.0], help="share of the run that each lasts to")
+    add("--batch_size", type=cli.positive, default=8, help="samples a process and step (default: %(default)s)")
+    add("--lr_start", type=float, default=4e-4, help="learning rate at the start (default: %(default)s)")
+    add("--lr_end", type=float, default=1e-5, help="learning rate at the end of the cosine (default: %(default)s)")
+    add("--amp", choices=AMP, default="bf16", help="precision of the convolutions (default: %(default)s)")
+    add("--compile", action="store_true", help="torch.compile the network: a minute or two, then a third faster")
+    add("--ema", type=float, default=0.999, help="decay of the averaged weights (default: %(default)s)")
+    add("--clip", type=float, default=1.0, help="greatest norm of the gradient (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of weights and data (default: %(default)s)")
+    add("--workers", type=int, default=1, help="processes that make batches, on the CPU (default: %(default)s)")
+    add("--eval_interval", type=cli.positive, default=1000, help="iterations between validations (%(default)s)")
+    add("--log_path", type=Path, default=Path("runs/synthetic"), help="folder of the run (default: %(default)s)")
+    add("--log_every", type=cli.positive, default=100, help="iterations between lines of the log (%(default)s)")
+    add("--save_every", type=float, default=2.0, help="minutes between checkpoints (default: %(default)s)")
+    add("--resume", choices=["auto"], help="auto: go on with the run of --log_path")
+    distributed.add_options(options)
+    cli.add_device(options)
+    return options
+
+
+if __name__ == "__main__":
+    cli.run(main, parser())
