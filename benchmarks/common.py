@@ -1,18 +1,14 @@
-"""What all benchmarks share: the command line, the scoring loop, the store of results.
+"""What all benchmarks share: the command line and the scoring loop; the store of results is in store.py.
 
 A benchmark says where its data lies, which pictures make a case, and what its protocol is; `run` scores every case once
-for every model, on any number of ranks, prints the table and writes results/NAME.json. That file holds all that is
-needed to repeat the numbers and nothing else, neither time nor number of processes, so that the same run gives the
-same file. A run that was stopped goes on where it was when the same command is given again.
+for every model, on any number of ranks, prints the table and writes results/NAME.json. A run that was stopped goes on
+where it was when the same command is given again.
 """
 
 import argparse
 import hashlib
-import json
-import math
 import platform
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -22,20 +18,25 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 import models
-from benchmarks import published
-from models import Padding
-from models.baselines import BASELINES, interpolator
+from benchmarks import store
+from benchmarks.store import Score
+from models import Interpolator, Padding
+from models.baselines import BASELINES, Baseline, Dis, interpolator
+from models.flow.dis import DIS
 from utils import cli, distributed, io, metrics
+from utils.flow_check import flow_colours
+from utils.lpips import LPIPS
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = {"psnr": metrics.psnr, "ssim": metrics.ssim, "ssim_2d": metrics.ssim_2d, "ie": metrics.ie}
-UNITS = {"psnr": "PSNR dB", "ssim": "SSIM", "ssim_2d": "SSIM 2-D", "ie": "IE"}
-DIGITS = {"psnr": 2, "ie": 3}  # of the table; the others have 4
+MORE_METRICS = ("lpips", "warp")  # one needs weights, one looks at all frames of a case at once
+SHOWN = {"worst": (0, 1), "median": (0.5,)}  # places among a split's cases by PSNR: numbers, or shares of all
 
 
 class Case(NamedTuple):
@@ -57,18 +58,41 @@ def whole(image: np.ndarray) -> np.ndarray:
     return image
 
 
+def halved(image: np.ndarray) -> np.ndarray:
+    return cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+
+
+def centre(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """ValueError where the picture is smaller."""
+    below, beside = image.shape[0] - height, image.shape[1] - width
+    if min(below, beside) < 0:
+        raise ValueError(f"a frame of {image.shape[1]}x{image.shape[0]} has no centre of {width}x{height}")
+    return image[below // 2 : below // 2 + height, beside // 2 : beside // 2 + width]
+
+
+def centre_half(image: np.ndarray) -> np.ndarray:
+    return centre(image, image.shape[0] // 2, image.shape[1] // 2)
+
+
+def centre_512(image: np.ndarray) -> np.ndarray:
+    return centre(image, 512, 512)
+
+
 class Split(NamedTuple):
-    """Cases whose average is one number of the table. view: what is done to every picture after it was read."""
+    """Cases whose average is one number of the table. view: what is done to every picture after it was read. full: how
+    many cases published averages are of, where that is settled."""
 
     name: str
     cases: list[Case]
     view: Callable[[np.ndarray], np.ndarray] = whole
+    full: int | None = None
 
 
 class Benchmark(NamedTuple):
     """name: of the file and of the published rows. folder: its data under data/. looked_for: a file or folder in it by
-    which it is known. page: where it is described and downloaded. splits: (folder, options) -> splits. scale, padding:
-    see Interpolator; scales: where a protocol of another name has another. metrics: what the paper gives."""
+    which it is known, "" for the folder alone. page: where it is described and downloaded. splits: (folder, options) ->
+    splits. padding, scale: see Interpolator; scales: where a protocol of another name has another. metrics: what the
+    paper gives. options: of the command line, that choose cases and are to be recorded."""
 
     name: str
     folder: str
@@ -79,6 +103,7 @@ class Benchmark(NamedTuple):
     scale: float = 1.0
     scales: dict[str, float] = {}
     metrics: tuple[str, ...] = ("psnr", "ssim")
+    options: tuple[str, ...] = ()
 
 
 class Protocol(NamedTuple):
@@ -103,7 +128,9 @@ def parser(doc: str) -> cli.Parser:
     cli.add_model(options, several=True)
     options.add_argument("--protocol", choices=PROTOCOLS, default="paper", help="how predictions are made and scored")
     options.add_argument("--scale", type=float, help="size at which flow is estimated (default: the protocol's)")
-    options.add_argument("--metrics", nargs="+", choices=METRICS, default=[], help="scores beside the benchmark's own")
+    known = (*METRICS, *MORE_METRICS)
+    options.add_argument("--metrics", nargs="+", choices=known, default=[], help="scores beside the benchmark's own")
+    options.add_argument("--lpips_weights", nargs="+", type=Path, help="files of LPIPS's backbone and linear layers")
     options.add_argument("--batch_size", type=cli.positive, default=1, help="cases at a time (more of them on a GPU)")
     options.add_argument("--workers", type=int, help="processes that read pictures ahead (default: 1, with a GPU 8)")
     options.add_argument("--limit", type=cli.positive, help="only the first cases of each split")
@@ -123,37 +150,71 @@ def run(benchmark: Benchmark, args: argparse.Namespace) -> None:
     """Score every model that was asked for; ValueError or OSError for what a user can change."""
     root = find_data(benchmark, args.data)
     splits = [split._replace(cases=split.cases[: args.limit]) for split in benchmark.splits(root, args)]
+    check_cases(root, splits, args.skip_broken)
     with distributed.ranks(args) as device:
         contenders = [contender(benchmark, args, name, device) for name in _names(args)]
-        run_settings = settings(benchmark, args, root, splits, device)
-        identity = json.dumps([run_settings, [one.about for one in contenders]], sort_keys=True)
-        run_settings["command"] = shlex.join(["python", *sys.argv])
-        journal = Journal(args.out / f".unfinished-{hashlib.sha256(identity.encode()).hexdigest()[:12]}")
-        results = []
+        about_run = settings(benchmark, args, root, splits, device)
+        journal = store.Journal(args.out, [about_run, [one.about for one in contenders]])
+        about_run["command"] = shlex.join(["python", *sys.argv])
+        scorers = {name: scorer(name, args, device) for name in about_run["metrics"]}
+        results = {}
         for one in contenders:
-            stem = file_stem(benchmark, args, one)
-            frames = args.out / stem if args.save_frames else None
-            scores = score_all(one, splits, args, journal, frames, run_settings["metrics"])
-            results.append(run_settings | one.about | summary(benchmark, one, splits, scores, root))
+            path = args.out / f"{file_stem(benchmark, args, one)}.json"
+            scores = score_all(one, splits, args, journal, path.with_suffix("") if args.save_frames else None, scorers)
             if distributed.is_main():
-                io.write_bytes(args.out / f"{stem}.json", (json.dumps(results[-1], indent=1) + "\n").encode())
+                shown = show(one, splits, scores, PROTOCOLS[args.protocol], path.with_suffix(""))
+                measured = store.summary(benchmark.name, one.about["model"], splits, scores)
+                results[path] = about_run | one.about | measured | {"shown": shown}
+                store.write(path, results[path])
         distributed.barrier()
         if distributed.is_main():
             journal.remove()
-            print(table(results))
-            for one in contenders:
-                print(f"wrote {args.out / file_stem(benchmark, args, one)}.json")
+            print(store.table(list(results.values())))
+            for path in results:
+                print(f"wrote {path}")
+
+
+# Data
 
 
 def find_data(benchmark: Benchmark, folder: Path | None) -> Path:
     """The folder of the data. FileNotFoundError that says what was looked for, where, and where to get it."""
     root = folder or ROOT / "data" / benchmark.folder
     if not (root / benchmark.looked_for).exists():
+        hint = f" ({benchmark.looked_for} is looked for)" if benchmark.looked_for else ""
         raise FileNotFoundError(
-            f"{root}: no {benchmark.name} here ({benchmark.looked_for} is looked for); it is described at "
-            f"{benchmark.page}; --data names another folder"
+            f"{root}: no {benchmark.name} here{hint}; it is described at {benchmark.page}; --data names another folder"
         )
     return root
+
+
+def find_folder(parent: Path, name: str) -> Path:
+    """A video's folder of pictures. FileNotFoundError without it."""
+    if not (parent / name).is_dir():
+        raise FileNotFoundError(f"{parent / name}: no such folder of frames, which the benchmark needs")
+    return parent / name
+
+
+def windows(folder: Path, length: int = 9) -> list[Case]:
+    """A video as windows that share their outer frames: the first and the last of each are given, the rest asked for.
+    ValueError where the video is shorter than one window."""
+    frames, steps = io.list_images(folder), length - 1
+    if len(frames) < length:
+        raise ValueError(f"{folder}: {len(frames)} frames, but a window takes {length}")
+    times = tuple(k / steps for k in range(1, steps))
+    parts = [frames[i : i + length] for i in range(0, len(frames) - steps, steps)]
+    return [Case(f"{folder.name}/{part[0].stem}", part[0], part[-1], tuple(part[1:-1]), times) for part in parts]
+
+
+def check_cases(root: Path, splits: list[Split], skip_broken: bool) -> None:
+    """Look for every picture before hours are spent on the first ones."""
+    for split in splits:
+        if not split.cases:
+            raise ValueError(f"{root}: nothing to score here: no case of the split {split.name!r}")
+        for case in split.cases:
+            for path in case.pictures:
+                if not skip_broken and not path.is_file():
+                    raise FileNotFoundError(f"{path}: no such file; --skip_broken leaves the case {case.name} out")
 
 
 # Models
@@ -162,7 +223,7 @@ def find_data(benchmark: Benchmark, folder: Path | None) -> Path:
 class Contender(NamedTuple):
     """A model to score. call: see models.baselines.interpolator. about: what the result says of it."""
 
-    call: Callable
+    call: Interpolator | Baseline
     about: dict
 
 
@@ -184,12 +245,16 @@ def contender(benchmark: Benchmark, args: argparse.Namespace, name: str | None, 
     about = {
         "model": call.model.name,
         "checkpoint": path.name,
-        "checkpoint_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "checkpoint_sha256": sha256(path),
         "parameters": sum(p.numel() for p in call.model.parameters()),
         "scale": scale,
         "padding": benchmark.padding._asdict(),
     }
     return Contender(call, about)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(io.read_bytes(path)).hexdigest()
 
 
 def settings(
@@ -206,12 +271,14 @@ def settings(
         "protocol": args.protocol,
         **PROTOCOLS[args.protocol]._asdict(),
         "metrics": list(dict.fromkeys([*benchmark.metrics, *args.metrics])),
+        "lpips_weights": {path.name: sha256(path) for path in args.lpips_weights or ()},
         "precision": args.precision,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}",
         "batch_size": args.batch_size,
         "limit": args.limit,
+        "options": {name: getattr(args, name) for name in benchmark.options},
         "skip_broken": args.skip_broken,
-        "cases_sha256": hashlib.sha256(json.dumps(cases).encode()).hexdigest(),
+        "cases_sha256": hashlib.sha256(repr(cases).encode()).hexdigest(),
         "data": str(root),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "opencv": cv2.__version__},
     }
@@ -236,15 +303,6 @@ def file_stem(benchmark: Benchmark, args: argparse.Namespace, one: Contender) ->
 # Scoring
 
 
-class Score(NamedTuple):
-    """Of one case. values: metric -> one number a time. broken: why it could not be scored, if it could not."""
-
-    split: str
-    name: str
-    values: dict[str, list[float]]
-    broken: str | None = None
-
-
 class Batches(Dataset):
     """Batches of cases, read. The split into batches is that of the whole list, whatever the number of ranks: what a
     case is batched with, and with it the last bit of its score, is always the same."""
@@ -261,15 +319,19 @@ class Batches(Dataset):
         return self.cases[batch * self.size : (batch + 1) * self.size]
 
     def __getitem__(self, i: int) -> tuple[int, list[np.ndarray | str]]:
-        """The number of the batch, and for each of its cases img0, img1, targets as uint8 (2 + T, H, W, 3), or what is
-        wrong with it."""
+        """The number of the batch, and for each of its cases what `read` gives."""
         batch = self.todo[i]
-        return batch, [_read(split, case) for split, case in self.members(batch)]
+        return batch, [read(split, case) for split, case in self.members(batch)]
 
 
-def _read(split: Split, case: Case) -> np.ndarray | str:
+def read(split: Split, case: Case) -> np.ndarray | str:
+    """img0, img1, targets as uint8 (2 + T, H, W, 3), or what is wrong with them."""
     try:
-        return np.stack([split.view(frame) for frame in io.read_frames(case.pictures)])
+        frames = io.read_frames(case.pictures)
+        try:
+            return np.stack([split.view(frame) for frame in frames])
+        except ValueError as error:
+            return f"{case.img0}: {error}"
     except (OSError, ValueError) as error:
         return str(error)
 
@@ -278,9 +340,9 @@ def score_all(
     one: Contender,
     splits: list[Split],
     args: argparse.Namespace,
-    journal: "Journal",
+    journal: store.Journal,
     frames: Path | None,
-    names: list[str],
+    scorers: dict[str, Callable],
 ) -> list[Score]:
     """The scores of all cases, in their order, known to every rank."""
     batches = Batches(splits, args.batch_size)
@@ -296,7 +358,7 @@ def score_all(
     with journal.writer(one.about["model"]) as write:
         for batch, stacks in bar:
             members = batches.members(batch)
-            mine[batch] = score_batch(one.call, members, stacks, PROTOCOLS[args.protocol], names, frames)
+            mine[batch] = score_batch(one.call, members, stacks, PROTOCOLS[args.protocol], scorers, frames)
             broken = next((score for score in mine[batch] if score.broken), None)
             if broken and not args.skip_broken:
                 raise ValueError(f"{broken.broken} (case {broken.name}); --skip_broken leaves such cases out")
@@ -311,7 +373,7 @@ def score_batch(
     members: list[tuple[Split, Case]],
     stacks: list[np.ndarray | str],
     protocol: Protocol,
-    names: list[str],
+    scorers: dict[str, Callable],
     frames: Path | None,
 ) -> list[Score]:
     """Scores of a batch; cases of one size and the same times go through the model together."""
@@ -324,17 +386,15 @@ def score_batch(
             groups.setdefault((stack.shape, case.times), []).append(i)
     for (_, times), indices in groups.items():
         stack = io.to_float(np.stack([stacks[i] for i in indices]), call.device)
-        prediction, target = predict(call, stack[:, 0], stack[:, 1], times, protocol), stack[:, 2:]
-        values = {
-            name: torch.stack([METRICS[name](prediction[:, k], target[:, k]) for k in range(len(times))], 1).tolist()
-            for name in names
-        }
+        prediction = predict(call, stack[:, 0], stack[:, 1], times, protocol)
+        values = {name: score(prediction, stack).tolist() for name, score in scorers.items()}
         for place, i in enumerate(indices):
             split, case = members[i]
-            scores[i] = Score(split.name, case.name, {name: values[name][place] for name in names})
+            scores[i] = Score(split.name, case.name, {name: values[name][place] for name in scorers})
             if frames is not None:
                 for t, frame in zip(times, io.to_uint8(prediction[place])):
-                    io.write_image(frame_path(frames, split.name, case, t), frame)
+                    several = f"_t{t:.4f}" if len(times) > 1 else ""
+                    io.write_image(frames / split.name / f"{case.name}{several}.png", frame)
     return [scores[i] for i in range(len(members))]
 
 
@@ -346,106 +406,94 @@ def predict(call: Callable, img0: Tensor, img1: Tensor, times: Iterable[float], 
     return (frames * 255).round() / 255 if protocol.rounded else frames
 
 
-def frame_path(folder: Path, split: str, case: Case, t: float) -> Path:
-    """Where --save_frames puts a prediction."""
-    several = f"_t{t:.4f}" if len(case.times) > 1 else ""
-    return folder / split / f"{case.name}{several}.png"
+def scorer(name: str, args: argparse.Namespace, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    """A metric as (prediction (B, T, 3, H, W), img0, img1 and targets (B, 2 + T, 3, H, W)) -> (B, T), or (B, 1) where
+    it is one number a case. ValueError for LPIPS without its weights."""
+    if name == "warp":
+        return partial(temporal, DIS())
+    metric = METRICS.get(name) or LPIPS(args.lpips_weights).to(device)
+
+    def each(prediction: Tensor, stack: Tensor) -> Tensor:
+        return torch.stack([metric(prediction[:, k], stack[:, 2 + k]) for k in range(prediction.shape[1])], 1)
+
+    return each
 
 
-# Results
+def temporal(flow: DIS, prediction: Tensor, stack: Tensor) -> Tensor:
+    """The warping error of img0, the predictions, img1, along the flow between the true frames."""
+    errors = []
+    for predicted, (img0, img1, *targets) in zip(prediction, stack):
+        true = torch.stack([img0, *targets, img1])
+        forward, backward = flow.estimate(true[:-1], true[1:]), flow.estimate(true[1:], true[:-1])
+        video = torch.cat([img0[None], predicted, img1[None]])
+        errors.append(metrics.warping_error(video, forward, backward))
+    return torch.stack(errors)[:, None]
 
 
-class Journal:
-    """What an unfinished run has scored: for each model and rank a file of JSON lines, one a batch."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def read(self, model: str) -> dict[int, list[Score]]:
-        """All batches that any rank wrote down before, the same on every rank."""
-        mine = {}
-        for path in self.folder.glob(f"{model}.*.jsonl"):
-            for line in path.read_text().splitlines():
-                try:
-                    batch, scores = json.loads(line)
-                except ValueError:
-                    continue  # the line that was being written when the run was stopped
-                mine[batch] = [Score(*score) for score in scores]
-        return {batch: scores for known in distributed.gather(mine) for batch, scores in known.items()}
-
-    def writer(self, model: str) -> "JournalWriter":
-        return JournalWriter(self.folder / f"{model}.{distributed.rank()}.jsonl")
-
-    def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+# Pictures for the report
 
 
-class JournalWriter:
-    def __init__(self, path: Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = path.open("a")
-
-    def __enter__(self) -> Callable[[int, list[Score]], None]:
-        return self._write
-
-    def _write(self, batch: int, scores: list[Score]) -> None:
-        # The line break comes first: the line before may have been cut.
-        self.file.write("\n" + json.dumps([batch, scores]))
-        self.file.flush()
-
-    def __exit__(self, *_) -> None:
-        self.file.close()
-
-
-def summary(benchmark: Benchmark, one: Contender, splits: list[Split], scores: list[Score], root: Path) -> dict:
-    """Averages, what was published, and every case: the part of the result that was measured."""
-    averages, samples = {}, {}
+def show(one: Contender, splits: list[Split], scores: list[Score], protocol: Protocol, folder: Path) -> list[dict]:
+    """Predict the worst and the median case of each split once more and write prediction, target and flow, as PNG."""
+    shown = []
     for split in splits:
         cases = {case.name: case for case in split.cases}
-        of_split = [score for score in scores if score.split == split.name]
-        whole = [score for score in of_split if not score.broken]
-        values = {name: [v for s in whole for v in s.values[name]] for name in (whole[0].values if whole else ())}
-        averages[split.name] = {
-            **{name: math.fsum(v) / len(v) for name, v in values.items()},
-            "cases": len(whole),
-            "left_out": len(of_split) - len(whole),
-        }
-        samples[split.name] = [
-            {"name": s.name, "times": cases[s.name].times, "broken": s.broken, **s.values} for s in of_split
-        ]
-    return {
-        "average": averages,
-        "published": {
-            split.name: published.SCORES.get(benchmark.name, {}).get(split.name, {}).get(one.about["model"])
-            for split in splits
-        },
-        "samples": samples,
-    }
+        ranked = sorted(
+            (score for score in scores if score.split == split.name and not score.broken),
+            key=lambda score: min(score.values["psnr"]),
+        )
+        places = {(int(p * len(ranked)) if isinstance(p, float) else p): why for why, ps in SHOWN.items() for p in ps}
+        for place, why in places.items():
+            if place < len(ranked):
+                score = ranked[place]
+                shown.append({"split": split.name, "name": score.name, "why": why})
+                shown[-1] |= _show_case(one, split, cases[score.name], score, protocol, folder)
+    return shown
 
 
-def table(results: list[dict]) -> str:
-    """The results of one run as people read them, the published numbers beside ours."""
-    first = results[0]
-    names = first["metrics"]
-    rows = [["model", "split", "cases", *(UNITS[name] for name in names), "published"]]
-    for result in results:
-        for split, average in result["average"].items():
-            cases = f"{average['cases']}" + (f" ({average['left_out']} left out)" if average["left_out"] else "")
-            rows.append(
-                [result["model"], split, cases]
-                + [shown(name, average.get(name)) for name in names]
-                + [" / ".join(shown(name, value) for name, value in (result["published"][split] or {}).items()) or "-"]
-            )
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-    head = f"{first['benchmark']}, protocol {first['protocol']}, {first['precision']}, {first['device']}"
-    notes = []
-    if first["protocol"] != "paper":
-        notes.append("published numbers are by the paper's protocol, not by this one")
-    if first["limit"]:
-        notes.append(f"only the first {first['limit']} cases of each split: published numbers are of all")
-    return "\n".join([head, *lines, *notes])
+def _show_case(
+    one: Contender, split: Split, case: Case, score: Score, protocol: Protocol, folder: Path
+) -> dict[str, str | float | None]:
+    at = int(np.argmin(score.values["psnr"]))
+    t = case.times[at]
+    stack = read(split, case)
+    frames = io.to_float(stack, one.call.device)[:, None]
+    pictures = {"prediction": io.to_uint8(predict(one.call, frames[0], frames[1], [t], protocol)[0, 0])}
+    pictures["target"] = stack[2 + at]
+    flow = flow_to_first(one.call, frames[0], frames[1], t)
+    if flow is not None:
+        pictures["flow"] = io.to_uint8(flow_colours(flow, flow.norm(dim=1).max().item())[0])
+    paths = {}
+    for kind, picture in pictures.items():
+        path = folder / "shown" / split.name / f"{case.name.replace('/', '_')}_{kind}.png"
+        io.write_image(path, picture)
+        paths[kind] = path.relative_to(folder.parent).as_posix()
+    return {"t": t, "psnr": score.values["psnr"][at], "flow": None, **paths}
 
 
-def shown(metric: str, value: float | None) -> str:
-    return "-" if value is None else f"{value:.{DIGITS.get(metric, 4)}f}"
+@torch.inference_mode()
+def flow_to_first(call: Interpolator | Baseline, img0: Tensor, img1: Tensor, t: float) -> Tensor | None:
+    """The flow t->0 that a model makes its frame with, (1, 2, H, W) in pixels; None for one that knows no motion."""
+    if isinstance(call, Dis):
+        return -t * call.motion(img0, img1)
+    if isinstance(call, Baseline):
+        return None
+    left, right, top, bottom = call.padding.amounts(*img0.shape[-2:], call.scale)
+    padded = [F.pad(x, (left, right, top, bottom), mode="replicate") for x in (img0, img1)]
+    flow = call.model(*padded, t, scale=call.scale).flows[0][:, :2]
+    return flow[..., top : top + img0.shape[-2], left : left + img0.shape[-1]]
+
+
+def write_predictions(benchmark: Benchmark, args: argparse.Namespace, pairs: dict[str, tuple[Path, Path]]) -> None:
+    """Write the frame half-way between each pair as a picture of its name, for benchmarks whose targets are hidden."""
+    with distributed.ranks(args) as device:
+        for name in _names(args):
+            one = contender(benchmark, args, name, device)
+            folder = args.out / file_stem(benchmark, args, one)
+            for target in distributed.shard(list(pairs)):
+                img0, img1 = io.to_float(io.read_frames(pairs[target]), device)[:, None]
+                prediction = predict(one.call, img0, img1, [0.5], PROTOCOLS[args.protocol])
+                io.write_image(folder / target, io.to_uint8(prediction[0, 0]))
+            distributed.barrier()
+            if distributed.is_main():
+                print(f"wrote {len(pairs)} frames to {folder}")

@@ -1,13 +1,16 @@
-"""How near a prediction is to the truth: PSNR, SSIM and interpolation error.
+"""How near a prediction is to the truth: PSNR, SSIM, interpolation error; and how much a video flickers.
 
-Every metric takes (prediction, target), float (B, 3, H, W) in [0, 1], on any device, and returns one value an image,
-(B,). Sums are made in float64, so that a value does not depend on how many images were scored together.
+Every metric of images takes (prediction, target), float (B, 3, H, W) in [0, 1], on any device, and returns one value an
+image, (B,). Sums are made in float64, so that a value does not depend on how many images were scored together.
 """
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from models.layers import warp
+from utils.flow_check import consistent, inside
 
 WINDOW, SIGMA = 11, 1.5  # SSIM's Gaussian window (Wang et al., 2004)
 C1, C2 = 0.01**2, 0.03**2  # SSIM's constants for values in [0, 1]
@@ -48,6 +51,19 @@ def ssim_2d(prediction: Tensor, target: Tensor) -> Tensor:
     if min(height, width) < WINDOW:
         raise ValueError(f"an image of {width}x{height} holds no window of {WINDOW}x{WINDOW} for the 2-D SSIM")
     return _ssim(prediction, target, lambda x: _blur(_blur(x, 2), 3))
+
+
+def warping_error(video: Tensor, forward: Tensor, backward: Tensor) -> Tensor:
+    """Flicker: how much a video changes along its motion (E_warp of Lai et al., ECCV 2018, equations 6 and 7).
+
+    video: (N, 3, H, W) in [0, 1]; forward, backward: flow between its frames, i -> i + 1 and back, (N - 1, 2, H, W) in
+    pixels. The mean over all neighbours of the squared difference between a frame and the next one, brought there by
+    flow, over pixels that are seen in both. One number. A blurred video scores well: never read it without PSNR.
+    """
+    seen = (inside(forward) & consistent(forward, backward)).double()
+    change = ((warp(video[1:], forward) - video[:-1]).double() ** 2).mean(1, keepdim=True)
+    of_pairs = (seen * change).sum((1, 2, 3)) / seen.sum((1, 2, 3)).clamp(min=1)
+    return of_pairs.mean()
 
 
 def _ssim(prediction: Tensor, target: Tensor, blur: Callable[[Tensor], Tensor]) -> Tensor:

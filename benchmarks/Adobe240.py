@@ -1,0 +1,30 @@
+"""Adobe240, 8x: windows of nine frames of videos at 240 fps, stride 8, centre crop of 512x512, t = 1/8 .. 7/8.
+
+    python benchmarks/Adobe240.py --videos 720p_240fps_1 720p_240fps_2
+
+There is no official list of test videos: a result says which ones it is of, and is comparable with others of the same.
+The frames of a video are looked for as VIDEO/*.png: ffmpeg -i 720p_240fps_1.mov 720p_240fps_1/%05d.png
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.common import Benchmark, Split, centre_512, find_folder, parser, start, windows
+from utils.io import natural
+
+PAGE = "http://www.cs.ubc.ca/labs/imager/tr/2017/DeepVideoDeblurring"
+
+
+def splits(root, args):
+    videos = args.videos or [folder.name for folder in sorted(filter(Path.is_dir, root.iterdir()), key=natural)]
+    return [Split("8x", [case for video in videos for case in windows(find_folder(root, video))], centre_512)]
+
+
+BENCHMARK = Benchmark("Adobe240", "Adobe240", "", PAGE, splits, options=("videos",))
+
+if __name__ == "__main__":
+    options = parser(__doc__)
+    options.add_argument("--videos", nargs="+", help="folders of the test videos (default: all there are)")
+    start(BENCHMARK, options)

@@ -1,0 +1,31 @@
+"""GoPro, 8x: windows of nine frames of the eleven test videos, stride 8, centre crop of 512x512, t = 1/8 .. 7/8.
+
+    python benchmarks/GoPro.py --model_name IFRNet --checkpoint IFRNet_GoPro.pth
+
+The weights must know any t: those shipped do, published *_GoPro.pth do, published *_Vimeo90K.pth do not.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.common import Benchmark, Split, centre_512, find_folder, parser, start, windows
+
+PAGE = "https://seungjunnah.github.io/Datasets/gopro"  # GOPRO_Large_all
+VIDEOS = (
+    "GOPR0384_11_00", "GOPR0384_11_05", "GOPR0385_11_01", "GOPR0396_11_00", "GOPR0410_11_00", "GOPR0854_11_00",
+    "GOPR0862_11_00", "GOPR0868_11_00", "GOPR0869_11_00", "GOPR0871_11_00", "GOPR0881_11_01",
+)  # fmt: skip
+
+
+def splits(root, args):
+    parent = root / "test" if (root / "test").is_dir() else root  # the set is also seen flat
+    cases = [case for video in VIDEOS for case in windows(find_folder(parent, video))]
+    return [Split("8x", cases, centre_512)]
+
+
+BENCHMARK = Benchmark("GoPro", "GOPRO", "", PAGE, splits)
+
+if __name__ == "__main__":
+    start(BENCHMARK, parser(__doc__))

@@ -1,0 +1,60 @@
+"""Middlebury Other, 2x: twelve triplets up to 640x480, which are padded with zeros, right and bottom, to 640x480.
+
+python benchmarks/Middlebury_Other.py
+python benchmarks/Middlebury_Other.py --submission    frames for the online benchmark, whose targets are not public
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.common import Benchmark, Case, Split, find_data, parser, run, write_predictions
+from models import Padding
+from utils import cli
+
+NAMES = (
+    "Beanbags", "Dimetrodon", "DogDance", "Grove2", "Grove3", "Hydrangea", "MiniCooper", "RubberWhale", "Urban2",
+    "Urban3", "Venus", "Walking",
+)  # fmt: skip
+SUBMISSION = ("Mequon", "Schefflera", "Urban", "Teddy", "Backyard", "Basketball", "Dumptruck", "Evergreen")
+TARGET = "frame10i11.png"
+
+
+def splits(root, args):
+    cases = [
+        Case(name, *inputs(root / "other-data" / name), (root / "other-gt-interp" / name / TARGET,)) for name in NAMES
+    ]
+    return [Split("other", cases, full=len(NAMES))]
+
+
+def inputs(folder):
+    return folder / "frame10.png", folder / "frame11.png"
+
+
+BENCHMARK = Benchmark(
+    "Middlebury_Other",
+    "Middlebury",
+    "other-data",
+    "https://vision.middlebury.edu/flow/data",
+    splits,
+    padding=Padding("zeros", size=(480, 640), centred=False),
+    metrics=("psnr", "ssim", "ie"),
+)
+EVALUATION = BENCHMARK._replace(name="Middlebury_Evaluation", looked_for="eval-data")
+
+
+def main(args):
+    if not args.submission:
+        return run(BENCHMARK, args)
+    root = find_data(EVALUATION, args.data)
+    pairs = {f"{name}/{TARGET}": inputs(root / "eval-data" / name) for name in SUBMISSION}
+    write_predictions(EVALUATION, args, pairs)
+
+
+if __name__ == "__main__":
+    options = parser(__doc__)
+    options.add_argument(
+        "--submission", action="store_true", help="write the frames that the online benchmark asks for"
+    )
+    cli.run(main, options)

@@ -1,0 +1,29 @@
+"""UCF101, 2x: the 379 triplets of 256x256 that were chosen for Deep Voxel Flow, no padding (section 4.1 of the paper).
+
+python benchmarks/UCF101.py
+python benchmarks/UCF101.py --model_name IFRNet_S average dis --data data/UCF101
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.common import Benchmark, Case, Split, parser, start
+from utils.io import natural
+
+FOLDER = "ucf101_interp_ours"
+
+
+def splits(root, args):
+    cases = []
+    for folder in sorted(filter(Path.is_dir, (root / FOLDER).iterdir()), key=natural):
+        img0, target, img1 = (folder / name for name in ("frame_00.png", "frame_01_gt.png", "frame_02.png"))
+        cases.append(Case(folder.name, img0, img1, (target,)))
+    return [Split("test", cases, full=379)]
+
+
+BENCHMARK = Benchmark("UCF101", "UCF101", FOLDER, "https://people.cs.umass.edu/~hzjiang/projects/superslomo", splits)
+
+if __name__ == "__main__":
+    start(BENCHMARK, parser(__doc__))

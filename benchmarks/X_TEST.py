@@ -1,0 +1,36 @@
+"""X-TEST, 8x in high resolution: fifteen scenes of 33 frames of 4096x2160; 4, 8, .. 28 from frames 0 and 32.
+
+    python benchmarks/X_TEST.py --scale 0.25
+
+"4K" is as it is, "2K" halved (XVFI, Sim, Oh and Kim, ICCV 2021). Motion is large: a smaller --scale finds more of it.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.common import Benchmark, Case, Split, halved, parser, start
+from utils.io import list_images, natural
+
+FRAMES, STEP = 33, 4
+
+
+def splits(root, args):
+    scenes = [scene for kind in sorted(root.glob("Type*")) for scene in sorted(kind.iterdir(), key=natural)]
+    cases = [window(scene) for scene in scenes if scene.is_dir()]
+    return [Split("2K", cases, halved, full=15), Split("4K", cases, full=15)]
+
+
+def window(scene):
+    frames = list_images(scene)
+    if len(frames) != FRAMES:
+        raise ValueError(f"{scene}: {len(frames)} frames, not {FRAMES}; copy the scene again")
+    times = tuple(k / (FRAMES - 1) for k in range(STEP, FRAMES - 1, STEP))
+    return Case(f"{scene.parent.name}/{scene.name}", frames[0], frames[-1], tuple(frames[STEP:-1:STEP]), times)
+
+
+BENCHMARK = Benchmark("X_TEST", "X_TEST", "Type1", "https://github.com/JihyongOh/XVFI", splits)
+
+if __name__ == "__main__":
+    start(BENCHMARK, parser(__doc__))

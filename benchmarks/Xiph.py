@@ -1,0 +1,37 @@
+"""Xiph, 2x in high resolution: eight clips of 4096x2160, frames 1..100; the even ones, 2..98, from their neighbours.
+
+    python benchmarks/Xiph.py
+
+The protocol is that of softmax splatting (Niklaus and Liu, CVPR 2020): "2K" is halved, "4K" the centre of that size.
+The frames of a clip are looked for as CLIP-001.png .. CLIP-100.png, or as CLIP/001.png .. CLIP/100.png:
+ffmpeg -i Netflix_Tango_4096x2160_60fps_10bit_420.y4m -pix_fmt rgb24 -vframes 100 Tango-%03d.png
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.common import Benchmark, Case, Split, centre_half, halved, parser, start
+
+CLIPS = (
+    "BoxingPractice", "Crosswalk", "DrivingPOV", "FoodMarket", "FoodMarket2", "RitualDance", "SquareAndTimelapse",
+    "Tango",
+)  # fmt: skip
+FIRST, LAST = 2, 98
+
+
+def splits(root, args):
+    cases = []
+    for clip in CLIPS:
+        name = f"{clip}/{{:03d}}.png" if (root / clip).is_dir() else f"{clip}-{{:03d}}.png"
+        for k in range(FIRST, LAST + 1, 2):
+            img0, target, img1 = (root / name.format(n) for n in (k - 1, k, k + 1))
+            cases.append(Case(f"{clip}-{k:03d}", img0, img1, (target,)))
+    return [Split("2K", cases, halved, full=392), Split("4K", cases, centre_half, full=392)]
+
+
+BENCHMARK = Benchmark("Xiph", "Xiph", "", "https://media.xiph.org/video/derf", splits)
+
+if __name__ == "__main__":
+    start(BENCHMARK, parser(__doc__))

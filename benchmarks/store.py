@@ -1,0 +1,132 @@
+"""The store of results: what an unfinished run has scored, the file of a finished one, and the table of its averages.
+
+A file holds all that is needed to repeat its numbers and nothing else, neither time nor number of processes, so that
+the same run gives the same file.
+"""
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks import published
+from utils import distributed, io
+
+UNITS = {"psnr": "PSNR", "ssim": "SSIM", "ssim_2d": "SSIM 2-D", "ie": "IE", "lpips": "LPIPS", "warp": "warp error"}
+DIGITS = {"psnr": 2, "ie": 3, "warp": 6}  # of the table; the others have 4
+HIGHER_IS_BETTER = ("psnr", "ssim", "ssim_2d")
+
+
+class Score(NamedTuple):
+    """Of one case. values: metric -> one number a time, or one in all. broken: why it could not be scored, if so."""
+
+    split: str
+    name: str
+    values: dict[str, list[float]]
+    broken: str | None = None
+
+
+class Journal:
+    """What an unfinished run has scored: for each model and rank a file of JSON lines, one a batch. The folder's name
+    stands for everything the scores depend on, so that a run with other settings begins anew."""
+
+    def __init__(self, out: Path, identity: list):
+        text = json.dumps(identity, sort_keys=True)
+        self.folder = out / f".unfinished-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+    def read(self, model: str) -> dict[int, list[Score]]:
+        """All batches that any rank wrote down before, the same on every rank."""
+        mine = {}
+        for path in self.folder.glob(f"{model}.*.jsonl"):
+            for line in path.read_text().splitlines():
+                try:
+                    batch, scores = json.loads(line)
+                except ValueError:
+                    continue  # the line that was being written when the run was stopped
+                mine[batch] = [Score(*score) for score in scores]
+        return {batch: scores for known in distributed.gather(mine) for batch, scores in known.items()}
+
+    @contextmanager
+    def writer(self, model: str) -> Iterator[Callable[[int, list[Score]], None]]:
+        """Gives a function that writes down a batch at once."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / f"{model}.{distributed.rank()}.jsonl").open("a") as file:
+
+            def write(batch: int, scores: list[Score]) -> None:
+                # The line break comes first: the line before may have been cut.
+                file.write("\n" + json.dumps([batch, scores]))
+                file.flush()
+
+            yield write
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def summary(benchmark: str, model: str, splits: list, scores: list[Score]) -> dict:
+    """Averages, what was published, and every case: the part of a result that was measured."""
+    averages, samples, beside = {}, {}, {}
+    for split in splits:
+        times = {case.name: case.times for case in split.cases}
+        of_split = [score for score in scores if score.split == split.name]
+        whole = [score for score in of_split if not score.broken]
+        values = {
+            name: [v for score in whole for v in score.values[name]] for name in (whole[0].values if whole else ())
+        }
+        averages[split.name] = {name: math.fsum(v) / len(v) for name, v in values.items()}
+        averages[split.name] |= {"cases": len(whole), "left_out": len(of_split) - len(whole), "full": split.full}
+        samples[split.name] = [
+            {"name": score.name, "times": times[score.name], "broken": score.broken, **score.values}
+            for score in of_split
+        ]
+        beside[split.name] = published.SCORES.get(benchmark, {}).get(split.name, {}).get(model)
+    return {"average": averages, "published": beside, "samples": samples}
+
+
+def write(path: Path, result: dict) -> None:
+    io.write_bytes(path, (json.dumps(result, indent=1) + "\n").encode())
+
+
+def read(path: Path) -> dict:
+    """A result. ValueError for a file that is none."""
+    try:
+        result = json.loads(io.read_bytes(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: not a whole JSON file; remove it or run the benchmark again") from error
+    missing = {"benchmark", "model", "average", "samples", "metrics"} - set(result if isinstance(result, dict) else ())
+    if missing:
+        raise ValueError(f"{path}: not a result of a benchmark: it lacks {', '.join(sorted(missing))}")
+    return result
+
+
+def table(results: list[dict]) -> str:
+    """The results of one run as people read them, the published numbers beside ours."""
+    first = results[0]
+    names = first["metrics"]
+    rows = [["model", "split", "cases", *(UNITS[name] for name in names), "published"]]
+    notes = set()
+    for result in results:
+        for split, average in result["average"].items():
+            cases = f"{average['cases']}" + (f" ({average['left_out']} left out)" if average["left_out"] else "")
+            beside = result["published"][split] or {}
+            if beside and first["protocol"] != "paper":
+                notes.add("published numbers are by the paper's protocol, not by this one")
+            if beside and average["full"] not in (None, average["cases"]):
+                notes.add(f"published numbers of {split} are of {average['full']} cases, not of {average['cases']}")
+            rows.append(
+                [result["model"], split, cases]
+                + [shown(name, average.get(name)) for name in names]
+                + [" / ".join(shown(name, value) for name, value in beside.items()) or "-"]
+            )
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    head = f"{first['benchmark']}, protocol {first['protocol']}, {first['precision']}, {first['device']}"
+    return "\n".join([head, *lines, *sorted(notes)])
+
+
+def shown(metric: str, value: float | None) -> str:
+    return "-" if value is None else f"{value:.{DIGITS.get(metric, 4)}f}"
