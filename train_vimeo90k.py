@@ -5,13 +5,17 @@
     python -m torch.distributed.launch --nproc_per_node=4 train_vimeo90k.py --world_size 4 --model_name 'IFRNet' \\
         --epochs 300 --batch_size 6 --lr_start 1e-4 --lr_end 1e-5
 
-The teacher's flow is read where generate_flow.py has put it; without it there is no flow distillation. A run can be
-stopped at any time and goes on with --resume auto.
+The teacher's flow is read where generate_flow.py has put it; without it there is no flow distillation, unless --teacher
+estimates it for every batch: no disk, but a slower step, and on the crops alone. A run can be stopped at any time and
+goes on with --resume auto.
 """
+
+from collections.abc import Callable
 
 import torch
 
 import models
+import models.flow
 from datasets import Sample
 from datasets.transforms import Augment
 from datasets.vimeo90k import TRAIN_LIST, Vimeo90K, read_list
@@ -21,20 +25,29 @@ from utils import cli, distributed, epochs
 PAPER_ITERATIONS = 641_400  # 300 epochs of 51,313 triplets, 24 a step
 
 
-def loss(out: models.Interpolation, batch: Sample, progress: float) -> dict[str, torch.Tensor]:
-    return ifrnet_loss(out, batch.imgt, batch.flow)
+def loss_with(teacher: models.flow.Teacher | None) -> Callable[..., dict[str, torch.Tensor]]:
+    """The loss under a teacher that estimates as it goes, or with the flow of the samples."""
+
+    def loss(out: models.Interpolation, batch: Sample, progress: float) -> dict[str, torch.Tensor]:
+        flow = models.flow.labels(teacher, batch.img0, batch.imgt, batch.img1) if teacher else batch.flow
+        return ifrnet_loss(out, batch.imgt, flow)
+
+    return loss
 
 
 def main(args) -> None:
     with distributed.ranks(args) as device:
         train, val = epochs.split(read_list(args.data), args.val_list and read_list(args.data, args.val_list))
-        train_set = Vimeo90K(args.data, train, Augment(args.crop, args.seed))
+        if args.teacher_weights and not args.teacher:
+            raise ValueError(f"--teacher_weights {args.teacher_weights} needs --teacher, the network that they are of")
+        teacher = models.flow.build(args.teacher, args.teacher_weights, device) if args.teacher else None
+        train_set = Vimeo90K(args.data, train, Augment(args.crop, args.seed), flow=False if teacher else None)
         val_set = Vimeo90K(args.data, val, flow=False)
-        if distributed.is_main() and not train_set.flow:
+        if distributed.is_main() and not (train_set.flow or teacher):
             print(f"no teacher flow in {train_set.root / 'flow'}: training without distillation (see generate_flow.py)")
         torch.manual_seed(args.seed)
         model = models.build(args.model_name, args.activation)
-        epochs.train(args, device, model, train_set, val_set, loss, PAPER_ITERATIONS)
+        epochs.train(args, device, model, train_set, val_set, loss_with(teacher), PAPER_ITERATIONS)
 
 
 def parser() -> cli.Parser:
@@ -44,6 +57,8 @@ def parser() -> cli.Parser:
         "--model_name", choices=models.VARIANTS, default="IFRNet", help="network (default: %(default)s)"
     )
     parser.add_argument("--activation", choices=models.ACTIVATIONS, default="prelu", help="default: the paper's prelu")
+    parser.add_argument("--teacher", choices=models.flow.TEACHERS, help="estimate the flow of every batch, not read it")
+    parser.add_argument("--teacher_weights", help="the teacher's weights file (default: its own)")
     epochs.add_options(parser, epochs=300, batch_size=6, eval_interval=1, log_path="runs/vimeo90k")
     return parser
 

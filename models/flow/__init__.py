@@ -46,7 +46,7 @@ def choose() -> str:
     return next(name for name in TEACHERS if name == "dis" or _at_hand(name))
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: a loss keeps them for its backward pass
 def labels(teacher: Teacher, img0: Tensor, imgt: Tensor, img1: Tensor) -> Tensor:
     """Flow t->0 and t->1, (B, 4, H, W) in pixels: what the loss compares a prediction with, in one call of the teacher.
 
