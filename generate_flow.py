@@ -50,7 +50,8 @@ RECORD = "teacher.json"  # in flow/: what the labels were made by
 HEADS = ("left t->0", "left t->1", "warped dB", "averaged dB", "contradict %", "leave %")
 LEGEND = """left: mean absolute difference to im2 after warping, in grey levels, where nothing leaves the frame
 warped dB: PSNR of the mean of both warped frames; averaged dB: the same without flow
-contradict: pixels that fail the forward-backward test (hidden in the other frame, or wrong); leave: flow ends outside"""
+contradict: pixels that fail the forward-backward test (hidden in the other frame, or wrong)
+leave: pixels whose flow ends outside the frame"""
 
 
 class Format(NamedTuple):
