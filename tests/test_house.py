@@ -1,0 +1,88 @@
+"""The rules that keep the parts apart: who may import whom, and that scripts start from anywhere."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+PACKAGES = ("models", "losses", "datasets", "utils", "benchmarks")
+SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
+ALLOWED = {  # package -> the modules of the project that it may import from
+    "models": (),
+    "losses": ("utils.io",),
+    "datasets": ("datasets", "utils.io", "utils.cli", "utils.distributed"),
+    "utils": ("utils", "models"),
+}
+
+
+def imports(path):
+    """The names of this project's modules that a file imports, relative ones left out."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from (name for name in names if name.split(".")[0] in PACKAGES)
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_a_package_imports_only_what_it_may(package):
+    for path in (ROOT / package).rglob("*.py"):
+        for name in imports(path):
+            assert any(name == ok or name.startswith(f"{ok}.") for ok in ALLOWED[package]), f"{path.name}: {name}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_folder_of_code_is_a_package(package):
+    """Without an __init__.py an installed package of the same name would win."""
+    assert (ROOT / package / "__init__.py").is_file()
+
+
+def test_the_network_alone_is_a_package_that_needs_nothing_of_the_project(tmp_path):
+    program = f"""
+import importlib.util, sys
+folder = {str(ROOT / "models")!r}
+spec = importlib.util.spec_from_file_location("ifrnet", folder + "/__init__.py", submodule_search_locations=[folder])
+ifrnet = importlib.util.module_from_spec(spec)
+sys.modules["ifrnet"] = ifrnet
+spec.loader.exec_module(ifrnet)
+import torch
+frames = ifrnet.Interpolator(ifrnet.build("IFRNet_S"), "cpu")(torch.rand(3, 18, 20), torch.rand(3, 18, 20))
+assert frames.shape == (1, 3, 18, 20)
+assert not {{"models", "losses", "datasets", "utils"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_says_how_to_use_it_from_any_folder(script, tmp_path):
+    done = subprocess.run([sys.executable, ROOT / script, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("usage:"), done.stderr
+    assert f"python {script}" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_package_of_the_project_does_anything_at_import(tmp_path):
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for package in ("models", "losses", "datasets", "utils")
+        for path in (ROOT / package).rglob("*.py")
+        if path.name != "kernels.py"
+    ]
+    program = f"""
+import importlib, random, sys
+sys.path.insert(0, {str(ROOT)!r})
+import numpy, torch
+before = torch.get_rng_state(), random.getstate(), torch.get_num_threads(), torch.get_default_dtype()
+for name in {modules!r}:
+    importlib.import_module(name.removesuffix(".__init__"))
+assert torch.equal(before[0], torch.get_rng_state())
+assert before[1:] == (random.getstate(), torch.get_num_threads(), torch.get_default_dtype())
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "", done.stderr
+    assert not list(tmp_path.iterdir())
