@@ -43,8 +43,8 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
     args = parser.parse_args()
     try:
         main(args)
-    except KeyboardInterrupt:
-        message = "interrupted"
+    except KeyboardInterrupt as interrupt:
+        message = str(interrupt) or "interrupted"
     except torch.cuda.OutOfMemoryError:
         message = "the GPU's memory is full; use a smaller batch, size or scale, or --device cpu"
     except OSError as error:

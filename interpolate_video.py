@@ -1,0 +1,314 @@
+"""More frames for a video: smoother, or slower; any file that FFmpeg reads, a folder of pictures, a GIF, any size.
+
+python interpolate_video.py in.mp4 out.mp4                       twice the frames
+python interpolate_video.py in.mp4 out.mp4 --factor 8            eight times
+python interpolate_video.py in.mp4 out.mp4 --fps 60000/1001      on an exact grid of times
+python interpolate_video.py in.mp4 out.mp4 --slow 4              a quarter of the speed, at the same frame rate
+python interpolate_video.py frames/ out.gif --input_fps 12       pictures in, an animation out
+python interpolate_video.py in.mp4 frames/                       pictures out, PNG
+python interpolate_video.py in.mp4 out.mp4 --resume              go on after an interruption
+python interpolate_video.py in.mp4 out.mp4 --compare side        repeated and interpolated frames side by side
+python interpolate_video.py in.mp4 sheet.png --preview 6         look at six places before the long run
+torchrun --nproc_per_node=4 interpolate_video.py in.mp4 out.mp4  every GPU makes its share
+... | python interpolate_video.py - - --factor 2 | ...           y4m in and out
+
+Frames of the input are passed through unchanged; nothing is invented across a cut (--cuts no to do so); sound and
+subtitles are copied. 4K takes under 4 GB of memory: see --scale and --tile.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from fractions import Fraction
+from itertools import groupby
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from models.baselines import Baseline, interpolator
+from models.interpolator import Interpolator
+from utils import cli, distributed, io, video, video_out
+from utils.parts import Parts
+from utils.pipeline import Picture, between, halves, pictures, to_bytes
+from utils.timeline import Grid, is_cut, is_repeat
+
+SHEET = 1920  # pixels of width of a preview
+RECORDED = ("factor", "fps", "slow", "cuts", "dedup", "codec", "crf", "compare", "segment", "input_fps")
+RECORDED += ("model_name", "checkpoint", "precision", "scale")
+
+
+def rate(text: str) -> Fraction:
+    """The type of a frame rate: 60, 59.94 or 60000/1001."""
+    try:
+        value = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        value = Fraction(0)
+    if not 0 < value <= 10000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no frame rate; give 60, 23.976 or 60000/1001")
+    return value
+
+
+def scale(text: str) -> float | str:
+    return text if text == "auto" else float(text)
+
+
+def tile(text: str) -> int | str | None:
+    return {"auto": "auto", "none": None}.get(text) if text in ("auto", "none") else int(text)
+
+
+def parser() -> cli.Parser:
+    options = cli.Parser(__doc__)
+    options.add_argument("input", help="a video file, a folder of pictures, a GIF, or - for y4m")
+    options.add_argument("output", help=f"{', '.join(video_out.DEFAULTS)}, .gif, a folder for PNG, or - for y4m")
+    options.add_argument("--factor", type=cli.positive, help="frames for each one of the input (default: 2)")
+    options.add_argument("--fps", type=rate, help="frames a second, such as 60 or 60000/1001, in place of --factor")
+    options.add_argument("--slow", type=cli.positive, default=1, help="stretch time by this; drops the sound")
+    options.add_argument("--input_fps", type=rate, default=Fraction(24), help="of a folder of pictures (default: 24)")
+    options.add_argument("--cuts", choices=("yes", "no"), default="yes", help="look for cuts (default: yes)")
+    options.add_argument("--dedup", action="store_true", help="drop repeated frames first, keep the output's times")
+    options.add_argument("--codec", choices=video_out.CODECS, help="default: h264, for .webm vp9; ffv1 is lossless")
+    options.add_argument("--crf", type=int, help="the encoder's quality, less is better (default: the codec's)")
+    options.add_argument("--scale", type=scale, default="auto", help="of flow estimation, or auto (default): by size")
+    options.add_argument("--tile", type=tile, default="auto", help="rows at a time, none, or auto (default): by memory")
+    options.add_argument("--compare", choices=("side", "split"), help="show repeated frames beside interpolated ones")
+    options.add_argument("--preview", type=cli.positive, metavar="N", help="only a picture of N places of the video")
+    options.add_argument("--overwrite", action="store_true", help="replace what exists under the name of the output")
+    options.add_argument("--resume", action="store_true", help="go on where a run of the same settings ended")
+    options.add_argument("--segment", type=cli.positive, default=10, help="seconds of a restart point (default: 10)")
+    cli.add_model(options)
+    distributed.add_options(options)
+    return options
+
+
+def main(args: argparse.Namespace) -> None:
+    kind = check_output(args)
+    source = video.open_source(args.input, args.input_fps)
+    grid = Grid(args.factor or (1 if args.fps else max(2, args.slow)), args.fps, args.slow)
+    with distributed.ranks(args) as device:
+        options = (args.model_name, args.checkpoint, device, args.precision, args.scale)
+        call = interpolator(*options, tile=args.tile)
+        check_grid(call, grid)
+        if args.preview:
+            preview(args, source, grid, call)
+            return
+        form = output_format(args, source, grid, kind)
+        for note in (*source.notes, *notes(args, source, form, kind)):
+            say(note)
+        if kind == "pipe":
+            to_pipe(args, source, grid, call, form)
+        else:
+            to_parts(args, source, grid, call, form, kind)
+        if source.damaged:
+            say(f"{source.path}: {source.damaged} frames were damaged and are left out")
+
+
+def say(line: str) -> None:
+    if distributed.is_main():
+        tqdm.write(line, file=sys.stderr)  # standard output may carry the video
+
+
+# What is asked for
+
+
+def check_output(args: argparse.Namespace) -> str:
+    out = Path(args.output)
+    if args.factor and args.fps:
+        raise ValueError(f"--factor {args.factor} and --fps {args.fps}: give one of them")
+    if args.preview:
+        if out.suffix.lower() not in io.IMAGES:
+            raise ValueError(f"{out}: a preview is a picture; end its name in {', '.join(io.IMAGES)}")
+        kind = "picture"
+    else:
+        kind = video_out.kind_of(args.output)
+    if kind == "pipe":
+        return kind
+    if args.input != video.PIPE and out.exists() and Path(args.input).exists() and out.samefile(args.input):
+        raise ValueError(f"{out}: is the input; give the output another name")
+    if out.exists() and not args.overwrite and not args.resume:
+        raise ValueError(f"{out}: exists; give --overwrite to replace it, or another name")
+    return kind
+
+
+def check_grid(call: Interpolator | Baseline, grid: Grid) -> None:
+    """ValueError where weights that know t = 0.5 alone cannot make the times, not even by halving again and again."""
+    if not call.any_time and grid.rate is None and not halves(Fraction(1, grid.factor)):
+        call.check_times([1 / grid.factor])
+
+
+def output_format(args: argparse.Namespace, source: video.Source, grid: Grid, kind: str) -> video_out.Format:
+    shown = grid.rate or source.rate * grid.factor / grid.slow
+    codec = "ffv1" if kind == ".gif" else args.codec or video_out.DEFAULTS.get(kind, "h264")
+    if args.compare or kind == ".gif":
+        keep = "rgb24"
+    else:
+        keep = source.pix_fmt
+    width = source.width * 2 if args.compare == "side" else source.width
+    return video_out.Format(
+        width=width,
+        height=source.height,
+        rate=shown,
+        tick=1 / shown if kind == "pipe" else grid.tick(source.step, source.rate),
+        origin=Fraction(0) if kind in ("pipe", ".gif") else source.origin,
+        codec=codec,
+        crf=args.crf,
+        colour=source.colour,
+        aspect=source.aspect,
+        keep=keep,
+    )
+
+
+def notes(args: argparse.Namespace, source: video.Source, form: video_out.Format, kind: str) -> Iterator[str]:
+    if args.slow > 1 and source.has_sound:
+        yield f"{args.output}: without sound and subtitles, because --slow {args.slow} stretches time"
+    elif source.has_sound and kind not in video_out.DEFAULTS:
+        yield f"{args.output}: without sound and subtitles, which have no place there"
+    if kind in video_out.DEFAULTS and form.pix_fmt == "yuv420p" and (form.width % 2 or form.height % 2):
+        yield f"{args.output}: {form.width}x{form.height} is odd; the last row or column is doubled, as H.264 needs it"
+    if kind == ".gif" and form.rate > 50:
+        yield f"{args.output}: {float(form.rate):g} frames a second; most viewers show a GIF's at 50 at most"
+    if kind in (".mkv", ".webm") and form.aspect != 1 and form.codec in ("ffv1", "vp9"):
+        yield f"{args.output}: the pixels' shape {form.aspect} is not kept in {kind} with {form.codec}; use .mp4"
+
+
+# Doing it
+
+
+class Progress:
+    """A bar with frames a second, speed against real time and time left; only the first rank shows one."""
+
+    def __init__(self, total: int | None, rate: Fraction):
+        self.bar = tqdm(total=total, unit="frame", disable=not distributed.is_main(), dynamic_ncols=True)
+        self.rate, self.start = rate, time.perf_counter()
+
+    def step(self) -> None:
+        seconds = time.perf_counter() - self.start
+        self.bar.set_postfix_str(f"{(self.bar.n + 1) / float(self.rate) / seconds:.2f}x real time", refresh=False)
+        self.bar.update()
+
+
+def write(writer, picture: Picture, compare: str | None) -> None:
+    if compare:
+        writer.write(beside(picture.before.image, picture.image(), compare), picture.time)
+    else:
+        writer.write(picture.image(), picture.time, picture.before.original if picture.made is None else None)
+
+
+def beside(repeated: np.ndarray, made: np.ndarray, how: str) -> np.ndarray:
+    """Repeated and interpolated frames side by side, or the left half of one and the right half of the other."""
+    if how == "side":
+        return np.concatenate([repeated, made], 1)
+    middle = made.shape[1] // 2
+    image = np.concatenate([repeated[:, :middle], made[:, middle:]], 1)
+    image[:, middle] = 255
+    return image
+
+
+def to_pipe(args, source: video.Source, grid: Grid, call: Interpolator | Baseline, form: video_out.Format) -> None:
+    if distributed.world_size() > 1:
+        raise ValueError("a pipe is written by one process; start without torchrun")
+    writer, progress = video_out.pipe_writer(form), Progress(None, form.rate)
+    with closing(pictures(source, grid, call, args.segment, **questions(args))) as made:
+        for picture in made:
+            write(writer, picture, args.compare)
+            progress.step()
+    writer.close()
+    progress.bar.close()
+
+
+def to_parts(
+    args, source: video.Source, grid: Grid, call: Interpolator | Baseline, form: video_out.Format, kind: str
+) -> None:
+    """Make the parts that are missing, each rank its share, and join them."""
+    out = Path(args.output)
+    parts = Parts(out, "" if kind == "folder" else video_out.PART, settings(args, source))
+    if source.count is None and (args.resume or distributed.world_size() > 1):
+        raise ValueError(f"{source.path}: is read once, in order; --resume and torchrun need a file")
+    if distributed.is_main():
+        parts.begin(args.resume)
+    distributed.barrier()
+    writer = video_out.FolderWriter if kind == "folder" else video_out.VideoWriter
+    if source.count is None:
+        count, total, runs = None, None, [None]
+    else:
+        count = int(source.last // args.segment) + 1
+        rank, world = distributed.rank(), distributed.world_size()
+        runs = parts.missing(count * rank // world, count * (rank + 1) // world)
+        total = grid.count(source.count, source.rate) * sum(map(len, runs)) // count
+    progress = Progress(total, form.rate)
+    try:
+        for run in runs:
+            start = Fraction(run.start * args.segment if run else 0)
+            stop = Fraction(run.stop * args.segment) if run and run.stop < count else None
+            with closing(pictures(source, grid, call, args.segment, start, stop, **questions(args))) as made:
+                for number, segment in groupby(made, key=lambda picture: picture.segment):
+                    with parts.making(number, lambda path: writer(path, form)) as file:
+                        for picture in segment:
+                            write(file, picture, args.compare)
+                            progress.step()
+        progress.bar.close()
+        distributed.barrier()
+    except KeyboardInterrupt:
+        progress.bar.close()
+        if distributed.world_size() == 1 and parts.unfinished():
+            join(args, source, form, kind, parts.unfinished(), whole=False)
+            raise KeyboardInterrupt(f"interrupted; {out} holds what is done, --resume goes on") from None
+        raise KeyboardInterrupt(f"interrupted; --resume goes on, what is done is in {parts.folder}") from None
+    if distributed.is_main():
+        join(args, source, form, kind, parts.finished())
+        parts.remove()
+
+
+def join(args, source: video.Source, form: video_out.Format, kind: str, parts: list[Path], whole: bool = True) -> None:
+    out = Path(args.output)
+    if kind == "folder":
+        video_out.join_folders(parts, out)
+    elif kind == ".gif":
+        video_out.join_gif(parts, out)
+    else:
+        sound = source if source.has_sound and args.slow == 1 else None
+        for note in video_out.join_videos(parts, out, form.rate, sound, whole):
+            say(note)
+
+
+def questions(args: argparse.Namespace) -> dict:
+    return {"cut": is_cut if args.cuts == "yes" else None, "repeat": is_repeat if args.dedup else None}
+
+
+def settings(args: argparse.Namespace, source: video.Source) -> dict:
+    """What must not change between a run and the one that resumes it."""
+    state = Path(args.input).stat() if source.count is not None else None
+    values = {name: value for name, value in vars(args).items() if name in RECORDED and value is not None}
+    values |= {"input": args.input, "size": state and state.st_size, "changed": state and state.st_mtime_ns}
+    return {name: str(value) for name, value in values.items()}
+
+
+def preview(args: argparse.Namespace, source: video.Source, grid: Grid, call: Interpolator | Baseline) -> None:
+    """N rows: a frame of the input, what comes between, the next one; across a cut there is nothing between."""
+    if source.count is None:
+        raise ValueError(f"{source.path}: a preview looks at several places; give a file")
+    ts = [Fraction(k, grid.factor) for k in range(1, grid.factor)] or [Fraction(1, 2)]
+    rows = []
+    for i in range(args.preview):
+        place = source.last * (2 * i + 1) / (2 * args.preview)
+        with closing(source.frames(place)) as frames:
+            first = next(frames).image
+            second = next(frames, None)
+        second = first if second is None else second.image
+        if args.cuts == "yes" and is_cut(first, second):
+            made = [np.zeros_like(first)] * len(ts)
+        else:
+            tensors = (io.to_float(image, call.device)[None] for image in (first, second))
+            made = [to_bytes(frame[0]).movedim(0, -1).cpu().numpy() for frame in between(call, *tensors, ts)]
+        row = np.concatenate([first, *made, second], 1)
+        height = max(1, round(row.shape[0] * min(1, SHEET / row.shape[1])))
+        width = min(SHEET, row.shape[1])
+        rows.append(cv2.resize(row, (width, height), interpolation=cv2.INTER_AREA))
+    io.write_image(args.output, np.concatenate(rows))
+
+
+if __name__ == "__main__":
+    cli.run(main, parser())

@@ -1,0 +1,89 @@
+"""The parts of a job, in a folder beside its result: what is complete outlives whatever ends the job."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from . import io
+
+
+class Parts:
+    """Numbered files or folders. settings: what must be the same for two runs to make the same parts."""
+
+    def __init__(self, out: Path, suffix: str, settings: dict[str, str]):
+        self.out, self.suffix, self.settings = out, suffix, settings
+        self.folder = out.with_name(f".{out.name}.parts")
+
+    def begin(self, resume: bool) -> None:
+        """Make the folder; with `resume` keep what is complete in it, otherwise nothing. ValueError where other
+        settings made it."""
+        record = self.folder / "settings.json"
+        if resume and record.is_file():
+            before = json.loads(record.read_text())
+            for name in sorted(before.keys() | self.settings.keys()):
+                if before.get(name) != self.settings.get(name):
+                    was, now = before.get(name), self.settings.get(name)
+                    raise ValueError(f"{self.out}: was begun with {name} {was}, not {now}; go on so, or start anew")
+            for leftover in (*self.folder.glob("unfinished-*"), *self.folder.glob("making-*")):
+                _remove(leftover)
+        else:
+            _remove(self.folder)
+            self.folder.mkdir(parents=True)
+            io.write_bytes(record, json.dumps(self.settings, indent=1).encode())
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"{number:06d}{self.suffix}"
+
+    def missing(self, first: int, last: int) -> list[range]:
+        """The runs of numbers in [first, last) whose parts are not complete."""
+        runs: list[range] = []
+        for number in range(first, last):
+            if self.path(number).exists():
+                continue
+            if runs and runs[-1].stop == number:
+                runs[-1] = range(runs[-1].start, number + 1)
+            else:
+                runs.append(range(number, number + 1))
+        return runs
+
+    def finished(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob(f"[0-9]*{self.suffix}"))
+
+    def unfinished(self) -> list[Path]:
+        """All complete parts up to the first gap, and the one that an interrupt closed early, if it comes next."""
+        parts = []
+        while self.path(len(parts)).exists():
+            parts.append(self.path(len(parts)))
+        return parts + sorted(self.folder.glob(f"unfinished-{len(parts):06d}{self.suffix}"))
+
+    @contextmanager
+    def making(self, number: int, writer: Callable[[Path], Any]) -> Iterator[Any]:
+        """A writer for one part, which gets its name when it is complete. An interrupt closes it as it is."""
+        temporary = self.folder / f"making-{number:06d}{self.suffix}"
+        _remove(temporary)
+        file = writer(temporary)
+        try:
+            yield file
+            file.close()
+            temporary.replace(self.path(number))
+        except KeyboardInterrupt:
+            file.close()
+            temporary.replace(self.folder / f"unfinished-{number:06d}{self.suffix}")
+            raise
+        except BaseException:
+            file.abandon()
+            _remove(temporary)
+            raise
+
+    def remove(self) -> None:
+        _remove(self.folder)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

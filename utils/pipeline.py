@@ -1,0 +1,165 @@
+"""From frames to more frames, in stages that run side by side: decode, look for cuts, infer; who writes is the last.
+
+Each stage is a generator in a thread of its own, and only a few items wait between two of them: memory stays the same
+whatever the length. Frames go to the device as bytes, come back as bytes, and nothing waits for the device but the end.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.baselines import Baseline
+from models.interpolator import Interpolator
+
+from . import io
+from .timeline import Frame, Grid, Step, steps
+from .video import Source
+
+T = TypeVar("T")
+
+QUEUED = 2**28  # bytes of frames that may wait between two stages
+DEEPEST = 16  # and how many frames
+END = object()
+
+
+class Picture(NamedTuple):
+    """One frame of the output. segment: number of the part that it belongs to. before: the frame of the input that was
+    shown last. made: uint8 (3, H, W) on the device, or None where `before` itself is shown."""
+
+    segment: int
+    time: Fraction
+    before: Frame
+    made: Tensor | None
+
+    def image(self) -> np.ndarray:
+        """RGB uint8 (H, W, 3)."""
+        return self.before.image if self.made is None else self.made.movedim(0, -1).contiguous().cpu().numpy()
+
+
+def pictures(
+    source: Source,
+    grid: Grid,
+    call: Interpolator | Baseline,
+    segment: int,
+    start: Fraction = Fraction(0),
+    stop: Fraction | None = None,
+    cut: Callable[[np.ndarray, np.ndarray], bool] | None = None,
+    repeat: Callable[[np.ndarray, np.ndarray], bool] | None = None,
+) -> Iterator[Picture]:
+    """The output between two of the input's times. segment: seconds of a part; the rest: see timeline.steps."""
+    depth = max(2, min(DEEPEST, QUEUED // (source.width * source.height * 5)))
+    frames = ahead(source.frames(start), depth)
+    pairs = ahead(steps(frames, grid, Fraction(segment), stop, cut, repeat), 2)
+    return ahead(infer(pairs, call, segment), depth)
+
+
+def infer(pairs: Iterable[Step], call: Interpolator | Baseline, segment: int) -> Iterator[Picture]:
+    """What is to be shown, in order; what lies between two frames is made here."""
+    latest: tuple[Frame | None, Tensor | None] = (None, None)
+    for group in batches(pairs, call):
+        ts = [t for t in group[0].ts if t]
+        made: Iterator[Tensor] = iter(())
+        if ts:
+            uploaded = []
+            for step in group:
+                first = latest[1] if step.first is latest[0] else io.to_float(step.first.image, call.device)
+                latest = step.second, io.to_float(step.second.image, call.device)
+                uploaded.append((first, latest[1]))
+            made = (to_bytes(frame) for frame in between(call, *map(torch.stack, zip(*uploaded)), ts))
+        # One pair's frames are handed on one at a time; those of several pairs come time by time, but go pair by pair.
+        rows = [(frames[0] for frames in made)] if len(group) == 1 else zip(*made)
+        for step, row in zip(group, map(iter, rows)):
+            for time, t in zip(step.times, step.ts):
+                yield Picture(int(step.first.time // segment), time, step.first, next(row) if t else None)
+
+
+def batches(pairs: Iterable[Step], call: Interpolator | Baseline) -> Iterator[list[Step]]:
+    """Neighbouring pairs with the same times, as many as the device takes at once."""
+    group: list[Step] = []
+    for step in pairs:
+        most = call.pairs_at_once(*step.first.image.shape[:2]) if isinstance(call, Interpolator) else 1
+        if group and (step.ts != group[0].ts or not any(step.ts) or len(group) >= most):
+            yield group
+            group = []
+        group.append(step)
+    if group:
+        yield group
+
+
+def between(call: Interpolator | Baseline, img0: Tensor, img1: Tensor, ts: Iterable[Fraction]) -> Iterator[Tensor]:
+    """The frames at ts, one after another, (B, 3, H, W). Weights that know t = 0.5 alone halve again and again."""
+    if call.any_time:
+        yield from call.each(img0, img1, [float(t) for t in ts])
+        return
+    known = {Fraction(0): img0, Fraction(1): img1}
+
+    def frame(t: Fraction) -> Tensor:
+        if t not in known:
+            if not halves(t):
+                call.check_times([float(t)])
+            step = Fraction(1, t.denominator)  # t is an odd number of these: both neighbours are known earlier
+            known[t] = next(call.each(frame(t - step), frame(t + step)))
+        return known[t]
+
+    for t in ts:
+        yield frame(t)
+
+
+def halves(t: Fraction) -> bool:
+    """Whether t is reached by halving."""
+    return t.denominator & (t.denominator - 1) == 0
+
+
+def to_bytes(frame: Tensor) -> Tensor:
+    """Float in [0, 1] -> uint8, rounded, where it is."""
+    return frame.mul(255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def ahead(items: Iterable[T], depth: int) -> Iterator[T]:
+    """The same items, made in a thread that keeps at most `depth` of them ready.
+
+    What making them raises is raised here; closing the iterator ends the thread.
+    """
+    ready: queue.Queue = queue.Queue(depth)
+    ended = threading.Event()
+
+    def put(item: object) -> None:
+        while not ended.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                pass
+
+    def work() -> None:
+        iterator = iter(items)
+        try:
+            for item in iterator:
+                put((item, None))
+                if ended.is_set():
+                    break
+            put((END, None))
+        except BaseException as error:  # whatever it is, the one who waits must hear of it
+            put((END, error))
+        finally:
+            if hasattr(iterator, "close"):
+                iterator.close()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is END:
+                return
+            yield item
+    finally:
+        ended.set()
+        thread.join()

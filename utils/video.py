@@ -1,0 +1,287 @@
+"""Moving pictures in: any file that FFmpeg reads (PyAV brings it along), a folder of pictures, a y4m pipe.
+
+    source = video.open_source("in.mp4")
+    for frame in source.frames(start=Fraction(10)):
+        frame.time, frame.image
+
+Frames are upright, RGB uint8 (H, W, 3); times are Fractions, in seconds from the first frame. What can be wrong with a
+file is a ValueError or FileNotFoundError that names it.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+from av.filter import Graph
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+
+from . import io
+from .timeline import Frame, snapped
+
+PIPE = "-"
+# FFmpeg's own defaults are one to two grey levels off, and take the nearest chroma sample for its neighbours'.
+TO_RGB = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+FROM_RGB = Interpolation.AREA | Interpolation.ACCURATE_RND
+UNKNOWN, FULL = 2, 2  # FFmpeg's numbers for an unspecified matrix and for the full range
+MATRICES = {1: Colorspace.ITU709, 4: Colorspace.FCC, 7: Colorspace.SMPTE240M, 9: Colorspace.BT2020}
+LARGEST_SD = 576  # rows up to which an unspecified matrix is BT.601, as players take it
+SLACK = Fraction(1, 2)  # seconds that a whole file may be shorter than it says
+COPIED = ("audio", "subtitle")  # streams that go into the output as they are
+TURNS = {90: ("transpose=cclock",), -90: ("transpose=clock",), 180: ("hflip", "vflip")}
+
+
+class Colour(NamedTuple):
+    """FFmpeg's numbers for matrix, range, primaries and transfer, as the input has them."""
+
+    matrix: int = UNKNOWN
+    range: int = 0
+    primaries: int = UNKNOWN
+    transfer: int = UNKNOWN
+
+    def conversion(self, height: int) -> tuple[Colorspace, ColorRange]:
+        """The matrix and range that a conversion from or to RGB uses."""
+        guess = Colorspace.ITU601 if height <= LARGEST_SD else Colorspace.ITU709
+        matrix = guess if self.matrix == UNKNOWN else MATRICES.get(self.matrix, Colorspace.ITU601)
+        return matrix, ColorRange.JPEG if self.range == FULL else ColorRange.MPEG
+
+
+class Source:
+    """What all inputs have in common.
+
+    width, height: of upright frames. rate: frames a second, nominal. step: the unit of the input's times. origin: time
+    of the first frame in the file. count: frames, and last: time of the last one; None where only reading can tell.
+    aspect: of a pixel. pix_fmt: FFmpeg's name of the pixels' format. notes: what a person should know, one line each.
+    """
+
+    path: str
+    width: int
+    height: int
+    rate: Fraction
+    step: Fraction
+    origin = Fraction(0)
+    count: int | None = None
+    last: Fraction | None = None
+    colour = Colour()
+    aspect = Fraction(1)
+    pix_fmt = "rgb24"
+    has_sound = False
+    damaged = 0
+    notes: tuple[str, ...] = ()
+
+    def frames(self, start: Fraction = Fraction(0)) -> Iterator[Frame]:
+        """The frames from `start` on."""
+        raise NotImplementedError
+
+
+def open_source(path: str, rate: Fraction = Fraction(24)) -> Source:
+    """A video file, a folder of pictures shown at `rate`, or "-" for y4m on standard input."""
+    if path == PIPE:
+        return Pipe()
+    if Path(path).is_dir():
+        return Folder(path, rate)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such video file or folder of pictures")
+    return Video(path)
+
+
+class Folder(Source):
+    """A folder of pictures, in the order of their names."""
+
+    def __init__(self, path: str, rate: Fraction):
+        self.paths = io.list_images(path)
+        self.path, self.rate, self.step = path, rate, 1 / rate
+        self.count, self.last = len(self.paths), (len(self.paths) - 1) / rate
+        self.height, self.width = io.read_image(self.paths[0]).shape[:2]
+        _check_count(self)
+
+    def frames(self, start: Fraction = Fraction(0)) -> Iterator[Frame]:
+        for i in range(-int(-start * self.rate // 1), self.count):
+            image = io.read_image(self.paths[i])
+            if image.shape[:2] != (self.height, self.width):
+                sizes = f"{image.shape[1]}x{image.shape[0]}, but {self.paths[0].name} is {self.width}x{self.height}"
+                raise ValueError(f"{self.paths[i]}: {sizes}; frames must have one size")
+            yield Frame(i / self.rate, image)
+
+
+class Video(Source):
+    """A file. It is read through once, without decoding, to know how long it is and that it is whole."""
+
+    def __init__(self, path: str):
+        self.path = path
+        with self._open() as container:
+            stream = _video_stream(container, path)
+            self.rate = stream.guessed_rate or stream.average_rate or Fraction(25)
+            self.step = stream.time_base
+            self.has_sound = any(other.type in COPIED for other in container.streams)
+            frame = next(self._decode(container, stream), None)
+            if frame is None:
+                raise ValueError(f"{path}: not a single frame can be decoded")
+            self._describe(frame, stream)
+        self._scan()
+        _check_count(self)
+
+    def frames(self, start: Fraction = Fraction(0)) -> Iterator[Frame]:
+        turn, reformatter = self._turn(), VideoReformatter()
+        # Indices of files are approximate: where one leads behind `start`, look further back.
+        for back in (0, 2, 10, None) if start else (None,):
+            with self._open() as container:
+                stream = _video_stream(container, self.path)
+                stream.thread_type = "AUTO"
+                if back is not None:
+                    container.seek(int((self.origin + start - back) / self.step), stream=stream)
+                latest = None
+                for frame in self._decode(container, stream):
+                    time = self._time(frame, latest)
+                    if latest is None and back is not None and time > start:
+                        break
+                    if latest is not None and time <= latest:
+                        self.damaged += 1
+                        continue
+                    latest = time
+                    if time >= start:
+                        frame = turn(frame)
+                        yield Frame(time, to_rgb(frame, self.colour, reformatter), frame)
+                else:
+                    return
+
+    def _open(self):
+        return _opened(self.path, self.path)
+
+    def _decode(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+        for packet in container.demux(stream):
+            try:
+                yield from packet.decode()
+            except av.error.InvalidDataError:
+                self.damaged += 1
+
+    def _time(self, frame: av.VideoFrame, latest: Fraction | None) -> Fraction:
+        if frame.pts is None:
+            return Fraction(0) if latest is None else latest + 1 / self.rate
+        return snapped(frame.pts * self.step - self.origin, self.rate, self.step)
+
+    def _describe(self, frame: av.VideoFrame, stream: av.VideoStream) -> None:
+        self.origin = (frame.pts or 0) * self.step
+        self.aspect = stream.sample_aspect_ratio or Fraction(1)
+        self.turned = frame.rotation
+        self.width, self.height = frame.width, frame.height
+        self.coded = (frame.width, frame.height, frame.format.name)
+        if self.turned in (90, -90):
+            self.width, self.height, self.aspect = self.height, self.width, 1 / self.aspect
+        self.pix_fmt = frame.format.name.replace("yuvj", "yuv")
+        full = FULL if frame.format.name.startswith("yuvj") else frame.color_range
+        self.colour = Colour(frame.colorspace, full, frame.color_primaries, frame.color_trc)
+        if max(part.bits for part in frame.format.components) > 8:
+            self.notes += (f"{self.path}: more than 8 bits a colour ({frame.format.name}) become 8",)
+        if frame.interlaced_frame:
+            self.notes += (f"{self.path}: interlaced; every frame is taken as one moment: deinterlace it first",)
+
+    def _scan(self) -> None:
+        count, last, end = 0, self.origin, Fraction(0)
+        with self._open() as container:
+            video, duration = _video_stream(container, self.path), container.duration
+            for packet in container.demux():
+                if packet.pts is None:
+                    continue
+                time = packet.pts * packet.time_base
+                end = max(end, time + (packet.duration or 0) * packet.time_base)
+                if packet.stream.index == video.index and not packet.is_discard:
+                    count, last = count + 1, max(last, time)
+            start = Fraction(container.start_time or 0, av.time_base)
+        whole = Fraction(duration or 0, av.time_base) + start
+        if end < whole - SLACK:
+            raise ValueError(
+                f"{self.path}: cut short: {float(end - start):.1f} of {float(whole - start):.1f} s are there; "
+                "copy it again, or have what there is rewritten by ffmpeg -i IN -c copy OUT"
+            )
+        self.count, self.last = count, snapped(last - self.origin, self.rate, self.step)
+
+    def _turn(self):
+        """A function that makes a decoded frame upright."""
+        if self.turned not in (90, -90, 180, -180):
+            return lambda frame: frame
+        width, height, name = self.coded
+        graph = Graph()
+        filters = [graph.add_buffer(width=width, height=height, format=name, time_base=self.step)]
+        for text in TURNS.get(self.turned, TURNS[180]):
+            filters.append(graph.add(*text.split("=")))
+        filters.append(graph.add("buffersink"))
+        graph.link_nodes(*filters).configure()
+
+        def turn(frame: av.VideoFrame) -> av.VideoFrame:
+            graph.push(frame)
+            return graph.pull()
+
+        return turn
+
+
+class Pipe(Source):
+    """y4m on standard input: read once, from the beginning."""
+
+    path = "standard input"
+
+    def __init__(self):
+        with _errors(self.path):
+            self.container = av.open(sys.stdin.buffer, format="yuv4mpegpipe")
+            self.stream = self.container.streams.video[0]
+        self.rate = self.stream.guessed_rate or Fraction(25)
+        self.step = 1 / self.rate
+        self.width, self.height = self.stream.width, self.stream.height
+        self.aspect = self.stream.sample_aspect_ratio or Fraction(1)
+        self.pix_fmt = self.stream.pix_fmt.replace("yuvj", "yuv")
+        self.colour = Colour(range=FULL if "yuvj" in self.stream.pix_fmt else self.stream.codec_context.color_range)
+
+    def frames(self, start: Fraction = Fraction(0)) -> Iterator[Frame]:
+        reformatter = VideoReformatter()
+        with _errors(self.path):
+            for i, frame in enumerate(self.container.decode(self.stream)):
+                if i / self.rate >= start:
+                    yield Frame(i / self.rate, to_rgb(frame, self.colour, reformatter), frame)
+
+
+def to_rgb(frame: av.VideoFrame, colour: Colour, reformatter: VideoReformatter) -> np.ndarray:
+    """RGB uint8 (H, W, 3), by the matrix and range of `colour`, within one grey level."""
+    if frame.format.is_rgb or frame.format.has_palette:
+        return reformatter.reformat(frame, format="rgb24").to_ndarray()
+    matrix, extent = colour.conversion(frame.height)
+    rgb = reformatter.reformat(
+        frame,
+        format="rgb24",
+        src_colorspace=matrix,
+        dst_colorspace=matrix,
+        src_color_range=extent,
+        dst_color_range=ColorRange.JPEG,
+        interpolation=TO_RGB,
+    )
+    return rgb.to_ndarray()
+
+
+@contextmanager
+def _errors(path: str) -> Iterator[None]:
+    """What FFmpeg complains about, as one line that names the file."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise ValueError(f"{path}: cannot be read as video ({error.strerror}); copy or make it again") from error
+
+
+@contextmanager
+def _opened(path: str, file) -> Iterator[av.container.InputContainer]:
+    with _errors(path), av.open(file) as container:
+        yield container
+
+
+def _video_stream(container: av.container.InputContainer, path: str) -> av.VideoStream:
+    for stream in container.streams.video:
+        if not stream.disposition & av.stream.Disposition.attached_pic:  # the cover of a piece of music
+            return stream
+    raise ValueError(f"{path}: no video in this file")
+
+
+def _check_count(source: Source) -> None:
+    if source.count < 2:
+        raise ValueError(f"{source.path}: {source.count} frame; there is something between two or more alone")

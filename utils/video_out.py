@@ -1,0 +1,344 @@
+"""Moving pictures out: video files, GIF, folders of PNG, y4m on standard output.
+
+A file is made of parts, one for every few seconds, each encoded on its own: what is complete survives a kill, ranks
+make parts side by side, and joining them copies packets without encoding them again. A part has a frame's exact time.
+"""
+
+import heapq
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+from av.filter import Graph
+from av.video.reformatter import ColorRange, VideoReformatter
+
+from . import io
+from .timeline import common
+from .video import COPIED, FROM_RGB, PIPE, Colour, Source
+
+
+class Codec(NamedTuple):
+    """encoder: FFmpeg's name. crf: default quality, None for a lossless codec. options: the encoder's own."""
+
+    encoder: str
+    crf: int | None
+    options: dict[str, str]
+
+
+CODECS = {
+    "h264": Codec("libx264", 18, {"preset": "medium"}),
+    "h265": Codec("libx265", 20, {"preset": "medium", "x265-params": "log-level=error"}),
+    "av1": Codec("libsvtav1", 28, {"preset": "8"}),
+    "vp9": Codec("libvpx-vp9", 28, {"b": "0", "row-mt": "1", "deadline": "good", "cpu-used": "4"}),
+    "ffv1": Codec("ffv1", None, {"level": "3"}),
+}
+DEFAULTS = {".mp4": "h264", ".m4v": "h264", ".mov": "h264", ".mkv": "h264", ".webm": "vp9"}
+MP4 = (".mp4", ".m4v", ".mov")
+PART = ".mp4"  # whatever the whole will be: it keeps times exactly, and the order of decoding
+LOSSLESS = "ffv1"
+KEPT = ("yuv420p", "yuv422p", "yuv444p", "gray")  # formats that the lossless codec takes as they are
+FINEST = 2**31 - 1  # ticks a second: containers count in 32 bits
+GIF_TICK = Fraction(1, 100)
+# A palette of its own for every frame, so that memory does not grow with the length.
+GIF_FILTERS = ("split", "palettegen=stats_mode=single", "paletteuse=new=1")
+
+
+class Format(NamedTuple):
+    """How frames are written. rate: nominal frames a second. tick: the unit of all times. origin: time of the first
+    frame in the file. aspect: of a pixel. keep: the pixel format of the input, which a lossless codec keeps."""
+
+    width: int
+    height: int
+    rate: Fraction
+    tick: Fraction
+    origin: Fraction = Fraction(0)
+    codec: str = "h264"
+    crf: int | None = None
+    colour: Colour = Colour()
+    aspect: Fraction = Fraction(1)
+    keep: str = "yuv420p"
+
+    @property
+    def pix_fmt(self) -> str:
+        if self.codec != LOSSLESS:
+            return "yuv420p"  # what every player plays
+        return self.keep if self.keep in KEPT else "yuv420p" if self.keep.startswith("yuv4") else "bgr0"
+
+    @property
+    def exact_tick(self) -> Fraction:
+        """The unit in which the origin is a whole number, too."""
+        tick = common(self.tick, self.origin) if self.origin else self.tick
+        return tick if tick.denominator <= FINEST else Fraction(1, 90000)  # MPEG's
+
+
+class VideoWriter:
+    """One video file, or a stream (file: an object to write to, container: its format)."""
+
+    def __init__(self, path: Path | str, form: Format, file=None, container: str | None = None):
+        self.path, self.form = path, form
+        self.even = form.pix_fmt == "yuv420p" and form.codec != LOSSLESS
+        self.reformatter = VideoReformatter()
+        codec = CODECS[form.codec] if file is None else Codec("wrapped_avframe", None, {})
+        with errors(path):
+            self.output = av.open(file or str(path), "w", format=container)
+            try:
+                stream = self.output.add_stream(codec.encoder, rate=form.rate)
+            except ValueError as error:
+                raise ValueError(f"{path}: {form.codec} cannot be stored in {Path(path).suffix}; use .mkv") from error
+            stream.width, stream.height = (n + n % 2 if self.even else n for n in (form.width, form.height))
+            stream.pix_fmt = form.pix_fmt
+            context = stream.codec_context
+            stream.time_base = context.time_base = form.exact_tick
+            context.sample_aspect_ratio = form.aspect
+            self.matrix, self.range = form.colour.conversion(form.height)
+            if not form.pix_fmt.startswith("bgr"):
+                context.colorspace, context.color_range = form.colour.matrix, self.range
+            context.color_primaries, context.color_trc = form.colour.primaries, form.colour.transfer
+            quality = codec.crf if form.crf is None else form.crf
+            stream.options = codec.options | ({} if codec.crf is None else {"crf": str(quality)})
+        self.stream = stream
+
+    def write(self, image: np.ndarray, time: Fraction, original: av.VideoFrame | None = None) -> None:
+        """One frame, RGB uint8 (H, W, 3), or as the decoder gave it where that can be written without a change."""
+        frame = self._converted(image, original)
+        frame.pts = round((self.form.origin + time) / self.form.exact_tick)
+        frame.time_base = self.form.exact_tick
+        frame.duration = round(1 / self.form.rate / self.form.exact_tick)
+        frame.pict_type = 0  # the encoder decides
+        with errors(self.path):
+            self.output.mux(self.stream.encode(frame))
+
+    def close(self) -> None:
+        with errors(self.path):
+            self.output.mux(self.stream.encode(None))
+            self.output.close()
+
+    def abandon(self) -> None:
+        try:
+            self.output.close()
+        except av.FFmpegError:
+            pass  # it was to be thrown away
+
+    def _converted(self, image: np.ndarray, original: av.VideoFrame | None) -> av.VideoFrame:
+        form = self.form
+        odd = self.even and (form.width % 2 or form.height % 2)
+        usable = original is not None and not odd and form.pix_fmt.startswith("yuv")
+        if usable and not original.format.is_rgb and not original.format.has_palette:
+            extent = {"src_color_range": self.range, "dst_color_range": self.range}
+            return self.reformatter.reformat(
+                original, format=form.pix_fmt, src_colorspace=self.matrix, dst_colorspace=self.matrix, **extent
+            )
+        if odd:
+            image = np.pad(image, ((0, form.height % 2), (0, form.width % 2), (0, 0)), mode="edge")
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+        if form.pix_fmt.startswith("bgr"):
+            return self.reformatter.reformat(frame, format=form.pix_fmt)
+        return self.reformatter.reformat(
+            frame,
+            format=form.pix_fmt,
+            src_colorspace=self.matrix,
+            dst_colorspace=self.matrix,
+            src_color_range=ColorRange.JPEG,
+            dst_color_range=self.range,
+            interpolation=FROM_RGB,
+        )
+
+
+class FolderWriter:
+    """A folder of PNG files, numbered from 1."""
+
+    def __init__(self, path: Path, form: Format):
+        self.path, self.written = path, 0
+        path.mkdir(parents=True)
+
+    def write(self, image: np.ndarray, time: Fraction, original: av.VideoFrame | None = None) -> None:
+        self.written += 1
+        io.write_image(self.path / f"{self.written:08d}.png", image)
+
+    def close(self) -> None:
+        pass
+
+    abandon = close
+
+
+def pipe_writer(form: Format) -> VideoWriter:
+    """y4m on standard output."""
+    return VideoWriter("standard output", form, _Aspect(sys.stdout.buffer, form.aspect), "yuv4mpegpipe")
+
+
+class _Aspect:
+    """A file to write y4m to. PyAV cannot tell the container the shape of pixels, and A0:0 stands for unknown."""
+
+    def __init__(self, file, aspect: Fraction):
+        self.file, self.aspect = file, b"A%d:%d" % (aspect.numerator, aspect.denominator)
+
+    def write(self, data: bytes) -> int:
+        data = bytes(data)
+        if self.aspect:
+            data, self.aspect = data.replace(b"A0:0", self.aspect, 1), None
+        self.file.write(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+# Joining
+
+
+def join_folders(parts: Sequence[Path], out: Path) -> None:
+    """The pictures of all parts, numbered through, hard links rather than copies."""
+    with _replacing_folder(out) as temporary:
+        pictures = (picture for part in parts for picture in io.list_images(part))
+        for number, picture in enumerate(pictures, 1):
+            (temporary / f"{number:08d}.png").hardlink_to(picture)
+
+
+def join_gif(parts: Sequence[Path], out: Path) -> None:
+    """One animation that repeats, out of video parts."""
+    with io.replacing(out) as temporary, errors(out), av.open(str(temporary), "w") as output:
+        stream, graph = None, None
+        for frame in _decoded(parts):
+            if stream is None:
+                graph = _palette_graph(frame)
+                stream = output.add_stream("gif", rate=100)
+                stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "pal8"
+                stream.codec_context.time_base = GIF_TICK
+            ticks = round(frame.pts * frame.time_base / GIF_TICK)
+            graph.push(frame)
+            reduced = graph.pull()
+            reduced.pts, reduced.time_base = ticks, GIF_TICK
+            output.mux(stream.encode(reduced))
+        output.mux(stream.encode(None))
+
+
+def join_videos(
+    parts: Sequence[Path], out: Path, rate: Fraction, source: Source | None = None, whole: bool = True
+) -> list[str]:
+    """One file out of parts, packet by packet, with the sound and the subtitles of `source` (None: without).
+
+    rate: nominal frames a second. whole: False ends these where the pictures end. Returns what a person should know, one line each.
+    """
+    notes = []
+    with io.replacing(out) as temporary, errors(out):
+        faststart = {"movflags": "+faststart"} if out.suffix in MP4 else {}
+        with av.open(str(temporary), "w", options=faststart) as output, av.open(str(parts[0])) as first:
+            video = output.add_stream_from_template(first.streams.video[0], opaque=True)
+            video.codec_context.framerate = rate
+            if first.streams.video[0].codec_context.name == "hevc" and out.suffix in MP4:
+                video.codec_context.codec_tag = "hvc1"  # what Apple's players ask for
+            packets = [_video_packets(parts, video)]
+            if source is not None:
+                container = av.open(source.path)
+                streams = {}
+                for stream in container.streams:
+                    if stream.type in COPIED:
+                        try:
+                            streams[stream.index] = output.add_stream_from_template(stream, opaque=True)
+                            streams[stream.index].metadata.update(stream.metadata)
+                        except ValueError:
+                            kind = f"{stream.type} ({stream.codec_context.name})"
+                            notes.append(f"{out}: {kind} cannot be stored in {out.suffix} and is left out; use .mkv")
+                output.metadata.update({k: v for k, v in container.metadata.items() if k in ("title", "artist")})
+                end = None if whole else _end(parts[-1])
+                packets.append(_other_packets(container, streams, end))
+            for _, _, packet in heapq.merge(*packets):
+                output.mux(packet)
+            if source is not None:
+                container.close()
+    return notes
+
+
+def _video_packets(parts: Sequence[Path], video: av.VideoStream) -> Iterator[tuple]:
+    latest = None
+    for part in parts:
+        with av.open(str(part)) as container:
+            for packet in container.demux(video=0):
+                if not packet.size:
+                    continue
+                # An encoder that reorders frames counts from before its first one, where frames are of unequal length
+                # perhaps from before the end of the part before.
+                dts = packet.dts * packet.time_base
+                if latest is not None and dts <= latest:
+                    packet.dts = int(latest / packet.time_base) + 1
+                latest = packet.dts * packet.time_base
+                packet.stream = video
+                yield latest, 0, packet
+
+
+def _other_packets(container: av.container.InputContainer, streams: dict, end: Fraction | None) -> Iterator[tuple]:
+    if not streams:
+        return
+    for number, packet in enumerate(container.demux([container.streams[index] for index in streams])):
+        moment = packet.pts if packet.dts is None else packet.dts
+        if moment is None:
+            continue
+        time = moment * packet.time_base
+        if end is None or time < end:
+            packet.stream = streams[packet.stream.index]
+            yield time, 1 + number, packet
+
+
+def _decoded(parts: Sequence[Path]) -> Iterator[av.VideoFrame]:
+    for part in parts:
+        with av.open(str(part)) as container:
+            yield from container.decode(video=0)
+
+
+def _end(part: Path) -> Fraction:
+    return max(frame.pts * frame.time_base for frame in _decoded([part]))
+
+
+def _palette_graph(frame: av.VideoFrame) -> Graph:
+    graph = Graph()
+    buffer = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
+    split, palette, use = (graph.add(*text.split("=", 1)) for text in GIF_FILTERS)
+    sink = graph.add("buffersink")
+    buffer.link_to(split)
+    split.link_to(palette, 0, 0)
+    split.link_to(use, 1, 0)
+    palette.link_to(use, 0, 1)
+    use.link_to(sink)
+    graph.configure()
+    return graph
+
+
+@contextmanager
+def _replacing_folder(out: Path) -> Iterator[Path]:
+    import shutil
+
+    temporary = out.with_name(f".{out.name}.joined")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        shutil.rmtree(out, ignore_errors=True)
+        temporary.replace(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def errors(path: Path | str) -> Iterator[None]:
+    """What FFmpeg complains about, as an OSError that names the file."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def kind_of(out: str) -> str:
+    """ "pipe", "folder", ".gif" or the ending of a video file. ValueError for an ending that is not known."""
+    suffix = Path(out).suffix.lower()
+    if out == PIPE:
+        return "pipe"
+    if not suffix or Path(out).is_dir():
+        return "folder"
+    if suffix != ".gif" and suffix not in DEFAULTS:
+        raise ValueError(f"{out}: unknown kind of output; end it in {', '.join(DEFAULTS)}, .gif, or name a folder")
+    return suffix
