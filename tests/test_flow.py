@@ -1,15 +1,25 @@
+"""The teachers: LiteFlowNet against the published port's values, RAFT and DIS against torchvision and OpenCV.
+
+No trained weights are at hand here: what a network computes is checked with weights made by formula or at random.
+"""
+
+import os
+import subprocess
+import sys
+
+import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED
+from conftest import ROOT, SHARED, formula_image
+from torchvision.models import optical_flow
 
 from models import flow
 from models.flow.dis import DIS
 from models.flow.liteflownet import LEVELS, LiteFlowNet, correlation, halvings, sample
-from models.flow.raft import RAFT
+from models.flow.raft import RAFT, margins
 
 CONVENTIONS = {"acT": True, "acF": False}
-TORCHVISION = {"raft_large": "raft_large", "raft_small": "raft_small"}
 
 
 @pytest.fixture(scope="module")
@@ -84,17 +94,22 @@ def test_sampling_is_the_published_one_in_both_conventions(published, convention
 @pytest.mark.parametrize("convention", CONVENTIONS)
 @torch.inference_mode()
 def test_every_part_of_liteflownet_alone_is_the_published_one(published, convention, level):
-    network, rng, i = formula_liteflownet(align_corners=CONVENTIONS[convention]), np.random.default_rng(100 + level), level - 2
+    network = formula_liteflownet(align_corners=CONVENTIONS[convention])
+    rng, i = np.random.default_rng(100 + level), level - 2
     shapes = 2 * [((1, LEVELS[level].channels, 12, 16), 1)] + [((1, 2, 6, 8), 0.1), ((1, 2, 12, 16), 0.1)]
     shapes += 2 * [((1, 3, 12, 16), 0.3)]
     draws = [torch.from_numpy((rng.standard_normal(shape) * by).astype(np.float32)) for shape, by in shapes]
     feature0, feature1, coarse, moved, img0, img1 = draws
     distances = []
     network.netRegularization[i].netDist.register_forward_hook(lambda module, given, result: distances.append(result))
-    assert far(network.netMatching[i](feature0, feature1, coarse if level < 6 else None), published[f"unit_l{level}_m_{convention}"]) < 1e-5
-    assert far(network.netSubpixel[i](feature0, feature1, moved), published[f"unit_l{level}_s_{convention}"]) < 1e-5
-    assert far(network.netRegularization[i](img0, img1, feature0, moved), published[f"unit_l{level}_r_{convention}"]) < 1e-5
-    if f"unit_l{level}_dist_{convention}" in published:
+    results = {
+        "m": network.netMatching[i](feature0, feature1, coarse if level < 6 else None),
+        "s": network.netSubpixel[i](feature0, feature1, moved),
+        "r": network.netRegularization[i](img0, img1, feature0, moved),
+    }
+    for letter, result in results.items():
+        assert far(result, published[f"unit_l{level}_{letter}_{convention}"]) < 1e-5, letter
+    if level in (2, 6):
         assert far(distances[0], published[f"unit_l{level}_dist_{convention}"]) < 1e-4
 
 
@@ -133,3 +148,193 @@ def test_liteflownet_takes_sizes_that_are_no_multiple_of_its_divisor(published, 
     assert far(network.estimate(img0, img1)[0], published[f"b_flow_{convention}"]) < 1e-3
     small = network.estimate(img0[..., :5, :33], img1[..., :5, :33])
     assert small.shape == (1, 2, 5, 33) and small.isfinite().all()
+
+
+def frames(count, height=64, width=96):
+    return torch.stack([formula_image(height, width, seed) for seed in range(count)])
+
+
+@torch.inference_mode()
+def test_liteflownet_turns_our_rgb_into_the_bgr_that_its_weights_know():
+    bgr, rgb = formula_liteflownet(), formula_liteflownet(rgb=True)
+    img0, img1 = frames(2)[:, None]
+    assert torch.equal(bgr.estimate(img0, img1), rgb.estimate(img0.flip(1), img1.flip(1)))
+    assert not torch.equal(bgr.estimate(img0, img1), rgb.estimate(img0, img1))
+
+
+def test_liteflownet_loads_a_file_under_its_published_names(tmp_path):
+    network = formula_liteflownet()
+    state = {key.replace("net", "module"): value for key, value in network.state_dict().items()}
+    assert "moduleMatching.0.moduleMain.6.weight" in state
+    torch.save(state, tmp_path / "network-default.pytorch")
+    teacher = flow.build("liteflownet", tmp_path / "network-default.pytorch")
+    img0, img1 = frames(2)[:, None]
+    with torch.inference_mode():
+        assert torch.equal(teacher.estimate(img0, img1), network.estimate(img0, img1))
+    del state["moduleMatching.0.moduleMain.6.weight"]
+    torch.save(state, tmp_path / "short.pytorch")
+    with pytest.raises(ValueError, match="short.pytorch: not the weights of LiteFlowNet"):
+        flow.build("liteflownet", tmp_path / "short.pytorch")
+
+
+@pytest.fixture(scope="module")
+def raft_weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("raft") / "small.pth"
+    torch.manual_seed(0)
+    torch.save(optical_flow.raft_small().state_dict(), path)
+    return path
+
+
+@torch.inference_mode()
+def test_raft_is_torchvisions_on_the_frames_that_torchvision_asks_for(raft_weights):
+    network = optical_flow.raft_small().eval()
+    network.load_state_dict(torch.load(raft_weights, weights_only=True))
+    img0, img1 = frames(2, 128, 136)[:, None]
+    expected = network(2 * img0 - 1, 2 * img1 - 1, num_flow_updates=12)[-1]
+    torch.testing.assert_close(RAFT("small", raft_weights).estimate(img0, img1), expected)
+
+
+@torch.inference_mode()
+def test_raft_takes_any_size_and_flow_stays_where_its_pixel_is(raft_weights):
+    teacher = RAFT("small", raft_weights)
+    img0, img1 = frames(2, 75, 133)[:, None]
+    got = teacher.estimate(img0, img1)
+    padded = [
+        torch.from_numpy(cv2.copyMakeBorder(x[0].movedim(0, -1).numpy(), 26, 27, 1, 2, cv2.BORDER_REPLICATE))
+        for x in (img0, img1)
+    ]
+    expected = teacher.estimate(*(x.movedim(-1, 0)[None] for x in padded))[..., 26:101, 1:134]
+    assert got.shape == (1, 2, 75, 133)
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("side", [1, 8, 127, 128, 129, 136, 436])
+def test_raft_is_padded_to_the_next_size_that_it_takes(side):
+    total = side + sum(margins(side))
+    assert total % 8 == 0 and total >= 128 and total - side < 8 + max(128 - side, 0)
+
+
+def test_dis_is_opencvs_on_grey_pictures():
+    opencv = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    opencv.setUseSpatialPropagation(True)
+    first, second = frames(3)[:2], frames(3)[1:]
+    got = DIS().estimate(first, second)
+    assert got.dtype == torch.float32 and got.shape == (2, 2, 64, 96)
+    for one, two, found in zip(first, second, got):
+        pictures = ((255 * x.movedim(0, -1).numpy()).round().astype(np.uint8) for x in (one, two))
+        expected = opencv.calc(*(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in pictures), None)
+        np.testing.assert_array_equal(found.movedim(0, -1).numpy(), expected)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (1, 50), (16, 300), (300, 16), (31, 33)])
+def test_dis_takes_frames_that_opencv_would_crash_on(size):
+    img0, img1 = frames(2, *size)[:, None]
+    got = DIS().estimate(img0, img1)
+    assert got.shape == (1, 2, *size) and got.isfinite().all()
+
+
+def test_flow_points_from_the_first_frame_to_where_it_went():
+    scene = np.random.default_rng(0).integers(0, 256, (30, 40, 3)).astype(np.uint8)
+    scene = torch.from_numpy(cv2.resize(scene, (160, 120), interpolation=cv2.INTER_CUBIC)).movedim(-1, 0)[None] / 255
+    img0, img1 = scene[..., 20:84, 20:116], scene[..., 22:86, 17:113]  # the camera goes 3 to the left, 2 down
+    got = DIS().estimate(img0, img1)[0, :, 8:-8, 8:-8]
+    assert (got[0].median() - 3).abs() < 0.1 and (got[1].median() + 2).abs() < 0.1
+
+
+class Constant:
+    """A teacher who says how bright the first frame is, and the second."""
+
+    def estimate(self, img0, img1):
+        return torch.stack([img0[:, 0], img1[:, 0]], 1)
+
+
+def test_labels_are_the_flow_from_the_middle_frame_to_both_ends_and_serve_in_a_loss():
+    img0, imgt, img1 = (torch.full((2, 3, 4, 5), value) for value in (0.25, 0.5, 0.75))
+    got = flow.labels(Constant(), img0, imgt, img1)
+    assert got.shape == (2, 4, 4, 5)
+    assert got[:, :, 0, 0].tolist() == 2 * [[0.5, 0.25, 0.5, 0.75]]
+    prediction = torch.zeros_like(got, requires_grad=True)
+    ((prediction - got) ** 2).sum().backward()
+    assert prediction.grad.isfinite().all()
+
+
+@torch.inference_mode()
+def test_a_pair_has_the_same_flow_alone_and_in_a_batch(raft_weights):
+    first, second = frames(4)[:3], frames(4)[1:]
+    for teacher in (formula_liteflownet(), RAFT("small", raft_weights), DIS()):
+        together = teacher.estimate(first, second)
+        alone = torch.cat([teacher.estimate(x[None], y[None]) for x, y in zip(first, second)])
+        torch.testing.assert_close(together, alone, atol=1e-3, rtol=0)
+
+
+def test_teachers_are_asked_for_by_name(tmp_path, raft_weights, monkeypatch):
+    assert isinstance(flow.build("raft_small", raft_weights), RAFT)
+    monkeypatch.setattr(flow, "LITEFLOWNET", tmp_path / "network-default.pytorch")
+    wrong = [
+        (("farneback",), ValueError, "unknown teacher 'farneback'; choose one of liteflownet, raft_large"),
+        (("dis", raft_weights), ValueError, "small.pth: dis has no weights"),
+        (("liteflownet",), FileNotFoundError, "--weights FILE"),
+        (("raft_small", tmp_path / "gone.pth"), FileNotFoundError, "gone.pth: no such weights file"),
+        (("raft_large", raft_weights), ValueError, "small.pth: not the weights of torchvision's raft_large"),
+    ]
+    for arguments, kind, message in wrong:
+        with pytest.raises(kind, match=message):
+            flow.build(*arguments)
+    with pytest.raises(ValueError, match="rgb: of liteflownet alone, not of dis"):
+        flow.build("dis", rgb=True)
+
+
+def test_a_pickle_that_would_run_code_is_not_loaded_as_weights(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "sprung"),)
+
+    torch.save({"moduleFeatures": Trap()}, tmp_path / "trap.pytorch")
+    with pytest.raises(ValueError, match="trap.pytorch: not a whole checkpoint of tensors alone"):
+        flow.build("liteflownet", tmp_path / "trap.pytorch")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_failed_download_is_one_line_that_names_the_way_out(tmp_path, monkeypatch):
+    from urllib import request
+    from urllib.error import URLError
+
+    def offline(*args, **kwargs):
+        raise URLError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(request, "urlopen", offline)
+    monkeypatch.setattr("torch.hub.urlopen", offline)
+    with pytest.raises(OSError, match="raft_small.*could not be fetched .no route to host.*--weights FILE"):
+        flow.build("raft_small")
+
+
+def test_the_best_teacher_whose_weights_are_here_is_chosen(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(flow, "LITEFLOWNET", tmp_path / "network-default.pytorch")
+    assert flow.choose() == "dis"
+    for size, weights in (("small", "Raft_Small_Weights"), ("large", "Raft_Large_Weights")):
+        path = tmp_path / "torch/hub/checkpoints" / getattr(optical_flow, weights).DEFAULT.url.split("/")[-1]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        assert flow.choose() == f"raft_{size}"
+    flow.LITEFLOWNET.touch()
+    assert flow.choose() == "liteflownet"
+
+
+def test_opencv_and_torchvision_are_imported_only_with_the_teacher_that_needs_them():
+    check = "import sys, models.flow; sys.exit(bool({'cv2', 'torchvision'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", check], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@torch.inference_mode()
+def test_teachers_say_the_same_on_a_gpu(raft_weights, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    img0, img1 = frames(2)[:, None]
+    for make in (formula_liteflownet, lambda: RAFT("small", raft_weights)):
+        on_cpu = make().estimate(img0, img1)
+        on_gpu = make().cuda().estimate(img0, img1)
+        assert on_gpu.device == img0.device
+        torch.testing.assert_close(on_gpu, on_cpu, atol=1e-3, rtol=0)
