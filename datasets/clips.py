@@ -5,6 +5,7 @@ a slice of it. Windows with a cut or a repeated frame are left out: there is no 
 """
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -53,12 +54,12 @@ def open_clips(
     only: Iterable[str] | None = None,
     without: Iterable[str] = (),
     longest: int | None = None,
-    cache: str | Path = CACHE,
+    cache: str | Path | None = None,
 ) -> list[Clip]:
     """The clips of a folder, by name: its videos, and the folders below it that hold pictures.
 
     only, without: names to take or leave. longest: clips whose longer side is greater are halved until it is not, which
-    also cleans compressed video. cache: where decoded frames are kept. FileNotFoundError without the folder, ValueError
+    also cleans compressed video. cache: where decoded frames are kept (None: CACHE). FileNotFoundError without the folder, ValueError
     where it holds no clip, lacks a named one, or a clip cannot be decoded.
     """
     folder = Path(folder)
@@ -70,7 +71,7 @@ def open_clips(
         what = f"clip named {min(missing)}" if missing else f"videos ({', '.join(VIDEOS)}) and no folders of frames"
         raise ValueError(f"{folder}: no {what} in this folder")
     names = [name for name in found if (only is None or name in set(only)) and name not in set(without)]
-    return [_open(found[name], name, longest, Path(cache)) for name in names]
+    return [_open(found[name], name, longest, Path(cache or CACHE)) for name in names]
 
 
 def windows(clips: Sequence[Clip], length: int, stride: int = 1, step: int = 1) -> list[Window]:
@@ -85,15 +86,49 @@ def windows(clips: Sequence[Clip], length: int, stride: int = 1, step: int = 1) 
     return result
 
 
+def split(
+    folder: str | Path, length: int, stride: int = 1, least: int = 0, held: Iterable[str] | None = None
+) -> tuple[list[Window], list[Window]]:
+    """Windows to train on, and windows of other clips to validate on, which share one frame at most.
+
+    least: the least side; smaller clips are left out, with a warning. held: the clips to validate on; None: from the
+    last one on as many as hold 1 % of the windows, or the end of the only one. ValueError where nothing is left to
+    train or validate on.
+    """
+    clips = open_clips(folder)
+    small = [clip.name for clip in clips if min(clip.frames.shape[1:3]) < least]
+    if small:
+        warnings.warn(f"{folder}: left out, smaller than {least}x{least}: {', '.join(small)}", stacklevel=2)
+    clips = [clip for clip in clips if clip.name not in small]
+    counts = {clip.name: len(windows([clip], length, stride)) for clip in clips}
+    if held is None:
+        held, names = set(), [name for name in counts if counts[name]]
+        while names and sum(counts[name] for name in held) < sum(counts.values()) / 100:
+            held.add(names.pop())
+    held, step = set(held), (length - 1) * stride
+    if not held <= set(counts):
+        raise ValueError(f"{folder}: no clip named {min(held - set(counts))} to validate on, {least}x{least} or larger")
+    train = windows([clip for clip in clips if clip.name not in held], length, stride)
+    val = windows([clip for clip in clips if clip.name in held], length, stride, step)
+    if not train:  # one clip alone: its end
+        whole = windows(clips, length, stride)
+        border = whole[-max(len(whole) // 20, 1)].start if whole else 0
+        train, val = [w for w in whole if w.start + step < border], [w for w in whole if w.start >= border][::step]
+    if not (train and val):
+        what = f"{length} frames, {stride} apart, {least}x{least} or larger"
+        raise ValueError(f"{folder}: too few windows of {what}, to train on some and validate on others")
+    return train, val
+
+
 class Windows(Dataset):
     """Windows as Samples: the first and the last frame go in, all between are targets, at t = k / (N - 1); no flow.
 
-    augment: for training; without it a sample is the middle of the frames. An index is a number, or (number, epoch)
-    where every epoch shall be augmented in another way.
+    windows: whatever has `frames`. augment: for training; without it a sample is the middle of the frames, `limit`
+    pixels a side at most. An index is a number, or (number, epoch) where every epoch shall be augmented in another way.
     """
 
-    def __init__(self, windows: Sequence[Window], augment: Augment | None = None):
-        self.windows, self.augment = list(windows), augment
+    def __init__(self, windows: Sequence[Window], augment: Augment | None = None, limit: int | None = None):
+        self.windows, self.augment, self.limit = list(windows), augment, limit
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -105,7 +140,8 @@ class Windows(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         index, epoch = key if isinstance(key, tuple) else (key, 0)
         stack = self.stack(index)
-        return (self.augment(stack, index, epoch) if self.augment else centre_crop(stack)).sample()
+        stack = self.augment(stack, index, epoch) if self.augment else centre_crop(stack, limit=self.limit)
+        return stack.sample()
 
 
 def _sources(folder: Path) -> Iterator[Path]:

@@ -23,12 +23,16 @@ PAGE = "http://toflow.csail.mit.edu"  # where the set is described and downloade
 
 
 def read_list(root: str | Path, name: str | Path = TRAIN_LIST) -> list[str]:
-    """The names of a list, blank lines left out. FileNotFoundError, or ValueError for an empty or a cut list."""
+    """The names of a list, blank lines left out. name: a file of the set's folder, or any path.
+
+    FileNotFoundError, or ValueError for an empty or a cut list.
+    """
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder; Vimeo90K (triplets) is described at {PAGE}, --data names it")
-    path = root / name
+    path = root / name if (root / name).is_file() else Path(name)
     if not path.is_file():
+        path = root / name
         raise FileNotFoundError(f"{path}: no such list of triplets; is {root} the folder of Vimeo90K's triplets?")
     lines = [(number, line.strip()) for number, line in enumerate(path.read_text().splitlines(), 1) if line.strip()]
     if not lines:

@@ -1,10 +1,14 @@
 """Vimeo90K as it lies on the disk: what is read is what was written, and what is wrong with it is named."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from datasets import clips, gopro
+from datasets.clips import Windows
 from datasets.transforms import Augment
 from datasets.vimeo90k import Vimeo90K, find_flow, read_list
 from utils.io import write_flow, write_image
@@ -115,3 +119,93 @@ def test_what_is_wrong_is_named_in_one_line(tmp_path, name):
 def test_flow_is_found_in_the_format_that_is_there(tmp_path):
     write_flow(tmp_path / "flow_t0.pfm", np.zeros((4, 4, 2), np.float32))
     assert find_flow(tmp_path / "flow_t0") == tmp_path / "flow_t0.pfm"
+
+
+# GoPro and one's own clips
+
+
+def write_gopro(root, inner="train", frames=19, size=(40, 48), videos=gopro.TRAIN_VIDEOS):
+    """Videos of pictures whose grey tells which frame of which video they are."""
+    for v, video in enumerate(videos):
+        for k in range(frames):
+            write_image(root / inner / video / f"{k + 1:06}.png", np.full((*size, 3), 9 * v + k, np.uint8))
+    return root
+
+
+@pytest.mark.parametrize("inner", ["train", ""])
+def test_gopro_windows_of_both_layouts_are_nine_frames_eight_apart(tmp_path, inner):
+    windows = gopro.windows(write_gopro(tmp_path, inner, videos=gopro.TRAIN_VIDEOS[:3]), gopro.TRAIN_VIDEOS[:3])
+    assert len(windows) == 3 * 2  # frames 0..8 and 8..16; 16..24 is not whole
+    sample = Windows(windows)[3]
+    grey = (torch.stack([sample.img0, *sample.imgt, sample.img1])[:, 0, 0, 0] * 255).round()
+    assert grey.tolist() == [9 + 8 + k for k in range(9)]
+    np.testing.assert_allclose(sample.t, np.arange(1, 8) / 8)
+    assert sample.flow.isnan().all() and sample.imgt.shape == (7, 3, 32, 48)
+
+
+def test_gopro_split_is_frozen_and_has_no_video_on_both_sides():
+    assert len(set(gopro.TRAIN_VIDEOS)) == 22 and len(set(gopro.TEST_VIDEOS)) == 11
+    assert not set(gopro.TRAIN_VIDEOS) & set(gopro.TEST_VIDEOS)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda root: root.rename(root.with_name("gone")), "no such folder; GoPro"),
+        (lambda root: shutil.rmtree(root / "train" / gopro.TRAIN_VIDEOS[1]), f"no video {gopro.TRAIN_VIDEOS[1]}"),
+        (lambda root: [p.unlink() for p in (root / "train" / gopro.TRAIN_VIDEOS[1]).glob("*")], "no pictures"),
+        (lambda root: [p.unlink() for p in (root / "train" / gopro.TRAIN_VIDEOS[1]).glob("*1*")], "a window takes 9"),
+        (
+            lambda root: write_image(root / "train" / gopro.TRAIN_VIDEOS[0] / "000003.png", np.zeros((8, 8, 3), "u1")),
+            "000003.png: 8x8, but the first frame of its window is 48x40",
+        ),
+    ],
+)
+def test_what_is_wrong_with_gopro_is_named(tmp_path, spoil, message):
+    root = write_gopro(tmp_path / "set", videos=gopro.TRAIN_VIDEOS[:2])
+    spoil(root)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        Windows(gopro.windows(root, gopro.TRAIN_VIDEOS[:2]))[0]
+
+
+def write_clips(folder, names, frames=30, size=(32, 48)):
+    """Frame folders of a texture that moves a pixel a frame: no cut, nothing repeated."""
+    for seed, name in enumerate(names):
+        texture = np.random.default_rng(seed).integers(0, 256, (size[0] // 4, (size[1] + frames) // 4 + 1, 3))
+        texture = texture.repeat(4, 0).repeat(4, 1).astype(np.uint8)
+        for k in range(frames):
+            write_image(folder / name / f"{k:04}.png", texture[:, k : k + size[1]])
+    return folder
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
+
+
+def test_clips_to_validate_on_are_other_clips(tmp_path, own_cache):
+    folder = write_clips(tmp_path / "clips", ["a", "b", "c"])
+    train, val = clips.split(folder, 3)
+    assert {w.clip.name for w in train} == {"a", "b"} and {w.clip.name for w in val} == {"c"}
+    assert len(train) == 2 * 28 and [w.start for w in val] == list(range(0, 28, 2))
+    train, val = clips.split(folder, 9, stride=2, held=["a"])
+    assert {w.clip.name for w in train} == {"b", "c"} and {w.clip.name for w in val} == {"a"}
+    assert Windows(train)[0].imgt.shape == (7, 3, 32, 48)
+
+
+def test_one_clip_alone_is_split_in_time_without_a_shared_frame(tmp_path, own_cache):
+    train, val = clips.split(write_clips(tmp_path / "clips", ["only"], frames=60), 3)
+    last = max(w.start + 2 for w in train)
+    assert val and last < min(w.start for w in val) and len(train) > 40
+
+
+def test_small_clips_are_left_out_and_named_and_too_few_are_an_error(tmp_path, own_cache):
+    folder = write_clips(tmp_path / "clips", ["a", "b"])
+    write_clips(folder, ["tiny"], size=(16, 16))
+    with pytest.warns(UserWarning, match="left out, smaller than 32x32: tiny"):
+        train, val = clips.split(folder, 3, least=32)
+    assert {w.clip.name for w in train + val} == {"a", "b"}
+    with pytest.raises(ValueError, match="no clip named zebra"):
+        clips.split(folder, 3, held=["zebra"])
+    with pytest.raises(ValueError, match="too few windows of 40 frames"):
+        clips.split(folder, 40)

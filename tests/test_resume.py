@@ -1,10 +1,12 @@
 """The training script as people run it: on one process and two, killed and gone on with, and given what is wrong."""
 
+import csv
 import os
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,15 @@ import torch
 from conftest import formula_image
 
 import models
+import train_gopro
+import train_vimeo90k
+from datasets import clips, gopro
+from utils import cli
 from utils.io import to_uint8, write_flow, write_image
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = str(ROOT / "train_vimeo90k.py")
+sys.path.insert(0, str(ROOT))
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
@@ -154,10 +161,6 @@ def test_resume_by_path_takes_runs_and_bare_weights(vimeo, whole, tmp_path):
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_people_get_wrong_is_one_line(vimeo, tmp_path, capsys, monkeypatch, options, message):
-    sys.path.insert(0, str(ROOT))
-    import train_vimeo90k
-    from utils import cli
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", command(vimeo, tmp_path / "run", "--batch_size", 4, *options)[1:])
     with pytest.raises(SystemExit) as stopped:
@@ -170,3 +173,42 @@ def test_what_people_get_wrong_is_one_line(vimeo, tmp_path, capsys, monkeypatch,
 def test_a_run_of_another_network_is_named(vimeo, whole, tmp_path):
     done = train(vimeo, tmp_path, "--model_name", "IFRNet", "--resume_path", whole / "IFRNet_S" / "latest.pth")
     assert done.returncode == 2 and "IFRNet_S" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def write_frames(folder, seed, count=25):
+    """A smooth picture that moves a pixel a frame."""
+    picture = to_uint8(formula_image(48, 64 + count, seed))
+    for k in range(count):
+        write_image(folder / f"{k:06}.png", picture[:, k : k + 64])
+
+
+def read_columns(folder, *names):
+    with open(folder / "metrics.csv", newline="") as file:
+        return [[row[name] for name in names] for row in csv.DictReader(file)]
+
+
+def run(script, *options):
+    script.main(script.parser().parse_args([str(option) for option in options]))
+
+
+@pytest.mark.parametrize("layout", ["train", ""])
+def test_gopro_trains_on_all_seven_frames_without_distillation(tmp_path, monkeypatch, layout):
+    monkeypatch.setattr(gopro, "windows", partial(gopro.windows, videos=gopro.TRAIN_VIDEOS[:2]))
+    for seed, video in enumerate(gopro.TRAIN_VIDEOS[:2]):
+        write_frames(tmp_path / "set" / layout / video, seed)
+    options = ["--data", tmp_path / "set", "--model_name", "IFRNet_S", "--crop", 32, "--workers", 0, "--device", "cpu"]
+    run(train_gopro, *options, "--log_path", tmp_path, "--iterations", 3, "--batch_size", 2, "--log_every", 3)
+    loss, rec, geo = read_columns(tmp_path / "IFRNet_S", "loss", "rec", "geo")[0]
+    assert float(loss) == pytest.approx(float(rec) + float(geo), rel=1e-3) and float(geo) > 0
+    assert "dis" not in (tmp_path / "IFRNet_S" / "metrics.csv").read_text().splitlines()[0]
+    assert float(read_columns(tmp_path / "IFRNet_S", "psnr")[-1][0]) > 5
+
+
+@pytest.mark.parametrize("script", [train_vimeo90k, train_gopro], ids=lambda script: script.__name__)
+def test_both_scripts_train_on_a_folder_of_clips(tmp_path, monkeypatch, script):
+    monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
+    for seed, name in enumerate(["a", "b"]):
+        write_frames(tmp_path / "clips" / name, seed)
+    data = ["--data", f"clips:{tmp_path / 'clips'}", "--clip_stride", 2, "--model_name", "IFRNet_S", "--crop", 32]
+    run(script, *data, "--workers", 0, "--device", "cpu", "--log_path", tmp_path, "--iterations", 2, "--batch_size", 2)
+    assert models.load(tmp_path / "IFRNet_S" / "best.pth")

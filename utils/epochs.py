@@ -2,24 +2,30 @@
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+import models
 from utils import checkpoint, cli, distributed
 from utils.batches import Order, load
 from utils.training import AMP, Recipe, cosine, fit
 from utils.validation import Validation
 
+T = TypeVar("T")
+CLIPS = "clips:"  # what --data begins with where it is a folder of videos or frame folders
 TOLERANCE = 0.1  # of the paper's iterations x learning rate, before a run is told that it leaves the recipe
 
 
 def add_options(parser: argparse.ArgumentParser, *, epochs: int, batch_size: int, eval_interval: int, log_path: str):
     """The options of a recipe; the keywords are the paper's values where recipes differ."""
     add = parser.add_argument
+    add("--model_name", choices=models.VARIANTS, default="IFRNet", help="network (default: %(default)s)")
+    add("--activation", choices=models.ACTIVATIONS, default="prelu", help="default: the paper's prelu")
     add("--epochs", type=cli.positive, default=epochs, help="times through the set (default: %(default)s)")
     add("--iterations", type=cli.positive, help="steps of the optimizer, in place of --epochs")
     add("--batch_size", type=cli.positive, default=batch_size, help="samples a process and step (default: %(default)s)")
@@ -34,7 +40,13 @@ def add_options(parser: argparse.ArgumentParser, *, epochs: int, batch_size: int
     add("--compile", action="store_true", help="torch.compile the network")
     add("--ema", type=float, default=0.0, help="decay of averaged weights, such as 0.999 (default: none)")
     add("--clip", type=float, default=0.0, help="greatest norm of the gradient (default: any)")
-    add("--val_list", help="file of names to validate on, left out of training (default: the last 1 %% of the list)")
+    add("--val_list", help="file of names to validate on, left out of training (default: the last 1 %% of the set)")
+    add(
+        "--clip_stride",
+        type=cli.positive,
+        default=1,
+        help="with --data clips:FOLDER, from frame to frame (%(default)s)",
+    )
     add("--eval_interval", type=cli.positive, default=eval_interval, help="epochs between validations (%(default)s)")
     add("--log_path", default=log_path, help="folder for logs and checkpoints (default: %(default)s)")
     add("--log_every", type=cli.positive, default=50, help="iterations between lines of the log (default: %(default)s)")
@@ -60,19 +72,30 @@ def crop(text: str) -> int:
     return side
 
 
-def split(names: list[str], val: list[str] | None = None) -> tuple[list[str], list[str]]:
-    """(training, validation): what `val` names, or the last 1 % of the list, at least one.
+def split(names: Sequence[T], val: Sequence[T] | None = None) -> tuple[list[T], list[T]]:
+    """(training, validation): `val`, or the last 1 % of the list, at least one.
 
     The end and not a draw: neighbours in a list come from one video, and would lie on both sides. The test list has
     no part in choosing weights. ValueError where nothing is left to train on.
     """
     if val is None:
-        val = names[-max(len(names) // 100, 1) :]
+        val = list(names[-max(len(names) // 100, 1) :])
     held = set(val)
     train = [name for name in names if name not in held]
     if not train:
         raise ValueError(f"{len(names)} samples in the training list, all of them for validation; give --val_list")
     return train, val
+
+
+def read_names(path: str | Path) -> list[str]:
+    """The lines of a text file, blank ones left out. FileNotFoundError, or ValueError where there are none."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such list of names")
+    names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    if not names:
+        raise ValueError(f"{path}: the list is empty")
+    return names
 
 
 def default_workers() -> int:
@@ -87,15 +110,15 @@ def train(
     train_set: Dataset,
     val_set: Dataset,
     loss: Callable,
-    paper_iterations: int,
+    paper: int | None,
 ) -> None:
-    """From the options to `fit`. paper_iterations: the published recipe's, to tell a run that leaves it."""
+    """From the options to `fit`. paper: iterations of the published recipe, to tell a run that leaves it."""
     folder = Path(args.log_path) / args.model_name
     order = Order(len(train_set), args.batch_size, args.seed, args.accumulate)
     resume = find_resume(args, folder, order.per_epoch)
     iterations = args.iterations or args.epochs * order.per_epoch
     if distributed.is_main():
-        announce(args, order, iterations, paper_iterations, len(train_set), len(val_set), device)
+        announce(args, order, iterations, paper, len(train_set), len(val_set), device)
     recipe = Recipe(
         iterations=iterations,
         eval_every=args.eval_interval * order.per_epoch,
@@ -125,7 +148,9 @@ def train(
         print(f"the run is in {folder}: {checkpoint.BEST}, weights to use; {checkpoint.LATEST}, to go on from")
 
 
-def announce(args, order: Order, iterations: int, paper: int, train: int, val: int, device: torch.device) -> None:
+def announce(
+    args, order: Order, iterations: int, paper: int | None, train: int, val: int, device: torch.device
+) -> None:
     """What this run will do, and a warning where it is another recipe than the paper's."""
     ranks = f"{distributed.world_size()} x {args.batch_size}" + f" x {args.accumulate}" * (args.accumulate > 1)
     print(
@@ -134,6 +159,8 @@ def announce(args, order: Order, iterations: int, paper: int, train: int, val: i
         f"learning rate {args.lr_start:g} -> {args.lr_end:g}",
         flush=True,
     )
+    if paper is None:
+        return
     ours, theirs = iterations * (args.lr_start + args.lr_end) / 2, paper * cosine(1e-4, 1e-5)(0.5)
     if abs(ours / theirs - 1) > TOLERANCE:
         print(

@@ -1,0 +1,66 @@
+"""GoPro at 240 frames a second (GOPRO_Large_all) as windows of nine frames: two go in, seven between are targets.
+
+    ROOT/train/VIDEO/*.png    or flat, ROOT/VIDEO/*.png; 1280x720
+
+clips.Windows makes Samples of them.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.io import list_images, read_image
+
+PAGE = "https://seungjunnah.github.io/Datasets/gopro"  # where the set is described and downloaded
+LENGTH, STRIDE = 9, 8  # the paper's windows: neighbours share one frame
+VALIDATION_SIZE = 512  # the paper's centre crop
+# The paper's split, frozen here, because copies of the set differ in the folders that they hold.
+TRAIN_VIDEOS = (
+    "GOPR0372_07_00", "GOPR0372_07_01", "GOPR0374_11_00", "GOPR0374_11_01", "GOPR0374_11_02", "GOPR0374_11_03",
+    "GOPR0378_13_00", "GOPR0379_11_00", "GOPR0380_11_00", "GOPR0384_11_01", "GOPR0384_11_02", "GOPR0384_11_03",
+    "GOPR0384_11_04", "GOPR0385_11_00", "GOPR0386_11_00", "GOPR0477_11_00", "GOPR0857_11_00", "GOPR0868_11_01",
+    "GOPR0868_11_02", "GOPR0871_11_01", "GOPR0881_11_00", "GOPR0884_11_00",
+)  # fmt: skip
+TEST_VIDEOS = (
+    "GOPR0384_11_00", "GOPR0384_11_05", "GOPR0385_11_01", "GOPR0396_11_00", "GOPR0410_11_00", "GOPR0854_11_00",
+    "GOPR0862_11_00", "GOPR0868_11_00", "GOPR0869_11_00", "GOPR0871_11_00", "GOPR0881_11_01",
+)  # fmt: skip
+
+
+class Window(NamedTuple):
+    """Neighbouring frames of one video, on the disk."""
+
+    paths: tuple[Path, ...]
+
+    @property
+    def frames(self) -> np.ndarray:
+        """(N, H, W, 3) uint8. ValueError where they have different sizes."""
+        frames = [read_image(path) for path in self.paths]
+        for path, frame in zip(self.paths, frames):
+            if frame.shape != frames[0].shape:
+                (h, w), (height, width) = frame.shape[:2], frames[0].shape[:2]
+                raise ValueError(f"{path}: {w}x{h}, but the first frame of its window is {width}x{height}")
+        return np.stack(frames)
+
+
+def windows(root: str | Path, videos: Sequence[str] = TRAIN_VIDEOS) -> list[Window]:
+    """The windows of these videos, in their order. FileNotFoundError where one is missing, ValueError where one is
+    shorter than a window."""
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"{root}: no such folder; GoPro (GOPRO_Large_all) is described at {PAGE}, --data names it"
+        )
+    result = []
+    for video in videos:
+        found = [folder for folder in (root / "train" / video, root / "test" / video, root / video) if folder.is_dir()]
+        if not found:
+            raise FileNotFoundError(f"{root}: no video {video}, neither here nor in train/ or test/; see {PAGE}")
+        paths = list_images(found[0])
+        if len(paths) < LENGTH:
+            raise ValueError(f"{found[0]}: {len(paths)} frames; a window takes {LENGTH}")
+        starts = range(0, len(paths) - LENGTH + 1, STRIDE)
+        result += [Window(tuple(paths[start : start + LENGTH])) for start in starts]
+    return result

@@ -1,0 +1,59 @@
+"""Train IFRNet for 8x interpolation, at any time, on GoPro (the paper's recipe: 4 processes x 2 windows, 600 epochs).
+
+    python train_gopro.py --model_name IFRNet
+    torchrun --nproc_per_node=4 train_gopro.py --model_name IFRNet_L --epochs 600 --batch_size 2
+    python -m torch.distributed.launch --nproc_per_node=4 train_gopro.py --world_size 4 --model_name 'IFRNet_L' \\
+        --epochs 600 --batch_size 2 --lr_start 1e-4 --lr_end 1e-5
+    python train_gopro.py --data clips:FOLDER --model_name IFRNet_S     (videos and folders of frames of one's own)
+
+All seven frames between the first and the last of a window are targets of one step; the two are encoded once. There is
+no flow distillation. A run can be stopped at any time and goes on with --resume auto.
+"""
+
+import torch
+
+import models
+from datasets import Sample, clips, gopro
+from datasets.transforms import Augment
+from losses import ifrnet_loss
+from utils import cli, distributed, epochs
+
+PAPER_EPOCHS, PAPER_STEP = 600, 8  # windows a step
+
+
+def loss(out: models.Interpolation, batch: Sample, progress: float) -> dict[str, torch.Tensor]:
+    terms = ifrnet_loss(out, batch.imgt)
+    return {name: terms[name] for name in ("rec", "geo")}
+
+
+def main(args) -> None:
+    with distributed.ranks(args) as device:
+        train, val, paper = windows(args)
+        train_set = clips.Windows(train, Augment(args.crop, args.seed))
+        val_set = clips.Windows(val, limit=gopro.VALIDATION_SIZE)
+        torch.manual_seed(args.seed)
+        model = models.build(args.model_name, args.activation)
+        epochs.train(args, device, model, train_set, val_set, loss, paper)
+
+
+def windows(args) -> tuple[list, list, int | None]:
+    """To train on, to validate on, and the paper's iterations where this is the paper's set."""
+    held = args.val_list and epochs.read_names(args.val_list)
+    if args.data.startswith(epochs.CLIPS):
+        folder = args.data.removeprefix(epochs.CLIPS)
+        return *clips.split(folder, gopro.LENGTH, args.clip_stride, args.crop, held), None
+    train, val = epochs.split(gopro.windows(args.data), held and gopro.windows(args.data, held))
+    return train, val, PAPER_EPOCHS * (len(train) + len(val)) // PAPER_STEP
+
+
+def parser() -> cli.Parser:
+    parser = cli.Parser(__doc__)
+    parser.add_argument(
+        "--data", default="data/GOPRO", help="folder of the set, or clips:FOLDER (default: %(default)s)"
+    )
+    epochs.add_options(parser, epochs=600, batch_size=2, eval_interval=8, log_path="runs/gopro")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main, parser())
