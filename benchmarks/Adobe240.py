@@ -24,7 +24,12 @@ def splits(root, args):
 
 BENCHMARK = Benchmark("Adobe240", "Adobe240", "", PAGE, splits, options=("videos",))
 
-if __name__ == "__main__":
+
+def command_line():
     options = parser(__doc__)
     options.add_argument("--videos", nargs="+", help="folders of the test videos (default: all there are)")
-    start(BENCHMARK, options)
+    return options
+
+
+if __name__ == "__main__":
+    start(BENCHMARK, command_line())

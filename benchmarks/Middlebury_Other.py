@@ -52,9 +52,11 @@ def main(args):
     write_predictions(EVALUATION, args, pairs)
 
 
-if __name__ == "__main__":
+def command_line():
     options = parser(__doc__)
-    options.add_argument(
-        "--submission", action="store_true", help="write the frames that the online benchmark asks for"
-    )
-    cli.run(main, options)
+    options.add_argument("--submission", action="store_true", help="write what the online benchmark asks for")
+    return options
+
+
+if __name__ == "__main__":
+    cli.run(main, command_line())

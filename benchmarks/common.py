@@ -240,7 +240,7 @@ def contender(benchmark: Benchmark, args: argparse.Namespace, name: str | None, 
     if name in BASELINES:
         return Contender(interpolator(name, device=device), {"model": name})
     scale = args.scale or benchmark.scales.get(args.protocol, benchmark.scale)
-    call = interpolator(name, args.checkpoint, device, args.precision, scale, benchmark.padding)
+    call = interpolator(name, args.checkpoint, device, args.precision, scale, benchmark.padding, tile="auto")
     path = models.checkpoint_path(args.checkpoint or call.model.name)
     about = {
         "model": call.model.name,

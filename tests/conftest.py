@@ -11,6 +11,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # bare pytest from any folder
+import models  # noqa: E402
 from utils import cli  # noqa: E402
 
 SHARED = Path(os.environ.get("VFI_SHARED", ROOT.parent / "shared"))
@@ -62,6 +63,14 @@ def formula_weights(model):
             x = 0.25 + 0.05 * x
         parameters[name].data = torch.from_numpy(x.astype(np.float32))
     return model.eval()
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """A checkpoint of IFRNet_S with weights made by formula."""
+    path = tmp_path_factory.mktemp("weights") / "formula.pth"
+    torch.save(formula_weights(models.build("IFRNet_S")).state_dict(), path)
+    return path
 
 
 class Typed(NamedTuple):

@@ -9,15 +9,15 @@ import socket
 import subprocess
 import sys
 import time
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, formula_image, formula_weights
+from conftest import ROOT
+from scoring import frame, psnr_by_hand, result, score
 
 import models
-from benchmarks import Vimeo90K, common
+from benchmarks import Vimeo90K
 from utils import io, metrics
 
 
@@ -30,17 +30,6 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "formula.pth"
-    torch.save(formula_weights(models.build("IFRNet_S")).state_dict(), path)
-    return path
-
-
-def frame(seed, height=48, width=64):
-    return io.to_uint8(formula_image(height, width, seed))
-
-
 @pytest.fixture
 def vimeo(tmp_path):
     """Seven triplets of 64x48 in Vimeo90K's layout, blank lines in the list."""
@@ -51,20 +40,6 @@ def vimeo(tmp_path):
             io.write_image(root / "sequences" / name / f"im{number + 1}.png", frame(3 * k + number))
     (root / "tri_testlist.txt").write_text("\n".join(names[:4]) + "\n\n" + "\n".join(names[4:]) + "\n\n")
     return root
-
-
-def score(typed, benchmark, root, out, *options):
-    """Run a benchmark in this process."""
-    words = ["--data", root, "--out", out, "--device", "cpu", "--workers", 0, *options]
-    return typed(partial(common.run, benchmark), common.parser(""), *words)
-
-
-def result(out, name):
-    return json.loads((out / f"{name}.json").read_text())
-
-
-def psnr_by_hand(prediction, target):
-    return 10 * np.log10(1 / np.mean((prediction.astype(np.float64) - target.astype(np.float64)) ** 2))
 
 
 def triplet(root, k):

@@ -8,6 +8,7 @@ import torch
 from conftest import formula_image
 
 from utils import metrics
+from utils.lpips import LPIPS
 
 
 def noisy_pair(height, width, seed):
@@ -79,6 +80,102 @@ def test_a_batch_scores_exactly_as_its_images_one_by_one(metric):
 def test_2d_ssim_names_the_size_of_an_image_smaller_than_its_window():
     with pytest.raises(ValueError, match="40x10"):
         metrics.ssim_2d(torch.zeros(1, 3, 10, 40), torch.zeros(1, 3, 10, 40))
+
+
+def moving(n, step):
+    """A video of a scene that moves to the left by `step` pixels a frame, and its flow there and back."""
+    scene = formula_image(40, 64 + n * step, 6)
+    video = torch.stack([scene[..., k * step : k * step + 64] for k in range(n)])
+    forward = torch.zeros(n - 1, 2, 40, 64)
+    forward[:, 0] = -step
+    return video, forward, -forward
+
+
+def test_a_video_that_only_moves_does_not_flicker_and_one_that_blinks_does():
+    video, forward, backward = moving(4, 3)
+    assert metrics.warping_error(video, forward, backward).item() == pytest.approx(0, abs=1e-10)
+    blinking = video + 0.1 * torch.tensor([0, 1, 0, 1]).view(4, 1, 1, 1)
+    assert metrics.warping_error(blinking, forward, backward).item() == pytest.approx(0.01, rel=1e-4)
+
+
+def test_what_is_hidden_in_the_next_frame_does_not_count_as_flicker():
+    video, forward, backward = moving(3, 2)
+    video[1, :, 10:20, 30:40] = 1 - video[1, :, 10:20, 30:40]
+    assert metrics.warping_error(video, forward, backward) > 1e-3
+    backward[0, :, 10:20, 30:40] += 9  # the way back leads elsewhere: something else is seen there
+    forward[1, :, 10:20, 30:40] += 9
+    assert metrics.warping_error(video, forward, backward).item() == pytest.approx(0, abs=1e-6)
+
+
+# LPIPS, with random weights
+
+
+@pytest.fixture(scope="module")
+def lpips_weights():
+    """torchvision's AlexNet features and five linear layers, under the names of the published files."""
+    torchvision = pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    backbone = torchvision.models.alexnet(weights=None).eval()
+    lines = {f"lin{k}.model.1.weight": torch.rand(1, c, 1, 1) for k, c in enumerate((64, 192, 384, 256, 256))}
+    return backbone, lines
+
+
+def test_lpips_is_the_weighted_distance_of_unit_features(lpips_weights, tmp_path):
+    backbone, lines = lpips_weights
+    torch.save(backbone.state_dict(), tmp_path / "alexnet.pth")
+    torch.save(lines, tmp_path / "alex.pth")
+    pair = noisy_pair(80, 96, 7)
+    outputs = []
+    relus = [m for m in backbone.features if isinstance(m, torch.nn.ReLU)]
+    hooks = [relu.register_forward_hook(lambda module, x, y: outputs.append(y[0].clone())) for relu in relus]
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.no_grad():
+        for image in pair:
+            backbone.features((image - mean) / std)  # the published shift and scale are these, rounded
+    expected = 0
+    for k in range(5):
+        x, y = (f / (f**2).sum(0).sqrt() for f in (outputs[k], outputs[k + 5]))
+        expected += (
+            (lines[f"lin{k}.model.1.weight"][0] * (torch.nan_to_num(x) - torch.nan_to_num(y)) ** 2).sum(0).mean()
+        )
+    for hook in hooks:
+        hook.remove()
+    metric = LPIPS([tmp_path / "alexnet.pth", tmp_path / "alex.pth"])
+    assert metric(*pair).item() == pytest.approx(expected.item(), rel=2e-3)
+    assert metric(pair[1], pair[1]).tolist() == [0]
+    twice = metric(torch.cat(pair), torch.cat(pair[::-1]))
+    torch.testing.assert_close(twice[0], twice[1])
+
+
+def test_lpips_reads_a_whole_state_of_the_lpips_package(lpips_weights, tmp_path):
+    backbone, lines = lpips_weights
+    slices = {0: 1, 3: 2, 6: 3, 8: 4, 10: 5}
+    state = {}
+    for index, module in enumerate(backbone.features):
+        for name, value in module.state_dict().items():
+            state[f"net.slice{slices[index]}.{index}.{name}"] = value
+    state |= {name.replace("lin", "lins.", 1): value for name, value in lines.items()}
+    torch.save(state, tmp_path / "whole.pth")
+    torch.save(backbone.state_dict() | lines, tmp_path / "both.pth")
+    pair = noisy_pair(80, 96, 8)
+    values = [LPIPS([tmp_path / name])(*pair).item() for name in ("whole.pth", "both.pth")]
+    assert values[0] == values[1] > 0
+
+
+def test_lpips_without_its_weights_says_which_files_it_needs(lpips_weights, tmp_path):
+    backbone, lines = lpips_weights
+    torch.save(lines, tmp_path / "alex.pth")
+    torch.save(backbone.state_dict(), tmp_path / "alexnet.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "alex.pth").read_bytes()[:300])
+    for paths, complaint in (
+        (None, "LPIPS needs weights: --lpips_weights BACKBONE LINEAR"),
+        (["gone.pth"], "gone.pth: no such file"),
+        (["cut.pth"], "cut.pth: not a whole file of tensors"),
+        (["alexnet.pth"], "alexnet.pth: no linear layers"),
+        (["alex.pth"], r"alex.pth: lacks features.0.weight of alexnet"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=complaint):
+            LPIPS(paths and [tmp_path / path for path in paths])
 
 
 @pytest.mark.gpu

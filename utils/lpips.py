@@ -57,7 +57,9 @@ class LPIPS(nn.Module):
         if not names:
             raise ValueError(f"{where}: no linear layers of LPIPS (lin0.model.1.weight .. lin4) for AlexNet or VGG16")
         self.taps = BACKBONES[names[0]].taps
-        self.features = getattr(torchvision.models, names[0])(weights=None).features[: self.taps[-1] + 1]
+        with torch.device("meta"):  # without the memory and the random numbers of weights that are replaced at once
+            network = getattr(torchvision.models, names[0])(weights=None)
+        self.features = network.features[: self.taps[-1] + 1]
         weights = {}
         for name in self.features.state_dict():
             known = re.compile(rf"(features|net\.slice\d)\.{re.escape(name)}")
@@ -66,7 +68,7 @@ class LPIPS(nn.Module):
                 raise ValueError(f"{where}: lacks features.{name} of {names[0]}; name the backbone's file too")
             weights[name] = found[0]
         try:
-            self.features.load_state_dict(weights)
+            self.features.load_state_dict(weights, assign=True)
         except RuntimeError as error:
             raise ValueError(f"{where}: the backbone is not {names[0]}, which the linear layers are for") from error
         for k, line in enumerate(lines):
