@@ -16,10 +16,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights file")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: not a whole checkpoint of tensors alone, so it was not loaded") from error
+    with path.open("rb") as file:
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        # OSError: a file that was cut makes torch seek to before its beginning.
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+            raise ValueError(f"{path}: not a whole checkpoint of tensors alone, so it was not loaded") from error
     if isinstance(state, dict):
         state = state.get("ema") or state.get("model") or state
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
