@@ -41,7 +41,7 @@ def windows(args) -> tuple[list, list, int | None]:
     held = args.val_list and epochs.read_names(args.val_list)
     if args.data.startswith(epochs.CLIPS):
         folder = args.data.removeprefix(epochs.CLIPS)
-        return *clips.split(folder, gopro.LENGTH, args.clip_stride, args.crop, held), None
+        return *clips.split(folder, gopro.LENGTH, args.clip_stride, args.crop, args.clip_longest, held), None
     train, val = epochs.split(gopro.windows(args.data), held and gopro.windows(args.data, held))
     return train, val, PAPER_EPOCHS * (len(train) + len(val)) // PAPER_STEP
 

@@ -57,7 +57,7 @@ def sets(args, flow: bool | None) -> tuple[Dataset, Dataset, int | None]:
     augment, held = Augment(args.crop, args.seed), args.val_list
     if args.data.startswith(epochs.CLIPS):
         folder, names = args.data.removeprefix(epochs.CLIPS), held and epochs.read_names(held)
-        train, val = clips.split(folder, len(FRAMES), args.clip_stride, args.crop, names)
+        train, val = clips.split(folder, len(FRAMES), args.clip_stride, args.crop, args.clip_longest, names)
         return clips.Windows(train, augment), clips.Windows(val), None
     train, val = epochs.split(read_list(args.data), held and read_list(args.data, held))
     return Vimeo90K(args.data, train, augment, flow), Vimeo90K(args.data, val, flow=False), PAPER_ITERATIONS

@@ -59,8 +59,8 @@ def open_clips(
     """The clips of a folder, by name: its videos, and the folders below it that hold pictures.
 
     only, without: names to take or leave. longest: clips whose longer side is greater are halved until it is not, which
-    also cleans compressed video. cache: where decoded frames are kept (None: CACHE). FileNotFoundError without the folder, ValueError
-    where it holds no clip, lacks a named one, or a clip cannot be decoded.
+    also cleans compressed video. cache: where decoded frames are kept (None: CACHE). FileNotFoundError without the
+    folder, ValueError where it holds no clip, lacks a named one, or a clip cannot be decoded.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -87,15 +87,20 @@ def windows(clips: Sequence[Clip], length: int, stride: int = 1, step: int = 1) 
 
 
 def split(
-    folder: str | Path, length: int, stride: int = 1, least: int = 0, held: Iterable[str] | None = None
+    folder: str | Path,
+    length: int,
+    stride: int = 1,
+    least: int = 0,
+    longest: int | None = None,
+    held: Iterable[str] | None = None,
 ) -> tuple[list[Window], list[Window]]:
     """Windows to train on, and windows of other clips to validate on, which share one frame at most.
 
-    least: the least side; smaller clips are left out, with a warning. held: the clips to validate on; None: from the
-    last one on as many as hold 1 % of the windows, or the end of the only one. ValueError where nothing is left to
-    train or validate on.
+    least: the least side; smaller clips are left out, with a warning. longest: as in `open_clips`. held: the clips to
+    validate on; None: from the last one on as many as hold 1 % of the windows, or the end of the only one. ValueError
+    where nothing is left to train or validate on.
     """
-    clips = open_clips(folder)
+    clips = open_clips(folder, longest=longest)
     small = [clip.name for clip in clips if min(clip.frames.shape[1:3]) < least]
     if small:
         warnings.warn(f"{folder}: left out, smaller than {least}x{least}: {', '.join(small)}", stacklevel=2)

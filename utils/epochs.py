@@ -40,23 +40,20 @@ def add_options(parser: argparse.ArgumentParser, *, epochs: int, batch_size: int
     add("--compile", action="store_true", help="torch.compile the network")
     add("--ema", type=float, default=0.0, help="decay of averaged weights, such as 0.999 (default: none)")
     add("--clip", type=float, default=0.0, help="greatest norm of the gradient (default: any)")
-    add("--val_list", help="file of names to validate on, left out of training (default: the last 1 %% of the set)")
+    add("--clip_longest", type=cli.positive, default=640, help="and halved until no side is longer (%(default)s)")
+    add("--val_list", help="names to validate on, a file, left out of training (default: the last 1 %% of the set)")
+    add("--clip_stride", type=cli.positive, default=1, help="of clips: distance of frames (default: %(default)s)")
     add(
-        "--clip_stride",
+        "--clip_longest",
         type=cli.positive,
-        default=1,
-        help="with --data clips:FOLDER, from frame to frame (%(default)s)",
+        default=640,
+        help="of clips: halve frames whose side is longer (%(default)s)",
     )
     add("--eval_interval", type=cli.positive, default=eval_interval, help="epochs between validations (%(default)s)")
     add("--log_path", default=log_path, help="folder for logs and checkpoints (default: %(default)s)")
     add("--log_every", type=cli.positive, default=50, help="iterations between lines of the log (default: %(default)s)")
     add("--save_every", type=float, default=10.0, help="minutes between checkpoints (default: %(default)s)")
-    add(
-        "--max_bad_steps",
-        type=cli.positive,
-        default=20,
-        help="non-finite steps in a row that end the run (%(default)s)",
-    )
+    add("--max_bad_steps", type=cli.positive, default=20, help="end after so many non-finite in a row (%(default)s)")
     add("--resume", choices=["auto"], help="auto: go on from the newest whole checkpoint of --log_path, if any")
     add("--resume_path", help="checkpoint to go on from, or weights to start from")
     add("--resume_epoch", type=int, help="epoch that weights of --resume_path stand at (default: 0)")
@@ -133,6 +130,11 @@ def train(
         ahead = Order(len(train_set), args.batch_size, args.seed, args.accumulate, start)
         return load(train_set, ahead, args.workers, pin=device.type == "cuda")
 
+    validate = Validation(val_set, device, args.workers)
+    if resume is None:
+        averaging = validate.averaging()["psnr"]
+        if distributed.is_main():
+            print(f"to beat: the average of both frames scores {averaging:.4f} dB in this validation", flush=True)
     fit(
         model,
         batches,
@@ -140,7 +142,7 @@ def train(
         recipe,
         folder,
         device,
-        validate=Validation(val_set, device, args.workers),
+        validate=validate,
         resume=resume,
         config={name: v if isinstance(v, int | float | str | None) else str(v) for name, v in vars(args).items()},
     )

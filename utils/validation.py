@@ -1,7 +1,9 @@
 """A network's score on frames that it was not trained on, by all ranks together."""
 
+from collections.abc import Callable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import BatchSampler, Dataset
 
 from utils import distributed
@@ -20,15 +22,22 @@ class Validation:
             raise ValueError("there is nothing to validate on: the list of the validation is empty")
         self.dataset, self.device, self.workers = dataset, device, workers
 
-    @torch.inference_mode()
     def __call__(self, model: nn.Module) -> dict[str, float]:
         model.eval()
+        return self._score(lambda img0, img1, t: model(img0, img1, t).imgt)
+
+    def averaging(self) -> dict[str, float]:
+        """What the plain average of both frames scores: a network below it has learnt nothing yet."""
+        return self._score(lambda img0, img1, t: ((img0 + img1) / 2).expand(len(t), -1, -1, -1))
+
+    @torch.inference_mode()
+    def _score(self, predict: Callable[[Tensor, Tensor, Tensor], Tensor]) -> dict[str, float]:
         total = {"psnr": 0.0, "frames": 0}
         one_by_one = BatchSampler(distributed.shard(range(len(self.dataset))), batch_size=1, drop_last=False)
         for batch in load(self.dataset, one_by_one, self.workers, pin=self.device.type == "cuda"):
             img0, img1, t = (x.to(self.device, non_blocking=True) for x in (batch.img0, batch.img1, batch.t.flatten()))
             imgt = batch.imgt.flatten(0, -4).to(self.device, non_blocking=True)
-            scores = psnr(model(img0, img1, t).imgt, imgt)
+            scores = psnr(predict(img0, img1, t), imgt)
             total["psnr"] = total["psnr"] + scores.sum()
             total["frames"] += len(scores)
         total = distributed.sums({name: float(value) for name, value in total.items()})
