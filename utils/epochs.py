@@ -40,16 +40,11 @@ def add_options(parser: argparse.ArgumentParser, *, epochs: int, batch_size: int
     add("--compile", action="store_true", help="torch.compile the network")
     add("--ema", type=float, default=0.0, help="decay of averaged weights, such as 0.999 (default: none)")
     add("--clip", type=float, default=0.0, help="greatest norm of the gradient (default: any)")
-    add("--clip_longest", type=cli.positive, default=640, help="and halved until no side is longer (%(default)s)")
     add("--val_list", help="names to validate on, a file, left out of training (default: the last 1 %% of the set)")
     add("--clip_stride", type=cli.positive, default=1, help="of clips: distance of frames (default: %(default)s)")
-    add(
-        "--clip_longest",
-        type=cli.positive,
-        default=640,
-        help="of clips: halve frames whose side is longer (%(default)s)",
-    )
+    add("--clip_longest", type=cli.positive, default=640, help="of clips: halved while a side is longer (%(default)s)")
     add("--eval_interval", type=cli.positive, default=eval_interval, help="epochs between validations (%(default)s)")
+    add("--eval_iterations", type=cli.positive, help="iterations between validations, in place of --eval_interval")
     add("--log_path", default=log_path, help="folder for logs and checkpoints (default: %(default)s)")
     add("--log_every", type=cli.positive, default=50, help="iterations between lines of the log (default: %(default)s)")
     add("--save_every", type=float, default=10.0, help="minutes between checkpoints (default: %(default)s)")
@@ -118,7 +113,7 @@ def train(
         announce(args, order, iterations, paper, len(train_set), len(val_set), device)
     recipe = Recipe(
         iterations=iterations,
-        eval_every=args.eval_interval * order.per_epoch,
+        eval_every=args.eval_iterations or args.eval_interval * order.per_epoch,
         **{
             name: getattr(args, name)
             for name in ("lr_start", "lr_end", "accumulate", "amp", "channels_last", "compile", "ema", "clip")
