@@ -1,4 +1,4 @@
-"""Weight files in: tensors and nothing else, whatever a training script wrapped around them."""
+"""Checkpoints in: tensors, numbers and nothing that runs, whatever a training script wrapped around the weights."""
 
 import pickle
 from pathlib import Path
@@ -7,21 +7,29 @@ import torch
 from torch import Tensor
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a state_dict or of a training checkpoint ("ema" before "model"), on the CPU.
+def read_checkpoint(path: str | Path) -> object:
+    """What torch.save wrote, on the CPU. Nothing in the file is executed.
 
-    The prefixes of DataParallel and torch.compile are dropped. Nothing in the file is executed. FileNotFoundError or
-    ValueError, in one line, where there are no whole weights.
+    FileNotFoundError, or ValueError, in one line, for a file that was cut or holds more than tensors and numbers.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weights file")
+        raise FileNotFoundError(f"{path}: no such checkpoint")
     with path.open("rb") as file:
         try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
         # OSError: a file that was cut makes torch seek to before its beginning.
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
             raise ValueError(f"{path}: not a whole checkpoint of tensors alone, so it was not loaded") from error
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a state_dict or of a training checkpoint ("ema" before "model"), on the CPU.
+
+    The prefixes of DataParallel and torch.compile are dropped. Raises as `read_checkpoint` does, and ValueError where
+    there are no weights.
+    """
+    state = read_checkpoint(path)
     if isinstance(state, dict):
         state = state.get("ema") or state.get("model") or state
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):

@@ -274,7 +274,7 @@ def test_teachers_are_asked_for_by_name(tmp_path, raft_weights, monkeypatch):
         (("farneback",), ValueError, "unknown teacher 'farneback'; choose one of liteflownet, raft_large"),
         (("dis", raft_weights), ValueError, "small.pth: dis has no weights"),
         (("liteflownet",), FileNotFoundError, "--weights FILE"),
-        (("raft_small", tmp_path / "gone.pth"), FileNotFoundError, "gone.pth: no such weights file"),
+        (("raft_small", tmp_path / "gone.pth"), FileNotFoundError, "gone.pth: no such checkpoint"),
         (("raft_large", raft_weights), ValueError, "small.pth: not the weights of torchvision's raft_large"),
     ]
     for arguments, kind, message in wrong:

@@ -169,8 +169,8 @@ def test_lpips_without_its_weights_says_which_files_it_needs(lpips_weights, tmp_
     (tmp_path / "cut.pth").write_bytes((tmp_path / "alex.pth").read_bytes()[:300])
     for paths, complaint in (
         (None, "LPIPS needs weights: --lpips_weights BACKBONE LINEAR"),
-        (["gone.pth"], "gone.pth: no such file"),
-        (["cut.pth"], "cut.pth: not a whole file of tensors"),
+        (["gone.pth"], "gone.pth: no such checkpoint"),
+        (["cut.pth"], "cut.pth: not a whole checkpoint of tensors"),
         (["alexnet.pth"], "alexnet.pth: no linear layers"),
         (["alex.pth"], r"alex.pth: lacks features.0.weight of alexnet"),
     ):

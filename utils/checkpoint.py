@@ -4,11 +4,11 @@ A run's folder holds `latest.pth` and the one before it, `previous.pth`; `best.p
 """
 
 import os
-import pickle
 from pathlib import Path
 
 import torch
 
+from models.weights import read_checkpoint
 from utils.io import replacing
 
 LATEST, PREVIOUS, BEST = "latest.pth", "previous.pth", "best.pth"
@@ -29,13 +29,7 @@ def read(path: str | Path) -> dict:
 
     Nothing in the file is executed.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: not a whole checkpoint of tensors and numbers, so it was not loaded") from error
+    content = read_checkpoint(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds no dict; a training checkpoint or a state_dict is needed")
     return content

@@ -5,7 +5,6 @@ Known names are those of torchvision (features.0.weight ..), of the lpips packag
 (lin0.model.1.weight ..) and of a whole lpips.LPIPS's state_dict (net.slice1.0.weight ..).
 """
 
-import pickle
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from models.weights import read_checkpoint
 
 # Of inputs in [-1, 1], from the published implementation: ImageNet's mean and deviation, moved there.
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
@@ -94,12 +95,7 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file of LPIPS's weights")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: not a whole file of tensors alone, so it was not loaded") from error
+    state = read_checkpoint(path)
     if not isinstance(state, dict):
         raise ValueError(f"{path}: holds no weights by name")
     return state
