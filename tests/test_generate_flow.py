@@ -1,5 +1,6 @@
 """The whole way of the labels: list, frames, teacher, files; ranks, interruptions, wrong input; how good they are."""
 
+import csv
 import json
 import shutil
 import signal
@@ -17,9 +18,11 @@ from torchvision.models import optical_flow
 
 import generate_flow
 import models
+import train_vimeo90k
 from datasets.vimeo90k import Vimeo90K, read_list
 from losses import ifrnet_loss
 from models import flow as teachers
+from models.flow.dis import DIS
 from utils import cli, distributed, flow_check, io
 
 SIZE, OTHER_SIZE = (64, 96), (48, 64)
@@ -229,6 +232,43 @@ def test_flow_beyond_the_format_is_marked_as_unknown_and_counted(script, data, c
     got = label(data, NAMES[0], "png")
     assert np.isnan(got[0, :3]).all()
     assert (got[1:] == 1).all() and (got[0, 3:] == 1).all()
+
+
+def test_training_takes_its_flow_from_a_teacher_as_it_goes(data, tmp_path, monkeypatch, capsys):
+    seen = []
+
+    class Watched(DIS):
+        def estimate(self, img0, img1):
+            seen.append((img0, img1, flow := super().estimate(img0, img1)))
+            return flow
+
+    monkeypatch.setitem(teachers.TEACHERS, "dis", lambda weights, device: Watched())
+    command = ["train_vimeo90k.py", "--data", data, "--model_name", "IFRNet_S", "--iterations", 2, "--log_every", 1]
+    command += ["--batch_size", 2, "--crop", 48, "--workers", 0, "--device", "cpu", "--teacher", "dis"]
+    rows = {}
+    for name, options in (("with", command), ("without", command[:-2])):
+        options = [*options, "--log_path", tmp_path / name]
+        monkeypatch.setattr(sys, "argv", [str(part) for part in options])
+        cli.run(train_vimeo90k.main, train_vimeo90k.parser())
+        with open(tmp_path / name / "IFRNet_S/metrics.csv", newline="") as file:
+            rows[name] = [row for row in csv.DictReader(file) if row["dis"]]
+    assert [float(row["dis"]) for row in rows["without"]] == [0, 0]
+    assert all(float(row["dis"]) > 0 for row in rows["with"])
+    assert len(seen) == 2
+    for img0, img1, flow in seen:
+        assert img0.shape == (4, 3, 48, 48) and torch.equal(img0[:2], img0[2:]) and not torch.equal(img0, img1)
+        assert flow.shape == (4, 2, 48, 48)
+    # The first step's loss, from the frames that the teacher saw.
+    (middle, _), (img0, img1), flow = (x.chunk(2) for x in seen[0])
+    torch.manual_seed(0)
+    out = models.build("IFRNet_S")(img0, img1, 0.5, middle)
+    expected = ifrnet_loss(out, middle, torch.cat(flow, 1))["dis"].item()
+    assert float(rows["with"][0]["dis"]) == pytest.approx(expected, rel=1e-3)
+
+    monkeypatch.setattr(sys, "argv", [*map(str, command[:-2]), "--teacher_weights", "a.pth"])
+    with pytest.raises(SystemExit, match="2"):
+        cli.run(train_vimeo90k.main, train_vimeo90k.parser())
+    assert "--teacher_weights a.pth needs --teacher" in capsys.readouterr().err
 
 
 # What can go wrong
