@@ -5,9 +5,9 @@
     python train_synthetic.py --images PHOTOS --clips CLIPS --minutes 220 --compile --resume auto
 
 Any t in (0, 1) is trained on, so that the weights serve 2x and 8x. Crops grow on the way: small ones teach much in
-little time, large ones hold large motion. The clock is the horizon: learning rate, crops and loss weights follow the share of
---minutes that is over, and a finished run goes on towards a larger --minutes. What was made with this script is told
-in checkpoints/README.md.
+little time, large ones hold large motion. The clock is the horizon: learning rate, crops and loss weights follow the
+share of --minutes that is over, and a finished run goes on towards a larger --minutes. What was made with this script
+is told in checkpoints/README.md.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 import models
@@ -71,10 +71,32 @@ class Mixture(IterableDataset):
         return transforms.apply(stack, dice, self.crop).sample()
 
 
-def loss(out: models.Interpolation, batch: Sample, progress: float) -> dict[str, Tensor]:
-    terms = ifrnet_loss(out, batch.imgt, batch.flow)
-    weight = FLOW_START * (FLOW_END / FLOW_START) ** progress
-    return terms | {"flow": weight * sum(flow_error(level, batch.flow) for level in out.flows)}
+def terms(out: models.Interpolation, imgt: Tensor, flow: Tensor) -> dict[str, Tensor]:
+    """The paper's terms, and that of the exact flow on all levels, unweighted."""
+    return ifrnet_loss(out, imgt, flow) | {"flow": sum(flow_error(level, flow) for level in out.flows)}
+
+
+def weighted(terms: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
+    """The same, the flow's weight falling from FLOW_START to FLOW_END on the way."""
+    return terms | {"flow": FLOW_START * (FLOW_END / FLOW_START) ** progress * terms["flow"]}
+
+
+@torch.no_grad()
+def initialise(model: models.IFRNet) -> None:
+    """Weights of a size that keeps signals alive through all layers (He et al., 2015), and flow that begins near zero.
+
+    PyTorch's own are smaller by 2.4 a layer: a short run would spend its first thousand steps on growing them.
+    """
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, a=0.25)
+            layer.weight *= 0.3 if name.endswith("conv5") else 1  # the shortcut leads at first
+        elif isinstance(layer, nn.ConvTranspose2d):
+            nn.init.normal_(layer.weight, std=(4 * layer.in_channels) ** -0.5)  # 4 of the 16 taps meet in a pixel
+            layer.weight[:, :4] *= 0.1
+        else:
+            continue
+        nn.init.zeros_(layer.bias)
 
 
 def stages(crops: Sequence[int], ends: Sequence[float]) -> list[tuple[int, float]]:
@@ -118,6 +140,8 @@ def main(args: argparse.Namespace) -> None:
         model = models.build(args.model_name, args.activation)
         if args.init:
             model.load_state_dict(models.load(args.init).state_dict())
+        else:
+            initialise(model)
         if distributed.is_main():
             real = sum(len(w) for by_clip in footage.values() for w in by_clip)
             print(f"{len(photos)} windows of photographs, {real} of footage, {len(val_set)} samples to validate on")
@@ -142,6 +166,8 @@ def train(args, model, photos, footage, val_set, folder, device, content, crop, 
         save_every=args.save_every,
     )
     rate = cosine(args.lr_start, args.lr_end)
+    torch.compiler.reset()  # a stage is compiled for its own crop: code for any size is slower
+    judge = torch.compile(terms) if args.compile else terms
 
     def batches(start: int):
         mixture = Mixture(photos, footage, crop, args, start)
@@ -152,7 +178,7 @@ def train(args, model, photos, footage, val_set, folder, device, content, crop, 
     return fit(
         model,
         batches,
-        lambda out, batch, progress: loss(out, batch, progress * end),
+        lambda out, batch, progress: weighted(judge(out, batch.imgt, batch.flow), progress * end),
         recipe,
         folder,
         device,
@@ -188,10 +214,10 @@ def parser() -> cli.Parser:
     add("--real", type=float, default=1 / 3, help="share of footage in a batch (default: a third)")
     add("--speed", type=float, default=4.0, help="median motion of a scene's objects, pixels (default: %(default)s)")
     add("--minutes", type=float, default=30.0, help="length of the run (default: %(default)s)")
-    add("--crops", type=int, nargs="+", default=[96, 128, 160], help="sides of the crops, multiples of 16")
-    add("--crop_ends", type=float, nargs="+", default=[0.35, 0.75, 1.0], help="share of the run that each lasts to")
+    add("--crops", type=int, nargs="+", default=[64, 96, 128, 160], help="sides of the crops, multiples of 16")
+    add("--crop_ends", type=float, nargs="+", default=[0.15, 0.5, 0.8, 1.0], help="share of the run that each lasts to")
     add("--batch_size", type=cli.positive, default=8, help="samples a process and step (default: %(default)s)")
-    add("--lr_start", type=float, default=4e-4, help="learning rate at the start (default: %(default)s)")
+    add("--lr_start", type=float, default=6e-4, help="learning rate at the start (default: %(default)s)")
     add("--lr_end", type=float, default=1e-5, help="learning rate at the end of the cosine (default: %(default)s)")
     add("--amp", choices=AMP, default="bf16", help="precision of the convolutions (default: %(default)s)")
     add("--compile", action="store_true", help="torch.compile the network: a minute or two, then a third faster")

@@ -78,8 +78,21 @@ def test_flow_error_is_the_mean_distance_in_pixels_of_the_full_frame():
 def test_exact_flow_leads_at_first_and_the_picture_in_the_end(photos):
     batch = take(script.Mixture(photos, {}, 48, options(), 0), 1)[0]
     out = models.build("IFRNet_S")(batch.img0, batch.img1, batch.t, batch.imgt)
-    first, last = (script.loss(out, batch, progress)["flow"].item() for progress in (0, 1))
+    terms = script.terms(out, batch.imgt, batch.flow)
+    first, last = (script.weighted(terms, progress)["flow"].item() for progress in (0, 1))
     assert first / last == pytest.approx(script.FLOW_START / script.FLOW_END, rel=1e-4)
+
+
+def test_signals_stay_alive_through_a_fresh_network_and_its_flow_begins_near_zero(photos):
+    batch = take(script.Mixture(photos, {}, 64, options(), 0), 1)[0]
+    torch.manual_seed(0)
+    model = models.build("IFRNet_S")
+    script.initialise(model)
+    with torch.no_grad():
+        features = model.encoder(batch.img0 - batch.img0.mean())
+        out = model(batch.img0, batch.img1, 0.5)
+    assert all(0.1 < feature.std() / batch.img0.std() < 10 for feature in features)
+    assert out.flows[0].abs().max() < 2
 
 
 @pytest.mark.parametrize("crops, ends", [([96], [0.5]), ([96, 128], [1.0]), ([96, 128], [0.7, 0.5]), ([96], [0.0])])
