@@ -30,7 +30,7 @@ def parser(doc: str) -> cli.Parser:
 def between(args: argparse.Namespace, times: Sequence[float]) -> np.ndarray:
     """The two frames with those at `times` between them, (2 + T, H, W, 3) uint8; says how long it took."""
     first, last = io.read_frames([args.img0, args.img1])
-    call = interpolator(args.model_name, args.checkpoint, args.device, args.precision, args.scale)
+    call = interpolator(args.model_name, args.checkpoint, args.device, args.precision, args.scale, mode=args.mode)
     start = time.perf_counter()
     frames = io.to_uint8(call(io.to_float(first), io.to_float(last), times))
     seconds = time.perf_counter() - start

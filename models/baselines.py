@@ -95,10 +95,11 @@ def interpolator(
     model_name: str | None = None,
     checkpoint: str | Path | None = None,
     device: str | torch.device | None = None,
-    precision: str = "fp32",
+    precision: str | None = None,
     scale: float | str = 1.0,
     padding: Padding = Padding(),
     tile: int | str | None = None,
+    mode: str = "eager",
 ) -> Interpolator | Baseline:
     """Something to call with (img0, img1, times), by name.
 
@@ -115,7 +116,7 @@ def interpolator(
     model = load(checkpoint or model_name or "IFRNet_S")
     if model_name and model.name != model_name:
         raise ValueError(f"{checkpoint}: holds an {model.name}, not an {model_name}; change --model_name")
-    return Interpolator(model, device, precision, scale, padding, tile)
+    return Interpolator(model, device, precision, scale, padding, tile, mode)
 
 
 def _remap(x: Tensor, flow: Tensor) -> Tensor:

@@ -57,6 +57,33 @@ class Pair(NamedTuple):
     scale: float
 
 
+def check_frames(img0: Tensor, img1: Tensor, scale: float) -> None:
+    """ValueError where two batches of frames cannot go through the network: see IFRNet.encode."""
+    if img0.shape != img1.shape:
+        raise ValueError(f"the two frames have different sizes: {tuple(img0.shape)} and {tuple(img1.shape)}")
+    for side in img0.shape[-2:]:
+        if abs(side * scale / DIVISOR - round(side * scale / DIVISOR)) > 1e-6:
+            height, width = img0.shape[-2:]
+            raise ValueError(
+                f"a frame of {width}x{height} at scale {scale:g}: width and height times scale must be multiples "
+                f"of {DIVISOR}; models.Interpolator pads frames of any size"
+            )
+
+
+def common_mean(img0: Tensor, img1: Tensor) -> Tensor:
+    """Of both frames, all channels and pixels, (B, 1, 1, 1)."""
+    return (img0.mean((1, 2, 3), keepdim=True) + img1.mean((1, 2, 3), keepdim=True)) / 2
+
+
+def times_of(pair: Pair, t: Tensor | float) -> tuple[Tensor, int]:
+    """t as (1 or N * B, 1, 1, 1) on the pair's device, and N, the number of times of each of the B pairs."""
+    pairs = len(pair.img0)
+    t = torch.as_tensor(t, dtype=torch.float32, device=pair.img0.device).reshape(-1, 1, 1, 1)
+    if len(t) % pairs and len(t) != 1:
+        raise ValueError(f"{len(t)} times for {pairs} pairs: give one, or the same number for every pair")
+    return t, max(len(t) // pairs, 1)
+
+
 class Encoder(nn.Module):
     """Frame -> features of levels 1..4, each half the size of the one before."""
 
@@ -120,16 +147,8 @@ class IFRNet(nn.Module):
         img0, img1: (B, 3, H, W) in [0, 1]; scale: the size at which flow is estimated, relative to the frames.
         ValueError where the sizes differ or scale * H or scale * W is no multiple of 16.
         """
-        if img0.shape != img1.shape:
-            raise ValueError(f"the two frames have different sizes: {tuple(img0.shape)} and {tuple(img1.shape)}")
-        for side in img0.shape[-2:]:
-            if abs(side * scale / DIVISOR - round(side * scale / DIVISOR)) > 1e-6:
-                height, width = img0.shape[-2:]
-                raise ValueError(
-                    f"a frame of {width}x{height} at scale {scale:g}: width and height times scale must be multiples "
-                    f"of {DIVISOR}; models.Interpolator pads frames of any size"
-                )
-        mean = (img0.mean((1, 2, 3), keepdim=True) + img1.mean((1, 2, 3), keepdim=True)) / 2
+        check_frames(img0, img1, scale)
+        mean = common_mean(img0, img1)
         img0, img1 = img0 - mean, img1 - mean
         frames = torch.cat([img0, img1])
         if scale != 1:
@@ -140,17 +159,13 @@ class IFRNet(nn.Module):
 
     def decode(self, pair: Pair, t: Tensor | float) -> Interpolation:
         """The frame at t from an encoded pair. t: as in `forward`. `targets` is None."""
-        pairs = len(pair.img0)
-        t = torch.as_tensor(t, dtype=torch.float32, device=pair.img0.device).reshape(-1, 1, 1, 1)
-        if len(t) % pairs and len(t) != 1:
-            raise ValueError(f"{len(t)} times for {pairs} pairs: give one, or the same number for every pair")
-        times = max(len(t) // pairs, 1)
+        t, times = times_of(pair, t)
 
         def each(x: Tensor) -> Tensor:
             return x if times == 1 else x.repeat_interleave(times, 0)
 
         top = pair.pyramid0[-1]
-        plane = t.to(top.dtype).expand(pairs * times, 1, *top.shape[-2:])
+        plane = t.to(top.dtype).expand(len(top) * times, 1, *top.shape[-2:])
         feature, flow, flows, features = None, None, [], []
         for level in range(LEVELS, 0, -1):
             f0, f1 = each(pair.pyramid0[level - 1]), each(pair.pyramid1[level - 1])

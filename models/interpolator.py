@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .fast import FastIFRNet, best_precision
 from .ifrnet import DIVISOR, IFRNet
 from .strips import StripIFRNet
 
@@ -17,6 +18,7 @@ CPU_BUDGET = 2 * 2**30  # bytes that one call may take: more is no faster there
 MOST_PAIRS = 8  # in a batch: beyond, a GPU is busy anyway
 STRIP, LEAST_ROWS = 2**19, 32  # pixels and rows of a strip
 FRAME_BYTES, FEATURE_BYTES = 200, 24  # a pixel of the frame, and of a channel of the first level: measured
+MODES = ("eager", "fast")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -68,27 +70,36 @@ def check_range(times: Sequence[float]) -> None:
             raise ValueError(f"t = {t:g} is out of range; a frame lies between the two at 0 < t < 1")
 
 
+def default_precision(mode: str, device: str | torch.device) -> str:
+    """float32, and in fast mode what the device is quickest with."""
+    return best_precision(torch.device(device)) if mode == "fast" else "fp32"
+
+
 class Interpolator:
     """Frames between two frames.
 
     model: an IFRNet; it is moved to `device` (default: where a GPU is, the GPU). precision: of the convolutions,
-    "fp32", "bf16" or "fp16"; flow and coordinates are always float32. scale: size at which flow is estimated,
-    relative to the frames (0.5 and below for 4K and large motion), or "auto": see scale_for. padding: see Padding.
-    tile: None works on whole frames; a number works on strips of so many rows, which takes less memory and gives the
-    same frames (see strips.py); "auto" does so where a whole frame would not fit into the memory.
+    "fp32", "bf16" or "fp16" (default: see default_precision); flow and coordinates are always float32. scale: size at
+    which flow is estimated, relative to the frames (0.5 and below for 4K and large motion), or "auto": see scale_for.
+    padding: see Padding. tile: None works on whole frames; a number works on strips of so many rows, which takes less memory and gives the
+    same frames (see strips.py); "auto" does so where a whole frame would not fit into the memory. mode: "eager" is the
+    network as it is written, "fast" the same weights at the pace of the machine (see fast.py).
     """
 
     def __init__(
         self,
         model: IFRNet,
         device: str | torch.device | None = None,
-        precision: str = "fp32",
+        precision: str | None = None,
         scale: float | str = 1.0,
         padding: Padding = Padding(),
         tile: int | str | None = None,
+        mode: str = "eager",
     ):
-        if precision not in PRECISIONS:
+        if precision not in (None, *PRECISIONS):
             raise ValueError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
+        if mode not in MODES:
+            raise ValueError(f"unknown mode {mode!r}; choose one of {', '.join(MODES)}")
         if scale != "auto" and not 0 < scale <= 4:
             raise ValueError(f"scale {scale:g} is out of range; give a number above 0 and up to 4")
         if tile not in (None, "auto") and tile < LEAST_ROWS:
@@ -96,7 +107,9 @@ class Interpolator:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
         self.any_time = model.any_time
-        self.precision, self.scale, self.padding, self.tile = precision, scale, padding, tile
+        self.precision = precision or default_precision(mode, self.device)
+        self.scale, self.padding, self.tile = scale, padding, tile
+        self.fast = FastIFRNet(self.model, self.device, PRECISIONS[self.precision]) if mode == "fast" else None
 
     def check_times(self, times: Sequence[float]) -> None:
         """ValueError where a time is outside (0, 1), or one that the weights do not know."""
@@ -159,14 +172,17 @@ class Interpolator:
         return max(1, min(MOST_PAIRS, self.budget() // (2 * self.memory((1, 3, height, width), scale))))
 
     def _autocast(self) -> torch.autocast:
-        # The types of autocast must match the precision; float32 runs without it.
-        return torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32")
+        # The types of autocast must match the precision; float32 runs without it, and fast mode knows its types.
+        wanted = self.precision != "fp32" and self.fast is None
+        return torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=wanted)
 
-    def _fitting(self, shape: Sequence[int], scale: float) -> IFRNet:
+    def _fitting(self, shape: Sequence[int], scale: float) -> IFRNet | FastIFRNet:
         rows = self.tile
         if rows == "auto":
             too_large = self.memory(shape, scale) > self.budget()
             rows = max(STRIP // shape[-1], LEAST_ROWS) if too_large else None
+        if self.fast is not None:
+            return self.fast.in_strips(rows)
         return StripIFRNet(self.model, rows) if rows else self.model
 
     def _pad(self, x: Tensor, amounts: tuple[int, int, int, int]) -> Tensor:

@@ -76,8 +76,15 @@ def add_model(parser: argparse.ArgumentParser, several: bool = False) -> None:
     help = "network or baseline (default: what the checkpoint holds, or IFRNet_S)"
     parser.add_argument("--model_name", choices=NAMES, help=help, **count)
     parser.add_argument("--checkpoint", help="weights: a path (default: the shipped ones of that name)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the convolutions (default: fp32)")
+    add_mode(parser)
     add_device(parser)
+
+
+def add_mode(parser: argparse.ArgumentParser) -> None:
+    help = "of the convolutions (default: fp32, with --fast what the device is quickest with)"
+    parser.add_argument("--precision", choices=PRECISIONS, help=help)
+    help = "the same weights at the pace of the machine: half precision, kernels of our own"
+    parser.add_argument("--fast", dest="mode", action="store_const", const="fast", default="eager", help=help)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

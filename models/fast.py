@@ -1,0 +1,213 @@
+"""IFRNet at the pace of the machine: the same weights, laid out and computed as the hardware likes it.
+
+    network = fast.FastIFRNet(model, device, dtype)
+    frame = network.decode(network.encode(img0, img1), t).imgt
+
+Features are half precision (bfloat16 on CPUs, float16 on GPUs) in channels-last order; flow, coordinates and frames
+stay float32. Between the convolutions there is one pass over memory where there were several (kernels.py): activation
+in place, the side channels of a residual block put back where they were, a decoder's input sampled straight into the
+buffer that its convolution reads. On CPUs the weights are packed for oneDNN, on GPUs a frame becomes one CUDA graph.
+Nothing is compiled for a size, so that every size is quick the first time.
+"""
+
+import copy
+import warnings
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import kernels
+from .ifrnet import LEVELS, IFRNet, Interpolation, Pair, check_frames, common_mean, times_of
+from .layers import resize
+from .strips import by_rows, even
+
+ALIGNED = 8  # channels: what tensor cores read at a time
+NARROW = 4  # pixels: below, oneDNN 3.x in bfloat16 reads beyond rows (seen with 2 pixels, 144 channels and stride 2)
+
+
+def best_precision(device: torch.device) -> str:
+    """The quickest of Interpolator's precisions that a device computes with instructions of its own."""
+    if device.type == "cuda":
+        half = torch.cuda.get_device_capability(device) >= (7, 0)
+    else:
+        half = device.type == "cpu" and _cpu_has_bf16()
+    if not half:
+        warnings.warn(f"fast mode in float32: this {device.type} has no instructions for half precision", stacklevel=3)
+        return "fp32"
+    return "fp16" if device.type == "cuda" else "bf16"
+
+
+def _cpu_has_bf16() -> bool:
+    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    # oneDNN also says yes where it would emulate, on any x86 with AVX-512.
+    asked = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    x86 = torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    return not x86 or any(has() for has in asked if has)
+
+
+class Conv:
+    """A convolution, transposed or not, with its weights laid out for the machine, and the activation after it.
+
+    inputs: channels of the tensors that will come, where those beyond the weights' own are padding. x: channels last.
+    """
+
+    def __init__(
+        self, module: nn.Conv2d | nn.ConvTranspose2d, act: nn.PReLU | None, to: dict, inputs: int | None = None
+    ):
+        self.transposed = isinstance(module, nn.ConvTranspose2d)
+        self.stride, self.padding = list(module.stride), list(module.padding)
+        weight = module.weight.detach()
+        if inputs is not None:
+            weight = F.pad(weight, (0, 0, 0, 0, 0, inputs - weight.shape[1]))
+        self.weight = weight.to(**to, memory_format=torch.channels_last)
+        self.bias = module.bias.detach().to(**to)
+        self.slope = None if act is None else act.weight.detach().to(self.weight.device, torch.float32)
+        self.packed = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The convolution alone."""
+        function = F.conv_transpose2d if self.transposed else F.conv2d
+        if x.device.type != "cpu" or x.dtype not in kernels.DEFINES or not torch.backends.mkldnn.is_available():
+            return function(x, self.weight, self.bias, self.stride, self.padding)
+        if x.shape[-1] < NARROW:
+            whole = (tensor.float() for tensor in (x, self.weight, self.bias))
+            y = function(*whole, self.stride, self.padding)
+            return y.to(x.dtype, memory_format=torch.channels_last)
+        if self.packed is None:
+            self.packed = self._pack(list(x.shape))
+        ones, zeros, nothing = [1, 1], [0, 0], ("none", [], "")
+        if self.transposed:
+            function, shape = torch.ops.mkldnn._convolution_transpose_pointwise, (self.padding, zeros, self.stride)
+        else:
+            function, shape = torch.ops.mkldnn._convolution_pointwise, (self.padding, self.stride)
+        return function(x, self.packed, self.bias, *shape, ones, 1, *nothing)
+
+    def _pack(self, size: list[int]) -> Tensor:
+        """The weights as oneDNN wants them for a size of input; for another size it reorders where it must."""
+        ones, zeros = [1, 1], [0, 0]
+        if self.transposed:
+            pack = torch.ops.mkldnn._reorder_convolution_transpose_weight
+            return pack(self.weight, self.padding, zeros, self.stride, ones, 1, size)
+        return torch.ops.mkldnn._reorder_convolution_weight(self.weight, self.padding, self.stride, ones, 1, size)
+
+
+def as_convolution(up: nn.ConvTranspose2d) -> nn.Conv2d:
+    """A transposed 4x4 convolution of stride 2 as a 3x3 one with four times the channels, to be shuffled afterwards.
+
+    Twice the arithmetic at seven times the pace where there are few channels: the last decoder answers only 8. Along
+    a side, the even pixels read the kernel's taps 3 and 1, from the pixel before and the same; the odd ones 2 and 0,
+    from the same and the next.
+    """
+    inputs, outputs = up.weight.shape[:2]
+    conv = nn.Conv2d(inputs, 4 * outputs, 3, padding=1, device=up.weight.device)
+    weight = torch.zeros_like(conv.weight).view(2, 2, outputs, inputs, 3, 3)
+    taps = {0: ((0, 3), (1, 1)), 1: ((1, 2), (2, 0))}  # odd or even: (tap of the new kernel, tap of the old)
+    for odd_y, odd_x in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        for y, old_y in taps[odd_y]:
+            for x, old_x in taps[odd_x]:
+                weight[odd_y, odd_x, :, :, y, x] = up.weight.detach()[:, :, old_y, old_x].T
+    conv.weight.data, conv.bias.data = weight.flatten(0, 2), up.bias.detach().repeat(4)
+    return conv
+
+
+class FastDecoder:
+    """A Decoder with activations in place. last: its answer is left to be shuffled."""
+
+    def __init__(self, decoder: nn.Module, to: dict, last: bool):
+        first, block, up = decoder.convblock
+        self.inputs = -(-first[0].in_channels // ALIGNED) * ALIGNED
+        self.first = Conv(*first, to, self.inputs)
+        self.convs = [Conv(*getattr(block, f"conv{i}"), to) for i in range(1, 5)]
+        self.conv5 = Conv(block.conv5, block.prelu, to)
+        self.up = Conv(as_convolution(up) if last else up, None, to)
+        self.side = block.split[1]
+
+    def __call__(self, kernel: kernels.Eager, x: Tensor) -> Tensor:
+        x = self.first(x)
+        kernel.prelu(x, self.first.slope)
+        y = x
+        for wide, narrow in (self.convs[:2], self.convs[2:]):
+            y = wide(y)
+            side = kernel.prelu(y, wide.slope, tail=self.side)
+            kernel.prelu(narrow(side), narrow.slope, into=y)
+        y = self.conv5(y)
+        kernel.prelu(y, self.conv5.slope, add=x)
+        return self.up(y)
+
+
+class FastIFRNet:
+    """A copy of an IFRNet for inference. encode and decode are called as the network's are; `decode` has no other
+    result than the frame.
+
+    model: with PReLU; ValueError otherwise. dtype: of the features, float32, bfloat16 or float16.
+    """
+
+    rows = None  # of the frame, to be worked on at a time
+
+    def __init__(self, model: IFRNet, device: torch.device, dtype: torch.dtype):
+        if model.act != "prelu":
+            raise ValueError(f"fast mode is for networks with PReLU, not {model.act}; use mode eager")
+        self.name, self.any_time, self.dtype = model.name, model.any_time, dtype
+        self.kernel = kernels.choose(device.type, dtype)
+        to = {"device": device, "dtype": dtype}
+        self.encoder = [[Conv(*layer, to) for layer in stage] for stage in model.encoder.children()]
+        self.decoders = {
+            level: FastDecoder(getattr(model, f"decoder{level}"), to, last=level == 1) for level in range(1, LEVELS + 1)
+        }
+
+    def in_strips(self, rows: int | None) -> "FastIFRNet":
+        """The same network, worked off in strips of about `rows` rows of the frame: see strips.py."""
+        other = copy.copy(self)
+        other.rows = rows
+        return other
+
+    def _by_rows(self, function, halvings: int, x: Tensor) -> Tensor:
+        if self.rows is None:
+            return function(x)
+
+        def strip(part: Tensor, top: int) -> Tensor:
+            return function(part.contiguous(memory_format=torch.channels_last))
+
+        return by_rows(strip, even(self.rows >> halvings), x).contiguous(memory_format=torch.channels_last)
+
+    def _stage(self, convs: list[Conv], x: Tensor) -> Tensor:
+        for conv in convs:
+            x = conv(x)
+            self.kernel.prelu(x, conv.slope)
+        return x
+
+    @torch.inference_mode()
+    def encode(self, img0: Tensor, img1: Tensor, scale: float = 1.0) -> Pair:
+        """See IFRNet.encode. The frames are kept as they are: `mean` of the result is 0."""
+        check_frames(img0, img1, scale)
+        mean = common_mean(img0, img1)
+        size = tuple(round(side * scale) for side in img0.shape[-2:])
+        small = (img0, img1) if scale == 1 else (resize(img0, size=size), resize(img1, size=size))
+        x, features = self.kernel.prepare(*small, mean, self.dtype), []
+        for halvings, convs in enumerate(self.encoder):
+            x = self._by_rows(partial(self._stage, convs), halvings, x)
+            features.append(x)
+        pyramid0, pyramid1 = zip(*(level.chunk(2) for level in features))
+        return Pair(img0, img1, torch.zeros_like(mean), pyramid0, pyramid1, scale)
+
+    @torch.inference_mode()
+    def decode(self, pair: Pair, t: Tensor | float) -> Interpolation:
+        """See IFRNet.decode. The result holds the frame alone."""
+        t, times = times_of(pair, t)
+        top = [f.repeat_interleave(times, 0) for f in (pair.pyramid0[-1], pair.pyramid1[-1])]
+        plane = t.to(self.dtype).expand(len(top[0]), 1, *top[0].shape[-2:])
+        decoder, flow = self.decoders[LEVELS], None
+        x = F.pad(torch.cat([*top, plane], 1), (0, 0, 0, 0, 0, decoder.inputs - 2 * top[0].shape[1] - 1))
+        answer = decoder(self.kernel, x.contiguous(memory_format=torch.channels_last))
+        for level in range(LEVELS - 1, 0, -1):
+            decoder, below = self.decoders[level], (pair.pyramid0[level - 1], pair.pyramid1[level - 1])
+            x, flow = self.kernel.join(answer, flow, *below, decoder.inputs)
+            answer = self._by_rows(partial(decoder, self.kernel), level, x)
+        if pair.scale == 1:
+            return Interpolation(self.kernel.blend(answer, flow, pair.img0, pair.img1), (), (), None)
+        size = pair.img0.shape[-2:]
+        flow, mask, residual = (resize(x, size=size) for x in kernels.last(answer, flow))
+        return Interpolation(kernels.blend(flow / pair.scale, mask, residual, pair.img0, pair.img1), (), (), None)

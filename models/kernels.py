@@ -1,0 +1,183 @@
+"""What lies between the convolutions, each in one pass over memory: activation, a decoder's input, the last blend.
+
+Three ways to compute the same: `Eager` is plain PyTorch, runs anywhere and says what is meant; `Native` is native.c,
+compiled for the CPU at hand when first used; `Triton` is for GPUs (triton_kernels.py). `choose` picks one.
+
+Tensors are (B, C, H, W) in channels-last order and dense; features have any floating type, flow and frames are float32.
+Coordinates and sums are float32 throughout.
+"""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import warnings
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .layers import resize, warp
+
+SOURCE = Path(__file__).with_name("native.c")
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno")
+DEFINES = {torch.bfloat16: (), torch.float32: ("-DFLOAT32",)}
+
+
+def empty(like: Tensor, channels: int, size: tuple[int, int] | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor not yet written to, channels last, with the batch, size, type and device of `like` unless told."""
+    shape = (len(like), channels, *(size or like.shape[-2:]))
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+class Eager:
+    """The kernels in plain PyTorch."""
+
+    def prepare(self, img0: Tensor, img1: Tensor, mean: Tensor, dtype: torch.dtype) -> Tensor:
+        """Both frames minus `mean`, one after the other along the batch. mean: (B, 1, 1, 1)."""
+        return torch.cat([img0 - mean, img1 - mean]).to(dtype, memory_format=torch.channels_last)
+
+    def prelu(self, x: Tensor, slope: Tensor, add: Tensor | None = None, into: Tensor | None = None, tail: int = 0):
+        """PReLU of x (+ add), written over x, or over the last channels of `into`. slope: float32, one a channel.
+
+        tail: how many of the last channels to hand back as a tensor of their own; without, the result is None.
+        """
+        whole = x if add is None else x.float() + add.float()
+        y = F.prelu(whole.float(), slope).to(x.dtype)
+        (x if into is None else into[:, -x.shape[1] :]).copy_(y)
+        return y[:, -tail:].contiguous(memory_format=torch.channels_last) if tail else None
+
+    def join(self, answer: Tensor, coarse: Tensor | None, f0: Tensor, f1: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """A decoder's input, and the flow of its level.
+
+        answer: (B, 4 + C, H, W), what the decoder above said: a step of the flow, and the feature at t. coarse: the
+        flow of the level above, (B, 4, H/2, W/2), or None. f0, f1: the frames' features, (P, C, H, W), B a multiple of
+        P: pair by pair. The result has `width` channels: feature, both warped, flow, then zeros.
+        """
+        times = len(answer) // len(f0)
+        flow = step(answer, coarse)
+        f0, f1 = (f.repeat_interleave(times, 0) for f in (f0, f1))
+        parts = [answer[:, 4:], warp(f0, flow[:, :2]), warp(f1, flow[:, 2:]), flow.to(answer.dtype)]
+        used = 4 + 3 * f0.shape[1]
+        joined = F.pad(torch.cat(parts, 1), (0, 0, 0, 0, 0, width - used))
+        return joined.contiguous(memory_format=torch.channels_last), flow
+
+    def blend(self, answer: Tensor, coarse: Tensor, img0: Tensor, img1: Tensor) -> Tensor:
+        """The frame, (B, 3, H, W). answer: (B, 32, H/2, W/2), see `shuffle`. All frames, (P, 3, H, W), are planar."""
+        return blend(*last(answer, coarse), img0, img1)
+
+
+def step(answer: Tensor, coarse: Tensor | None) -> Tensor:
+    """The flow of a level: the decoder's step, and twice the flow of the level above at twice its size."""
+    flow = answer[:, :4].float()
+    return flow if coarse is None else flow + 2 * resize(coarse, 2.0)
+
+
+def shuffle(answer: Tensor) -> Tensor:
+    """(B, 4 * C, H, W) -> (B, C, 2 * H, 2 * W): channels hold the four pixels of a 2x2 square one after the other."""
+    batch, channels, height, width = answer.shape
+    squares = answer.reshape(batch, 2, 2, channels // 4, height, width).permute(0, 3, 4, 1, 5, 2)
+    return squares.reshape(batch, channels // 4, 2 * height, 2 * width)
+
+
+def last(answer: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Flow, mask and residual of full size, from the last decoder's answer before it is shuffled."""
+    answer = shuffle(answer)
+    return step(answer, coarse), torch.sigmoid(answer[:, 4:5].float()), answer[:, 5:].float()
+
+
+def blend(flow: Tensor, mask: Tensor, residual: Tensor, img0: Tensor, img1: Tensor) -> Tensor:
+    """The frame from what `last` answers, all of full size."""
+    img0, img1 = (x.repeat_interleave(len(flow) // len(x), 0) for x in (img0, img1))
+    frame = mask * warp(img0, flow[:, :2]) + (1 - mask) * warp(img1, flow[:, 2:])
+    return (frame + residual).clamp(0, 1)
+
+
+class Native(Eager):
+    """The kernels of native.c. OSError where there is no compiler that can build it."""
+
+    def __init__(self, dtype: torch.dtype):
+        self.library = ctypes.CDLL(str(build(dtype)))
+
+    def prepare(self, img0, img1, mean, dtype):
+        batch, _, height, width = img0.shape
+        both = torch.empty((2 * batch, 3, height, width), dtype=dtype, memory_format=torch.channels_last)
+        for img, out in ((img0, both[:batch]), (img1, both[batch:])):
+            self._call("prepare", img.contiguous(), mean.contiguous(), out, batch, height * width)
+        return both
+
+    def prelu(self, x, slope, add=None, into=None, tail=0):
+        pixels, channels = x.numel() // x.shape[1], x.shape[1]
+        side = empty(x, tail) if tail else None
+        to = x if into is None else into[:, -channels:]
+        stride = channels if into is None else into.shape[1]
+        self._call("prelu", x, add, slope, to, stride, side, tail, pixels, channels)
+        return side
+
+    def join(self, answer, coarse, f0, f1, width):
+        (batch, _, height, columns), channels = answer.shape, f0.shape[1]
+        out, flow = empty(answer, width), empty(answer, 4, dtype=torch.float32)
+        sizes = (batch, batch // len(f0), height, columns, channels, width)
+        self._call("join", answer, coarse, f0, f1, out, flow, *sizes)
+        return out, flow
+
+    def blend(self, answer, coarse, img0, img1):
+        batch, (height, width) = len(answer), img0.shape[-2:]
+        out = torch.empty(batch, 3, height, width)
+        img0, img1 = img0.contiguous(), img1.contiguous()
+        self._call("blend", answer, coarse, img0, img1, out, batch, batch // len(img0), height, width, 1)
+        return out
+
+    def _call(self, name: str, *arguments: Tensor | int | None) -> None:
+        function = getattr(self.library, name)
+        pointers = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else a for a in arguments]
+        numbers = [ctypes.c_long(a) if isinstance(a, int) else a for a in pointers]
+        function(*numbers, ctypes.c_int(torch.get_num_threads()))
+
+
+def build(dtype: torch.dtype) -> Path:
+    """native.c as a library for this machine and type, compiled once (half a second) and kept where PyTorch keeps its
+    extensions. OSError where that cannot be done."""
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        raise OSError("there is no C compiler")
+    flags = (*FLAGS, *DEFINES[dtype])
+    run = partial(subprocess.run, capture_output=True, text=True, check=True)
+    try:
+        # What the compiler predefines tells its version and the processor's instructions: a library that another
+        # machine left in a shared home is not taken for this one's.
+        predefined = run([compiler, *flags, "-E", "-dM", "-x", "c", os.devnull]).stdout
+        digest = hashlib.sha256((SOURCE.read_text() + predefined).encode()).hexdigest()[:16]
+        library = cache_folder() / f"native-{digest}.so"
+        if not library.is_file():
+            library.parent.mkdir(parents=True, exist_ok=True)
+            temporary = library.with_suffix(f".{os.getpid()}")
+            run([compiler, *flags, "-shared", "-fPIC", str(SOURCE), "-o", str(temporary), "-lm"])
+            temporary.replace(library)
+    except subprocess.CalledProcessError as error:
+        raise OSError(f"{compiler} cannot build {SOURCE.name}: {error.stderr.strip()[:200]}") from error
+    return library
+
+
+def cache_folder() -> Path:
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions"
+    return Path(root) / "ifrnet"
+
+
+@cache
+def choose(device: str, dtype: torch.dtype) -> Eager:
+    """The quickest kernels for a type of device ("cpu", "cuda"); says once where it must do with plain PyTorch."""
+    try:
+        if device == "cuda":
+            from .triton_kernels import Triton
+
+            return Triton()
+        if device == "cpu" and dtype in DEFINES:
+            return Native(dtype)
+        return Eager()
+    except (ImportError, OSError) as error:
+        warnings.warn(f"fast mode without kernels of its own: {error}", stacklevel=2)
+        return Eager()

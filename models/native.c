@@ -1,0 +1,167 @@
+/* What lies between the convolutions, on the CPU: see kernels.py for what each function computes.
+
+   Tensors are channels-last and dense, images planar. `value` is bfloat16, or float with -DFLOAT32. Work is shared out
+   by rows; arithmetic is in float. A coordinate that is not a number becomes 0, so that nothing is read out of bounds. */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define PIXELS 64
+
+#ifdef FLOAT32
+typedef float value;
+static inline float get(value v) { return v; }
+static inline value put(float f) { return f; }
+#else
+typedef uint16_t value;
+static inline float get(value v) {
+    uint32_t bits = (uint32_t)v << 16;
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+static inline value put(float f) { /* to the nearest, ties to even */
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+#endif
+
+static inline float clamp(float x, float most) {
+    x = x > 0 ? x : 0;
+    return x < most ? x : most;
+}
+
+/* The two rows (or columns) between which a line of the doubled size lies, and the weight of the second. */
+static inline void halves(long line, long size, long *a, long *b, float *weight) {
+    *a = line % 2 ? line / 2 : line / 2 - (line > 0);
+    *b = line % 2 ? line / 2 + (line / 2 + 1 < size) : line / 2;
+    *weight = line % 2 ? 0.25f : 0.75f;
+}
+
+/* answer + 2 * coarse flow at twice its size, for one row; flow: 4 floats a pixel. */
+static void flow_row(float *flow, const value *answer, long stride, long skip, const float *coarse, long row,
+                     long height, long width) {
+    long a, b, above, below;
+    float wx, wy;
+    if (coarse) halves(row, height / 2, &above, &below, &wy);
+    for (long x = 0; x < width; x++) {
+        /* With `skip`, the four pixels of a 2x2 square lie side by side in one wide pixel of half the size. */
+        const value *step = skip ? answer + (x / 2) * stride + (x % 2) * skip : answer + x * stride;
+        if (coarse) halves(x, width / 2, &a, &b, &wx);
+        for (int k = 0; k < 4; k++) {
+            float up = 0;
+            if (coarse) {
+                const float *p = coarse + above * (width / 2) * 4 + k, *q = coarse + below * (width / 2) * 4 + k;
+                up = (1 - wy) * ((1 - wx) * p[4 * a] + wx * p[4 * b]) + wy * ((1 - wx) * q[4 * a] + wx * q[4 * b]);
+            }
+            flow[4 * x + k] = get(step[k]) + 2 * up;
+        }
+    }
+}
+
+static inline void bend(const value *in, const value *add, const float *slope, value *out, long count) {
+#pragma omp simd /* in and out are the same or apart, which the compiler cannot know */
+    for (long i = 0; i < count; i++) {
+        float v = add ? get(in[i]) + get(add[i]) : get(in[i]);
+        out[i] = put(v > 0 ? v : v * slope[i]);
+    }
+}
+
+void prelu(const value *in, const value *add, const float *slope, value *out, long out_stride, value *tail,
+           long tail_width, long pixels, long channels, int threads) {
+    float slopes[PIXELS * channels]; /* as long as a run of values, so that these are worked off without a break */
+    for (long i = 0; i < PIXELS * channels; i++) slopes[i] = slope[i % channels];
+#pragma omp parallel for num_threads(threads)
+    for (long first = 0; first < pixels; first += PIXELS) {
+        long count = pixels - first < PIXELS ? pixels - first : PIXELS;
+        const value *x = in + first * channels, *more = add ? add + first * channels : 0;
+        value *y = out + first * out_stride;
+        if (out_stride == channels && add)
+            bend(x, more, slopes, y, count * channels);
+        else if (out_stride == channels)
+            bend(x, 0, slopes, y, count * channels);
+        else
+            for (long p = 0; p < count; p++)
+                bend(x + p * channels, more ? more + p * channels : 0, slopes, y + p * out_stride, channels);
+        for (long p = 0; tail && p < count; p++)
+            memcpy(tail + (first + p) * tail_width, y + p * out_stride + channels - tail_width, tail_width * sizeof(value));
+    }
+}
+
+static inline void sample(value *restrict out, const value *restrict f, float x, float y, long height, long width,
+                          long channels) {
+    x = clamp(x, width - 1);
+    y = clamp(y, height - 1);
+    long left = (long)x, top = (long)y;
+    long right = left + (left + 1 < width), bottom = top + (top + 1 < height);
+    float wx = x - left, wy = y - top;
+    const value *a = f + (top * width + left) * channels, *b = f + (top * width + right) * channels;
+    const value *c = f + (bottom * width + left) * channels, *d = f + (bottom * width + right) * channels;
+#pragma omp simd
+    for (long k = 0; k < channels; k++)
+        out[k] = put((1 - wy) * ((1 - wx) * get(a[k]) + wx * get(b[k])) + wy * ((1 - wx) * get(c[k]) + wx * get(d[k])));
+}
+
+void join(const value *answer, const float *coarse, const value *f0, const value *f1, value *out, float *flow,
+          long count, long times, long height, long width, long channels, long out_width, int threads) {
+    long size = height * width, answers = 4 + channels, used = 3 * channels + 4;
+#pragma omp parallel for num_threads(threads)
+    for (long line = 0; line < count * height; line++) {
+        long n = line / height, y = line % height;
+        const value *a = answer + line * width * answers;
+        const value *g0 = f0 + n / times * size * channels, *g1 = f1 + n / times * size * channels;
+        float *v = flow + line * width * 4;
+        value *to = out + line * width * out_width;
+        flow_row(v, a, answers, 0, coarse ? coarse + n * size : 0, y, height, width);
+        for (long x = 0; x < width; x++, v += 4, a += answers, to += out_width) {
+            memcpy(to, a + 4, channels * sizeof(value));
+            sample(to + channels, g0, x + v[0], y + v[1], height, width, channels);
+            sample(to + 2 * channels, g1, x + v[2], y + v[3], height, width, channels);
+            for (int k = 0; k < 4; k++) to[3 * channels + k] = put(v[k]);
+            for (long k = used; k < out_width; k++) to[k] = put(0);
+        }
+    }
+}
+
+void blend(const value *answer, const float *coarse, const float *img0, const float *img1, float *out, long count,
+           long times, long height, long width, long shuffled, int threads) {
+    long size = height * width;
+#pragma omp parallel for num_threads(threads)
+    for (long line = 0; line < count * height; line++) {
+        long n = line / height, y = line % height;
+        /* shuffled: 4 pixels of 8 channels side by side, so that two rows lie in one. */
+        long stride = shuffled ? 32 : 8, skip = shuffled ? 8 : 0;
+        const value *a = shuffled ? answer + (n * size / 4 + y / 2 * (width / 2)) * 32 + y % 2 * 16
+                                  : answer + line * width * 8;
+        float flow[4 * width], *v = flow;
+        flow_row(v, a, stride, skip, coarse + n * size, y, height, width);
+        for (long x = 0; x < width; x++, v += 4) {
+            const value *last = skip ? a + (x / 2) * stride + (x % 2) * skip : a + x * stride;
+            float mask = 1 / (1 + expf(-get(last[4]))), pixel[3];
+            for (int k = 0; k < 3; k++) pixel[k] = get(last[5 + k]);
+            for (int side = 0; side < 2; side++) {
+                const float *img = (side ? img1 : img0) + n / times * 3 * size;
+                float share = side ? 1 - mask : mask;
+                float px = clamp(x + v[2 * side], width - 1), py = clamp(y + v[2 * side + 1], height - 1);
+                long left = (long)px, top = (long)py;
+                long right = left + (left + 1 < width), bottom = top + (top + 1 < height);
+                float wx = px - left, wy = py - top;
+                for (int k = 0; k < 3; k++, img += size)
+                    pixel[k] += share * ((1 - wy) * ((1 - wx) * img[top * width + left] + wx * img[top * width + right]) +
+                                         wy * ((1 - wx) * img[bottom * width + left] + wx * img[bottom * width + right]));
+            }
+            for (int k = 0; k < 3; k++) out[(3 * n + k) * size + y * width + x] = clamp(pixel[k], 1);
+        }
+    }
+}
+
+void prepare(const float *img, const float *mean, value *out, long count, long size, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (long chunk = 0; chunk < (count * size + 4095) / 4096; chunk++)
+        for (long p = chunk * 4096; p < count * size && p < chunk * 4096 + 4096; p++) {
+            long n = p / size, q = p % size;
+            for (int k = 0; k < 3; k++) out[3 * p + k] = put(img[(3 * n + k) * size + q] - mean[n]);
+        }
+}
