@@ -20,7 +20,6 @@ import argparse
 import hashlib
 import json
 import operator
-import os
 import shutil
 import sys
 import time
@@ -37,21 +36,11 @@ from tqdm import tqdm
 
 from datasets.vimeo90k import FLOW, FRAMES, TEST_LIST, TRAIN_LIST, Vimeo90K, find_flow, read_list
 from models import flow as teachers
-from models.layers import warp
-from utils import batches, cli, distributed, io
-from utils.flow_check import consistent, contact_sheet, flow_colours, inside
-from utils.metrics import psnr
+from utils import batches, cli, distributed, flow_report, io
+from utils.epochs import default_workers
 
 LISTS = {"train": [TRAIN_LIST], "test": [TEST_LIST], "all": [TRAIN_LIST, TEST_LIST]}
-RANGES = np.array([0, 1, 2, 4, 8, 16, 32])  # of motion, in pixels; the last one has no end
 RECORD = "teacher.json"  # in flow/: what the labels were made by
-
-# The columns of --check, and what they mean.
-HEADS = ("left t->0", "left t->1", "warped dB", "averaged dB", "contradict %", "leave %")
-LEGEND = """left: mean absolute difference to im2 after warping, in grey levels, where nothing leaves the frame
-warped dB: PSNR of the mean of both warped frames; averaged dB: the same without flow
-contradict: pixels that fail the forward-backward test (hidden in the other frame, or wrong)
-leave: pixels whose flow ends outside the frame"""
 
 
 class Format(NamedTuple):
@@ -184,7 +173,8 @@ def check_space(root: Path, names: list[str], ending: str) -> None:
     some = missing[:: -(-len(missing) // 16)]  # the sizes of all would take minutes on a slow disk
     pixels = np.mean([io.read_image(root / "sequences" / name / FRAMES[1])[..., 0].size for name in some])
     needed = len(missing) * len(FLOW) * (12 + FORMATS[ending].bytes * pixels)
-    free = shutil.disk_usage(root).free
+    folder = root / "flow"
+    free = shutil.disk_usage(folder if folder.is_dir() else root).free  # it may be a link to another disk
     print(
         f"{len(missing)} of {len(names)} triplets to do: about {amount(needed)} of .{ending}, {amount(free)} are free"
     )
@@ -245,7 +235,7 @@ def check(
     triplets = Vimeo90K(args.data, names, flow=False)
     chosen = [names[round(k)] for k in np.linspace(0, len(names) - 1, min(args.check, len(names)))]
     rows, scores, errors = [], [], []
-    print(f"{'triplet':14s}" + "".join(f"{head:>14s}" for head in HEADS))
+    print(flow_report.line("triplet", flow_report.SCORES))
     for name in chosen:
         frames = io.to_float(triplets.stack(triplets.names.index(name)).frames, device)
         there = read_labels(args.data, name, device)
@@ -253,37 +243,19 @@ def check(
             raise FileNotFoundError(f"{args.data / 'flow' / name}: no labels to judge; make them, or give --teacher")
         flow = teachers.labels(teacher, *frames[:, None]) if given else there
         if given and there is not None:
-            errors.append(error_by_motion(flow, there))
-        score, pictures = judge(teacher, frames, flow)
-        print(f"{name:14s}" + "".join(f"{value:14.2f}" for value in score), flush=True)
+            errors.append(flow_report.error_by_motion(flow, there))
+        score, pictures = flow_report.judge(teacher, frames, flow)
+        print(flow_report.line(name, score), flush=True)
         scores.append(score)
         rows.append(pictures)
-    print(f"{'mean':14s}" + "".join(f"{value:14.2f}" for value in np.nanmean(scores, axis=0)))
-    print(LEGEND)
+    print(flow_report.line("mean", np.nanmean(scores, axis=0)))
+    print(flow_report.LEGEND)
     if errors:
-        print_errors(np.sum(errors, axis=0), args)
+        print(f"end-point error of {args.teacher} against the flow in {args.data / 'flow'}, both directions:")
+        print(flow_report.error_table(np.sum(errors, axis=0)))
     path = args.sheet or Path("results") / f"flow_check_{args.teacher if given else 'labels'}.png"
-    io.write_image(path, io.to_uint8(contact_sheet(rows)))
+    io.write_image(path, io.to_uint8(flow_report.contact_sheet(rows)))
     print(f"{path}: im1, im2, im3, flow t->0, flow t->1 (black: contradicts itself), mean of both warped frames")
-
-
-def error_by_motion(flow: Tensor, truth: Tensor) -> np.ndarray:
-    """For every one of RANGES: pixels, sum of end-point errors, pixels with less than 1. flow, truth: (1, 4, H, W)."""
-    flow, truth = (torch.cat(x.chunk(2, 1)).movedim(1, -1).reshape(-1, 2).cpu().numpy() for x in (flow, truth))
-    known = np.isfinite(truth).all(1)
-    error = np.linalg.norm(flow - truth, axis=1)[known]
-    which = np.digitize(np.linalg.norm(truth[known], axis=1), RANGES) - 1
-    return np.stack([np.bincount(which, weights, len(RANGES)) for weights in (None, error, error < 1)], 1)
-
-
-def print_errors(sums: np.ndarray, args: argparse.Namespace) -> None:
-    print(f"end-point error of {args.teacher} against the flow in {args.data / 'flow'}, both directions:")
-    print(f"{'motion px':>12s}{'% of pixels':>14s}{'mean error px':>16s}{'% below 1 px':>14s}")
-    ranges = [f"{low}-{high}" for low, high in zip(RANGES, RANGES[1:])] + [f"{RANGES[-1]} up"]
-    for label, (count, error, near) in zip([*ranges, "all"], [*sums, sums.sum(0)]):
-        if count:
-            share = 100 * count / sums[:, 0].sum()
-            print(f"{label:>12s}{share:14.1f}{error / count:16.2f}{100 * near / count:14.1f}")
 
 
 def read_labels(root: Path, name: str, device: torch.device) -> Tensor | None:
@@ -295,33 +267,10 @@ def read_labels(root: Path, name: str, device: torch.device) -> Tensor | None:
     return torch.from_numpy(np.concatenate(both, 2)).movedim(-1, 0)[None].to(device)
 
 
-@torch.inference_mode()
-def judge(teacher: teachers.Teacher, frames: Tensor, label: Tensor) -> tuple[list[float], list[Tensor]]:
-    """One triplet's line of the table and row of the sheet. frames: (3, 3, H, W); label: (1, 4, H, W)."""
-    img0, imgt, img1 = frames.split(1)
-    back = teacher.estimate(frames[[0, 2]], torch.cat([imgt, imgt]))
-    known = label.isfinite()
-    there = torch.cat(torch.where(known, label, 0.0).chunk(2, 1))
-    stays = inside(torch.cat(label.chunk(2, 1)))
-    agrees = consistent(there, back)
-    warped = warp(frames[[0, 2]], there)
-    left = [255 * (picture - imgt[0]).abs()[:, mask[0]].mean().item() for picture, mask in zip(warped, stays)]
-    mean = warped.mean(0, keepdim=True)
-    score = [
-        *left,
-        psnr(mean, imgt).item(),
-        psnr((img0 + img1) / 2, imgt).item(),
-        100 * (stays & ~agrees).sum().item() / max(stays.sum().item(), 1),
-        100 * (~stays).float().mean().item(),
-    ]
-    most = there.norm(dim=1).quantile(0.99).item()
-    colours = flow_colours(torch.where(agrees | ~stays, there, torch.nan), most)
-    return score, [img0, imgt, img1, *colours.split(1), mean]
-
-
 def main(args: argparse.Namespace) -> None:
     with distributed.ranks(args) as device:
-        names = [name for part in LISTS[args.split] for name in read_list(args.data, part)]
+        lists = [read_list(args.data, part) for part in LISTS[args.split]]
+        names = list(dict.fromkeys(name for names in lists for name in names))  # no two processes write one file
         folder = args.data / "flow"
         chosen = args.teacher
         args.teacher = chosen or read_record(folder).get("teacher") or teachers.choose()
@@ -364,7 +313,7 @@ def parser() -> cli.Parser:
     options.add_argument("--format", choices=FORMATS, default="flo", help="of the files")
     options.add_argument("--batch_size", type=cli.positive, default=8, help="triplets at once")
     options.add_argument(
-        "--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes that decode, threads that write"
+        "--workers", type=int, default=default_workers(), help="processes that decode, threads that write"
     )
     options.add_argument("--split", choices=LISTS, default="train", help="which list")
     options.add_argument(

@@ -1,12 +1,11 @@
-"""How good is a teacher's flow? What it leaves when frames are warped by it, where it contradicts itself, how it looks.
+"""Where flow leaves the frame, where it contradicts itself, and how it looks.
 
-Frames are RGB (B, 3, H, W) in [0, 1]; flow is (B, 2, H, W), (dx, dy) in pixels; masks are bool (B, 1, H, W).
+Flow is (B, 2, H, W), (dx, dy) in pixels; masks are bool (B, 1, H, W).
 """
 
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from models.layers import warp
@@ -41,14 +40,3 @@ def flow_colours(flow: Tensor, most: float) -> Tensor:
     offsets = torch.tensor([5.0, 3.0, 1.0], device=flow.device).view(1, 3, 1, 1)
     k = torch.remainder(offsets + hue, 6)
     return known * (1 - strength * torch.minimum(k, 4 - k).clamp(0, 1))
-
-
-def contact_sheet(rows: list[list[Tensor]], width: int = 224, gap: int = 4) -> Tensor:
-    """Pictures (1, 3, H, W) in rows and columns, each fitted to `width`, on white: (3, H', W')."""
-    cells = [[F.pad(_fit(picture, width), [0, gap, 0, gap], value=1.0) for picture in row] for row in rows]
-    return torch.cat([torch.cat(row, 3) for row in cells], 2)[0].clamp(0, 1)
-
-
-def _fit(picture: Tensor, width: int) -> Tensor:
-    height = max(round(picture.shape[-2] * width / picture.shape[-1]), 1)
-    return F.interpolate(picture, (height, width), mode="bilinear", antialias=True)
