@@ -22,7 +22,7 @@ VIDEOS = (
 def splits(root, args):
     parent = root / "test" if (root / "test").is_dir() else root  # the set is also seen flat
     cases = [case for video in VIDEOS for case in windows(find_folder(parent, video))]
-    return [Split("8x", cases, centre_512)]
+    return [Split("8x", cases, centre_512, full=len(cases))]
 
 
 BENCHMARK = Benchmark("GoPro", "GOPRO", "", PAGE, splits)

@@ -19,7 +19,7 @@ def splits(root, args):
     for name in read_list(root, TEST_LIST):
         img0, target, img1 = (root / "sequences" / name / frame for frame in FRAMES)
         cases.append(Case(name, img0, img1, (target,)))
-    return [Split("test", cases)]
+    return [Split("test", cases, full=3782)]
 
 
 BENCHMARK = Benchmark("Vimeo90K", "vimeo_triplet", TEST_LIST, PAGE, splits)

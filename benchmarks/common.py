@@ -29,8 +29,9 @@ from benchmarks.store import Score
 from models import Interpolator, Padding
 from models.baselines import BASELINES, Baseline, Dis, interpolator
 from models.flow.dis import DIS
+from models.interpolator import default_precision
 from utils import cli, distributed, io, metrics
-from utils.flow_check import flow_colours
+from utils.flow_report import flow_colours
 from utils.lpips import LPIPS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,7 +81,7 @@ def centre_512(image: np.ndarray) -> np.ndarray:
 
 class Split(NamedTuple):
     """Cases whose average is one number of the table. view: what is done to every picture after it was read. full: how
-    many cases published averages are of, where that is settled."""
+    many cases published averages are of; None where that is not settled."""
 
     name: str
     cases: list[Case]
@@ -240,7 +241,8 @@ def contender(benchmark: Benchmark, args: argparse.Namespace, name: str | None, 
     if name in BASELINES:
         return Contender(interpolator(name, device=device), {"model": name})
     scale = args.scale or benchmark.scales.get(args.protocol, benchmark.scale)
-    call = interpolator(name, args.checkpoint, device, args.precision, scale, benchmark.padding, tile="auto")
+    options = (args.precision, scale, benchmark.padding)
+    call = interpolator(name, args.checkpoint, device, *options, tile="auto", mode=args.mode)
     path = models.checkpoint_path(args.checkpoint or call.model.name)
     about = {
         "model": call.model.name,
@@ -272,7 +274,9 @@ def settings(
         **PROTOCOLS[args.protocol]._asdict(),
         "metrics": list(dict.fromkeys([*benchmark.metrics, *args.metrics])),
         "lpips_weights": {path.name: sha256(path) for path in args.lpips_weights or ()},
-        "precision": args.precision,
+        "other_scale": args.scale,
+        "precision": args.precision or default_precision(args.mode, device),
+        "mode": args.mode,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}",
         "batch_size": args.batch_size,
         "limit": args.limit,
@@ -291,8 +295,7 @@ def file_stem(benchmark: Benchmark, args: argparse.Namespace, one: Contender) ->
         marks += [Path(args.checkpoint).stem, one.about["checkpoint_sha256"][:8]]
     if args.protocol != "paper":
         marks.append(args.protocol)
-    if args.precision != "fp32":
-        marks.append(args.precision)
+    marks += [mark for mark in (args.precision, args.mode) if mark not in (None, "fp32", "eager")]
     if args.scale:
         marks.append(f"scale{args.scale:g}")
     if args.limit:

@@ -43,6 +43,10 @@ IFRNet          29.84,0.920   31.93,0.943   36.00    33.99    31.53      30.46
 )
 METRICS = ("psnr", "ssim", "ie")  # of the comma-separated values
 
+# Of the networks of this project: size, and the paper's seconds a frame of 1280x720 on a V100.
+PARAMETERS = {"IFRNet_S": 2_803_610, "IFRNet": 4_959_692, "IFRNet_L": 19_699_460}
+SECONDS_720P = {"IFRNet_S": 0.019, "IFRNet": 0.025, "IFRNet_L": 0.079}
+
 
 def _scores() -> dict:
     scores = {}

@@ -18,6 +18,8 @@ from utils import distributed, io
 
 UNITS = {"psnr": "PSNR", "ssim": "SSIM", "ssim_2d": "SSIM 2-D", "ie": "IE", "lpips": "LPIPS", "warp": "warp error"}
 DIGITS = {"psnr": 2, "ie": 3, "warp": 6}  # of the table; the others have 4
+SPEED = "speed_parameters"  # the `benchmark` of results that are times
+NEEDED = ("benchmark", "model", "protocol", "metrics", "average", "samples", "shown")  # of all other results
 HIGHER_IS_BETTER = ("psnr", "ssim", "ssim_2d")
 
 
@@ -92,14 +94,16 @@ def write(path: Path, result: dict) -> None:
 
 
 def read(path: Path) -> dict:
-    """A result. ValueError for a file that is none."""
+    """A result of a benchmark or of speed_parameters.py. ValueError for a file that is none."""
     try:
         result = json.loads(io.read_bytes(path))
     except ValueError as error:
         raise ValueError(f"{path}: not a whole JSON file; remove it or run the benchmark again") from error
-    missing = {"benchmark", "model", "average", "samples", "metrics"} - set(result if isinstance(result, dict) else ())
+    result = result if isinstance(result, dict) else {}
+    needed = ("device", "rows") if result.get("benchmark") == SPEED else NEEDED
+    missing = [name for name in needed if name not in result]
     if missing:
-        raise ValueError(f"{path}: not a result of a benchmark: it lacks {', '.join(sorted(missing))}")
+        raise ValueError(f"{path}: not a result of a benchmark: it lacks {', '.join(missing)}")
     return result
 
 

@@ -1,0 +1,132 @@
+"""From the results of benchmarks to tables, plots and one page to look at.
+
+    python benchmarks/report.py
+    python benchmarks/report.py results/*.json --out report
+
+Writes tables.md, tables.csv, tables.tex (published rows beside ours, the best in bold), plots as SVG, and report.html:
+one file that needs no other, with the tables, the plots, and for the worst and the median cases a slider between the
+prediction and the truth, the error and the flow. Times come from what speed_parameters.py wrote into the same folder.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+from benchmarks import store
+from benchmarks.page import page
+from benchmarks.plots import Series, plot
+from benchmarks.published import PARAMETERS, SCORES, SECONDS_720P
+from benchmarks.tables import PUBLISHED, comma_separated, footing, label, latex, make_tables, markdown
+from utils import cli, io
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def read_results(paths: list[Path]) -> tuple[dict[str, dict], list[dict]]:
+    """The results of benchmarks by the name of their file, and those of speed_parameters.py."""
+    files = [file for path in paths for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
+    if not files:
+        raise ValueError(f"{', '.join(map(str, paths))}: no results here; run a benchmark, or name its JSON files")
+    scores, speeds = {}, []
+    for path in files:
+        result = store.read(path)
+        if result["benchmark"] == store.SPEED:
+            speeds.append(result)
+        elif path.stem in scores:
+            raise ValueError(f"{path}: a result of this name is in {scores[path.stem]['folder']} too; rename one")
+        else:
+            scores[path.stem] = result | {"folder": path.parent}
+    if not scores:
+        raise ValueError(f"{', '.join(map(str, paths))}: no result of a benchmark here, only of speed")
+    return scores, speeds
+
+
+def make_plots(results: dict[str, dict], speeds: list[dict]) -> dict[str, str]:
+    """Name -> SVG. For each split: PSNR of every case; over time, where there are several; against size and time."""
+    plots = {}
+    for benchmark, split in dict.fromkeys((r["benchmark"], split) for r in results.values() for split in r["average"]):
+        ours = {
+            label(stem, result): result
+            for stem, result in results.items()
+            if result["benchmark"] == benchmark and "psnr" in result["average"].get(split, {})
+        }
+        title, name = f"{benchmark}, {split}", f"{benchmark}-{split}"
+        lines = [_sorted(of, result, split) for of, result in ours.items()]
+        plots[f"{name}-sorted"] = plot(f"{title}: every case, sorted", "cases, %", "PSNR, dB", lines)
+        if any(len(sample["times"]) > 1 for result in ours.values() for sample in result["samples"][split]):
+            lines = [_over_time(of, result, split) for of, result in ours.items()]
+            plots[f"{name}-times"] = plot(f"{title}: PSNR over time", "t", "PSNR, dB", lines)
+
+        psnr = {of: result["average"][split]["psnr"] for of, result in ours.items()}
+        # Published points stand beside ours only where the cases are the same.
+        comparable = all(footing(result, split) == PUBLISHED for result in ours.values())
+        known = {n: v["psnr"] for n, v in SCORES.get(benchmark, {}).get(split, {}).items()} if comparable else {}
+        sizes = {of: result["parameters"] / 1e6 for of, result in ours.items() if "parameters" in result}
+        points = [
+            _points("published", {n: p / 1e6 for n, p in PARAMETERS.items()}, known),
+            _points("ours", sizes, psnr),
+        ]
+        plots[f"{name}-parameters"] = plot(f"{title}: size", "parameters, million", "PSNR, dB", points, log_x=True)
+        points = [_points("published, V100", SECONDS_720P, known)]
+        for speed in speeds:
+            seconds = {of: _seconds(speed, result) for of, result in ours.items()}
+            points.append(_points(speed["device"], seconds, psnr))
+        plots[f"{name}-time"] = plot(f"{title}: time", "s a frame of 1280x720", "PSNR, dB", points, log_x=True)
+    return {name: svg for name, svg in plots.items() if svg}
+
+
+def _points(name: str, cost: dict[str, float | None], psnr: dict[str, float]) -> Series:
+    return Series(name, [(cost[of], psnr[of], of) for of in cost if cost[of] and of in psnr])
+
+
+def _sorted(name: str, result: dict, split: str) -> Series:
+    means = sorted((np.mean(s["psnr"]), s["name"]) for s in result["samples"][split] if not s["broken"])
+    share = 100 / max(len(means) - 1, 1)
+    return Series(name, [(k * share, value, case) for k, (value, case) in enumerate(means)], line=True)
+
+
+def _over_time(name: str, result: dict, split: str) -> Series:
+    values: dict[float, list[float]] = {}
+    for sample in result["samples"][split]:
+        for t, value in zip(sample["times"], sample.get("psnr", ())):
+            values.setdefault(t, []).append(value)
+    return Series(name, [(t, float(np.mean(v)), "mean") for t, v in sorted(values.items())], line=True)
+
+
+def _seconds(speed: dict, result: dict) -> float | None:
+    """The fastest way that a speed result has for this model and precision, at 1280x720."""
+    wanted = {"model": result["model"], "precision": result["precision"], "size": "1280x720"}
+    found = [row["seconds"] for row in speed["rows"] if all(row[key] == value for key, value in wanted.items())]
+    return min(found, default=None)
+
+
+def main(args: argparse.Namespace) -> None:
+    results, speeds = read_results(args.results)
+    tables, plots = make_tables(results), make_plots(results, speeds)
+    texts_by_file = {
+        "tables.md": markdown(tables),
+        "tables.csv": comma_separated(tables),
+        "tables.tex": latex(tables),
+        "report.html": page(tables, plots, results),
+        **{f"{name}.svg": svg for name, svg in plots.items()},
+    }
+    for name, text in texts_by_file.items():
+        io.write_bytes(args.out / name, text.encode())
+    print(markdown(tables))
+    print(f"wrote {args.out}: tables.md, tables.csv, tables.tex, {len(plots)} plots; open {args.out / 'report.html'}")
+
+
+def parser() -> cli.Parser:
+    options = cli.Parser(__doc__)
+    default = [ROOT / "results"]
+    options.add_argument("results", nargs="*", type=Path, default=default, help="JSON files or folders of them")
+    options.add_argument("--out", type=Path, default=ROOT / "results" / "report", help="folder to write to")
+    return options
+
+
+if __name__ == "__main__":
+    cli.run(main, parser())

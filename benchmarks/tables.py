@@ -1,0 +1,155 @@
+"""The tables of the paper, published rows beside ours, as Markdown, CSV and LaTeX; the best of a column in bold."""
+
+import csv
+import io
+from typing import NamedTuple
+
+from benchmarks import store
+from benchmarks.published import SCORES
+from models.baselines import BASELINES
+
+# Which benchmarks stand in one table, in the paper and in the papers after it.
+TABLES = {
+    "2x": ("Vimeo90K", "UCF101", "SNU_FILM"),
+    "2x, Middlebury Other": ("Middlebury_Other",),
+    "8x": ("GoPro", "Adobe240"),
+    "High resolution": ("Xiph", "X_TEST"),
+}
+PUBLISHED = "published"
+NOTE = "† by another protocol or of other cases than the published rows; such rows compare only with their like"
+
+
+class Cell(NamedTuple):
+    """footing: values may be compared where it is the same; PUBLISHED is the paper's protocol on all cases."""
+
+    value: float
+    footing: str
+
+
+class Table(NamedTuple):
+    """columns: (benchmark, split, metric). rows: label -> column -> cell."""
+
+    title: str
+    columns: list[tuple[str, str, str]]
+    rows: dict[str, dict[tuple[str, str, str], Cell]]
+
+
+def label(stem: str, result: dict) -> str:
+    """What a row of ours is called: its file's name without the benchmark's."""
+    return stem.removeprefix(result["benchmark"] + "-")
+
+
+def make_tables(results: dict[str, dict]) -> list[Table]:
+    """One table for each group of benchmarks of which there is a result."""
+    tables = []
+    for title, benchmarks in TABLES.items():
+        ours = {stem: result for stem, result in results.items() if result["benchmark"] in benchmarks}
+        columns, rows = [], {}
+        for benchmark in benchmarks:
+            of_it = [result for result in ours.values() if result["benchmark"] == benchmark]
+            metrics = list(dict.fromkeys(metric for result in of_it for metric in result["metrics"]))
+            splits = list(dict.fromkeys(split for result in of_it for split in result["average"]))
+            columns += [(benchmark, split, metric) for split in splits for metric in metrics]
+        for column in columns:
+            benchmark, split, metric = column
+            for method, values in SCORES.get(benchmark, {}).get(split, {}).items():
+                if metric in values:
+                    name = f"{method}, {'measured before' if method in BASELINES else PUBLISHED}"
+                    rows.setdefault(name, {})[column] = Cell(values[metric], PUBLISHED)
+            for stem, result in ours.items():
+                value = result["average"].get(split, {}).get(metric) if result["benchmark"] == benchmark else None
+                if value is not None:
+                    rows.setdefault(label(stem, result), {})[column] = Cell(value, footing(result, split))
+        if ours:
+            tables.append(Table(title, columns, rows))
+    return tables
+
+
+def footing(result: dict, split: str) -> str:
+    """What a value may be compared with, see Cell."""
+    average = result["average"][split]
+    if result["protocol"] == "paper" and not result["other_scale"] and average["full"] == average["cases"]:
+        return PUBLISHED
+    return f"{result['protocol']} {result['other_scale']} {result['cases_sha256']} {average['left_out']}"
+
+
+def best(table: Table) -> set[tuple[str, tuple]]:
+    """(label, column) of the best value of each column, among those that may be compared, where there are two."""
+    winners = set()
+    for column in table.columns:
+        by_footing: dict[str, list[tuple[float, str]]] = {}
+        for name, cells in table.rows.items():
+            if column in cells:
+                value = cells[column].value if column[2] in store.HIGHER_IS_BETTER else -cells[column].value
+                by_footing.setdefault(cells[column].footing, []).append((value, name))
+        for values in by_footing.values():
+            if len(values) > 1:
+                winners |= {(name, column) for value, name in values if value == max(values)[0]}
+    return winners
+
+
+def texts(table: Table, bold: str, none: str = "-") -> list[list[str]]:
+    """The rows as text. bold: a format for the best."""
+    winners, lines = best(table), []
+    for name, cells in table.rows.items():
+        line = [name]
+        for column in table.columns:
+            if column not in cells:
+                line.append(none)
+                continue
+            text = store.shown(column[2], cells[column].value)
+            text = bold.format(text) if (name, column) in winners else text
+            line.append(text + "†" * (cells[column].footing != PUBLISHED))
+        lines.append(line)
+    return lines
+
+
+def heads(table: Table) -> list[str]:
+    """benchmark, split where there are several, metric."""
+    several = {b for b, split, _ in table.columns if len({s for x, s, _ in table.columns if x == b}) > 1}
+    return ["method"] + [" ".join([b, *([s] if b in several else []), store.UNITS[m]]) for b, s, m in table.columns]
+
+
+def has_note(table: Table) -> bool:
+    return any(cell.footing != PUBLISHED for cells in table.rows.values() for cell in cells.values())
+
+
+def markdown(tables: list[Table]) -> str:
+    parts = []
+    for table in tables:
+        lines = [heads(table), ["---"] + ["---:"] * len(table.columns), *texts(table, "**{}**")]
+        parts.append(f"### {table.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
+        if has_note(table):
+            parts.append(NOTE + ".\n")
+    return "\n".join(parts)
+
+
+def comma_separated(tables: list[Table]) -> str:
+    """One line a number: the form that spreadsheets and programs turn into any table."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["method", "benchmark", "split", "metric", "value", "comparable with published", "best"])
+    for table in tables:
+        winners = best(table)
+        for name, cells in table.rows.items():
+            for column in table.columns:
+                if column in cells:
+                    value, comparable = cells[column]
+                    writer.writerow([name, *column, value, comparable == PUBLISHED, (name, column) in winners])
+    return out.getvalue()
+
+
+def latex(tables: list[Table]) -> str:
+    parts = []
+    for table in tables:
+        lines = [heads(table), *texts(table, r"\textbf{{{}}}")]
+        rows = [" & ".join(map(_latex_escape, line)) + r" \\" for line in lines]
+        body = "\n".join([r"\toprule", rows[0], r"\midrule", *rows[1:], r"\bottomrule"])
+        note = f"\n% {NOTE.replace('†', 'dagger:')}" if has_note(table) else ""
+        columns = "l" + "r" * len(table.columns)
+        parts.append(f"% {table.title}{note}\n\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}\n")
+    return "% \\usepackage{booktabs}\n" + "\n".join(parts)
+
+
+def _latex_escape(text: str) -> str:
+    return text.replace("_", r"\_").replace("†", r"$^\dagger$").replace("%", r"\%")

@@ -1,0 +1,254 @@
+"""The report: its tables against the results they are made of, its plots' geometry, its page in a real browser."""
+
+import base64
+import csv
+import json
+import re
+import xml.etree.ElementTree as ET
+
+import browser
+import numpy as np
+import pytest
+from PIL import Image
+from scoring import frame, result, score
+
+from benchmarks import GoPro, Vimeo90K, plots, report, store, tables
+from utils import io
+
+
+@pytest.fixture
+def scored(tmp_path, typed, weights):
+    data, out = tmp_path / "vimeo", tmp_path / "results"
+    names = [f"00001/{k:04d}" for k in range(1, 6)]
+    for k, name in enumerate(names):
+        for number in range(3):
+            # The middle frame is nearer to the mean in later cases.
+            first, last = frame(2 * k), frame(2 * k + 1)
+            middle = [first, (first.astype(int) * (6 - k) + last * (4 + k)) // 10, last][number].astype(np.uint8)
+            io.write_image(data / "sequences" / name / f"im{number + 1}.png", middle)
+    (data / "tri_testlist.txt").write_text("\n".join(names))
+    done = score(typed, Vimeo90K.BENCHMARK, data, out, "--model_name", "repeat", "average", "dis", "IFRNet_S",
+                 "--checkpoint", weights)  # fmt: skip
+    assert done.status == 0, done.err
+    return out
+
+
+def make(typed, *words):
+    return typed(report.main, report.parser(), *words)
+
+
+def complete(path, **values):
+    """Turn a result into one of all published cases, with other averages."""
+    content = json.loads(path.read_text())
+    for average in content["average"].values():
+        average |= values | {"cases": average["full"]}
+    path.write_text(json.dumps(content))
+
+
+def rest(scored):
+    """The rows of this project's results but dis."""
+    return [path.stem.removeprefix("Vimeo90K-") for path in scored.glob("*.json") if "dis" not in path.stem]
+
+
+def test_tables_hold_the_averages_beside_the_published_rows_the_best_in_bold(scored, tmp_path, typed):
+    complete(scored / "Vimeo90K-dis.json", psnr=36.6412, ssim=0.97)
+    done = make(typed, scored, "--out", tmp_path / "report")
+    assert done.status == 0, done.err
+    lines = (tmp_path / "report" / "tables.md").read_text().splitlines()
+    assert "| method | Vimeo90K PSNR | Vimeo90K SSIM |" in lines
+    # dis counts as complete here and wins by PSNR against all published ones; SSIM stays with IFRNet_L.
+    assert "| dis | **36.64** | 0.9700 |" in lines and "| IFRNet_L, published | 36.20 | **0.9808** |" in lines
+    assert "| VFIMamba(TTA), published | 36.64 | - |" in lines
+    # The rest are of five cases: marked, and compared among themselves.
+    psnr, ssim = (
+        {name: result(scored, f"Vimeo90K-{name}")["average"]["test"][metric] for name in rest(scored)}
+        for metric in ("psnr", "ssim")
+    )
+    for name in psnr:
+        cells = [f"{psnr[name]:.2f}", f"{ssim[name]:.4f}"]
+        for k, values in enumerate((psnr, ssim)):
+            cells[k] = (f"**{cells[k]}**" if values[name] == max(values.values()) else cells[k]) + "†"
+        assert f"| {name} | {cells[0]} | {cells[1]} |" in lines
+    assert tables.NOTE + "." in lines and "\n".join(lines).strip() in done.out
+
+
+def test_the_same_numbers_are_in_csv_and_latex(scored, tmp_path, typed):
+    make(typed, scored, "--out", tmp_path)
+    rows = list(csv.DictReader((tmp_path / "tables.csv").open()))
+    ours = {(row["method"], row["metric"]): row for row in rows if not row["method"].endswith("published")}
+    average = result(scored, "Vimeo90K-average")["average"]["test"]
+    assert float(ours["average", "psnr"]["value"]) == average["psnr"]
+    assert ours["average", "psnr"]["comparable with published"] == "False"
+    assert {row["split"] for row in rows} == {"test"} and len(rows) == 16 + 3 + 4 * 2
+    text = (tmp_path / "tables.tex").read_text()
+    assert re.search(rf"^average & (\\textbf{{)?{average['psnr']:.2f}}}?\$\^\\dagger\$ & ", text, re.M)
+    assert r"IFRNet\_S, published & 35.59 & 0.9786 \\" in text
+    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert {line.count("&") for line in rows} == {2} and r"\begin{tabular}{lrr}" in text
+
+
+def test_lower_is_better_for_errors_and_ties_are_all_bold():
+    column = ("Middlebury_Other", "other", "ie")
+    cells = {"a": 2.0, "b": 1.5, "c": 1.5, "other protocol": 1.0}
+    rows = {name: {column: tables.Cell(value, tables.PUBLISHED)} for name, value in cells.items()}
+    rows["other protocol"][column] = tables.Cell(1.0, "uint8")
+    assert tables.best(tables.Table("", [column], rows)) == {("b", column), ("c", column)}
+
+
+def test_another_protocol_scale_or_part_of_the_cases_is_not_comparable(scored):
+    content = result(scored, "Vimeo90K-average")
+    content["average"]["test"]["cases"] = 3782
+    assert tables.footing(content, "test") == tables.PUBLISHED
+    others = [content | {"protocol": "uint8"}, content | {"other_scale": 0.5}, result(scored, "Vimeo90K-average")]
+    footings = {tables.footing(other, "test") for other in others}
+    assert len(footings) == 3 and tables.PUBLISHED not in footings
+
+
+# Plots
+
+
+def circles(svg):
+    root = ET.fromstring(svg)
+    found = [c for c in root.iter("{http://www.w3.org/2000/svg}circle") if len(c)]
+    return {c[0].text: (float(c.get("cx")), float(c.get("cy"))) for c in found}
+
+
+def test_a_plot_puts_points_where_their_values_are():
+    series = plots.Series("s", [(1, 30, "a"), (10, 32, "b"), (100, 34, "c"), (5, float("inf"), "left out")])
+    places = circles(plots.plot("t", "x", "y", [series], log_x=True))
+    (ax, ay), (bx, by), (cx, cy) = (places[name] for name in ("s, a: 1, 30", "s, b: 10, 32", "s, c: 100, 34"))
+    assert len(places) == 3
+    assert bx == pytest.approx((ax + cx) / 2, abs=0.1) and by == pytest.approx((ay + cy) / 2, abs=0.1)
+    assert ax < cx and ay > cy  # y grows upwards in a plot, downwards in SVG
+    linear = circles(plots.plot("t", "x", "y", [series]))
+    assert linear["s, b: 10, 32"][0] - linear["s, a: 1, 30"][0] < 0.1 * (cx - ax)
+
+
+@pytest.mark.parametrize("limits", [(0, 1), (-3, 17), (35.1, 35.4), (0.001, 0.0013), (1000, 90000)])
+def test_ticks_are_round_and_within_the_range(limits):
+    found = plots.ticks(*limits)
+    assert 3 <= len(found) <= 9 and limits[0] <= found[0] and found[-1] <= limits[1] + 1e-9
+    assert len({f"{b - a:.6g}" for a, b in zip(found, found[1:])}) == 1 and max(len(f"{x:g}") for x in found) <= 7
+
+
+def test_names_cannot_break_a_picture_and_nothing_to_draw_is_no_picture():
+    assert "a < b" in ET.fromstring(plots.plot('<&"', "x", "y", [plots.Series("a < b", [(1, 1, "<")])])).itertext()
+    assert plots.plot("t", "x", "y", [plots.Series("empty", [])]) == ""
+
+
+def test_plots_of_cases_times_size_and_speed(scored, tmp_path, typed):
+    root = tmp_path / "GOPRO"
+    for video in GoPro.VIDEOS:
+        for k in range(9):
+            path = root / video / f"{k}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if video == GoPro.VIDEOS[0]:
+                io.write_image(path, frame(k % 3, 512, 512))
+            else:
+                path.symlink_to(root / GoPro.VIDEOS[0] / f"{k}.png")
+    assert score(typed, GoPro.BENCHMARK, root, scored, "--model_name", "average", "--limit", 1).status == 0
+    rows = [
+        {"model": "IFRNet_S", "precision": "fp32", "size": size, "mode": mode, "seconds": seconds}
+        for size, mode, seconds in (("1280x720", "eager", 0.5), ("1280x720", "fast", 0.2), ("448x256", "eager", 0.1))
+    ]
+    (scored / "speed.json").write_text(json.dumps({"benchmark": store.SPEED, "device": "this GPU", "rows": rows}))
+    make(typed, scored, "--out", tmp_path / "report")
+    times = circles((tmp_path / "report/GoPro-8x-times.svg").read_text())
+    psnr = result(scored, "GoPro-average-first1")["samples"]["8x"][0]["psnr"]
+    assert sorted(times) == sorted(f"average-first1, mean: {k / 8:.4g}, {psnr[k - 1]:.4g}" for k in range(1, 8))
+    ordered = circles((tmp_path / "report/Vimeo90K-test-sorted.svg").read_text())
+    heights = [place for name, place in sorted(ordered.items(), key=lambda item: item[1]) if name.startswith("dis, ")]
+    assert len(heights) == 5 and heights == sorted(heights, key=lambda place: -place[1])
+    (of_time,) = circles((tmp_path / "report/Vimeo90K-test-time.svg").read_text())
+    assert of_time.startswith("this GPU, IFRNet_S-formula") and ": 0.2, " in of_time  # the fastest way
+    (size,) = circles((tmp_path / "report/Vimeo90K-test-parameters.svg").read_text())
+    assert ": 2.804, " in size
+
+
+# The page
+
+
+def test_the_page_needs_no_other_file(scored, tmp_path, typed):
+    make(typed, scored, "--out", tmp_path / "report")
+    text = (tmp_path / "report" / "report.html").read_text()
+    addresses = re.findall(r'(?:src|href)="([^"]{0,40})', text) + re.findall(r"url\(([^)]{0,40})", text)
+    assert addresses and all(address.startswith("data:image/webp;base64,") for address in addresses)
+    assert "http" not in re.sub(r'xmlns="[^"]*"', "", text)
+
+
+def test_the_worst_and_the_median_cases_are_shown(scored):
+    content = result(scored, "Vimeo90K-average")
+    ranked = sorted((sample["psnr"][0], sample["name"]) for sample in content["samples"]["test"])
+    shown = {case["name"]: case for case in content["shown"]}
+    assert [(case["name"], case["why"]) for case in content["shown"]] == [
+        (ranked[0][1], "worst"), (ranked[1][1], "worst"), (ranked[2][1], "median")
+    ]  # fmt: skip
+    case = shown[ranked[0][1]]
+    prediction, target = (io.read_image(scored / case[kind]) / 255 for kind in ("prediction", "target"))
+    assert -10 * np.log10(np.mean((prediction - target) ** 2)) == pytest.approx(case["psnr"], abs=0.05)
+    assert case["flow"] is None
+    assert all((scored / case["flow"]).is_file() for case in result(scored, "Vimeo90K-dis")["shown"])
+
+
+def test_pictures_that_were_left_behind_are_named_in_the_page(scored, tmp_path, typed):
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (scored / "Vimeo90K-dis.json").rename(moved / "Vimeo90K-dis.json")
+    assert make(typed, moved, "--out", tmp_path / "report").status == 0
+    text = (tmp_path / "report" / "report.html").read_text()
+    assert text.count("Its pictures are not beside the result") == 3 and "_prediction.png" in text
+
+
+BOLD = ["0.9808", "36.64", "36.64"]  # of the published rows: IFRNet_L, EMA-VFI, VFIMamba
+
+
+@pytest.mark.skipif(not browser.find(), reason="there is no Chromium here")
+def test_the_page_works_in_a_browser(scored, tmp_path, typed):
+    make(typed, scored, "--out", tmp_path / "report")
+    with browser.Browser(tmp_path / "profile") as page:
+        page.open(tmp_path / "report" / "report.html")
+        assert page.run("document.querySelectorAll('.case').length") == 4 * 3
+        loaded = "[...document.images].every(image => image.complete && image.naturalWidth == 64)"
+        assert page.run(loaded) is True
+        assert page.run("[...document.querySelectorAll('td b')].map(b => b.textContent)")[:3] == BOLD
+        assert page.run("document.querySelectorAll('.plot svg circle title').length") >= 20
+        slider = "document.querySelector('.case input')"
+        page.run(f"{slider}.scrollIntoView({{block: 'center'}})")
+        box = page.run(f"(({{x, y, width, height}}) => [x, y, width, height])({slider}.getBoundingClientRect())")
+        visible = "getComputedStyle(document.querySelector('.case .top')).clipPath"
+        assert page.run(visible) == "inset(0px 50% 0px 0px)"
+        pictures = {}
+        for place, share in ((0.02, 0), (0.98, 100)):
+            page.click(box[0] + place * box[2], box[1] + box[3] / 2)
+            assert page.run(visible) == f"inset(0px {100 - share}% 0px 0px)"
+            (tmp_path / "shot.png").write_bytes(base64.b64decode(page.screenshot()))
+            pictures[share] = np.asarray(Image.open(tmp_path / "shot.png").convert("RGB")).astype(int)
+        place = page.run("(({x, y, width, height}) => [x, y, x + width, y + height])"
+                         "(document.querySelector('.case .compare').getBoundingClientRect())")  # fmt: skip
+        left, top, right, bottom = (int(value) for value in place)
+        inside = np.abs(pictures[0] - pictures[100])[max(top, 0) : bottom, left:right]
+        assert inside.mean() > 2  # prediction and truth are not the same picture
+        assert page.errors == []
+
+
+# What a user can get wrong
+
+
+def test_wrong_input_is_one_line(scored, tmp_path, typed):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "cut.json").write_text((scored / "Vimeo90K-dis.json").read_text()[:100])
+    (tmp_path / "other.json").write_text('{"benchmark": "Vimeo90K"}')
+    (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "Vimeo90K-dis.json").write_text((scored / "Vimeo90K-dis.json").read_text())
+    for words, line in (
+        (["empty"], "empty: no results here; run a benchmark"),
+        (["gone.json"], "gone.json: no such file"),
+        (["cut.json"], "cut.json: not a whole JSON file"),
+        (["other.json"], "other.json: not a result of a benchmark: it lacks model"),
+        (["list.json"], "list.json: not a result of a benchmark"),
+        (["results", "again"], "Vimeo90K-dis.json: a result of this name is in .*results too; rename one"),
+    ):
+        done = make(typed, *(tmp_path / word for word in words), "--out", tmp_path / "report")
+        assert done.status == 2 and re.search(line, done.err) and done.err.count("\n") == 1
+    assert not (tmp_path / "report").exists()
