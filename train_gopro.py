@@ -14,7 +14,7 @@ import torch
 
 import models
 from datasets import Sample, clips, gopro
-from datasets.transforms import Augment
+from datasets.transforms import Take, finish
 from losses import ifrnet_loss
 from utils import cli, distributed, epochs
 
@@ -29,11 +29,11 @@ def loss(out: models.Interpolation, batch: Sample, progress: float) -> dict[str,
 def main(args) -> None:
     with distributed.ranks(args) as device:
         train, val, paper = windows(args)
-        train_set = clips.Windows(train, Augment(args.crop, args.seed))
+        train_set = clips.Windows(train, Take(args.crop, args.seed))
         val_set = clips.Windows(val, limit=gopro.VALIDATION_SIZE)
         torch.manual_seed(args.seed)
         model = models.build(args.model_name, args.activation)
-        epochs.train(args, device, model, train_set, val_set, loss, paper)
+        epochs.train(args, device, model, train_set, val_set, finish, loss, paper)
 
 
 def windows(args) -> tuple[list, list, int | None]:

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from utils import io
 
 from . import Sample
-from .transforms import Augment, Stack, centre_crop
+from .transforms import Augment, Raw, Stack, centre_crop
 
 VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".gif", ".y4m")
 CACHE = Path(__file__).resolve().parent.parent / "data" / "clips_cache"
@@ -142,11 +142,12 @@ class Windows(Dataset):
         frames = self.windows[index].frames
         return Stack(frames, None, np.arange(1, len(frames) - 1, dtype=np.float32) / (len(frames) - 1))
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample | Raw:
         index, epoch = key if isinstance(key, tuple) else (key, 0)
         stack = self.stack(index)
-        stack = self.augment(stack, index, epoch) if self.augment else centre_crop(stack, limit=self.limit)
-        return stack.sample()
+        if self.augment:
+            return self.augment(stack, index, epoch)
+        return centre_crop(stack, limit=self.limit).sample()
 
 
 def _sources(folder: Path) -> Iterator[Path]:

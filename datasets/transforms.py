@@ -9,6 +9,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from utils.io import to_float
 
@@ -145,7 +146,7 @@ def apply(stack: Stack, dice: Dice, size: int) -> Stack:
 
 
 class Augment:
-    """The recipe's augmentation of sample `index` in `epoch`: stack -> stack of size x size."""
+    """The recipe's augmentation of sample `index` in `epoch`, a stack of frames -> a Sample of size x size."""
 
     def __init__(self, size: int, seed: int = 0):
         self.size, self.seed = size, seed
@@ -153,5 +154,131 @@ class Augment:
     def dice(self, index: int, epoch: int, height: int, width: int) -> Dice:
         return roll(np.random.default_rng((self.seed, epoch, index)), height, width, self.size)
 
-    def __call__(self, stack: Stack, index: int, epoch: int) -> Stack:
-        return apply(stack, self.dice(index, epoch, *stack.frames.shape[1:3]), self.size)
+    def __call__(self, stack: Stack, index: int, epoch: int) -> Sample:
+        return apply(stack, self.dice(index, epoch, *stack.frames.shape[1:3]), self.size).sample()
+
+
+# The same on the device: whoever reads copies the pixels that a sample needs and no more, and a batch is moved at once.
+
+FLOW_STEPS, FLOW_UNKNOWN = 64, -(2**15)  # flow as int16: 1/64 of a pixel; no flow
+
+
+class Raw(NamedTuple):
+    """What is read of a stack, and what is to happen to it. The default collate makes batches of them.
+
+    frames: uint8 (N, S, S, 3), the crop; where it is to be zoomed, the part that it is made of, in the corner. flow:
+    (S, S, 4), float32 in pixels or int16 in steps of 1/64, or (0,), none. t: (N - 2,). dice: int64, as Dice, but top
+    and left count from the corner.
+    """
+
+    frames: torch.Tensor
+    flow: torch.Tensor
+    t: torch.Tensor
+    dice: torch.Tensor
+
+
+def source(start: int, zoomed: bool, side: int, size: int) -> tuple[np.ndarray | slice, int]:
+    """Which rows (or columns) of a frame a crop takes that starts at `start`, and where it starts among them.
+
+    Zoomed: half as many, and one more at either end, which bilinear sampling reads; the outermost is repeated.
+    """
+    if not zoomed:
+        return slice(start, start + size), 0
+    first = start // 2 - 1
+    return np.clip(np.arange(first, first + size // 2 + 2), 0, side - 1), start - 2 * first
+
+
+class Take(Augment):
+    """As Augment, but of a stack -> Raw; `finish` makes the Samples."""
+
+    def __call__(self, stack: Stack, index: int, epoch: int) -> Raw:
+        frames = np.empty((len(stack.frames), self.size, self.size, 3), np.uint8)
+        flow = np.empty((0,), np.float32)
+        if stack.flow is not None:
+            flow = np.empty((self.size, self.size, 4), stack.flow.dtype)
+        dice = self.copy(stack, index, epoch, frames, None if stack.flow is None else flow)
+        return Raw(*map(torch.from_numpy, (frames, flow, np.float32(stack.t))), torch.tensor(dice, dtype=torch.int64))
+
+    def copy(self, stack: Stack, index: int, epoch: int, frames: np.ndarray, flow: np.ndarray | None) -> Dice:
+        """Copy the pixels that the sample needs into `frames` (N, S, S, 3) and `flow` (S, S, 4); the dice of Raw."""
+        height, width = stack.frames.shape[1:3]
+        dice = self.dice(index, epoch, height, width)
+        rows, top = source(dice.top, dice.zoom, height, self.size)
+        columns, left = source(dice.left, dice.zoom, width, self.size)
+        _copy(frames, stack.frames, rows, columns)
+        if flow is not None:
+            _copy(flow[None], stack.flow[None], rows, columns)
+        return dice._replace(top=top, left=left)
+
+
+def _copy(target: np.ndarray, frames: np.ndarray, rows, columns) -> None:
+    part = frames[:, rows][:, :, columns]
+    target[:, : part.shape[1], : part.shape[2]] = part
+
+
+def finish(raw: Raw, device: torch.device) -> Sample:
+    """A batch of Raw, on the CPU or on the device -> the batch of Samples, on the device, as `apply` would make them.
+
+    The dice are wanted on the CPU: what is to be zoomed is known without asking the device.
+    """
+    dice = Dice(*raw.dice.unbind(1))
+    frames, flow, t = (x.to(device, non_blocking=True) for x in raw[:3])
+    flow = _decode(flow) if flow.ndim == 4 else None
+    zoomed = dice.zoom.nonzero()[:, 0].tolist()
+    for i in zoomed:
+        corner = int(dice.top[i]), int(dice.left[i])
+        planes = _zoom(frames[i].permute(0, 3, 1, 2).float(), corner)
+        frames[i] = (planes + 0.5).floor().to(torch.uint8).permute(0, 2, 3, 1)
+        if flow is not None:
+            flow[i] = 2 * _zoom(flow[i].permute(2, 0, 1)[None], corner)[0].permute(1, 2, 0)
+
+    dice = Dice(*raw.dice.to(device, non_blocking=True).unbind(1))
+    batch, number, size = frames.shape[:3]
+    b = torch.arange(batch, device=device)
+    line = torch.arange(size, device=device)
+    rows, columns = (
+        torch.where(flip[:, None] > 0, size - 1 - line, line) for flip in (dice.flip_vertical, dice.flip_horizontal)
+    )
+    turned = (dice.transpose > 0)[:, None, None]
+    y, x = (torch.where(turned, axis[:, None, :], axis[:, :, None]) for axis in (rows, columns))
+    y, x = y.expand(-1, size, size), torch.where(turned, columns[:, :, None], columns[:, None, :])
+    k = torch.arange(number, device=device)
+    k = torch.where(dice.reverse_time[:, None] > 0, number - 1 - k, k)
+    c = torch.arange(3, device=device)
+    c = torch.where(dice.reverse_channels[:, None] > 0, 2 - c, c)
+    picked = frames[
+        b.view(-1, 1, 1, 1, 1), k[:, :, None, None, None], y[:, None, None], x[:, None, None], c[:, None, :, None, None]
+    ]
+    picked = picked.float() / 255
+    between = picked[:, 1:-1] if number > 3 else picked[:, 1]
+    t = torch.where(dice.reverse_time[:, None] > 0, 1 - t.flip(1), t)
+    return Sample(
+        picked[:, 0],
+        between,
+        picked[:, -1],
+        t if number > 3 else t[:, 0],
+        torch.full((batch, 4, size, size), torch.nan, device=device) if flow is None else _turn(flow, dice, b, y, x),
+    )
+
+
+def _zoom(x: torch.Tensor, corner: tuple[int, int]) -> torch.Tensor:
+    """(N, C, S, S) whose corner holds what is to be zoomed -> (N, C, S, S)."""
+    size = x.shape[-1]
+    part = size // 2 + 2
+    twice = F.interpolate(x[..., :part, :part], scale_factor=2, mode="bilinear", align_corners=False)
+    return twice[..., corner[0] : corner[0] + size, corner[1] : corner[1] + size]
+
+
+def _turn(flow: torch.Tensor, dice: Dice, b: torch.Tensor, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Flow (B, S, S, 4) at the pixels y, x (B, S, S), its values turned as the axes are: (B, 4, S, S)."""
+    sign = torch.stack([1 - 2 * dice.flip_horizontal, 1 - 2 * dice.flip_vertical] * 2, 1)
+    # Transposing swaps dx and dy (bit 0 of the channel), reversing time swaps the two flows (bit 1).
+    channel = torch.arange(4, device=flow.device) ^ (dice.transpose + 2 * dice.reverse_time)[:, None]
+    picked = flow[b.view(-1, 1, 1, 1), y[:, None], x[:, None], channel[:, :, None, None]]
+    return picked * sign.gather(1, channel)[:, :, None, None]
+
+
+def _decode(flow: torch.Tensor) -> torch.Tensor:
+    if flow.dtype != torch.int16:
+        return flow
+    return (flow.float() / FLOW_STEPS).masked_fill_(flow == FLOW_UNKNOWN, torch.nan)

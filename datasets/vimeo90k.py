@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from utils.io import FLOWS, read_flow, read_image
 
 from . import Sample
-from .transforms import Augment, Stack, centre_crop
+from .transforms import Augment, Raw, Stack, centre_crop
 
 TRAIN_LIST, TEST_LIST = "tri_trainlist.txt", "tri_testlist.txt"
 FRAMES = ("im1.png", "im2.png", "im3.png")
@@ -79,10 +79,10 @@ class Vimeo90K(Dataset):
             flow = np.concatenate(flows, 2)
         return Stack(np.stack(frames), flow, np.float32([0.5]))
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample | Raw:
         index, epoch = key if isinstance(key, tuple) else (key, 0)
         stack = self.stack(index)
-        return (self.augment(stack, index, epoch) if self.augment else centre_crop(stack)).sample()
+        return self.augment(stack, index, epoch) if self.augment else centre_crop(stack).sample()
 
 
 def find_flow(stem: Path) -> Path:

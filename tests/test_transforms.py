@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import formula_image
+from torch.utils.data import default_collate
 
 from datasets import transforms
-from datasets.transforms import Augment, Stack, apply, roll
+from datasets.transforms import Augment, Stack, Take, apply, finish, roll
 from models.layers import warp
 from utils.io import to_float, to_uint8
 
@@ -139,3 +140,64 @@ def test_centre_crop_is_the_largest_that_the_network_takes():
     assert transforms.centre_crop(stack, limit=32).frames.shape[1:3] == (32, 32)
     with pytest.raises(ValueError, match="15x48"):
         transforms.centre_crop(smooth_stack(48, 15))
+
+
+# On the device
+
+
+def raws(stack, dice, size, monkeypatch):
+    """A batch of Raw, one for each of `dice`."""
+    take = Take(size)
+    batch = []
+    for one in dice:
+        monkeypatch.setattr(take, "dice", lambda *args, one=one: one)
+        batch.append(take(stack, 0, 0))
+    return default_collate(batch)
+
+
+@pytest.mark.parametrize("targets", [1, 2])
+def test_the_device_makes_what_the_cpu_makes_of_the_same_dice(monkeypatch, targets):
+    stack, size = smooth_stack(48, 80), 32
+    stack = stack._replace(frames=stack.frames[: targets + 2], t=stack.t[:targets])
+    rng = np.random.default_rng(1)
+    rolls = [roll(rng, 48, 80, size) for _ in range(40)]
+    rolls += [d._replace(zoom=True, top=min(2 * d.top, 64), transpose=True) for d in rolls[:12]]
+    corners = [(0, 0), (64, 128), (1, 127), (63, 1)]  # where a zoomed crop meets the border of the frame
+    rolls += [rolls[k]._replace(zoom=True, top=top, left=left) for k, (top, left) in enumerate(corners)]
+    batch = finish(raws(stack, rolls, size, monkeypatch), torch.device("cpu"))
+    for k, dice in enumerate(rolls):
+        expected = apply(stack, dice, size).sample()
+        # OpenCV rounds a zoomed pixel by its own arithmetic: one level of 255.
+        tolerance = 1.01 / 255 if dice.zoom else 0
+        for got, want in zip((batch.img0[k], batch.imgt[k], batch.img1[k]), expected[:3]):
+            torch.testing.assert_close(got, want, atol=tolerance, rtol=0)
+        torch.testing.assert_close(batch.t[k], expected.t)
+        torch.testing.assert_close(batch.flow[k], expected.flow, atol=1e-5, rtol=0)
+    assert batch.imgt.shape[1:] == expected.imgt.shape
+
+
+def test_the_device_knows_flow_in_fixed_point_and_none(monkeypatch):
+    stack = smooth_stack(48, 80)
+    steps = np.round(stack.flow * transforms.FLOW_STEPS).astype(np.int16)
+    steps[20:24, 30:40] = transforms.FLOW_UNKNOWN
+    exact = np.where(steps == transforms.FLOW_UNKNOWN, np.nan, steps / np.float32(transforms.FLOW_STEPS))
+    rolls = [roll(np.random.default_rng(seed), 48, 80, 32) for seed in range(20)]
+    fixed, floating = (
+        finish(raws(stack._replace(flow=flow), rolls, 32, monkeypatch), torch.device("cpu"))
+        for flow in (steps, exact.astype(np.float32))
+    )
+    assert floating.flow.isnan().any() and not floating.flow.isnan().all()
+    torch.testing.assert_close(fixed.flow, floating.flow, equal_nan=True, atol=1e-5, rtol=0)
+    none = finish(raws(stack._replace(flow=None), rolls, 32, monkeypatch), torch.device("cpu"))
+    assert none.flow.isnan().all() and none.flow.shape == (20, 4, 32, 32)
+    torch.testing.assert_close(none.img0, fixed.img0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_makes_what_the_cpu_makes(monkeypatch):
+    rolls = [roll(np.random.default_rng(seed), 48, 80, 32) for seed in range(40)]
+    batch = raws(smooth_stack(48, 80), rolls, 32, monkeypatch)
+    gpu = finish(batch, torch.device("cuda"))
+    for a, b in zip(finish(batch, torch.device("cpu")), gpu):
+        torch.testing.assert_close(a, b.cpu(), atol=1.01 / 255, rtol=1e-5)

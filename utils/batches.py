@@ -4,15 +4,21 @@ Neither the number of ranks nor that of workers changes what a step sees, and a 
 with the samples that iteration n would have had.
 """
 
+import queue
 import signal
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from utils import distributed
+
+T = TypeVar("T")
 
 
 class Order:
@@ -64,10 +70,85 @@ def load(
         worker_init_fn=_begin_worker,
         prefetch_factor=4 if workers else None,
     )
-    for batch in loader:
+    iterator = iter(loader)
+    while True:
+        with _undisturbed():
+            batch = next(iterator, loader)
+        if batch is loader:
+            return
         if isinstance(batch, Exception):
             raise batch
         yield batch
+
+
+def read(dataset, order: Order, workers: int = 0, pin: bool = False) -> Iterator:
+    """Batches of a training set in this order, by the quickest way that it offers.
+
+    A set with `batch(keys)` needs no processes: one thread copies some batches ahead, or, where it lies on the device
+    (`device`), a batch is drawn when it is wanted. All others are read by `load`.
+    """
+    if not hasattr(dataset, "batch"):
+        return load(dataset, order, workers, pin)
+    batches = (dataset.batch(keys) for keys in order)
+    if hasattr(dataset, "device"):
+        return batches
+    if pin:
+        batches = (type(batch)(*(x.pin_memory() for x in batch)) for batch in batches)
+    return _ahead(batches) if workers else batches
+
+
+def on_device(batches: Iterator, prepare: Callable[[tuple, torch.device], T], device: torch.device) -> Iterator[T]:
+    """prepare(batch, device) for each; on a GPU beside the step before it, so that no step waits for a copy."""
+    if device.type != "cuda":
+        for batch in batches:
+            yield prepare(batch, device)
+        return
+    beside, iterator = torch.cuda.Stream(device), iter(batches)
+    while True:
+        with torch.cuda.stream(beside):  # drawing too: what lies on the device is gathered there
+            batch = next(iterator, None)
+            if batch is None:
+                return
+            ready = prepare(batch, device)
+        now = torch.cuda.current_stream(device)
+        now.wait_stream(beside)
+        for x in ready:
+            x.record_stream(now)  # its memory is not free before the step that reads it is over
+        yield ready
+
+
+def _ahead(items: Iterator[T], depth: int = 4) -> Iterator[T]:
+    """The items, made some ahead by a thread; what making them raises is raised here."""
+    ready: queue.Queue = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(item) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                put((item, None))
+                if stopped.is_set():
+                    return
+        except Exception as error:
+            put((None, error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        stopped.set()
+        thread.join()
 
 
 class _Guarded(Dataset):
@@ -89,6 +170,30 @@ class _Guarded(Dataset):
 def _collate(collate: Callable, samples: list):
     wrong = [sample for sample in samples if isinstance(sample, Exception)]
     return wrong[0] if wrong else collate(samples)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keeps the first Ctrl-C until the end: a worker that is left alone in handing over a batch prints a traceback."""
+    ours = threading.current_thread() is threading.main_thread()  # Python allows handlers there alone
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    came = False
+
+    def note(number, frame) -> None:
+        nonlocal came
+        if came:  # who insists does not want to wait for the batch
+            raise KeyboardInterrupt
+        came = True
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _begin_worker(_: int) -> None:

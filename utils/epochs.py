@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 import models
 from utils import checkpoint, cli, distributed
-from utils.batches import Order, load
+from utils.batches import Order, on_device, read
 from utils.training import AMP, Recipe, cosine, fit
 from utils.validation import Validation
 
@@ -101,10 +101,15 @@ def train(
     model: nn.Module,
     train_set: Dataset,
     val_set: Dataset,
+    prepare: Callable,
     loss: Callable,
     paper: int | None,
 ) -> None:
-    """From the options to `fit`. paper: iterations of the published recipe, to tell a run that leaves it."""
+    """From the options to `fit`.
+
+    prepare: (batch of the training set, device) -> datasets.Sample on the device. paper: iterations of the published
+    recipe, to tell a run that leaves it.
+    """
     folder = Path(args.log_path) / args.model_name
     order = Order(len(train_set), args.batch_size, args.seed, args.accumulate)
     resume = find_resume(args, folder, order.per_epoch)
@@ -123,7 +128,7 @@ def train(
 
     def batches(start: int):
         ahead = Order(len(train_set), args.batch_size, args.seed, args.accumulate, start)
-        return load(train_set, ahead, args.workers, pin=device.type == "cuda")
+        return on_device(read(train_set, ahead, args.workers, pin=device.type == "cuda"), prepare, device)
 
     validate = Validation(val_set, device, args.workers)
     if resume is None:

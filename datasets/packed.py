@@ -1,0 +1,288 @@
+"""Vimeo90K decoded once: memory-mapped arrays of which a batch is copied crop by crop, with nothing to decode.
+
+    python -m datasets.packed --data data/vimeo_triplet --out data/vimeo_packed
+    python train_vimeo90k.py --data data/vimeo_packed
+    python train_vimeo90k.py --data data/vimeo_packed --cache gpu      (all of it in GPU memory, where it fits)
+
+    OUT/frames.npy       uint8 (M, 3, H, W, 3): im1, im2, im3 of M triplets; 53 GB for all of Vimeo90K's training list
+    OUT/flow.npy         int16 (M, H, W, 4): the teacher's flow in steps of 1/64 pixel, -32768: unknown; 47 GB
+    OUT/checksums.npy    uint32 (M,): CRC of each triplet, 0 where it is not written yet
+    OUT/index.json       names and sizes; written last, when every checksum was right
+
+Killed or short of space, the same command goes on where it stopped.
+"""
+
+import json
+import shutil
+import zlib
+from collections.abc import Sequence
+from multiprocessing import Pool
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from utils import cli
+from utils.io import write_bytes
+
+from . import Sample
+from .transforms import FLOW_STEPS, FLOW_UNKNOWN, Augment, Raw, Stack, Take, centre_crop, source
+from .vimeo90k import TRAIN_LIST, Vimeo90K, read_list
+
+INDEX, FRAMES, FLOW, CHECKSUMS = "index.json", "frames.npy", "flow.npy", "checksums.npy"
+SPARE = 2e9  # bytes of GPU memory that a set must leave to the training
+
+
+def is_packed(root: str | Path) -> bool:
+    return (Path(root) / CHECKSUMS).is_file()
+
+
+def read_index(root: str | Path) -> dict:
+    """What a packed set holds. ValueError where packing was not finished."""
+    path = Path(root) / INDEX
+    if not path.is_file():
+        raise ValueError(f"{root}: packing was not finished; run python -m datasets.packed again, it goes on")
+    return json.loads(path.read_text())
+
+
+class Packed(Dataset):
+    """A packed set, or some of its triplets, as Samples; for training a batch at a time.
+
+    names: of the triplets, all where None. augment: as in Vimeo90K; `batch` needs Take. flow: whether to read the
+    teacher's; None: where it was packed.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        names: Sequence[str] | None = None,
+        augment: Augment | None = None,
+        flow: bool | None = None,
+    ):
+        self.root, self.augment = Path(root), augment
+        index = read_index(root)
+        position = {name: k for k, name in enumerate(index["names"])}
+        missing = [name for name in names or () if name not in position]
+        if missing:
+            raise ValueError(f"{root}: {len(missing)} triplets of the list are not in this set, such as {missing[0]}")
+        self.rows = [position[name] for name in names] if names is not None else list(range(len(position)))
+        self.flow = index["flow"] if flow is None else flow
+        if self.flow and not index["flow"]:
+            raise ValueError(f"{root}: was packed without flow")
+        self._open()
+
+    def _open(self) -> None:
+        self.frames = np.load(self.root / FRAMES, mmap_mode="r")
+        self.flows = np.load(self.root / FLOW, mmap_mode="r") if self.flow else None
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "frames": None, "flows": None}  # a memory map would travel as what it maps
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def stack(self, index: int) -> Stack:
+        """A triplet on the disk; its flow in fixed point."""
+        row = self.rows[index]
+        return Stack(self.frames[row], None if self.flows is None else self.flows[row], np.float32([0.5]))
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample | Raw:
+        index, epoch = key if isinstance(key, tuple) else (key, 0)
+        stack = self.stack(index)
+        if stack.flow is not None and not isinstance(self.augment, Take):
+            stack = stack._replace(flow=decode(stack.flow))
+        return self.augment(stack, index, epoch) if self.augment else centre_crop(stack).sample()
+
+    def batch(self, keys: Sequence[tuple[int, int]]) -> Raw:
+        """The crops of a batch of (index, epoch), copied once, from the map into the batch."""
+        size = self.augment.size
+        frames = np.empty((len(keys), *self.frames.shape[1:2], size, size, 3), np.uint8)
+        flow = np.empty((len(keys), *((0,) if self.flows is None else (size, size, 4))), np.int16)
+        dice = []
+        for k, (index, epoch) in enumerate(keys):
+            stack = self.stack(index)
+            dice.append(self.augment.copy(stack, index, epoch, frames[k], None if stack.flow is None else flow[k]))
+        t = np.full((len(keys), 1), 0.5, np.float32)
+        return Raw(*map(torch.from_numpy, (frames, flow, t)), torch.tensor(dice, dtype=torch.int64))
+
+
+class Resident:
+    """A packed set in a GPU's memory, from which batches are drawn. ValueError where it does not fit."""
+
+    def __init__(self, packed: Packed, device: torch.device):
+        if device.type != "cuda":
+            raise ValueError("--cache gpu needs a GPU; leave the option away")
+        self.augment, self.device = packed.augment, device
+        arrays = [packed.frames] if packed.flows is None else [packed.frames, packed.flows]
+        row = sum(array[0].nbytes for array in arrays)
+        needed, free = row * len(packed.rows), torch.cuda.mem_get_info(device)[0]
+        if needed + SPARE > free:
+            raise ValueError(
+                f"{packed.root}: --cache gpu takes {needed / 1e9:.0f} GB and {SPARE / 1e9:.0f} to train in, "
+                f"{free / 1e9:.0f} are free; leave the option away, or pack with --no_flow"
+            )
+        self.frames, *flows = (self._copy(array, packed.rows) for array in arrays)
+        self.flows = flows[0] if flows else None
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def _copy(self, array: np.ndarray, rows: list[int]) -> torch.Tensor:
+        here = torch.empty((len(rows), *array.shape[1:]), dtype=getattr(torch, array.dtype.name), device=self.device)
+        for k, row in enumerate(rows):
+            here[k].copy_(torch.from_numpy(np.array(array[row])))
+        return here
+
+    def batch(self, keys: Sequence[tuple[int, int]]) -> Raw:
+        """As Packed.batch, on the GPU; the dice are on the CPU, where `finish` wants them."""
+        height, width = self.frames.shape[2:4]
+        size, rows, columns, dice = self.augment.size, [], [], []
+        for index, epoch in keys:
+            one = self.augment.dice(index, epoch, height, width)
+            (y, top), (x, left) = (source(a, one.zoom, n, size) for a, n in ((one.top, height), (one.left, width)))
+            for lines, line in ((rows, y), (columns, x)):
+                line = np.arange(line.start, line.stop) if isinstance(line, slice) else line
+                lines.append(np.pad(line, (0, size - len(line))))
+            dice.append(one._replace(top=top, left=left))
+        index = torch.tensor([index for index, _ in keys], device=self.device)[:, None, None]
+        y, x = (torch.from_numpy(np.stack(lines)).to(self.device, non_blocking=True) for lines in (rows, columns))
+        frames = self.frames[index, :, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2, 4)
+        flow = torch.empty((len(keys), 0), device=self.device)
+        if self.flows is not None:
+            flow = self.flows[index, y[:, :, None], x[:, None, :]]
+        t = torch.full((len(keys), 1), 0.5, device=self.device)
+        return Raw(frames, flow, t, torch.tensor(dice, dtype=torch.int64))
+
+
+def encode(flow: np.ndarray, name: str) -> np.ndarray:
+    """Flow in pixels -> int16 steps of 1/64. ValueError beyond 511 pixels."""
+    steps = np.round(flow * FLOW_STEPS)
+    unknown = ~np.isfinite(steps)
+    if np.abs(steps, where=~unknown, out=np.zeros_like(steps)).max() > 2**15 - 1:
+        raise ValueError(f"{name}: flow beyond {2**15 // FLOW_STEPS - 1} pixels cannot be packed; pack with --no_flow")
+    steps[unknown] = FLOW_UNKNOWN
+    return steps.astype(np.int16)
+
+
+def decode(flow: np.ndarray) -> np.ndarray:
+    """int16 steps of 1/64 -> float32 pixels, NaN where unknown."""
+    return np.where(flow == FLOW_UNKNOWN, np.float32(np.nan), flow / np.float32(FLOW_STEPS))
+
+
+class _Packer:
+    """One process of those that pack: reads triplets, writes them into the maps, and looks at what was written."""
+
+    def __init__(self, source: Vimeo90K, out: Path):
+        self.source = source
+        self.frames, self.checksums = (np.load(out / name, mmap_mode="r+") for name in (FRAMES, CHECKSUMS))
+        self.flows = np.load(out / FLOW, mmap_mode="r+") if source.flow else None
+
+    def write(self, row: int) -> None:
+        stack = self.source.stack(row)
+        name = self.source.names[row]
+        if stack.frames.shape != self.frames.shape[1:]:
+            (height, width), (h, w) = self.frames.shape[2:4], stack.frames.shape[1:3]
+            raise ValueError(
+                f"{name}: {w}x{h}, but the set began with {width}x{height}; only equal sizes can be packed"
+            )
+        self.frames[row] = stack.frames
+        if self.flows is not None:
+            self.flows[row] = encode(stack.flow, name)
+        self.checksums[row] = self.checksum(row)
+
+    def checksum(self, row: int) -> int:
+        crc = zlib.crc32(self.frames[row])
+        return (zlib.crc32(self.flows[row], crc) if self.flows is not None else crc) or 1  # 0 says: not written
+
+    def is_whole(self, row: int) -> bool:
+        return self.checksum(row) == self.checksums[row]
+
+
+_packer: _Packer | None = None  # of this process; set once, when the pool starts it
+
+
+def _begin(source: Vimeo90K, out: Path) -> None:
+    global _packer
+    _packer = _Packer(source, out)
+
+
+def _write(row: int) -> None:
+    _packer.write(row)
+
+
+def _is_whole(row: int) -> bool:
+    return _packer.is_whole(row)
+
+
+def pack(source: Vimeo90K, out: Path, workers: int) -> None:
+    """Write what is not written yet, check all of it, and say so in the index."""
+    from tqdm import tqdm
+
+    out.mkdir(parents=True, exist_ok=True)
+    plan = {"names": source.names, "flow": bool(source.flow)}
+    _prepare(source, out, plan)
+    checksums = np.load(out / CHECKSUMS)
+    missing = np.flatnonzero(checksums == 0).tolist()
+    print(f"{len(source)} triplets, {len(source) - len(missing)} of them packed before")
+    with Pool(workers, _begin, (source, out)) as pool:
+        for _ in tqdm(pool.imap_unordered(_write, missing, 8), total=len(missing), desc="packing", disable=None):
+            pass
+        whole = pool.imap(_is_whole, range(len(source)), 64)
+        damaged = [
+            row for row, good in enumerate(tqdm(whole, total=len(source), desc="checking", disable=None)) if not good
+        ]
+    if damaged:
+        checksums = np.load(out / CHECKSUMS, mmap_mode="r+")
+        checksums[damaged] = 0
+        checksums.flush()
+        raise ValueError(
+            f"{out}: {len(damaged)} triplets are damaged, such as {source.names[damaged[0]]}; run this again"
+        )
+    write_bytes(out / INDEX, json.dumps(plan).encode())
+
+
+def _prepare(source: Vimeo90K, out: Path, plan: dict) -> None:
+    """Make the arrays, or see that those that are there are of the same list."""
+    begun = out / "begun.json"
+    if begun.is_file():
+        if json.loads(begun.read_text()) != plan:
+            raise ValueError(f"{out}: another list or another choice of flow is packed here; give another --out")
+        return
+    frames = source.stack(0).frames.shape
+    shapes = {FRAMES: ((len(source), *frames), np.uint8), CHECKSUMS: ((len(source),), np.uint32)}
+    if source.flow:
+        shapes[FLOW] = ((len(source), *frames[1:3], 4), np.int16)
+    needed = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in shapes.values())
+    if needed > (free := shutil.disk_usage(out).free):
+        raise ValueError(f"{out}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} are free; give another --out")
+    for name, (shape, kind) in shapes.items():
+        np.lib.format.open_memmap(out / name, "w+", kind, shape).flush()
+    write_bytes(begun, json.dumps(plan).encode())
+
+
+def main(args) -> None:
+    names = read_list(args.data, args.list)
+    source = Vimeo90K(args.data, names, flow=False if args.no_flow else None)
+    pack(source, Path(args.out), args.workers)
+    size = sum(path.stat().st_size for path in Path(args.out).glob("*.npy"))
+    flow = "with flow" if source.flow else "without flow"
+    print(f"{args.out}: {len(names)} triplets {flow}, {size / 1e9:.2f} GB, every checksum right")
+
+
+def parser() -> cli.Parser:
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--data", default="data/vimeo_triplet", help="folder of the set (default: %(default)s)")
+    parser.add_argument("--out", default="data/vimeo_packed", help="folder to write (default: %(default)s)")
+    parser.add_argument("--list", default=TRAIN_LIST, help="which triplets (default: %(default)s)")
+    parser.add_argument("--no_flow", action="store_true", help="leave the teacher's flow out")
+    parser.add_argument("--workers", type=cli.positive, default=4, help="processes (default: %(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main, parser())

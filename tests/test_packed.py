@@ -1,0 +1,174 @@
+"""A packed set gives what the files give, goes on when it was interrupted, and notices what is damaged."""
+
+import itertools
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from test_datasets import write_set
+from torch.utils.data import default_collate
+
+from datasets import packed
+from datasets.packed import Packed, Resident, decode, encode, is_packed, pack
+from datasets.transforms import Augment, Take, finish
+from datasets.vimeo90k import Vimeo90K, read_list
+from utils import batches
+
+NAMES = tuple(f"00001/{k:04}" for k in range(1, 8))
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def files(tmp_path):
+    return write_set(tmp_path / "set", NAMES)
+
+
+@pytest.fixture
+def packed_set(files, tmp_path):
+    pack(Vimeo90K(files, read_list(files)), tmp_path / "packed", workers=2)
+    return tmp_path / "packed"
+
+
+def test_a_packed_sample_is_that_of_the_files(files, packed_set):
+    for augment in (None, Augment(32, seed=1)):
+        a, b = Vimeo90K(files, NAMES, augment), Packed(packed_set, NAMES, augment)
+        assert len(a) == len(b) == 7
+        for key in ((0, 0), (6, 3), (2, 1)):
+            for x, y in zip(a[key], b[key]):
+                assert torch.equal(x, y)  # flow too: the set's is in steps of 1/64
+
+
+def test_a_batch_is_what_its_samples_are(files, packed_set):
+    keys = [(k, epoch) for epoch in range(6) for k in range(7)]
+    take = Take(32, seed=1)
+    expected = finish(default_collate([Vimeo90K(files, NAMES, take)[key] for key in keys]), CPU)
+    got = finish(Packed(packed_set, NAMES, take).batch(keys), CPU)
+    for x, y in zip(expected, got):
+        torch.testing.assert_close(x, y, atol=1e-6, rtol=0)
+
+
+def test_names_choose_and_order(packed_set):
+    few = Packed(packed_set, [NAMES[5], NAMES[2]])
+    whole = Packed(packed_set)
+    assert torch.equal(few[0].imgt, whole[5].imgt) and torch.equal(few[1].imgt, whole[2].imgt)
+    with pytest.raises(ValueError, match="1 triplets of the list are not in this set, such as 9/9"):
+        Packed(packed_set, ["9/9"])
+
+
+def test_a_packed_set_travels_to_a_process_as_its_path(packed_set):
+    data = Packed(packed_set, NAMES)
+    travelled = pickle.dumps(data)
+    assert len(travelled) < 5000
+    assert torch.equal(pickle.loads(travelled)[3].img0, data[3].img0)
+
+
+def test_interrupted_packing_goes_on(files, tmp_path, monkeypatch, capsys):
+    out, source = tmp_path / "packed", Vimeo90K(files, NAMES)
+    frame = files / "sequences" / NAMES[4] / "im2.png"
+    kept = frame.read_bytes()
+    frame.write_bytes(kept[:100])
+    with pytest.raises(ValueError, match="im2.png: the picture is cut short"):
+        pack(source, out, workers=1)
+    assert is_packed(out)
+    with pytest.raises(ValueError, match="not finished; run python -m datasets.packed again"):
+        Packed(out)
+    frame.write_bytes(kept)
+    written = np.count_nonzero(np.load(out / "checksums.npy"))
+    assert 4 <= written < 7
+    capsys.readouterr()
+    pack(source, out, workers=1)
+    assert f"7 triplets, {written} of them packed before" in capsys.readouterr().out
+    assert torch.equal(Packed(out)[4].imgt, source[4].imgt)
+
+
+def test_damage_is_found_and_mended(files, packed_set, capsys):
+    frames = np.load(packed_set / "frames.npy", mmap_mode="r+")
+    frames[3, 1, 5, 5, 0] ^= 1  # one bit
+    frames.flush()
+    source = Vimeo90K(files, NAMES)
+    with pytest.raises(ValueError, match=f"1 triplets are damaged, such as {NAMES[3]}; run this again"):
+        pack(source, packed_set, workers=1)
+    pack(source, packed_set, workers=1)
+    assert torch.equal(Packed(packed_set)[3].imgt, source[3].imgt)
+
+
+def test_another_list_is_not_written_over(files, packed_set):
+    with pytest.raises(ValueError, match="another list or another choice of flow is packed here"):
+        pack(Vimeo90K(files, NAMES[:3]), packed_set, workers=1)
+    assert len(Packed(packed_set)) == 7
+
+
+def test_frames_of_another_size_cannot_be_packed(files, tmp_path):
+    write_set(tmp_path / "set", NAMES[2:3], size=(32, 32))
+    with pytest.raises(ValueError, match=f"{NAMES[2]}: 32x32, but the set began with 64x48"):
+        pack(Vimeo90K(files, NAMES), tmp_path / "packed", workers=1)
+
+
+def test_no_space_is_said_before_the_work(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(packed.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    with pytest.raises(ValueError, match="GB are needed, 0.0 are free"):
+        pack(Vimeo90K(files, NAMES), tmp_path / "packed", workers=1)
+    assert not list((tmp_path / "packed").glob("*.npy"))
+
+
+def test_fixed_point_keeps_a_128th_of_a_pixel_and_what_is_unknown():
+    flow = np.random.default_rng(0).uniform(-511, 511, (20, 20, 4)).astype(np.float32)
+    flow[3, 4] = np.nan
+    again = decode(encode(flow, "x"))
+    assert np.isnan(again[3, 4]).all() and np.isnan(again).sum() == 4
+    assert np.nanmax(np.abs(again - flow)) <= 1 / 128
+    with pytest.raises(ValueError, match="x: flow beyond 511 pixels"):
+        encode(flow * 2, "x")
+
+
+def test_without_flow_there_is_none(files, tmp_path):
+    pack(Vimeo90K(files, NAMES, flow=False), tmp_path / "packed", workers=1)
+    data = Packed(tmp_path / "packed", NAMES, Take(32))
+    assert finish(data.batch([(0, 0)]), CPU).flow.isnan().all()
+    assert not (tmp_path / "packed" / "flow.npy").exists()
+    assert json.loads((tmp_path / "packed" / "index.json").read_text())["flow"] is False
+
+
+def test_batches_read_ahead_are_those_read_in_turn(packed_set):
+    data = Packed(packed_set, NAMES, Take(32))
+    first = [list(itertools.islice(batches.read(data, batches.Order(7, 2), workers), 9)) for workers in (0, 2)]
+    for a, b in zip(*first):
+        assert all(torch.equal(x, y) for x, y in zip(finish(a, CPU), finish(b, CPU)))
+
+
+def test_what_reading_ahead_raises_is_raised_as_it_was():
+    class Broken:
+        def batch(self, keys):
+            raise ValueError("frames.npy: gone")
+
+    with pytest.raises(ValueError, match="^frames.npy: gone$"):
+        next(batches.read(Broken(), batches.Order(7, 2), workers=1))
+
+
+def test_a_set_in_gpu_memory_needs_a_gpu(packed_set):
+    with pytest.raises(ValueError, match="--cache gpu needs a GPU"):
+        Resident(Packed(packed_set, NAMES, Take(32)), CPU)
+
+
+def test_what_is_drawn_from_device_memory_is_what_is_read(packed_set, monkeypatch):
+    """The drawing is the same torch code on any device, so the CPU stands in for a GPU."""
+    keys = [(k, epoch) for epoch in range(6) for k in range(7)]
+    data = Packed(packed_set, NAMES, Take(32))
+    resident = object.__new__(Resident)
+    resident.augment, resident.device = data.augment, CPU
+    resident.frames, resident.flows = (resident._copy(array, data.rows) for array in (data.frames, data.flows))
+    for x, y in zip(finish(data.batch(keys), CPU), finish(resident.batch(keys), CPU)):
+        torch.testing.assert_close(x, y, atol=1e-6, rtol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_set_in_gpu_memory_gives_the_same_batches(packed_set):
+    data, device = Packed(packed_set, NAMES, Take(32)), torch.device("cuda")
+    drawn = batches.on_device(batches.read(Resident(data, device), batches.Order(7, 3)), finish, device)
+    whole = batches.on_device(batches.read(data, batches.Order(7, 3), 1, pin=True), finish, device)
+    for a, b in itertools.islice(zip(drawn, whole), 8):
+        for x, y in zip(a, b):
+            torch.testing.assert_close(x, y, atol=1e-6, rtol=0, equal_nan=True)
