@@ -1,0 +1,238 @@
+"""Size and speed of the networks: parameters, multiply-accumulates, seconds a frame, peak memory.
+
+    python benchmarks/speed_parameters.py
+    python benchmarks/speed_parameters.py --model_name IFRNet_S --sizes 1280x720 --minutes 10 --out results
+
+One frame at t = 0.5, from two frames that lie on the device already. All ways to compute it (mode and precision) are
+timed in turn, so that what else the machine does falls on all of them: trust the ratio to float32 more than the
+seconds, which are the median, with the quartiles beside it. MACs are those of the convolutions, by torch's counter; the
+paper's "FLOPs" count the same (0.10, 0.18 and 0.71 T at 1280x720). Memory is the peak of the whole process on a CPU
+(Linux), of what PyTorch holds on a GPU. What would take longer than --minutes allows is left out by name.
+"""
+
+import argparse
+import platform
+import re
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import models
+from benchmarks import store
+from benchmarks.published import SECONDS_720P
+from models.fast import best_precision
+from models.interpolator import PRECISIONS, Interpolator
+from utils import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+SIZES = ("448x256", "1280x720", "1920x1080", "3840x2160")
+EAGER = ("eager", "fp32")  # what all others are compared with
+WARM_UP, LEAST, MOST = 1, 3, 30  # calls before, and rounds of calls that are timed
+SECONDS = 6.0  # for the rounds of one model at one size, where that is more than LEAST
+HEADS = ("model", "size", "mode", "precision", "s/frame", "quartiles", "ratio", "peak MB", "V100 s/frame")
+
+
+class Way(NamedTuple):
+    """How frames are computed; the options of Interpolator of the same names."""
+
+    mode: str
+    precision: str
+
+
+def ways(device: torch.device) -> list[Way]:
+    """Every mode and precision that a device is built for, float32 first."""
+    half = best_precision(device)
+    eager = {"fp32": ("fp32",), "bf16": ("fp32", "bf16"), "fp16": ("fp32", "fp16", "bf16")}[half]
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        eager = tuple(precision for precision in eager if precision != "bf16")
+    return [*(Way("eager", precision) for precision in eager), Way("fast", half)]
+
+
+def macs(model: models.IFRNet, height: int, width: int) -> int:
+    """Multiply-accumulates of one frame, of sides that are multiples of 16."""
+    with torch.device("meta"):
+        network = models.build(model.name, model.act)
+        frame = torch.empty(1, 3, height, width)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(frame, frame, 0.5)
+    return counter.get_total_flops() // 2
+
+
+def timed(call: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def in_turn(calls: list[Callable[[], object]], device: torch.device, seconds: float) -> list[list[float]]:
+    """The times of several calls, one after another in every round, for about so many seconds after a warm-up."""
+    for _ in range(WARM_UP):
+        first = [timed(call, device) for call in calls]
+    rounds = min(max(int(seconds / sum(first)), LEAST), MOST)
+    return [list(of_call) for of_call in zip(*([timed(call, device) for call in calls] for _ in range(rounds)))]
+
+
+def peak_memory(call: Callable[[], object], device: torch.device) -> float | None:
+    """MB that a call takes at most; of the whole process on a CPU, None where the system does not tell."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        timed(call, device)
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status, marks = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    try:
+        marks.write_text("5")  # the peak begins anew (proc(5))
+        call()
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return None
+    return int(line.split()[1]) / 2**10
+
+
+def measure(name: str, size: tuple[int, int], chosen: list[Way], device: torch.device, seconds: float) -> list[dict]:
+    """The rows of one network at one size, one for each way. seconds: to spend on rounds, beyond the least."""
+    width, height = size
+    model = models.build(name)
+    generator = torch.Generator().manual_seed(0)
+    pair = [torch.rand(3, height, width, generator=generator).to(device) for _ in range(2)]
+    calls = []
+    for way in chosen:
+        interpolator = Interpolator(model, device, way.precision, tile="auto", mode=way.mode)
+        calls.append(lambda interpolator=interpolator: interpolator(*pair))
+    times = in_turn(calls, device, seconds)
+    reference = dict(zip(chosen, times)).get(Way(*EAGER))
+    rows = []
+    for way, call, of_way in zip(chosen, calls, times):
+        low, median, high = statistics.quantiles(of_way, n=4, method="inclusive")
+        rows.append(
+            {
+                "model": name,
+                "size": f"{width}x{height}",
+                "mode": way.mode,
+                "precision": way.precision,
+                "seconds": median,
+                "low": low,
+                "high": high,
+                "rounds": len(of_way),
+                "ratio": statistics.median(reference) / median if reference else None,
+                "peak_mb": peak_memory(call, device),
+                "macs": macs(model, -(-height // 16) * 16, -(-width // 16) * 16),
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "published": SECONDS_720P[name] if size == (1280, 720) else None,
+            }
+        )
+    return rows
+
+
+def measure_all(args: argparse.Namespace, chosen: list[Way]) -> Iterator[list[dict] | str]:
+    """The rows of every network at every size, cheapest first; the name alone of what there is no time for."""
+    end = time.monotonic() + 60 * args.minutes
+    pixels = [
+        (macs(models.build(name), 64, 64) * w * h, name, (w, h)) for name in args.model_name for w, h in args.sizes
+    ]
+    rate = 0.0
+    for cost, name, size in sorted(pixels):
+        # The least: warm-up, rounds and the look at the memory, at the pace of what was measured last.
+        expected = rate * cost * (WARM_UP + LEAST + 1)
+        if time.monotonic() + expected > end:
+            yield f"{name} at {size[0]}x{size[1]} (about {expected:.0f} s)"
+            continue
+        rows = measure(name, size, chosen, args.device, min(SECONDS, (end - time.monotonic()) / 4))
+        rate = sum(row["seconds"] for row in rows) / cost
+        yield rows
+
+
+def table(rows: list[dict], head: bool = True) -> str:
+    """Rows as text, under their heads."""
+    lines = [HEADS] if head else []
+    for row in rows:
+        spread = f"{row['low']:.4f}-{row['high']:.4f}"
+        ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        memory = "-" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}"
+        published = "-" if row["published"] is None else f"{row['published']:.3f}"
+        names = (row["model"], row["size"], row["mode"], row["precision"])
+        lines.append((*names, f"{row['seconds']:.4f}", spread, ratio, memory, published))
+    return "\n".join(" ".join(f"{cell:>{width}}" for cell, width in zip(line, WIDTHS)).rstrip() for line in lines)
+
+
+WIDTHS = (9, 9, 6, 9, 8, 15, 6, 8, 12)
+
+
+def networks(names: list[str]) -> str:
+    lines = []
+    for name in names:
+        model = models.build(name)
+        count = sum(p.numel() for p in model.parameters())
+        lines.append(f"{name:9s} {count:11,d} parameters, {macs(model, 720, 1280) / 1e12:.2f} T MACs at 1280x720")
+    return "\n".join(lines)
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def main(args: argparse.Namespace) -> None:
+    args.device = args.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = [way for way in ways(args.device) if args.precision in (None, way.precision)]
+    if not chosen:
+        raise ValueError(f"--precision {args.precision}: not one of those that this {args.device.type} is built for")
+    name = device_name(args.device)
+    print(networks(args.model_name))
+    print(f"{name}, PyTorch {torch.__version__}")
+    result = {
+        "benchmark": store.SPEED,
+        "device": name,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "command": shlex.join(["python", *sys.argv]),
+        "rows": [],
+        "left_out": [],
+    }
+    path = args.out / f"{store.SPEED}-{re.sub('[^A-Za-z0-9]+', '_', name)}.json"
+    for rows in measure_all(args, chosen):
+        if isinstance(rows, str):
+            result["left_out"].append(rows)
+        else:
+            print(table(rows, head=not result["rows"]), flush=True)
+            result["rows"] += rows
+        store.write(path, result)  # after each: nothing that was measured is lost
+    if result["left_out"]:
+        print(f"left out, for --minutes {args.minutes:g}: {', '.join(result['left_out'])}")
+    print(f"wrote {path}")
+
+
+def size(text: str) -> tuple[int, int]:
+    """The type of --sizes: WIDTHxHEIGHT."""
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and min(int(width), int(height)) >= 16):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; give WIDTHxHEIGHT, of 16 or more, such as 1280x720")
+    return int(width), int(height)
+
+
+def parser() -> cli.Parser:
+    options = cli.Parser(__doc__)
+    names = tuple(models.VARIANTS)
+    options.add_argument("--model_name", nargs="+", choices=names, default=names, help="networks (default: all)")
+    options.add_argument("--sizes", nargs="+", type=size, default=list(map(size, SIZES)), help="WIDTHxHEIGHT ..")
+    options.add_argument("--precision", choices=PRECISIONS, help="only this one (default: all there are)")
+    options.add_argument("--minutes", type=float, default=2.5, help="time for all of it (default: 2.5)")
+    options.add_argument("--out", type=Path, default=ROOT / "results", help="folder of the result")
+    cli.add_device(options)
+    return options
+
+
+if __name__ == "__main__":
+    cli.run(main, parser())

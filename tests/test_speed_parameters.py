@@ -1,0 +1,117 @@
+"""Size and speed: counts against counting by hand, and what a run says, writes and leaves out."""
+
+import json
+import re
+
+import pytest
+import torch
+
+import models
+from benchmarks import speed_parameters as speed
+from benchmarks import store
+
+CPU = torch.device("cpu")
+
+
+def run(typed, out, *words):
+    return typed(speed.main, speed.parser(), "--device", "cpu", "--out", out, *words)
+
+
+@pytest.mark.parametrize("name, papers", [("IFRNet_S", 0.10), ("IFRNet", 0.18), ("IFRNet_L", 0.71)])
+def test_macs_are_the_papers_and_those_of_all_convolutions(name, papers):
+    assert round(speed.macs(models.build(name), 720, 1280) / 1e12, 2) == papers
+    model, total = models.build(name), 0
+
+    def count(module, inputs, output):
+        nonlocal total
+        # Every value of a transposed convolution's input, of a convolution's output, meets the kernel once.
+        transposed = isinstance(module, torch.nn.ConvTranspose2d)
+        total += (inputs[0] if transposed else output).numel() * module.weight[0].numel()
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        model(torch.rand(1, 3, 32, 48), torch.rand(1, 3, 32, 48), 0.5)
+    assert speed.macs(models.build(name), 32, 48) == total
+
+
+def test_a_run_tells_and_keeps_what_it_measured(typed, tmp_path):
+    done = run(typed, tmp_path, "--model_name", "IFRNet_S", "--sizes", "48x32", "64x64")
+    assert done.status == 0, done.err
+    assert "IFRNet_S    2,803,610 parameters, 0.10 T MACs at 1280x720" in done.out
+    (path,) = tmp_path.glob("speed_parameters-CPU_*.json")
+    result = store.read(path)
+    chosen = speed.ways(CPU)
+    assert chosen[0] == speed.EAGER and chosen[-1].mode == "fast"
+    expected = [(size, *way) for size in ("48x32", "64x64") for way in chosen]
+    assert [(row["size"], row["mode"], row["precision"]) for row in result["rows"]] == expected
+    for row in result["rows"]:
+        assert 0 < row["low"] <= row["seconds"] <= row["high"] < 10 and row["rounds"] >= speed.LEAST
+        reference = next(
+            r for r in result["rows"] if r["size"] == row["size"] and (r["mode"], r["precision"]) == speed.EAGER
+        )
+        assert row["ratio"] == pytest.approx(reference["seconds"] / row["seconds"])
+        assert row["peak_mb"] is None or 50 < row["peak_mb"] < 50_000
+        line = rf"^ *IFRNet_S +{row['size']} +{row['mode']} +{row['precision']} +{row['seconds']:.4f} "
+        assert re.search(line, done.out, re.M)
+    assert result["left_out"] == [] and f"wrote {path}" in done.out
+
+
+def test_what_there_is_no_time_for_is_left_out_by_name(typed, tmp_path):
+    words = ["--model_name", "IFRNet_S", "IFRNet_L", "--sizes", "16x16", "7680x4320", "--minutes", 0.05]
+    done = run(typed, tmp_path, *words, "--precision", "fp32")
+    assert done.status == 0, done.err
+    assert re.search(r"left out, for --minutes 0.05: .*IFRNet_S at 7680x4320 \(about \d+ s\).*IFRNet_L at", done.out)
+    result = json.loads(next(tmp_path.glob("*.json")).read_text())
+    assert {row["size"] for row in result["rows"]} == {"16x16"}
+    assert [text.split(" (")[0] for text in result["left_out"][-2:]] == [
+        "IFRNet_S at 7680x4320", "IFRNet_L at 7680x4320"
+    ]  # fmt: skip
+    assert {row["precision"] for row in result["rows"]} == {"fp32"}
+
+
+def test_ways_are_timed_in_turn_and_the_warm_up_does_not_count(monkeypatch):
+    clock, order = 0.0, []
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: clock)
+
+    def call(name, seconds):
+        def work():
+            nonlocal clock
+            order.append(name)
+            clock += seconds * (10 if len(order) <= 2 else 1)
+
+        return work
+
+    times = speed.in_turn([call("a", 0.25), call("b", 0.5)], CPU, seconds=30)
+    assert order[:6] == ["a", "b"] * 3 and times == [[0.25] * speed.LEAST + [0.25], [0.5] * speed.LEAST + [0.5]]
+
+
+def test_peak_memory_sees_what_a_call_holds():
+    if speed.peak_memory(lambda: None, CPU) is None:
+        pytest.skip("this system does not tell the peak")
+    small = speed.peak_memory(lambda: None, CPU)
+    large = speed.peak_memory(lambda: torch.ones(50, 2**20).sum(), CPU)  # 200 MB
+    assert 150 < large - small < 300
+    assert speed.peak_memory(lambda: None, CPU) < small + 100
+
+
+def test_the_papers_seconds_stand_beside_ours_at_their_size(monkeypatch):
+    monkeypatch.setattr(speed, "in_turn", lambda calls, *_: [[0.2, 0.1, 0.3] for _ in calls])
+    monkeypatch.setattr(speed, "peak_memory", lambda *_: 100.0)
+    (row,) = speed.measure("IFRNet_L", (1280, 720), [speed.Way(*speed.EAGER)], CPU, 1.0)
+    assert row["published"] == 0.079 and row["seconds"] == 0.2 and row["macs"] == 705_923_942_400
+    assert speed.table([row]).splitlines()[1].split()[-1] == "0.079"
+    (row,) = speed.measure("IFRNet_S", (448, 256), [speed.Way(*speed.EAGER)], CPU, 1.0)
+    assert row["published"] is None
+
+
+def test_wrong_options_are_one_line(typed, tmp_path):
+    for words, line in (
+        (["--sizes", "1280"], "'1280' is no size; give WIDTHxHEIGHT"),
+        (["--sizes", "8x8"], "'8x8' is no size"),
+        (["--precision", "fp16"], "--precision fp16: not one of those that this cpu is built for"),
+        (["--model_name", "dis"], "'dis'"),
+    ):
+        done = run(typed, tmp_path, *words)
+        assert done.status == 2 and re.search(line, done.err) and done.err.count("\n") == 1
