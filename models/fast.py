@@ -24,6 +24,7 @@ from .layers import resize
 from .strips import by_rows, even
 
 ALIGNED = 8  # channels: what tensor cores read at a time
+STRIP, LEAST_ROWS = 2**20, 32  # pixels and rows of a frame that are worked on at a time on a CPU
 NARROW = 4  # pixels: below, oneDNN 3.x in bfloat16 reads beyond rows (seen with 2 pixels, 144 channels and stride 2)
 
 
@@ -126,16 +127,21 @@ class FastDecoder:
         self.side = block.split[1]
 
     def __call__(self, kernel: kernels.Eager, x: Tensor) -> Tensor:
-        x = self.first(x)
-        kernel.prelu(x, self.first.slope)
+        return self.up(self._block(kernel, kernel.prelu(self.first(x), self.first.slope)))
+
+    def refine(
+        self, kernel: kernels.Eager, answer: Tensor, flow: Tensor, f0: Tensor, f1: Tensor, top: int = 0
+    ) -> Tensor:
+        """See IFRNet.refine."""
+        return self(kernel, kernel.join(answer, flow, f0, f1, self.inputs, top))
+
+    def _block(self, kernel: kernels.Eager, x: Tensor) -> Tensor:
         y = x
         for wide, narrow in (self.convs[:2], self.convs[2:]):
             y = wide(y)
             side = kernel.prelu(y, wide.slope, tail=self.side)
             kernel.prelu(narrow(side), narrow.slope, into=y)
-        y = self.conv5(y)
-        kernel.prelu(y, self.conv5.slope, add=x)
-        return self.up(y)
+        return kernel.prelu(self.conv5(y), self.conv5.slope, add=x)
 
 
 class FastIFRNet:
@@ -145,7 +151,7 @@ class FastIFRNet:
     model: with PReLU; ValueError otherwise. dtype: of the features, float32, bfloat16 or float16.
     """
 
-    rows = None  # of the frame, to be worked on at a time
+    rows = None  # of the frame, to be worked on at a time; None: as many as are no faster alone
 
     def __init__(self, model: IFRNet, device: torch.device, dtype: torch.dtype):
         if model.act != "prelu":
@@ -164,19 +170,16 @@ class FastIFRNet:
         other.rows = rows
         return other
 
-    def _by_rows(self, function, halvings: int, x: Tensor) -> Tensor:
-        if self.rows is None:
-            return function(x)
+    def _rows(self, img: Tensor) -> int:
+        """How many rows of a frame to work on at a time: on a CPU, all at once is no faster and takes more memory."""
+        height, width = img.shape[-2:]
+        if self.rows is None and img.device.type != "cpu":
+            return height
+        return min(height, self.rows or max(STRIP // width, LEAST_ROWS))
 
-        def strip(part: Tensor, top: int) -> Tensor:
-            return function(part.contiguous(memory_format=torch.channels_last))
-
-        return by_rows(strip, even(self.rows >> halvings), x).contiguous(memory_format=torch.channels_last)
-
-    def _stage(self, convs: list[Conv], x: Tensor) -> Tensor:
+    def _stage(self, convs: list[Conv], x: Tensor, top: int = 0) -> Tensor:
         for conv in convs:
-            x = conv(x)
-            self.kernel.prelu(x, conv.slope)
+            x = self.kernel.prelu(conv(x.contiguous(memory_format=torch.channels_last)), conv.slope)
         return x
 
     @torch.inference_mode()
@@ -188,7 +191,7 @@ class FastIFRNet:
         small = (img0, img1) if scale == 1 else (resize(img0, size=size), resize(img1, size=size))
         x, features = self.kernel.prepare(*small, mean, self.dtype), []
         for halvings, convs in enumerate(self.encoder):
-            x = self._by_rows(partial(self._stage, convs), halvings, x)
+            x = by_rows(partial(self._stage, convs), even(self._rows(small[0]) >> halvings), x)
             features.append(x)
         pyramid0, pyramid1 = zip(*(level.chunk(2) for level in features))
         return Pair(img0, img1, torch.zeros_like(mean), pyramid0, pyramid1, scale)
@@ -196,18 +199,20 @@ class FastIFRNet:
     @torch.inference_mode()
     def decode(self, pair: Pair, t: Tensor | float) -> Interpolation:
         """See IFRNet.decode. The result holds the frame alone."""
-        t, times = times_of(pair, t)
+        kernel, (t, times) = self.kernel, times_of(pair, t)
         top = [f.repeat_interleave(times, 0) for f in (pair.pyramid0[-1], pair.pyramid1[-1])]
         plane = t.to(self.dtype).expand(len(top[0]), 1, *top[0].shape[-2:])
         decoder, flow = self.decoders[LEVELS], None
         x = F.pad(torch.cat([*top, plane], 1), (0, 0, 0, 0, 0, decoder.inputs - 2 * top[0].shape[1] - 1))
-        answer = decoder(self.kernel, x.contiguous(memory_format=torch.channels_last))
+        answer = decoder(kernel, x.contiguous(memory_format=torch.channels_last))
         for level in range(LEVELS - 1, 0, -1):
-            decoder, below = self.decoders[level], (pair.pyramid0[level - 1], pair.pyramid1[level - 1])
-            x, flow = self.kernel.join(answer, flow, *below, decoder.inputs)
-            answer = self._by_rows(partial(decoder, self.kernel), level, x)
+            flow = kernel.step(answer, flow)
+            f0, f1 = pair.pyramid0[level - 1], pair.pyramid1[level - 1]
+            refine = partial(self.decoders[level].refine, kernel, f0=f0, f1=f1)
+            answer = by_rows(refine, even(self._rows(pair.img0) >> level), answer, flow)
         if pair.scale == 1:
-            return Interpolation(self.kernel.blend(answer, flow, pair.img0, pair.img1), (), (), None)
-        size = pair.img0.shape[-2:]
-        flow, mask, residual = (resize(x, size=size) for x in kernels.last(answer, flow))
-        return Interpolation(kernels.blend(flow / pair.scale, mask, residual, pair.img0, pair.img1), (), (), None)
+            return Interpolation(kernel.blend(answer, flow, pair.img0, pair.img1), (), (), None)
+        flow, mask, residual = (resize(x, size=pair.img0.shape[-2:]) for x in kernel.last(answer, flow))
+        blend = partial(kernels.blend, img0=pair.img0, img1=pair.img1)
+        frame = by_rows(blend, even(self._rows(pair.img0)), flow.div_(pair.scale), mask, residual)
+        return Interpolation(frame, (), (), None)

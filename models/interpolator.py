@@ -81,9 +81,10 @@ class Interpolator:
     model: an IFRNet; it is moved to `device` (default: where a GPU is, the GPU). precision: of the convolutions,
     "fp32", "bf16" or "fp16" (default: see default_precision); flow and coordinates are always float32. scale: size at
     which flow is estimated, relative to the frames (0.5 and below for 4K and large motion), or "auto": see scale_for.
-    padding: see Padding. tile: None works on whole frames; a number works on strips of so many rows, which takes less memory and gives the
-    same frames (see strips.py); "auto" does so where a whole frame would not fit into the memory. mode: "eager" is the
-    network as it is written, "fast" the same weights at the pace of the machine (see fast.py).
+    padding: see Padding. tile: None works on whole frames; a number works on strips of so many rows, which takes less
+    memory and gives the same frames (see strips.py); "auto" does so where a whole frame would not fit into the memory.
+    mode: "eager" is the network as it is written, "fast" the same weights at the pace of the machine (see fast.py);
+    on a CPU that works on strips anyway.
     """
 
     def __init__(
@@ -178,6 +179,8 @@ class Interpolator:
 
     def _fitting(self, shape: Sequence[int], scale: float) -> IFRNet | FastIFRNet:
         rows = self.tile
+        if rows == "auto" and self.fast is not None and self.device.type == "cpu":
+            rows = None
         if rows == "auto":
             too_large = self.memory(shape, scale) > self.budget()
             rows = max(STRIP // shape[-1], LEAST_ROWS) if too_large else None

@@ -40,40 +40,47 @@ class Eager:
         """Both frames minus `mean`, one after the other along the batch. mean: (B, 1, 1, 1)."""
         return torch.cat([img0 - mean, img1 - mean]).to(dtype, memory_format=torch.channels_last)
 
-    def prelu(self, x: Tensor, slope: Tensor, add: Tensor | None = None, into: Tensor | None = None, tail: int = 0):
+    def prelu(
+        self, x: Tensor, slope: Tensor, add: Tensor | None = None, into: Tensor | None = None, tail: int = 0
+    ) -> Tensor:
         """PReLU of x (+ add), written over x, or over the last channels of `into`. slope: float32, one a channel.
 
-        tail: how many of the last channels to hand back as a tensor of their own; without, the result is None.
+        The result is the tensor written to; with `tail`, a copy of its last `tail` channels.
         """
         whole = x if add is None else x.float() + add.float()
         y = F.prelu(whole.float(), slope).to(x.dtype)
-        (x if into is None else into[:, -x.shape[1] :]).copy_(y)
-        return y[:, -tail:].contiguous(memory_format=torch.channels_last) if tail else None
+        out = x if into is None else into
+        out[:, -x.shape[1] :] = y
+        return y[:, -tail:].contiguous(memory_format=torch.channels_last) if tail else out
 
-    def join(self, answer: Tensor, coarse: Tensor | None, f0: Tensor, f1: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        """A decoder's input, and the flow of its level.
+    def step(self, answer: Tensor, coarse: Tensor | None) -> Tensor:
+        """The flow of a level, (B, 4, H, W): a decoder's step, and twice the flow of the level above at twice its size.
 
-        answer: (B, 4 + C, H, W), what the decoder above said: a step of the flow, and the feature at t. coarse: the
-        flow of the level above, (B, 4, H/2, W/2), or None. f0, f1: the frames' features, (P, C, H, W), B a multiple of
-        P: pair by pair. The result has `width` channels: feature, both warped, flow, then zeros.
+        answer: (B, 4 or more, H, W), begins with the step; coarse: (B, 4, H/2, W/2), or None for the first step.
         """
-        times = len(answer) // len(f0)
-        flow = step(answer, coarse)
-        f0, f1 = (f.repeat_interleave(times, 0) for f in (f0, f1))
-        parts = [answer[:, 4:], warp(f0, flow[:, :2]), warp(f1, flow[:, 2:]), flow.to(answer.dtype)]
+        flow = answer[:, :4].float()
+        flow = flow if coarse is None else flow + 2 * resize(coarse, 2.0)
+        return flow.contiguous(memory_format=torch.channels_last)
+
+    def join(self, answer: Tensor, flow: Tensor, f0: Tensor, f1: Tensor, width: int, top: int = 0) -> Tensor:
+        """A decoder's input, `width` channels: the feature at t, the frames' features moved to t, the flow, then zeros.
+
+        answer: (B, 4 + C, H, W), after a step of the flow the feature. flow: (B, 4, H, W). f0, f1: (P, C, H, W), B a
+        multiple of P: pair by pair. answer and flow may be some rows of the level, from `top` on.
+        """
+        f0, f1 = (f.repeat_interleave(len(answer) // len(f), 0) for f in (f0, f1))
+        parts = [answer[:, 4:], warp(f0, flow[:, :2], top), warp(f1, flow[:, 2:], top), flow.to(answer.dtype)]
         used = 4 + 3 * f0.shape[1]
-        joined = F.pad(torch.cat(parts, 1), (0, 0, 0, 0, 0, width - used))
-        return joined.contiguous(memory_format=torch.channels_last), flow
+        return F.pad(torch.cat(parts, 1), (0, 0, 0, 0, 0, width - used)).contiguous(memory_format=torch.channels_last)
 
     def blend(self, answer: Tensor, coarse: Tensor, img0: Tensor, img1: Tensor) -> Tensor:
         """The frame, (B, 3, H, W). answer: (B, 32, H/2, W/2), see `shuffle`. All frames, (P, 3, H, W), are planar."""
-        return blend(*last(answer, coarse), img0, img1)
+        return blend(*self.last(answer, coarse), img0, img1)
 
-
-def step(answer: Tensor, coarse: Tensor | None) -> Tensor:
-    """The flow of a level: the decoder's step, and twice the flow of the level above at twice its size."""
-    flow = answer[:, :4].float()
-    return flow if coarse is None else flow + 2 * resize(coarse, 2.0)
+    def last(self, answer: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Flow, mask and residual of full size, from the last decoder's answer before it is shuffled."""
+        answer = shuffle(answer)
+        return self.step(answer, coarse), torch.sigmoid(answer[:, 4:5].float()), answer[:, 5:].float()
 
 
 def shuffle(answer: Tensor) -> Tensor:
@@ -83,16 +90,10 @@ def shuffle(answer: Tensor) -> Tensor:
     return squares.reshape(batch, channels // 4, 2 * height, 2 * width)
 
 
-def last(answer: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Flow, mask and residual of full size, from the last decoder's answer before it is shuffled."""
-    answer = shuffle(answer)
-    return step(answer, coarse), torch.sigmoid(answer[:, 4:5].float()), answer[:, 5:].float()
-
-
-def blend(flow: Tensor, mask: Tensor, residual: Tensor, img0: Tensor, img1: Tensor) -> Tensor:
-    """The frame from what `last` answers, all of full size."""
+def blend(flow: Tensor, mask: Tensor, residual: Tensor, img0: Tensor, img1: Tensor, top: int = 0) -> Tensor:
+    """The frame from what Eager.last answers, all of full size, or of some rows of it, from `top` on."""
     img0, img1 = (x.repeat_interleave(len(flow) // len(x), 0) for x in (img0, img1))
-    frame = mask * warp(img0, flow[:, :2]) + (1 - mask) * warp(img1, flow[:, 2:])
+    frame = mask * warp(img0, flow[:, :2], top) + (1 - mask) * warp(img1, flow[:, 2:], top)
     return (frame + residual).clamp(0, 1)
 
 
@@ -112,17 +113,24 @@ class Native(Eager):
     def prelu(self, x, slope, add=None, into=None, tail=0):
         pixels, channels = x.numel() // x.shape[1], x.shape[1]
         side = empty(x, tail) if tail else None
-        to = x if into is None else into[:, -channels:]
-        stride = channels if into is None else into.shape[1]
-        self._call("prelu", x, add, slope, to, stride, side, tail, pixels, channels)
-        return side
+        out = x if into is None else into
+        self._call("prelu", x, add, slope, out[:, -channels:], out.shape[1], side, tail, pixels, channels)
+        return side if tail else out
 
-    def join(self, answer, coarse, f0, f1, width):
-        (batch, _, height, columns), channels = answer.shape, f0.shape[1]
-        out, flow = empty(answer, width), empty(answer, 4, dtype=torch.float32)
-        sizes = (batch, batch // len(f0), height, columns, channels, width)
-        self._call("join", answer, coarse, f0, f1, out, flow, *sizes)
-        return out, flow
+    def step(self, answer, coarse):
+        (batch, channels, height, width), flow = answer.shape, empty(answer, 4, dtype=torch.float32)
+        answer = answer.contiguous(memory_format=torch.channels_last)
+        self._call("step", answer, coarse, flow, batch, height, width, channels)
+        return flow
+
+    def join(self, answer, flow, f0, f1, width, top=0):
+        batch, _, rows, columns = answer.shape
+        pairs, channels, height, _ = f0.shape
+        answer, flow = (x.contiguous(memory_format=torch.channels_last) for x in (answer, flow))
+        out = empty(answer, width)
+        sizes = (batch, batch // pairs, rows, top, height, columns, channels, width)
+        self._call("join", answer, flow, f0, f1, out, *sizes)
+        return out
 
     def blend(self, answer, coarse, img0, img1):
         batch, (height, width) = len(answer), img0.shape[-2:]

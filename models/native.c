@@ -104,17 +104,23 @@ static inline void sample(value *restrict out, const value *restrict f, float x,
         out[k] = put((1 - wy) * ((1 - wx) * get(a[k]) + wx * get(b[k])) + wy * ((1 - wx) * get(c[k]) + wx * get(d[k])));
 }
 
-void join(const value *answer, const float *coarse, const value *f0, const value *f1, value *out, float *flow,
-          long count, long times, long height, long width, long channels, long out_width, int threads) {
-    long size = height * width, answers = 4 + channels, used = 3 * channels + 4;
+void step(const value *answer, const float *coarse, float *flow, long count, long height, long width, long channels,
+          int threads) {
 #pragma omp parallel for num_threads(threads)
-    for (long line = 0; line < count * height; line++) {
-        long n = line / height, y = line % height;
-        const value *a = answer + line * width * answers;
-        const value *g0 = f0 + n / times * size * channels, *g1 = f1 + n / times * size * channels;
-        float *v = flow + line * width * 4;
+    for (long line = 0; line < count * height; line++)
+        flow_row(flow + line * width * 4, answer + line * width * channels, channels, 0,
+                 coarse ? coarse + line / height * height * width : 0, line % height, height, width);
+}
+
+void join(const value *answer, const float *flow, const value *f0, const value *f1, value *out, long count, long times,
+          long rows, long top, long height, long width, long channels, long out_width, int threads) {
+    long size = height * width * channels, answers = 4 + channels, used = 3 * channels + 4;
+#pragma omp parallel for num_threads(threads)
+    for (long line = 0; line < count * rows; line++) {
+        long n = line / rows, y = top + line % rows;
+        const value *a = answer + line * width * answers, *g0 = f0 + n / times * size, *g1 = f1 + n / times * size;
+        const float *v = flow + line * width * 4;
         value *to = out + line * width * out_width;
-        flow_row(v, a, answers, 0, coarse ? coarse + n * size : 0, y, height, width);
         for (long x = 0; x < width; x++, v += 4, a += answers, to += out_width) {
             memcpy(to, a + 4, channels * sizeof(value));
             sample(to + channels, g0, x + v[0], y + v[1], height, width, channels);

@@ -8,6 +8,7 @@ as its kernels reach. A strip is then the whole frame's result, to the rounding 
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from .ifrnet import IFRNet
@@ -31,9 +32,16 @@ def by_rows(function: Callable[..., Tensor], rows: int, *inputs: Tensor) -> Tens
             return row * out // of
 
         if result is None:
-            result = strip.new_empty(*strip.shape[:-2], scaled(height), strip.shape[-1])
+            shape = (*strip.shape[:-2], scaled(height), strip.shape[-1])
+            result = torch.empty(shape, dtype=strip.dtype, device=strip.device, memory_format=order(strip))
         result[..., scaled(start) : scaled(stop), :] = strip[..., scaled(start - top) : scaled(stop - top), :]
     return result
+
+
+def order(x: Tensor) -> torch.memory_format:
+    """In which order a dense tensor lies in memory."""
+    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def even(rows: int) -> int:
