@@ -30,6 +30,7 @@ from models import Interpolator, Padding
 from models.baselines import BASELINES, Baseline, Dis, interpolator
 from models.flow.dis import DIS
 from models.interpolator import default_precision
+from models.strips import StripIFRNet
 from utils import cli, distributed, io, metrics
 from utils.flow_report import flow_colours
 from utils.lpips import LPIPS
@@ -38,6 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 METRICS = {"psnr": metrics.psnr, "ssim": metrics.ssim, "ssim_2d": metrics.ssim_2d, "ie": metrics.ie}
 MORE_METRICS = ("lpips", "warp")  # one needs weights, one looks at all frames of a case at once
 SHOWN = {"worst": (0, 1), "median": (0.5,)}  # places among a split's cases by PSNR: numbers, or shares of all
+STRIP_ROWS = 64  # of frames that are too large to work on as a whole
 
 
 class Case(NamedTuple):
@@ -483,7 +485,9 @@ def flow_to_first(call: Interpolator | Baseline, img0: Tensor, img1: Tensor, t: 
         return None
     left, right, top, bottom = call.padding.amounts(*img0.shape[-2:], call.scale)
     padded = [F.pad(x, (left, right, top, bottom), mode="replicate") for x in (img0, img1)]
-    flow = call.model(*padded, t, scale=call.scale).flows[0][:, :2]
+    too_large = call.memory(padded[0].shape, call.scale) > call.budget()
+    model = StripIFRNet(call.model, STRIP_ROWS) if too_large else call.model
+    flow = model.decode(model.encode(*padded, call.scale), t).flows[0][:, :2]
     return flow[..., top : top + img0.shape[-2], left : left + img0.shape[-1]]
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 import re
 import signal
 import socket
@@ -17,7 +18,7 @@ from conftest import ROOT
 from scoring import frame, psnr_by_hand, result, score
 
 import models
-from benchmarks import Vimeo90K
+from benchmarks import Vimeo90K, common
 from utils import io, metrics
 
 
@@ -99,6 +100,47 @@ def test_batches_change_no_score(vimeo, weights, tmp_path, typed):
     one, four = (json.loads(next((tmp_path / size).glob("*.json")).read_text())["samples"]["test"] for size in "14")
     assert [s["name"] for s in one] == [s["name"] for s in four]
     np.testing.assert_allclose([s["psnr"] for s in one], [s["psnr"] for s in four], atol=1e-4)
+
+
+def test_pictures_read_by_other_processes_score_the_same(vimeo, tmp_path, typed):
+    for workers in (0, 2):
+        words = ["--model_name", "average", "--batch_size", 2, "--workers", workers]
+        assert score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path / str(workers), *words).status == 0
+    assert files(tmp_path / "0") == files(tmp_path / "2")
+    pickle.dumps(common.Batches(Vimeo90K.BENCHMARK.splits(vimeo, None), 2))  # what spawned workers are given
+
+
+def test_the_flow_that_is_shown_is_the_networks_also_in_strips(weights, monkeypatch):
+    call = models.Interpolator(models.load(weights), "cpu", scale=0.5)
+    img0, img1 = (io.to_float(frame(k, 50, 70))[None] for k in range(2))
+    flow = common.flow_to_first(call, img0, img1, 0.25)
+    assert flow.shape == (1, 2, 50, 70)
+    monkeypatch.setattr(call, "budget", lambda: 0)
+    torch.testing.assert_close(common.flow_to_first(call, img0, img1, 0.25), flow, atol=1e-3, rtol=1e-4)
+    # Padded by hand to 64x96, the smallest multiples of 32.
+    padded = [torch.nn.functional.pad(x, (13, 13, 7, 7), mode="replicate") for x in (img0, img1)]
+    with torch.no_grad():
+        expected = call.model(*padded, 0.25, scale=0.5).flows[0][:, :2, 7:57, 13:83]
+    torch.testing.assert_close(flow, expected)
+
+
+def test_extra_metrics_stand_in_the_table(vimeo, tmp_path, typed):
+    """LPIPS with random weights, and the warping error of the floor that stands still."""
+    torchvision = pytest.importorskip("torchvision")
+    lines = {f"lin{k}.model.1.weight": torch.rand(1, c, 1, 1) for k, c in enumerate((64, 192, 384, 256, 256))}
+    torch.save(lines | torchvision.models.alexnet(weights=None).state_dict(), tmp_path / "lpips.pth")
+    for i in (1, 2, 3):
+        io.write_image(vimeo / f"sequences/00001/0001/im{i}.png", frame(0))
+    words = ["--model_name", "repeat", "--metrics", "warp", "lpips", "--limit", 2]
+    done = score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path, *words)
+    assert done.status == 2 and "LPIPS needs weights: --lpips_weights" in done.err
+    done = score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path, *words, "--lpips_weights", tmp_path / "lpips.pth")
+    assert done.status == 0 and "LPIPS" in done.out and "warp error" in done.out
+    got = result(tmp_path, "Vimeo90K-repeat-first2")
+    still, moving = got["samples"]["test"]
+    assert still["warp"][0] < 1e-9 and moving["warp"][0] > 0 and still["lpips"] == [0] and moving["lpips"][0] > 0
+    assert list(got["lpips_weights"]) == ["lpips.pth"]
+    assert got["average"]["test"]["warp"] == pytest.approx(moving["warp"][0] / 2)
 
 
 def test_saved_frames_are_the_predictions(vimeo, tmp_path, typed):
