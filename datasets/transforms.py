@@ -189,7 +189,7 @@ def source(start: int, zoomed: bool, side: int, size: int) -> tuple[np.ndarray |
 
 
 class Take(Augment):
-    """As Augment, but of a stack -> Raw; `finish` makes the Samples."""
+    """As Augment, but of a stack -> Raw; `finish` makes the Samples. The stack may be a list of frames and a Pair."""
 
     def __call__(self, stack: Stack, index: int, epoch: int) -> Raw:
         frames = np.empty((len(stack.frames), self.size, self.size, 3), np.uint8)
@@ -201,19 +201,34 @@ class Take(Augment):
 
     def copy(self, stack: Stack, index: int, epoch: int, frames: np.ndarray, flow: np.ndarray | None) -> Dice:
         """Copy the pixels that the sample needs into `frames` (N, S, S, 3) and `flow` (S, S, 4); the dice of Raw."""
-        height, width = stack.frames.shape[1:3]
+        height, width = stack.frames[0].shape[:2]
         dice = self.dice(index, epoch, height, width)
         rows, top = source(dice.top, dice.zoom, height, self.size)
         columns, left = source(dice.left, dice.zoom, width, self.size)
-        _copy(frames, stack.frames, rows, columns)
-        if flow is not None:
-            _copy(flow[None], stack.flow[None], rows, columns)
+        for target, frame in zip(frames, stack.frames):
+            _copy(target, frame, rows, columns)
+        if isinstance(stack.flow, Pair):
+            for k, one in enumerate(stack.flow):
+                _copy(flow[..., 2 * k : 2 * k + 2], one, rows, columns)
+        elif flow is not None:
+            _copy(flow, stack.flow, rows, columns)
         return dice._replace(top=top, left=left)
 
 
-def _copy(target: np.ndarray, frames: np.ndarray, rows, columns) -> None:
-    part = frames[:, rows][:, :, columns]
-    target[:, : part.shape[1], : part.shape[2]] = part
+class Pair(NamedTuple):
+    """Flow t->0 and t->1, (H, W, 2) each, as one (H, W, 4) of which crops are taken: joining all of it is slow."""
+
+    first: np.ndarray
+    second: np.ndarray
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.first.dtype
+
+
+def _copy(target: np.ndarray, frame: np.ndarray, rows, columns) -> None:
+    part = frame[rows][:, columns]
+    target[: part.shape[0], : part.shape[1]] = part
 
 
 def finish(raw: Raw, device: torch.device) -> Sample:

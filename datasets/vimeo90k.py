@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from utils.io import FLOWS, read_flow, read_image
 
 from . import Sample
-from .transforms import Augment, Raw, Stack, centre_crop
+from .transforms import Augment, Pair, Raw, Stack, Take, centre_crop
 
 TRAIN_LIST, TEST_LIST = "tri_trainlist.txt", "tri_testlist.txt"
 FRAMES = ("im1.png", "im2.png", "im3.png")
@@ -65,22 +65,26 @@ class Vimeo90K(Dataset):
 
     def stack(self, index: int) -> Stack:
         """A triplet as it lies on the disk."""
+        frames, flow, t = self._read(index)
+        return Stack(np.stack(frames), flow and np.concatenate(flow, 2), t)
+
+    def _read(self, index: int) -> Stack:
+        """As `stack`, but with frames and flows as they were read, not joined into arrays."""
         folder = self.root / "sequences" / self.names[index]
         frames = [read_image(folder / name) for name in FRAMES]
         for name, frame in zip(FRAMES, frames):
             _check_size(folder / name, frame, frames[0])
-        flow = None
-        if self.flow:
-            flows = []
-            for name in FLOW:
-                path = find_flow(self.root / "flow" / self.names[index] / name)
-                flows.append(read_flow(path))
-                _check_size(path, flows[-1], frames[0])
-            flow = np.concatenate(flows, 2)
-        return Stack(np.stack(frames), flow, np.float32([0.5]))
+        flows = []
+        for name in FLOW if self.flow else ():
+            path = find_flow(self.root / "flow" / self.names[index] / name)
+            flows.append(read_flow(path))
+            _check_size(path, flows[-1], frames[0])
+        return Stack(frames, Pair(*flows) if flows else None, np.float32([0.5]))
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample | Raw:
         index, epoch = key if isinstance(key, tuple) else (key, 0)
+        if isinstance(self.augment, Take):
+            return self.augment(self._read(index), index, epoch)
         stack = self.stack(index)
         return self.augment(stack, index, epoch) if self.augment else centre_crop(stack).sample()
 

@@ -156,7 +156,7 @@ def fit(
     if resume:
         state.load(resume)
     begun = state.iteration
-    network = _parallel(state.model, recipe, device)
+    network = parallel(state.model, recipe, device)
     journal = Journal(folder, state.iteration, recipe.iterations) if distributed.is_main() else None
     meter = Meter(device)
     saved = time.monotonic()
@@ -202,7 +202,7 @@ def fit(
                 learning_rate = schedule(done)
                 for group in state.optimizer.param_groups:
                     group["lr"] = learning_rate
-                meter.add(*_step(network, state, stream, loss, recipe, done, device))
+                meter.add(*step(network, state, stream, loss, recipe, done, device))
                 state.iteration += 1
 
                 if journal:
@@ -222,9 +222,20 @@ def fit(
     return state
 
 
-def _step(network, state, stream, loss, recipe, progress, device) -> tuple[dict[str, Tensor], Tensor, Tensor, int]:
-    """One step of the optimizer; returns the loss's terms, the gradient's norm, whether the step was skipped, because
-    one of them was not finite, and the number of samples. All stay on the device."""
+def step(
+    network: nn.Module,
+    state: State,
+    stream: Iterator,
+    loss: Callable[..., dict[str, Tensor]],
+    recipe: Recipe,
+    progress: float,
+    device: torch.device,
+) -> tuple[dict[str, Tensor], Tensor, Tensor, int]:
+    """One step of the optimizer, with the next `accumulate` batches of the stream.
+
+    network: what `parallel` makes of state.model. Returns the loss's terms, the gradient's norm, whether the step was
+    skipped, because one of them was not finite, and the number of samples. All stay on the device.
+    """
     state.optimizer.zero_grad(set_to_none=True)
     samples, total, finite = 0, {}, True
     for k in range(recipe.accumulate):
@@ -281,7 +292,8 @@ def _average(ema: nn.Module, model: nn.Module, decay: float) -> None:
         mine.copy_(theirs)
 
 
-def _parallel(model: nn.Module, recipe: Recipe, device: torch.device) -> nn.Module:
+def parallel(model: nn.Module, recipe: Recipe, device: torch.device) -> nn.Module:
+    """The network as it is called in a step: on all ranks together, compiled where the recipe says so."""
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # all batches have one size
     network = model

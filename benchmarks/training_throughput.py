@@ -1,0 +1,288 @@
+"""How fast a training run reads, how fast it steps, and whether one waits for the other.
+
+    python benchmarks/training_throughput.py
+    python benchmarks/training_throughput.py --model_name IFRNet --batch_size 24 --crop 224
+    python benchmarks/training_throughput.py --parts loader
+
+It makes triplets of Vimeo90K's size (448x256, three PNGs and two .flo each) out of scikit-image's photographs, so that
+a sample costs what it costs in training; they are read again and again, so the disk is not measured. Every number is
+the best of some rounds in which all candidates took turns. Reading is in CPU seconds of one core, steps in seconds.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+import cv2
+import imageio.v2 as imageio
+import numpy as np
+import torch
+from torch.utils.data import Dataset, default_collate
+
+import models
+from datasets import Sample, synthetic
+from datasets.packed import Packed, Resident, pack
+from datasets.transforms import Take, finish
+from datasets.vimeo90k import FLOW, FRAMES, TRAIN_LIST, Vimeo90K, read_list
+from losses import ifrnet_loss
+from utils import cli, io
+from utils.batches import Order, on_device, read
+from utils.training import Meter, Recipe, State, parallel, step
+
+SIZE = (256, 448)  # of Vimeo90K
+PAPER = 641_400 * 24  # samples of the 300-epoch recipe
+MEASURES = (  # of the step, each added to those before it
+    ("eager float32, contiguous", {}),
+    ("+ channels_last", {"channels_last": True}),
+    ("+ bfloat16", {"amp": "bf16"}),
+    ("+ compiled", {"compile": True}),
+)
+
+
+class PublishedWay(Dataset):
+    """A sample as the published code reads it: all of three PNGs and two .flo files, float32 and augmentation on the
+    CPU; a crop at the end of it."""
+
+    def __init__(self, root: Path, names: list[str], crop: int):
+        self.root, self.names, self.crop, self.rng = root, names, crop, np.random.default_rng(0)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+        name, rng, size = self.names[index], self.rng, self.crop
+        frames = [imageio.imread(self.root / "sequences" / name / frame) for frame in FRAMES]
+        flow = np.concatenate([io.read_flo(self.root / "flow" / name / f"{stem}.flo") for stem in FLOW], 2)
+        flow = flow.astype(np.float64)  # as its arithmetic leaves it
+        if rng.random() < 0.1:
+            frames = [cv2.resize(frame, None, fx=2, fy=2) for frame in frames]
+            flow = 2 * cv2.resize(flow, None, fx=2, fy=2)
+        top, left = (int(rng.integers(side - size + 1)) for side in frames[0].shape[:2])
+        frames = [frame[top : top + size, left : left + size] for frame in frames]
+        flow = flow[top : top + size, left : left + size]
+        if rng.random() < 0.5:
+            frames = [frame[..., ::-1] for frame in frames]
+        if rng.random() < 0.3:
+            frames, flow = [frame[::-1] for frame in frames], flow[::-1] * [1, -1, 1, -1]
+        if rng.random() < 0.5:
+            frames, flow = [frame[:, ::-1] for frame in frames], flow[:, ::-1] * [-1, 1, -1, 1]
+        if rng.random() < 0.05:
+            frames, flow = [frame.transpose(1, 0, 2) for frame in frames], flow.transpose(1, 0, 2)[..., [1, 0, 3, 2]]
+        if rng.random() < 0.5:
+            frames, flow = frames[::-1], flow[..., [2, 3, 0, 1]]
+        tensors = [torch.from_numpy(frame.transpose(2, 0, 1).astype(np.float32) / 255.0) for frame in frames]
+        return *tensors, torch.from_numpy(flow.transpose(2, 0, 1).astype(np.float32))
+
+
+def make_set(root: Path, count: int) -> Path:
+    """Triplets of moving photographs with smooth flow, in the layout and the compression of the download."""
+    rng = np.random.default_rng(0)
+    photos = [p for p in synthetic.skimage_photographs() if p.shape[0] > SIZE[0] + 8 and p.shape[1] > SIZE[1] + 8]
+    names = [f"00001/{k + 1:04}" for k in range(count)]
+    for k, name in enumerate(names):
+        photo = photos[k % len(photos)]
+        top, left = (int(rng.integers(4, side - inner - 4)) for side, inner in zip(photo.shape, SIZE))
+        folder = root / "sequences" / name
+        folder.mkdir(parents=True)
+        for shift, frame in zip((-2, 0, 2), FRAMES):
+            # Pillow's default compression, about that of the download; OpenCV's would be decoded faster.
+            imageio.imwrite(folder / frame, photo[top : top + SIZE[0], left + shift : left + shift + SIZE[1]])
+        for sign, stem in zip((-1, 1), FLOW):
+            flow = sign * np.float32([2, 0]) + rng.normal(0, 0.01, (*SIZE, 2)).astype(np.float32)
+            io.write_flow(root / "flow" / name / f"{stem}.flo", flow)
+    (root / TRAIN_LIST).write_text("\n".join(names))
+    return root
+
+
+def in_turn(candidates: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """The best of each, who take turns, so that whatever else the machine does disturbs all alike."""
+    best = dict.fromkeys(candidates, float("inf"))
+    for _ in range(rounds):
+        for name, measure in candidates.items():
+            best[name] = min(best[name], measure())
+    return best
+
+
+def loaders(root: Path, packed: Path, args, device: torch.device) -> dict[str, dict]:
+    """Seconds a sample, of one core, and relative to the published way, of every way to read."""
+    names, batch = read_list(root), args.batch_size
+    take = Take(args.crop, 0)
+    published, files, rows = (
+        PublishedWay(root, names, args.crop),
+        Vimeo90K(root, names, take),
+        Packed(packed, names, take),
+    )
+    orders = {key: iter(Order(len(names), batch)) for key in ("published", "files", "packed", "device")}
+    collated = {
+        "PNG, the published way": lambda keys: default_collate([published[index] for index, _ in keys]),
+        "PNG": lambda keys: default_collate([files[key] for key in keys]),
+        "packed": rows.batch,
+        "packed, and augmented on this device": lambda keys: finish(rows.batch(keys), device),
+    }
+    if device.type == "cuda":
+        resident = Resident(rows, device)
+        collated["packed, in GPU memory, augmented there"] = lambda keys: finish(resident.batch(keys), device)
+        orders["resident"] = iter(Order(len(names), batch))
+
+    def measure(way: Callable, order: Iterator) -> float:
+        batches = [next(order) for _ in range(max(args.loader_samples // batch, 1))]
+        # What one core does counts where readers are processes of their own; what the device does counts by the clock.
+        clock = time.perf_counter if device.type == "cuda" and "device" in name_of[way] else time.process_time
+        start = clock()
+        for keys in batches:
+            way(keys)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return (clock() - start) / (len(batches) * batch)
+
+    name_of = {way: name for name, way in collated.items()}
+    candidates = {
+        name: (lambda way=way, order=order: measure(way, order))
+        for (name, way), order in zip(collated.items(), orders.values())
+    }
+    seconds = in_turn(candidates, args.rounds)
+    first = next(iter(seconds.values()))
+    return {name: {"ms": 1e3 * s, "samples_per_s": 1 / s, "times": first / s} for name, s in seconds.items()}
+
+
+def loss(out: models.Interpolation, batch: Sample, progress: float) -> dict[str, torch.Tensor]:
+    return ifrnet_loss(out, batch.imgt, batch.flow)
+
+
+class Run:
+    """A network that steps on batches of a stream."""
+
+    def __init__(self, args, device: torch.device, measures: dict, stream: Iterator):
+        self.recipe = Recipe(iterations=10**6, **measures)
+        layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
+        torch.manual_seed(0)
+        model = models.build(args.model_name).to(device, memory_format=layout)
+        self.state, self.device = State(model, self.recipe, device), device
+        self.network = parallel(model, self.recipe, device)
+        self.meter = Meter(device)
+        self.stream = self.meter.timed(stream)
+
+    def seconds(self, steps: int) -> float:
+        """Of a step, the mean of some."""
+        self.meter.restart()
+        for _ in range(steps):
+            self.meter.add(*step(self.network, self.state, self.stream, loss, self.recipe, 0.0, self.device))
+        self.meter.norm.item()  # the device is done
+        self.took = time.monotonic() - self.meter.begun
+        return self.took / steps
+
+    @property
+    def waiting(self) -> float:
+        return self.meter.waited / self.took
+
+
+def steps(root: Path, args, device: torch.device) -> dict[str, dict]:
+    """Seconds a step on data that is there already, each measure added in turn."""
+    data = Vimeo90K(root, read_list(root), Take(args.crop, 0))
+    keys = next(iter(Order(len(data), args.batch_size)))
+    batch = finish(default_collate([data[key] for key in keys]), device)
+    runs, measures = {}, {}
+    for name, added in MEASURES:
+        measures |= added
+        if "compile" in added and args.no_compile:
+            continue
+        run = Run(args, device, measures, itertools.repeat(batch))
+        run.seconds(args.warm_up)
+        runs[name] = run
+    seconds = in_turn({name: lambda run=run: run.seconds(args.steps) for name, run in runs.items()}, args.rounds)
+    first = next(iter(seconds.values()))
+    return {
+        name: {
+            "s": s,
+            "samples_per_s": args.batch_size / s,
+            "times": first / s,
+            "recipe_hours": PAPER * s / args.batch_size / 3600,
+        }
+        for name, s in seconds.items()
+    }
+
+
+def together(root: Path, packed: Path, args, device: torch.device) -> dict[str, dict]:
+    """Reading and stepping at once, with all measures: samples a second, and the share of time spent waiting."""
+    measures = {key: value for _, added in MEASURES for key, value in added.items()}
+    if args.no_compile:
+        del measures["compile"]
+    names, take = read_list(root), Take(args.crop, 0)
+    sets = {"PNG": Vimeo90K(root, names, take), "packed": Packed(packed, names, take)}
+    if device.type == "cuda":
+        sets["packed, in GPU memory"] = Resident(sets["packed"], device)
+    results = {}
+    for name, data in sets.items():
+        reader = read(data, Order(len(names), args.batch_size), args.workers, pin=device.type == "cuda")
+        run = Run(args, device, measures, on_device(reader, finish, device))
+        run.seconds(args.warm_up)
+        s = run.seconds(args.steps * args.rounds)
+        results[name] = {"samples_per_s": args.batch_size / s, "waiting": run.waiting}
+    return results
+
+
+def main(args) -> None:
+    device = args.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    args.crop = args.crop or (224 if device.type == "cuda" else 128)
+    args.batch_size = args.batch_size or (24 if device.type == "cuda" else 8)
+    args.warm_up = 5 if device.type == "cuda" else 1
+    cv2.setNumThreads(0)
+    what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{what}, torch {torch.__version__}; {args.model_name}, batch {args.batch_size}, crop {args.crop}")
+    result = {"device": what, "torch": torch.__version__, **{k: str(v) for k, v in vars(args).items()}}
+    with tempfile.TemporaryDirectory() as folder:
+        root, packed = make_set(Path(folder) / "png", max(args.samples, args.batch_size)), Path(folder) / "packed"
+        pack(Vimeo90K(root, read_list(root)), packed, workers=1)
+        if "loader" in args.parts:
+            result["loader"] = loaders(root, packed, args, device)
+            table(
+                "reading alone", result["loader"], "{ms:9.2f} ms a sample {samples_per_s:9.0f} a second {times:7.1f} x"
+            )
+        if "step" in args.parts:
+            result["step"] = steps(root, args, device)
+            row = "{s:8.3f} s a step {samples_per_s:8.1f} samples a second {times:6.2f} x {recipe_hours:8.0f} h the recipe"
+            table("stepping alone", result["step"], row)
+        if "both" in args.parts:
+            result["both"] = together(root, packed, args, device)
+            table(
+                "together", result["both"], "{samples_per_s:9.1f} samples a second {waiting:7.1%} of the time waiting"
+            )
+    io.write_bytes(args.out, json.dumps(result, indent=1).encode())
+    print(f"wrote {args.out}")
+
+
+def table(title: str, rows: dict[str, dict], form: str) -> None:
+    print(f"\n{title}")
+    for name, values in rows.items():
+        print(f"  {name:40}" + form.format(**values))
+
+
+def parser() -> cli.Parser:
+    parser = cli.Parser(__doc__)
+    add = parser.add_argument
+    add("--model_name", choices=models.VARIANTS, default="IFRNet_S", help="network (default: %(default)s)")
+    add("--batch_size", type=cli.positive, help="samples a step (default: 24 on a GPU, 8 on a CPU)")
+    add("--crop", type=cli.positive, help="side of the crops, a multiple of 16 (default: 224 on a GPU, 128 on a CPU)")
+    add("--parts", nargs="+", choices=["loader", "step", "both"], default=["loader", "step", "both"], help="what to do")
+    add("--samples", type=cli.positive, default=64, help="triplets to make (default: %(default)s)")
+    add("--loader_samples", type=cli.positive, default=64, help="read in a round (default: %(default)s)")
+    add("--steps", type=cli.positive, default=4, help="steps in a round (default: %(default)s)")
+    add("--rounds", type=cli.positive, default=5, help="rounds, of which the best counts (default: %(default)s)")
+    add("--workers", type=int, default=2, help="reading processes, where both are measured (default: %(default)s)")
+    add("--no_compile", action="store_true", help="leave torch.compile out, which takes minutes on a CPU")
+    add("--out", type=Path, default=Path("results/training_throughput.json"), help="file to write (%(default)s)")
+    cli.add_device(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main, parser())
