@@ -1,7 +1,9 @@
 """The frame half-way between two frames, the animation of the three, and both inputs overlaid to see the motion.
 
-python demo_2x.py
-python demo_2x.py --img0 a.png --img1 b.png --out out --model_name IFRNet --checkpoint IFRNet_Vimeo90K.pth
+    python demo_2x.py
+    python demo_2x.py --img0 a.png --img1 b.png --out out --model_name IFRNet --checkpoint IFRNet_Vimeo90K.pth
+
+Large frames and large motion: --scale 0.5 looks for motion in frames of half the size.
 """
 
 import argparse

@@ -3,7 +3,9 @@
     python benchmarks/Adobe240.py --videos 720p_240fps_1 720p_240fps_2
 
 There is no official list of test videos: a result says which ones it is of, and is comparable with others of the same.
-The frames of a video are looked for as VIDEO/*.png: ffmpeg -i 720p_240fps_1.mov 720p_240fps_1/%05d.png
+
+Data, from http://www.cs.ubc.ca/labs/imager/tr/2017/DeepVideoDeblurring, with ffmpeg -i VIDEO.mov VIDEO/%05d.png:
+    data/Adobe240/720p_240fps_1/00001.png ..
 """
 
 import sys

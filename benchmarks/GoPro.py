@@ -3,6 +3,9 @@
     python benchmarks/GoPro.py --model_name IFRNet --checkpoint IFRNet_GoPro.pth
 
 The weights must know any t: those shipped do, published *_GoPro.pth do, published *_Vimeo90K.pth do not.
+
+Data, from https://seungjunnah.github.io/Datasets/gopro (GOPRO_Large_all); the folder test/ may be left away:
+    data/GOPRO/test/GOPR0384_11_00/000001.png ..
 """
 
 import sys
@@ -11,17 +14,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common import Benchmark, Split, centre_512, find_folder, parser, start, windows
-
-PAGE = "https://seungjunnah.github.io/Datasets/gopro"  # GOPRO_Large_all
-VIDEOS = (
-    "GOPR0384_11_00", "GOPR0384_11_05", "GOPR0385_11_01", "GOPR0396_11_00", "GOPR0410_11_00", "GOPR0854_11_00",
-    "GOPR0862_11_00", "GOPR0868_11_00", "GOPR0869_11_00", "GOPR0871_11_00", "GOPR0881_11_01",
-)  # fmt: skip
+from datasets.gopro import PAGE, TEST_VIDEOS
 
 
 def splits(root, args):
     parent = root / "test" if (root / "test").is_dir() else root  # the set is also seen flat
-    cases = [case for video in VIDEOS for case in windows(find_folder(parent, video))]
+    cases = [case for video in TEST_VIDEOS for case in windows(find_folder(parent, video))]
     return [Split("8x", cases, centre_512, full=len(cases))]
 
 

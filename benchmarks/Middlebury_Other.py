@@ -1,7 +1,11 @@
 """Middlebury Other, 2x: twelve triplets up to 640x480, which are padded with zeros, right and bottom, to 640x480.
 
-python benchmarks/Middlebury_Other.py
-python benchmarks/Middlebury_Other.py --submission    frames for the online benchmark, whose targets are not public
+    python benchmarks/Middlebury_Other.py
+    python benchmarks/Middlebury_Other.py --submission  # frames for the online benchmark, whose targets are not public
+
+Data, from https://vision.middlebury.edu/flow/data; for the submission eval-data/ alone:
+    data/Middlebury/other-data/Beanbags/frame10.png frame11.png
+    data/Middlebury/other-gt-interp/Beanbags/frame10i11.png
 """
 
 import sys

@@ -1,7 +1,11 @@
 """SNU-FILM, 2x: four splits of 310 triplets up to 1280x720, flow at 0.8 of their size (section 4.1 of the paper).
 
-python benchmarks/SNU_FILM.py
-python benchmarks/SNU_FILM.py --protocol ema        scale 0.5 and test-time augmentation, as EMA-VFI does
+    python benchmarks/SNU_FILM.py
+    python benchmarks/SNU_FILM.py --protocol ema        # scale 0.5 and test-time augmentation, as EMA-VFI does
+
+Data, from https://myungsub.github.io/CAIN; a line of a list: first frame, target, last frame, relative to the folder:
+    data/SNU-FILM/test-easy.txt test-medium.txt test-hard.txt test-extreme.txt
+    data/SNU-FILM/test/
 """
 
 import sys

@@ -1,7 +1,10 @@
 """UCF101, 2x: the 379 triplets of 256x256 that were chosen for Deep Voxel Flow, no padding (section 4.1 of the paper).
 
-python benchmarks/UCF101.py
-python benchmarks/UCF101.py --model_name IFRNet_S average dis --data data/UCF101
+    python benchmarks/UCF101.py
+    python benchmarks/UCF101.py --model_name IFRNet_S average dis --data data/UCF101
+
+Data, from https://people.cs.umass.edu/~hzjiang/projects/superslomo:
+    data/UCF101/ucf101_interp_ours/1/frame_00.png frame_01_gt.png frame_02.png
 """
 
 import sys

@@ -1,8 +1,12 @@
 """Vimeo90K, 2x: 3,782 triplets of 448x256, no padding (section 4.1 of the paper).
 
-python benchmarks/Vimeo90K.py
-python benchmarks/Vimeo90K.py --model_name IFRNet_S average dis --data data/vimeo_triplet
-torchrun --nproc_per_node=4 benchmarks/Vimeo90K.py --batch_size 16
+    python benchmarks/Vimeo90K.py
+    python benchmarks/Vimeo90K.py --model_name IFRNet_S average dis --data data/vimeo_triplet
+    torchrun --nproc_per_node=4 benchmarks/Vimeo90K.py --batch_size 16
+
+Data, from http://toflow.csail.mit.edu (triplets):
+    data/vimeo_triplet/tri_testlist.txt
+    data/vimeo_triplet/sequences/00001/0266/im1.png im2.png im3.png
 """
 
 import sys

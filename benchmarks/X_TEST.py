@@ -3,6 +3,9 @@
     python benchmarks/X_TEST.py --scale 0.25
 
 "4K" is as it is, "2K" halved (XVFI, Sim, Oh and Kim, ICCV 2021). Motion is large: a smaller --scale finds more of it.
+
+Data, from https://github.com/JihyongOh/XVFI:
+    data/X_TEST/Type1/TEST01_003_f0433/0000.png .. 0032.png
 """
 
 import sys

@@ -3,8 +3,10 @@
     python benchmarks/Xiph.py
 
 The protocol is that of softmax splatting (Niklaus and Liu, CVPR 2020): "2K" is halved, "4K" the centre of that size.
-The frames of a clip are looked for as CLIP-001.png .. CLIP-100.png, or as CLIP/001.png .. CLIP/100.png:
-ffmpeg -i Netflix_Tango_4096x2160_60fps_10bit_420.y4m -pix_fmt rgb24 -vframes 100 Tango-%03d.png
+
+Data, from https://media.xiph.org/video/derf, with
+ffmpeg -i Netflix_Tango_4096x2160_60fps_10bit_420.y4m -pix_fmt rgb24 -vframes 100 Tango-%03d.png:
+    data/Xiph/Tango-001.png .. Tango-100.png        # or Tango/001.png .. Tango/100.png
 """
 
 import sys

@@ -142,7 +142,7 @@ def test_middleburys_submission_is_the_eight_files_that_are_asked_for(tmp_path, 
 def test_gopro_windows_share_their_outer_frames_and_are_cropped(tmp_path, typed, flat):
     root = tmp_path / "GOPRO" if flat else tmp_path / "GOPRO" / "test"
     pictures = [frame(k, 516, 530) for k in range(3)]
-    for video, count in zip(GoPro.VIDEOS, (18, 9, *[10] * 9)):
+    for video, count in zip(GoPro.TEST_VIDEOS, (18, 9, *[10] * 9)):
         place(pictures, [root / video / f"{k:06d}.png" for k in range(1, count + 1)])
     (split,) = GoPro.BENCHMARK.splits(tmp_path / "GOPRO", None)
     assert len(split.cases) == 12  # two of the first video, whose last frame is left over
@@ -161,12 +161,12 @@ def test_gopro_windows_share_their_outer_frames_and_are_cropped(tmp_path, typed,
 
 def test_a_missing_video_and_one_that_is_too_short_are_named(tmp_path, typed):
     root = tmp_path / "GOPRO"
-    place([frame(0)], [root / GoPro.VIDEOS[0] / f"{k}.png" for k in range(8)])
+    place([frame(0)], [root / GoPro.TEST_VIDEOS[0] / f"{k}.png" for k in range(8)])
     done = score(typed, GoPro.BENCHMARK, root, tmp_path, "--model_name", "average")
-    assert done.status == 2 and f"{GoPro.VIDEOS[0]}: 8 frames, but a window takes 9" in done.err
-    place([frame(0)], [root / GoPro.VIDEOS[0] / "8.png"])
+    assert done.status == 2 and f"{GoPro.TEST_VIDEOS[0]}: 8 frames, but a window takes 9" in done.err
+    place([frame(0)], [root / GoPro.TEST_VIDEOS[0] / "8.png"])
     done = score(typed, GoPro.BENCHMARK, root, tmp_path, "--model_name", "average")
-    assert done.status == 2 and f"{GoPro.VIDEOS[1]}: no such folder of frames" in done.err
+    assert done.status == 2 and f"{GoPro.TEST_VIDEOS[1]}: no such folder of frames" in done.err
 
 
 def adobe(typed, tmp_path, *words):

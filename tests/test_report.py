@@ -138,14 +138,14 @@ def test_names_cannot_break_a_picture_and_nothing_to_draw_is_no_picture():
 
 def test_plots_of_cases_times_size_and_speed(scored, tmp_path, typed):
     root = tmp_path / "GOPRO"
-    for video in GoPro.VIDEOS:
+    for video in GoPro.TEST_VIDEOS:
         for k in range(9):
             path = root / video / f"{k}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            if video == GoPro.VIDEOS[0]:
+            if video == GoPro.TEST_VIDEOS[0]:
                 io.write_image(path, frame(k % 3, 512, 512))
             else:
-                path.symlink_to(root / GoPro.VIDEOS[0] / f"{k}.png")
+                path.symlink_to(root / GoPro.TEST_VIDEOS[0] / f"{k}.png")
     assert score(typed, GoPro.BENCHMARK, root, scored, "--model_name", "average", "--limit", 1).status == 0
     rows = [
         {"model": "IFRNet_S", "precision": "fp32", "size": size, "mode": mode, "seconds": seconds}
