@@ -157,14 +157,18 @@ def test_training_sees_the_same_loss_with_labels_in_png(script, data):
         assert losses["png"][name].item() == pytest.approx(losses["flo"][name].item(), rel=1e-3)
 
 
-@pytest.mark.parametrize("teacher", ["dis", "raft_small"])
-def test_two_processes_write_the_files_of_one(script, data, raft, tmp_path, teacher):
-    options = ["--teacher", teacher, *(["--weights", raft] if teacher == "raft_small" else [])]
+def test_two_processes_write_the_files_of_one(script, data, raft, tmp_path):
+    options = [
+        "--teacher",
+        "raft_small",
+        "--weights",
+        raft,
+    ]  # a network's rounding depends on the batch, DIS's does not
     assert script(*options) == 0
     other = shutil.copytree(data, tmp_path / "two", ignore=shutil.ignore_patterns("flow"))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
-        launcher + command(other, "--workers", 1, *options), capture_output=True, text=True, timeout=120
+        launcher + command(other, "--workers", 1, *options), capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     assert "0 triplets had their flow, 5 were made" in done.stdout
@@ -176,7 +180,7 @@ def test_a_killed_run_goes_on_and_writes_the_files_of_an_unbroken_one(script, da
     options = ["--teacher", "raft_small", "--weights", raft, "--split", "all"]
     killed = shutil.copytree(data, tmp_path / "killed")
     process = subprocess.Popen([sys.executable, *command(killed, "--workers", 0, *options)])
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while not list(killed.glob("flow/*/*/flow_t1.flo")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.kill()
@@ -385,11 +389,11 @@ def test_a_disk_that_fills_up_is_named_and_leaves_no_half_file(script, data, cap
 def test_ctrl_c_ends_in_one_line_and_leaves_whole_files(data, raft):
     options = ["--teacher", "raft_small", "--weights", raft, "--split", "all", "--workers", 1]
     process = subprocess.Popen([sys.executable, *command(data, *options)], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while not list(data.glob("flow/*/*/flow_t1.flo")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    error = process.communicate(timeout=60)[1]
+    error = process.communicate(timeout=200)[1]
     assert process.returncode == 2
     assert error.splitlines()[-1] == "generate_flow.py: interrupted" and "Traceback" not in error
     files = list(data.glob("flow/*/*/*"))
