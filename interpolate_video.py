@@ -19,11 +19,12 @@ subtitles are copied. 4K takes under 4 GB of memory: see --scale and --tile.
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from fractions import Fraction
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -38,7 +39,7 @@ from utils.timeline import Grid, is_cut, is_repeat
 
 SHEET = 1920  # pixels of width of a preview
 RECORDED = ("factor", "fps", "slow", "cuts", "dedup", "codec", "crf", "compare", "segment", "input_fps")
-RECORDED += ("model_name", "checkpoint", "precision", "scale")
+RECORDED += ("model_name", "checkpoint", "precision", "mode", "scale")
 
 
 def rate(text: str) -> Fraction:
@@ -90,7 +91,7 @@ def main(args: argparse.Namespace) -> None:
     grid = Grid(args.factor or (1 if args.fps else max(2, args.slow)), args.fps, args.slow)
     with distributed.ranks(args) as device:
         options = (args.model_name, args.checkpoint, device, args.precision, args.scale)
-        call = interpolator(*options, tile=args.tile)
+        call = interpolator(*options, tile=args.tile, mode=args.mode)
         check_grid(call, grid)
         if args.preview:
             preview(args, source, grid, call)
@@ -98,10 +99,8 @@ def main(args: argparse.Namespace) -> None:
         form = output_format(args, source, grid, kind)
         for note in (*source.notes, *notes(args, source, form, kind)):
             say(note)
-        if kind == "pipe":
-            to_pipe(args, source, grid, call, form)
-        else:
-            to_parts(args, source, grid, call, form, kind)
+        job = Job(args, source, grid, call, form, kind)
+        (to_pipe if kind == "pipe" else to_parts)(job)
         if source.damaged:
             say(f"{source.path}: {source.damaged} frames were damaged and are left out")
 
@@ -124,6 +123,8 @@ def check_output(args: argparse.Namespace) -> str:
         kind = "picture"
     else:
         kind = video_out.kind_of(args.output)
+    if kind in video_out.DEFAULTS and args.codec:
+        video_out.check_codec(out, args.codec)
     if kind == "pipe":
         return kind
     if args.input != video.PIPE and out.exists() and Path(args.input).exists() and out.samefile(args.input):
@@ -177,24 +178,102 @@ def notes(args: argparse.Namespace, source: video.Source, form: video_out.Format
 # Doing it
 
 
-class Progress:
-    """A bar with frames a second, speed against real time and time left; only the first rank shows one."""
+class Job(NamedTuple):
+    """All that is asked for. kind: see video_out.kind_of."""
 
-    def __init__(self, total: int | None, rate: Fraction):
-        self.bar = tqdm(total=total, unit="frame", disable=not distributed.is_main(), dynamic_ncols=True)
-        self.rate, self.start = rate, time.perf_counter()
+    args: argparse.Namespace
+    source: video.Source
+    grid: Grid
+    call: Interpolator | Baseline
+    form: video_out.Format
+    kind: str
 
-    def step(self) -> None:
-        seconds = time.perf_counter() - self.start
-        self.bar.set_postfix_str(f"{(self.bar.n + 1) / float(self.rate) / seconds:.2f}x real time", refresh=False)
-        self.bar.update()
+    def pictures(self, runs: Sequence[range]) -> Iterator[Picture]:
+        """The output of these runs of segments, or of everything where only reading tells how much there is."""
+        args, last = self.args, self.segments()
+        cut, repeat = is_cut if args.cuts == "yes" else None, is_repeat if args.dedup else None
+        for run in runs:
+            start, stop = (Fraction(number * args.segment) for number in (run.start, run.stop))
+            end = None if run.stop == last else stop
+            with closing(pictures(self.source, self.grid, self.call, args.segment, start, end, cut, repeat)) as made:
+                yield from made
+
+    def segments(self) -> int:
+        return 1 if self.source.last is None else int(self.source.last // self.args.segment) + 1
+
+    def count(self, segments: int) -> int | None:
+        """About how many frames so many segments become."""
+        if self.source.count is None:
+            return None
+        return self.grid.count(self.source.count, self.source.rate) * segments // self.segments()
+
+    def write(self, writer, picture: Picture) -> None:
+        before, image = picture.before, picture.image()
+        if self.args.compare:
+            writer.write(beside(before.image, image, self.args.compare), picture.time)
+        else:
+            writer.write(image, picture.time, before.original if picture.made is None else None)
 
 
-def write(writer, picture: Picture, compare: str | None) -> None:
-    if compare:
-        writer.write(beside(picture.before.image, picture.image(), compare), picture.time)
+def to_pipe(job: Job) -> None:
+    if distributed.world_size() > 1:
+        raise ValueError("a pipe is written by one process; start without torchrun")
+    writer, runs = video_out.pipe_writer(job.form), [range(job.segments())]
+    with closing(counted(job.pictures(runs), job.count(len(runs[0])), job.form.rate)) as made:
+        for picture in made:
+            job.write(writer, picture)
+    writer.close()
+
+
+def to_parts(job: Job) -> None:
+    """Make the parts that are missing, each rank its share, and join them."""
+    args, rank, world, count = job.args, distributed.rank(), distributed.world_size(), job.segments()
+    parts = Parts(Path(args.output), "" if job.kind == "folder" else video_out.PART, settings(args, job.source))
+    if job.source.count is None and (args.resume or world > 1):
+        raise ValueError(f"{job.source.path}: is read once, in order; --resume and torchrun need a file")
+    if distributed.is_main():
+        parts.begin(args.resume)
+    distributed.barrier()
+    runs = parts.missing(count * rank // world, count * (rank + 1) // world)
+    kind = video_out.FolderWriter if job.kind == "folder" else video_out.VideoWriter
+    try:
+        with closing(counted(job.pictures(runs), job.count(sum(map(len, runs))), job.form.rate)) as made:
+            for number, segment in groupby(made, key=lambda picture: picture.segment):
+                with parts.making(number, lambda path: kind(path, job.form)) as writer:
+                    for picture in segment:
+                        job.write(writer, picture)
+        distributed.barrier()
+    except KeyboardInterrupt:
+        if world == 1 and parts.unfinished():
+            join(job, parts.unfinished(), whole=False)
+            raise KeyboardInterrupt(f"interrupted; {args.output} holds what is done, --resume goes on") from None
+        raise KeyboardInterrupt(f"interrupted; what is done is in {parts.folder}, --resume goes on") from None
+    if distributed.is_main():
+        join(job, parts.finished())
+        parts.remove()
+
+
+def join(job: Job, parts: list[Path], whole: bool = True) -> None:
+    out = Path(job.args.output)
+    if job.kind == "folder":
+        video_out.join_folders(parts, out)
+    elif job.kind == ".gif":
+        video_out.join_gif(parts, out)
     else:
-        writer.write(picture.image(), picture.time, picture.before.original if picture.made is None else None)
+        sound = job.source if job.source.has_sound and job.args.slow == 1 else None
+        for note in video_out.join_videos(parts, out, job.form, sound, whole):
+            say(note)
+
+
+def counted(made: Iterator[Picture], total: int | None, rate: Fraction) -> Iterator[Picture]:
+    """The same pictures, with a bar of frames a second, speed against real time and time left on the first rank."""
+    start = time.perf_counter()
+    with tqdm(total=total, unit="frame", disable=not distributed.is_main(), dynamic_ncols=True) as bar, closing(made):
+        for picture in made:
+            yield picture
+            seconds = time.perf_counter() - start
+            bar.set_postfix_str(f"{(bar.n + 1) / float(rate) / seconds:.2f}x real time", refresh=False)
+            bar.update()
 
 
 def beside(repeated: np.ndarray, made: np.ndarray, how: str) -> np.ndarray:
@@ -205,77 +284,6 @@ def beside(repeated: np.ndarray, made: np.ndarray, how: str) -> np.ndarray:
     image = np.concatenate([repeated[:, :middle], made[:, middle:]], 1)
     image[:, middle] = 255
     return image
-
-
-def to_pipe(args, source: video.Source, grid: Grid, call: Interpolator | Baseline, form: video_out.Format) -> None:
-    if distributed.world_size() > 1:
-        raise ValueError("a pipe is written by one process; start without torchrun")
-    writer, progress = video_out.pipe_writer(form), Progress(None, form.rate)
-    with closing(pictures(source, grid, call, args.segment, **questions(args))) as made:
-        for picture in made:
-            write(writer, picture, args.compare)
-            progress.step()
-    writer.close()
-    progress.bar.close()
-
-
-def to_parts(
-    args, source: video.Source, grid: Grid, call: Interpolator | Baseline, form: video_out.Format, kind: str
-) -> None:
-    """Make the parts that are missing, each rank its share, and join them."""
-    out = Path(args.output)
-    parts = Parts(out, "" if kind == "folder" else video_out.PART, settings(args, source))
-    if source.count is None and (args.resume or distributed.world_size() > 1):
-        raise ValueError(f"{source.path}: is read once, in order; --resume and torchrun need a file")
-    if distributed.is_main():
-        parts.begin(args.resume)
-    distributed.barrier()
-    writer = video_out.FolderWriter if kind == "folder" else video_out.VideoWriter
-    if source.count is None:
-        count, total, runs = None, None, [None]
-    else:
-        count = int(source.last // args.segment) + 1
-        rank, world = distributed.rank(), distributed.world_size()
-        runs = parts.missing(count * rank // world, count * (rank + 1) // world)
-        total = grid.count(source.count, source.rate) * sum(map(len, runs)) // count
-    progress = Progress(total, form.rate)
-    try:
-        for run in runs:
-            start = Fraction(run.start * args.segment if run else 0)
-            stop = Fraction(run.stop * args.segment) if run and run.stop < count else None
-            with closing(pictures(source, grid, call, args.segment, start, stop, **questions(args))) as made:
-                for number, segment in groupby(made, key=lambda picture: picture.segment):
-                    with parts.making(number, lambda path: writer(path, form)) as file:
-                        for picture in segment:
-                            write(file, picture, args.compare)
-                            progress.step()
-        progress.bar.close()
-        distributed.barrier()
-    except KeyboardInterrupt:
-        progress.bar.close()
-        if distributed.world_size() == 1 and parts.unfinished():
-            join(args, source, form, kind, parts.unfinished(), whole=False)
-            raise KeyboardInterrupt(f"interrupted; {out} holds what is done, --resume goes on") from None
-        raise KeyboardInterrupt(f"interrupted; --resume goes on, what is done is in {parts.folder}") from None
-    if distributed.is_main():
-        join(args, source, form, kind, parts.finished())
-        parts.remove()
-
-
-def join(args, source: video.Source, form: video_out.Format, kind: str, parts: list[Path], whole: bool = True) -> None:
-    out = Path(args.output)
-    if kind == "folder":
-        video_out.join_folders(parts, out)
-    elif kind == ".gif":
-        video_out.join_gif(parts, out)
-    else:
-        sound = source if source.has_sound and args.slow == 1 else None
-        for note in video_out.join_videos(parts, out, form.rate, sound, whole):
-            say(note)
-
-
-def questions(args: argparse.Namespace) -> dict:
-    return {"cut": is_cut if args.cuts == "yes" else None, "repeat": is_repeat if args.dedup else None}
 
 
 def settings(args: argparse.Namespace, source: video.Source) -> dict:

@@ -16,8 +16,9 @@ THUMBNAIL = (128, 72)
 # belong together all but one stay below 0.54, of 600 joints between two clips all lie above 0.59.
 CUT = 0.56
 FLAT = 4.0  # grey levels added to the contrast: a dark picture's noise is no cut
-# A repeated frame differs by the noise of compression alone, everywhere: the largest mean difference of any cell.
-REPEAT, CELLS = 1.0, (32, 18)
+# A repeated frame differs by the noise of compression alone, and nowhere by more: grey levels on the mean of the whole
+# picture and of its worst cell. Measured on 2,100 neighbours of ten clips: motion begins at 0.18 and 3, both together.
+REPEAT, REPEAT_CELL, CELLS = 0.25, 3, (32, 18)
 MOST_REPEATS = 3  # in a row: 15 frames a second in 60. A picture that stands longer stands on purpose.
 
 
@@ -104,7 +105,8 @@ def is_cut(first: np.ndarray, second: np.ndarray) -> bool:
 def is_repeat(first: np.ndarray, second: np.ndarray) -> bool:
     """Whether the second of two frames, RGB uint8 (H, W, 3), shows nothing new: see REPEAT."""
     difference = cv2.absdiff(first, second)
-    return cv2.resize(difference, CELLS, interpolation=cv2.INTER_AREA).max() <= REPEAT
+    worst = cv2.resize(difference, CELLS, interpolation=cv2.INTER_AREA).max()
+    return worst <= REPEAT_CELL and difference.mean() <= REPEAT
 
 
 class Step(NamedTuple):

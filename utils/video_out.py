@@ -5,10 +5,12 @@ make parts side by side, and joining them copies packets without encoding them a
 """
 
 import heapq
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,10 +88,7 @@ class VideoWriter:
         codec = CODECS[form.codec] if file is None else Codec("wrapped_avframe", None, {})
         with errors(path):
             self.output = av.open(file or str(path), "w", format=container)
-            try:
-                stream = self.output.add_stream(codec.encoder, rate=form.rate)
-            except ValueError as error:
-                raise ValueError(f"{path}: {form.codec} cannot be stored in {Path(path).suffix}; use .mkv") from error
+            stream = self.output.add_stream(codec.encoder, rate=form.rate)
             stream.width, stream.height = (n + n % 2 if self.even else n for n in (form.width, form.height))
             stream.pix_fmt = form.pix_fmt
             context = stream.codec_context
@@ -218,18 +217,19 @@ def join_gif(parts: Sequence[Path], out: Path) -> None:
 
 
 def join_videos(
-    parts: Sequence[Path], out: Path, rate: Fraction, source: Source | None = None, whole: bool = True
+    parts: Sequence[Path], out: Path, form: Format, source: Source | None = None, whole: bool = True
 ) -> list[str]:
     """One file out of parts, packet by packet, with the sound and the subtitles of `source` (None: without).
 
-    rate: nominal frames a second. whole: False ends these where the pictures end. Returns what a person should know, one line each.
+    whole: False ends these where the pictures end. Returns what a person should know, one line each.
     """
     notes = []
     with io.replacing(out) as temporary, errors(out):
         faststart = {"movflags": "+faststart"} if out.suffix in MP4 else {}
         with av.open(str(temporary), "w", options=faststart) as output, av.open(str(parts[0])) as first:
             video = output.add_stream_from_template(first.streams.video[0], opaque=True)
-            video.codec_context.framerate = rate
+            video.codec_context.framerate = form.rate
+            video.codec_context.sample_aspect_ratio = form.aspect
             if first.streams.video[0].codec_context.name == "hevc" and out.suffix in MP4:
                 video.codec_context.codec_tag = "hvc1"  # what Apple's players ask for
             packets = [_video_packets(parts, video)]
@@ -310,8 +310,6 @@ def _palette_graph(frame: av.VideoFrame) -> Graph:
 
 @contextmanager
 def _replacing_folder(out: Path) -> Iterator[Path]:
-    import shutil
-
     temporary = out.with_name(f".{out.name}.joined")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -330,6 +328,16 @@ def errors(path: Path | str) -> Iterator[None]:
         yield
     except av.FFmpegError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def check_codec(out: Path, codec: str) -> None:
+    """ValueError where a kind of file cannot hold what a codec makes."""
+    container = {".mkv": "matroska", ".m4v": "mp4"}.get(out.suffix.lower(), out.suffix.lower()[1:])
+    with av.open(BytesIO(), "w", format=container) as output:
+        try:
+            output.add_stream(CODECS[codec].encoder)
+        except ValueError as error:
+            raise ValueError(f"{out}: {codec} cannot be stored in {out.suffix}; use .mkv") from error
 
 
 def kind_of(out: str) -> str:
