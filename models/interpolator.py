@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .fast import FastIFRNet, best_precision
+from . import fast
 from .ifrnet import DIVISOR, IFRNet
 from .strips import StripIFRNet
 
@@ -72,7 +72,7 @@ def check_range(times: Sequence[float]) -> None:
 
 def default_precision(mode: str, device: str | torch.device) -> str:
     """float32, and in fast mode what the device is quickest with."""
-    return best_precision(torch.device(device)) if mode == "fast" else "fp32"
+    return fast.best_precision(torch.device(device)) if mode == "fast" else "fp32"
 
 
 class Interpolator:
@@ -110,7 +110,7 @@ class Interpolator:
         self.any_time = model.any_time
         self.precision = precision or default_precision(mode, self.device)
         self.scale, self.padding, self.tile = scale, padding, tile
-        self.fast = FastIFRNet(self.model, self.device, PRECISIONS[self.precision]) if mode == "fast" else None
+        self.fast = fast.build(self.model, self.device, PRECISIONS[self.precision]) if mode == "fast" else None
 
     def check_times(self, times: Sequence[float]) -> None:
         """ValueError where a time is outside (0, 1), or one that the weights do not know."""
@@ -177,7 +177,7 @@ class Interpolator:
         wanted = self.precision != "fp32" and self.fast is None
         return torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=wanted)
 
-    def _fitting(self, shape: Sequence[int], scale: float) -> IFRNet | FastIFRNet:
+    def _fitting(self, shape: Sequence[int], scale: float) -> "IFRNet | fast.FastIFRNet | fast.RecordedIFRNet":
         rows = self.tile
         if rows == "auto" and self.fast is not None and self.device.type == "cpu":
             rows = None

@@ -1,0 +1,227 @@
+"""The kernels of kernels.py for GPUs, in Triton. Imported only where there is a GPU; needs the package triton."""
+
+import torch
+import triton
+import triton.language as tl
+
+from .kernels import Eager, empty
+
+VALUES, PIXELS = 1024, 256  # that one program works on, where it goes by values and where by pixels
+TILE = 4096  # values of a program of `join`: pixels times channels
+
+
+class Triton(Eager):
+    """The kernels on a GPU. Both frames are prepared in plain PyTorch: that is one pass already."""
+
+    def prelu(self, x, slope, add=None, into=None, tail=0):
+        out = x if into is None else into
+        side = empty(x, tail) if tail else x
+        channels = x.shape[1]
+        with torch.cuda.device_of(x):
+            _prelu[(triton.cdiv(x.numel(), VALUES),)](
+                *(x, x if add is None else add, slope, out[:, -channels:], side, x.numel(), out.shape[1]),
+                ADD=add is not None,
+                CHANNELS=channels,
+                TAIL=tail,
+                VALUES=VALUES,
+            )
+        return side if tail else out
+
+    def step(self, answer, coarse):
+        batch, channels, height, width = answer.shape
+        answer, flow = answer.contiguous(memory_format=torch.channels_last), empty(answer, 4, dtype=torch.float32)
+        total = batch * height * width
+        with torch.cuda.device_of(answer):
+            _step[(triton.cdiv(total, PIXELS),)](
+                *(answer, flow if coarse is None else coarse, flow, total, height, width),
+                COARSE=coarse is not None,
+                CHANNELS=channels,
+                PIXELS=PIXELS,
+            )
+        return flow
+
+    def join(self, answer, flow, f0, f1, width, top=0):
+        batch, _, rows, columns = answer.shape
+        pairs, channels, height, _ = f0.shape
+        answer, flow = (x.contiguous(memory_format=torch.channels_last) for x in (answer, flow))
+        out, total, lanes = empty(answer, width), batch * rows * columns, triton.next_power_of_2(channels)
+        pixels = max(TILE // lanes, 1)
+        with torch.cuda.device_of(answer):
+            _join[(triton.cdiv(total, pixels),)](
+                *(answer, flow, f0, f1, out, total, batch // pairs, rows, top, height, columns),
+                CHANNELS=channels,
+                WIDTH=width,
+                PIXELS=pixels,
+                LANES=lanes,
+            )
+        return out
+
+    def blend(self, answer, coarse, img0, img1):
+        batch, (height, width) = len(answer), img0.shape[-2:]
+        out, total = img0.new_empty(batch, 3, height, width), batch * height * width
+        img0, img1 = img0.contiguous(), img1.contiguous()
+        with torch.cuda.device_of(answer):
+            _blend[(triton.cdiv(total, PIXELS),)](
+                *(answer, coarse, img0, img1, out, total, batch // len(img0), height, width),
+                PIXELS=PIXELS,
+            )
+        return out
+
+
+@triton.jit
+def _prelu(
+    x,
+    add,
+    slope,
+    out,
+    tail,
+    total,
+    stride,
+    ADD: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    TAIL: tl.constexpr,
+    VALUES: tl.constexpr,
+):
+    i = tl.program_id(0).to(tl.int64) * VALUES + tl.arange(0, VALUES)
+    inside = i < total
+    pixel, channel = i // CHANNELS, i % CHANNELS
+    value = tl.load(x + i, mask=inside, other=0).to(tl.float32)
+    if ADD:
+        value += tl.load(add + i, mask=inside, other=0).to(tl.float32)
+    value = tl.where(value > 0, value, value * tl.load(slope + channel, mask=inside, other=0))
+    value = value.to(out.dtype.element_ty)
+    tl.store(out + pixel * stride + channel, value, mask=inside)
+    if TAIL > 0:
+        late = channel - (CHANNELS - TAIL)
+        tl.store(tail + pixel * TAIL + late, value, mask=inside & (late >= 0))
+
+
+@triton.jit
+def _doubled(coarse, n, y, x, height, width, k, inside):
+    """Channel k of the flow of half the size, twice as large and twice as long, at (y, x). height, width: the half."""
+    odd_y, odd_x = y % 2, x % 2
+    above, below = tl.maximum(y // 2 - 1 + odd_y, 0), tl.minimum(y // 2 + odd_y, height - 1)
+    left, right = tl.maximum(x // 2 - 1 + odd_x, 0), tl.minimum(x // 2 + odd_x, width - 1)
+    wy, wx = 0.75 - 0.5 * odd_y, 0.75 - 0.5 * odd_x
+    row0, row1 = (n * height + above) * width, (n * height + below) * width
+    a = tl.load(coarse + (row0 + left) * 4 + k, mask=inside, other=0)
+    b = tl.load(coarse + (row0 + right) * 4 + k, mask=inside, other=0)
+    c = tl.load(coarse + (row1 + left) * 4 + k, mask=inside, other=0)
+    d = tl.load(coarse + (row1 + right) * 4 + k, mask=inside, other=0)
+    return 2 * ((1 - wy) * ((1 - wx) * a + wx * b) + wy * ((1 - wx) * c + wx * d))
+
+
+@triton.jit
+def _step(
+    answer, coarse, flow, total, height, width, COARSE: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr
+):
+    p = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
+    inside = p < total
+    n, y, x = p // (height * width), p // width % height, p % width
+    for k in tl.static_range(4):
+        value = tl.load(answer + p * CHANNELS + k, mask=inside, other=0).to(tl.float32)
+        if COARSE:
+            value += _doubled(coarse, n, y, x, height // 2, width // 2, k, inside)
+        tl.store(flow + p * 4 + k, value, mask=inside)
+
+
+@triton.jit
+def _corners(x, y, height, width):
+    """The pixels around a place, borders clamped, and the weights of the right and of the lower ones."""
+    x = tl.minimum(tl.maximum(x, 0.0), width - 1.0)
+    y = tl.minimum(tl.maximum(y, 0.0), height - 1.0)
+    left, top = x.to(tl.int32), y.to(tl.int32)
+    right, bottom = tl.minimum(left + 1, width - 1), tl.minimum(top + 1, height - 1)
+    return left, right, top, bottom, x - left, y - top
+
+
+@triton.jit
+def _sample(f, base, x, y, channel, height, width, CHANNELS: tl.constexpr, inside):
+    left, right, top, bottom, wx, wy = _corners(x, y, height, width)
+    row0, row1 = base + top * width, base + bottom * width
+    c = channel[None, :]
+    a = tl.load(f + ((row0 + left) * CHANNELS)[:, None] + c, mask=inside, other=0).to(tl.float32)
+    b = tl.load(f + ((row0 + right) * CHANNELS)[:, None] + c, mask=inside, other=0).to(tl.float32)
+    upper = (1 - wx)[:, None] * a + wx[:, None] * b
+    a = tl.load(f + ((row1 + left) * CHANNELS)[:, None] + c, mask=inside, other=0).to(tl.float32)
+    b = tl.load(f + ((row1 + right) * CHANNELS)[:, None] + c, mask=inside, other=0).to(tl.float32)
+    lower = (1 - wx)[:, None] * a + wx[:, None] * b
+    return (1 - wy)[:, None] * upper + wy[:, None] * lower
+
+
+@triton.jit
+def _join(
+    answer,
+    flow,
+    f0,
+    f1,
+    out,
+    total,
+    times,
+    rows,
+    first,
+    height,
+    width,
+    CHANNELS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PIXELS: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    p = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
+    channel = tl.arange(0, LANES)
+    there = p < total
+    inside = there[:, None] & (channel < CHANNELS)[None, :]
+    n, y, x = p // (rows * width), first + p // width % rows, p % width
+    base = n // times * height * width
+    kind = out.dtype.element_ty
+    to = out + (p * WIDTH)[:, None] + channel[None, :]
+    feature = tl.load(answer + (p * (CHANNELS + 4) + 4)[:, None] + channel[None, :], mask=inside, other=0)
+    tl.store(to, feature, mask=inside)
+    for side in tl.static_range(2):
+        dx = tl.load(flow + p * 4 + 2 * side, mask=there, other=0)
+        dy = tl.load(flow + p * 4 + 2 * side + 1, mask=there, other=0)
+        if side == 0:
+            moved = _sample(f0, base, x + dx, y + dy, channel, height, width, CHANNELS, inside)
+        else:
+            moved = _sample(f1, base, x + dx, y + dy, channel, height, width, CHANNELS, inside)
+        tl.store(to + (1 + side) * CHANNELS, moved.to(kind), mask=inside)
+        tl.store(out + p * WIDTH + 3 * CHANNELS + 2 * side, dx.to(kind), mask=there)
+        tl.store(out + p * WIDTH + 3 * CHANNELS + 2 * side + 1, dy.to(kind), mask=there)
+    for k in tl.static_range(3 * CHANNELS + 4, WIDTH):
+        tl.store(out + p * WIDTH + k, tl.full([PIXELS], 0, kind), mask=there)
+
+
+@triton.jit
+def _blend(answer, coarse, img0, img1, out, total, times, height, width, PIXELS: tl.constexpr):
+    p = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
+    inside = p < total
+    size = height * width
+    n, y, x = p // size, p // width % height, p % width
+    square = (n * (height // 2) + y // 2) * (width // 2) + x // 2
+    said = answer + square * 32 + y % 2 * 16 + x % 2 * 8
+    mask = 1 / (1 + tl.exp(-tl.load(said + 4, mask=inside, other=0).to(tl.float32)))
+    source, place = n // times * 3 * size, n * 3 * size + p % size
+    dx0 = tl.load(said, mask=inside, other=0).to(tl.float32)
+    dy0 = tl.load(said + 1, mask=inside, other=0).to(tl.float32)
+    dx1 = tl.load(said + 2, mask=inside, other=0).to(tl.float32)
+    dy1 = tl.load(said + 3, mask=inside, other=0).to(tl.float32)
+    dx0 += _doubled(coarse, n, y, x, height // 2, width // 2, 0, inside)
+    dy0 += _doubled(coarse, n, y, x, height // 2, width // 2, 1, inside)
+    dx1 += _doubled(coarse, n, y, x, height // 2, width // 2, 2, inside)
+    dy1 += _doubled(coarse, n, y, x, height // 2, width // 2, 3, inside)
+    for k in tl.static_range(3):
+        from0 = _planar(img0 + source + k * size, x + dx0, y + dy0, height, width, inside)
+        from1 = _planar(img1 + source + k * size, x + dx1, y + dy1, height, width, inside)
+        residual = tl.load(said + 5 + k, mask=inside, other=0).to(tl.float32)
+        value = mask * from0 + (1 - mask) * from1 + residual
+        tl.store(out + place + k * size, tl.minimum(tl.maximum(value, 0.0), 1.0), mask=inside)
+
+
+@triton.jit
+def _planar(img, x, y, height, width, inside):
+    left, right, top, bottom, wx, wy = _corners(x, y, height, width)
+    a = tl.load(img + top * width + left, mask=inside, other=0)
+    b = tl.load(img + top * width + right, mask=inside, other=0)
+    c = tl.load(img + bottom * width + left, mask=inside, other=0)
+    d = tl.load(img + bottom * width + right, mask=inside, other=0)
+    return (1 - wy) * ((1 - wx) * a + wx * b) + wy * ((1 - wx) * c + wx * d)

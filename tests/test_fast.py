@@ -1,0 +1,322 @@
+"""Fast mode: the same frames as the network gives, whatever the kernels, the size, the strips and the machine."""
+
+import copy
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, formula_image, formula_weights
+
+import models
+from models import fast, kernels, strips
+from models.interpolator import default_precision
+
+NETWORKS = tuple(models.VARIANTS)
+CPU = torch.device("cpu")
+SEVERAL = torch.tensor([0.25, 0.5, 0.75, 0.3])  # two times for each of two pairs
+
+
+def psnr(a, b):
+    return -10 * torch.log10((a - b).square().mean()).item()
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def network(request):
+    return formula_weights(models.build(request.param))
+
+
+@pytest.fixture(scope="module")
+def small():
+    return formula_weights(models.build("IFRNet_S"))
+
+
+def pairs(height, width, count=2):
+    return tuple(torch.stack([formula_image(height, width, seed + 10 * k) for k in range(count)]) for seed in (1, 2))
+
+
+def triton():
+    """The Triton kernels: on a GPU where there is one, otherwise interpreted."""
+    pytest.importorskip("triton")
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"  # read where the kernels are defined
+    from models.triton_kernels import Triton
+
+    return Triton(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def native():
+    try:
+        return kernels.Native(torch.float32), CPU
+    except OSError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(params=[native, triton], ids=["native", "triton"])
+def kernel(request):
+    return request.param()
+
+
+def last(tensor, device=CPU):
+    return tensor.to(device).contiguous(memory_format=torch.channels_last)
+
+
+# Every kernel against its eager twin. Sizes are no multiples of what a program works on at a time.
+
+
+@pytest.mark.parametrize("channels", [3, 24, 37])
+def test_prelu_is_pytorchs_in_place_and_hands_back_the_last_channels(kernel, channels):
+    kernel, device = kernel
+    torch.manual_seed(0)
+    x, more, slope = torch.randn(2, channels, 11, 13), torch.randn(2, channels, 11, 13), torch.rand(channels)
+    y = last(x, device)
+    tail = kernel.prelu(y, slope.to(device), tail=2)
+    torch.testing.assert_close(y.cpu(), F.prelu(x, slope))
+    torch.testing.assert_close(tail.cpu(), F.prelu(x, slope)[:, -2:])
+    assert kernel.prelu(y := last(x, device), slope.to(device), add=last(more, device)) is y
+    torch.testing.assert_close(y.cpu(), F.prelu(x + more, slope))
+    whole = torch.randn(2, channels + 5, 11, 13)
+    kernel.prelu(last(x, device), slope.to(device), into=(y := last(whole, device)))
+    torch.testing.assert_close(y.cpu(), torch.cat([whole[:, :5], F.prelu(x, slope)], 1))
+
+
+@pytest.mark.parametrize("size", [(2, 2), (14, 22), (6, 40)])
+def test_flow_grows_as_pytorch_resizes(kernel, size):
+    kernel, device = kernel
+    torch.manual_seed(0)
+    height, width = size
+    answer, coarse = torch.randn(3, 9, *size), 5 * torch.randn(3, 4, height // 2, width // 2)
+    up = 2 * F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(kernel.step(last(answer, device), last(coarse, device)).cpu(), answer[:, :4] + up)
+    torch.testing.assert_close(kernel.step(last(answer, device), None).cpu(), answer[:, :4])
+
+
+@pytest.mark.parametrize("channels", [3, 24])
+def test_a_decoders_input_is_that_of_the_twin_and_strips_are_its_rows(kernel, channels):
+    kernel, device = kernel
+    torch.manual_seed(0)
+    answer, flow = torch.randn(4, 4 + channels, 18, 22), 12 * torch.randn(4, 4, 18, 22)  # far beyond the borders
+    f0, f1, width = torch.randn(2, channels, 18, 22), torch.randn(2, channels, 18, 22), 3 * channels + 9
+    expected = kernels.Eager().join(answer, flow, f0, f1, width)
+    given = [last(x, device) for x in (answer, flow, f0, f1)]
+    torch.testing.assert_close(kernel.join(*given, width).cpu(), expected, atol=3e-5, rtol=1e-5)
+    assert (expected[:, -5:] == 0).all()
+    part = kernel.join(given[0][:, :, 5:12], given[1][:, :, 5:12], *given[2:], width, top=5)
+    torch.testing.assert_close(part.cpu(), expected[:, :, 5:12], atol=3e-5, rtol=1e-5)
+
+
+def test_the_last_blend_is_that_of_the_twin(kernel):
+    kernel, device = kernel
+    torch.manual_seed(0)
+    answer, coarse = torch.randn(4, 32, 9, 11), 3 * torch.randn(4, 4, 9, 11)
+    images = torch.rand(2, 3, 18, 22), torch.rand(2, 3, 18, 22)
+    expected = kernels.Eager().blend(last(answer), last(coarse), *images)
+    got = kernel.blend(last(answer, device), last(coarse, device), *(x.to(device) for x in images))
+    torch.testing.assert_close(got.cpu(), expected, atol=3e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1e30])
+def test_a_flow_that_is_no_number_reads_nothing_out_of_bounds(kernel, bad):
+    kernel, device = kernel
+    answer, flow = torch.zeros(1, 7, 8, 8), torch.full((1, 4, 8, 8), bad)
+    features = [last(torch.ones(1, 3, 8, 8), device) for _ in range(2)]
+    moved = kernel.join(last(answer, device), last(flow, device), *features, 16)[:, 3:9]
+    assert (moved == 1).all()
+
+
+def test_rounding_to_bfloat16_is_pytorchs():
+    try:
+        kernel = kernels.Native(torch.bfloat16)
+    except OSError as error:
+        pytest.skip(str(error))
+    x = torch.randn(1, 48, 20, 20, generator=torch.Generator().manual_seed(0))
+    x, slope = last(x.bfloat16()), torch.linspace(-1, 1, 48)
+    expected = F.prelu(x.float(), slope).bfloat16()
+    assert torch.equal(kernel.prelu(x, slope), expected)
+
+
+def test_a_transposed_convolution_is_a_convolution_and_a_shuffle():
+    torch.manual_seed(0)
+    up, x = torch.nn.ConvTranspose2d(5, 8, 4, 2, 1), torch.randn(2, 5, 7, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(kernels.shuffle(fast.as_convolution(up)(x)), up(x), atol=1e-5, rtol=1e-5)
+
+
+# The whole network
+
+
+@pytest.mark.parametrize("size", [(64, 96), (48, 16), (16, 16)])
+@pytest.mark.parametrize("plain", [False, True], ids=["kernels", "twins"])
+def test_frames_are_those_of_the_network(network, size, plain):
+    img0, img1 = pairs(*size)
+    with torch.inference_mode():
+        expected = network(img0, img1, SEVERAL).imgt
+    for dtype, least in ((torch.float32, 110), (torch.bfloat16, 50)):
+        quick = fast.FastIFRNet(network, CPU, dtype)
+        if plain:
+            quick.kernel = kernels.Eager()
+        for _ in range(2):
+            frame = quick.decode(quick.encode(img0, img1), SEVERAL).imgt
+            assert psnr(frame, expected) > least
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5, 0.8])
+def test_the_interpolator_gives_the_same_frames_in_either_mode(small, scale):
+    img0, img1 = formula_image(75, 131, 1), formula_image(75, 131, 2)
+    expected = models.Interpolator(small, CPU, scale=scale)(img0, img1, [0.3, 0.5])
+    same = models.Interpolator(small, CPU, "fp32", scale, mode="fast")
+    torch.testing.assert_close(same(img0, img1, [0.3, 0.5]), expected, atol=1e-4, rtol=0)
+    quick = models.Interpolator(small, CPU, scale=scale, mode="fast")
+    assert quick.precision == default_precision("fast", CPU)
+    assert psnr(quick(img0, img1, [0.3, 0.5]), expected) > 50
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_strips_give_the_same_frames(small, scale):
+    img0, img1 = formula_image(160, 64, 1), formula_image(160, 64, 2)
+    whole = models.Interpolator(small, CPU, "fp32", scale, mode="fast")(img0, img1)
+    part = models.Interpolator(small, CPU, "fp32", scale, tile=32, mode="fast")(img0, img1)
+    torch.testing.assert_close(part, whole, atol=1e-5, rtol=0)
+
+
+def test_a_large_frame_is_worked_on_in_strips(small, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(fast, "STRIP", 64 * 64)
+    quick = fast.FastIFRNet(small, CPU, torch.float32)
+    join = quick.kernel.join
+    monkeypatch.setattr(quick, "kernel", spy := kernels.Eager())
+    spy.join = lambda answer, *rest: sizes.append(answer.shape[-2]) or join(answer, *rest)
+    img0, img1 = pairs(256, 64, 1)
+    frame = quick.decode(quick.encode(img0, img1), 0.5).imgt
+    assert max(sizes) <= 64 // 2 + 2 * strips.REACH
+    with torch.inference_mode():
+        torch.testing.assert_close(frame, small(img0, img1, 0.5).imgt, atol=1e-4, rtol=0)
+
+
+def test_the_network_it_was_made_from_is_left_as_it_was(small):
+    before = {name: value.clone() for name, value in small.state_dict().items()}
+    models.Interpolator(small, CPU, "bf16", mode="fast")(*(x[0] for x in pairs(32, 32)))
+    for name, value in small.state_dict().items():
+        assert value.dtype == torch.float32 and torch.equal(value, before[name])
+
+
+def test_still_pictures_stay_still(small):
+    """Where nothing moves, half precision must not make text flicker: no pixel changes by a grey level."""
+    small.decoder1.convblock[2].weight.data[:, 5:] *= 0.02  # the residual of weights by formula is noise
+    img = formula_image(64, 96, 3)
+    times = [0.25, 0.5, 0.75]
+    expected = models.Interpolator(small, CPU)(img, img, times)
+    assert (models.Interpolator(small, CPU, mode="fast")(img, img, times) - expected).abs().max() < 2.5 / 255
+
+
+# On a GPU
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+
+@pytest.mark.gpu
+@gpu
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_recorded_frames_are_those_of_the_network_however_calls_interleave(network, scale):
+    device = torch.device("cuda")
+    quick = fast.build(network, device, torch.float16)
+    sizes = [(64, 96), (96, 64), (128, 64), (64, 96)]
+    for height, width in 3 * sizes:  # more shapes than are kept: dropped and recorded again
+        img0, img1 = pairs(height, width, 1)
+        with torch.inference_mode():
+            expected = [network(*order, 0.5, scale=scale).imgt for order in ((img0, img1), (img1, img0))]
+        img0, img1 = img0.to(device), img1.to(device)
+        encoded = [quick.encode(*order, scale) for order in ((img0, img1), (img1, img0))]
+        frames = [quick.decode(pair, 0.5).imgt for pair in encoded]  # both encoded before either is decoded
+        for frame, right in zip(frames, expected):
+            assert psnr(frame.cpu(), right) > 50
+    assert 0 < len(quick.recordings) <= 2 * fast.RECORDINGS
+
+
+@pytest.mark.gpu
+@gpu
+def test_on_a_gpu_the_interpolator_is_quick_in_half_precision(small):
+    small = copy.deepcopy(small)  # an Interpolator moves its model
+    call = models.Interpolator(small, "cuda", mode="fast")
+    assert call.precision == "fp16" and type(call.fast.network.kernel).__name__ == "Triton"
+    img0, img1 = formula_image(75, 131, 1), formula_image(75, 131, 2)
+    expected = models.Interpolator(small, "cuda")(img0, img1, [0.3, 0.5])
+    for _ in range(3):
+        assert psnr(call(img0, img1, [0.3, 0.5]), expected) > 50
+
+
+def test_the_triton_kernels_compile_for_gpus_that_are_not_here():
+    pytest.importorskip("triton")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", COMPILE.format(root=str(ROOT))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "compiled 4\n", done.stderr
+
+
+COMPILE = """
+import sys
+sys.path.insert(0, {root!r})
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from models import triton_kernels
+
+pointers = {{"slope": "*fp32", "coarse": "*fp32", "flow": "*fp32", "img0": "*fp32", "img1": "*fp32"}}
+halves = dict.fromkeys(("x", "add", "out", "tail", "answer", "f0", "f1"), "*fp16")
+constants = dict(ADD=True, COARSE=True, CHANNELS=24, TAIL=8, VALUES=1024, PIXELS=128, LANES=32, WIDTH=80)
+count = 0
+for kernel in (triton_kernels._prelu, triton_kernels._step, triton_kernels._join, triton_kernels._blend):
+    kinds = dict.fromkeys(kernel.arg_names, "i32") | dict.fromkeys(constants, "constexpr") | pointers | halves
+    given = {{(kernel.arg_names.index(k),): v for k, v in constants.items() if k in kernel.arg_names}}
+    source = ASTSource(kernel, {{name: kinds[name] for name in kernel.arg_names}}, given)
+    count += len(triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]) > 0
+print("compiled", count)
+"""
+
+
+# The edges
+
+
+def test_without_a_compiler_it_says_so_once_and_goes_on(small, monkeypatch, tmp_path):
+    monkeypatch.setenv("CC", str(tmp_path / "none"))
+    kernels.choose.cache_clear()
+    img0, img1 = pairs(32, 32, 1)
+    with pytest.warns(UserWarning, match="without kernels of its own") as caught:
+        quick = [fast.FastIFRNet(small, CPU, torch.float32) for _ in range(2)][1]
+    kernels.choose.cache_clear()
+    assert len(caught) == 1 and type(quick.kernel) is kernels.Eager
+    with torch.inference_mode():
+        expected = small(img0, img1, 0.5).imgt
+    torch.testing.assert_close(quick.decode(quick.encode(img0, img1), 0.5).imgt, expected, atol=1e-4, rtol=0)
+
+
+def test_without_half_precision_it_says_so_and_goes_on(small, monkeypatch):
+    monkeypatch.setattr(fast, "_cpu_has_bf16", lambda: False)
+    with pytest.warns(UserWarning, match="in float32: this cpu has no instructions"):
+        assert models.Interpolator(small, CPU, mode="fast").precision == "fp32"
+
+
+def test_a_compiler_that_fails_is_an_error_that_names_it(monkeypatch):
+    monkeypatch.setenv("CC", "false")
+    with pytest.raises(OSError, match="false cannot build native.c"):
+        kernels.build(torch.float32)
+
+
+def test_what_was_built_is_kept(monkeypatch, tmp_path):
+    native()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    first = kernels.build(torch.float32)
+    made = first.stat().st_mtime_ns
+    assert kernels.build(torch.float32) == first and first.stat().st_mtime_ns == made
+    assert kernels.build(torch.bfloat16) != first and list(tmp_path.rglob("*.so"))
+
+
+def test_what_it_cannot_do_is_refused_in_one_line(small):
+    with pytest.raises(ValueError, match="networks with PReLU, not gelu"):
+        models.Interpolator(models.build("IFRNet_S", "gelu"), CPU, mode="fast")
+    with pytest.raises(ValueError, match="unknown mode 'quick'; choose one of eager, fast"):
+        models.Interpolator(small, CPU, mode="quick")
+    with pytest.raises(ValueError, match="multiples of 16"):
+        fast.FastIFRNet(small, CPU, torch.float32).encode(*pairs(30, 32))
