@@ -244,18 +244,18 @@ def main(args) -> None:
         pack(Vimeo90K(root, read_list(root)), packed, workers=1)
         if "loader" in args.parts:
             result["loader"] = loaders(root, packed, args, device)
-            table(
-                "reading alone", result["loader"], "{ms:9.2f} ms a sample {samples_per_s:9.0f} a second {times:7.1f} x"
-            )
+            row = "{ms:9.2f} ms a sample {samples_per_s:9.0f} a second {times:7.1f} x"
+            table("reading alone", result["loader"], row)
         if "step" in args.parts:
             result["step"] = steps(root, args, device)
-            row = "{s:8.3f} s a step {samples_per_s:8.1f} samples a second {times:6.2f} x {recipe_hours:8.0f} h the recipe"
+            row = (
+                "{s:8.3f} s a step {samples_per_s:8.1f} samples a second {times:6.2f} x {recipe_hours:8.0f} h a recipe"
+            )
             table("stepping alone", result["step"], row)
         if "both" in args.parts:
             result["both"] = together(root, packed, args, device)
-            table(
-                "together", result["both"], "{samples_per_s:9.1f} samples a second {waiting:7.1%} of the time waiting"
-            )
+            row = "{samples_per_s:9.1f} samples a second {waiting:7.1%} of the time waiting"
+            table("together", result["both"], row)
     io.write_bytes(args.out, json.dumps(result, indent=1).encode())
     print(f"wrote {args.out}")
 

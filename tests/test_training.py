@@ -191,6 +191,7 @@ def test_averaged_weights_follow_their_formula_and_are_the_ones_judged(tmp_path)
 
     def validate(net):
         judged.append(net)
+        model.eval()
         return {"psnr": 1.0}
 
     model = network()
@@ -202,7 +203,7 @@ def test_averaged_weights_follow_their_formula_and_are_the_ones_judged(tmp_path)
         average = [decay * a + (1 - decay) * b for a, b in zip(average, after)]
     for mine, expected in zip(state.ema.parameters(), average):
         torch.testing.assert_close(mine, expected)
-    assert judged == [state.ema]
+    assert judged == [state.ema] and model.training
     best = models.load(tmp_path / "best.pth")
     assert same(best, state.ema)
     assert same(models.load(tmp_path / "latest.pth"), state.ema)  # what else would one hand on

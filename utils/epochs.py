@@ -143,6 +143,7 @@ def train(
         folder,
         device,
         validate=validate,
+        pictures=validate.pictures,
         resume=resume,
         config={name: v if isinstance(v, int | float | str | None) else str(v) for name, v in vars(args).items()},
     )

@@ -170,7 +170,6 @@ def fit(
     def examine() -> None:
         save()  # a long validation must not stand between a run and what it has learnt
         scores = validate(state.judged)
-        state.model.train()
         score = next(iter(scores.values()))
         if journal:
             journal.numbers(state.iteration, scores)
@@ -181,6 +180,7 @@ def fit(
             if score > state.best:
                 checkpoint.write(Path(folder) / checkpoint.BEST, state.judged.state_dict())
         state.best, state.validated = max(state.best, score), state.iteration
+        state.model.train()  # whoever judged it may have put it into evaluation mode
         meter.restart()
 
     try:

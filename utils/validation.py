@@ -1,13 +1,16 @@
-"""A network's score on frames that it was not trained on, by all ranks together."""
+"""A network's score on frames that it was not trained on, by all ranks together, and what it makes of some."""
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, Dataset
 
 from utils import distributed
 from utils.batches import load
+from utils.flow_check import flow_colours
+from utils.io import to_uint8
 from utils.metrics import psnr
 
 
@@ -29,6 +32,28 @@ class Validation:
     def averaging(self) -> dict[str, float]:
         """What the plain average of both frames scores: a network below it has learnt nothing yet."""
         return self._score(lambda img0, img1, t: ((img0 + img1) / 2).expand(len(t), -1, -1, -1))
+
+    @torch.inference_mode()
+    def pictures(self, model: nn.Module, count: int = 4) -> dict[str, np.ndarray]:
+        """What the network makes of `count` samples spread over the set: RGB uint8 (H, W, 3) by name.
+
+        From left to right: both frames overlaid, the prediction, the truth, the error four times enlarged, the flow to
+        either frame. Of several targets the middle one.
+        """
+        model.eval()
+        result = {}
+        for index in sorted({k * len(self.dataset) // count for k in range(count)}):
+            sample = self.dataset[index]
+            middle = sample.t.numel() // 2
+            img0, img1 = (x[None].to(self.device) for x in (sample.img0, sample.img1))
+            imgt = (sample.imgt if sample.imgt.ndim == 3 else sample.imgt[middle])[None].to(self.device)
+            out = model(img0, img1, sample.t.flatten()[middle].to(self.device))
+            flows = out.flows[0].split(2, 1)
+            most = max(flow.norm(dim=1).max().item() for flow in flows)
+            error = ((out.imgt - imgt).abs() * 4).clamp(max=1)
+            strip = [(img0 + img1) / 2, out.imgt, imgt, error, *(flow_colours(flow, most) for flow in flows)]
+            result[f"validation/{index}"] = to_uint8(torch.cat(strip, 3)[0])
+        return result
 
     @torch.inference_mode()
     def _score(self, predict: Callable[[Tensor, Tensor, Tensor], Tensor]) -> dict[str, float]:

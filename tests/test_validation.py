@@ -1,0 +1,59 @@
+"""A score is the mean over frames, whatever the sizes; the pictures show what was asked for."""
+
+import numpy as np
+import pytest
+import torch
+
+import models
+from datasets import Sample
+from utils.metrics import psnr
+from utils.validation import Validation
+
+CPU = torch.device("cpu")
+
+
+def sample(seed, height, width, targets=None):
+    rng = torch.Generator().manual_seed(seed)
+    img0, img1, *imgt = torch.rand(2 + (targets or 1), 3, height, width, generator=rng)
+    t = torch.arange(1, targets + 1) / (targets + 1) if targets else torch.tensor(0.5)
+    return Sample(img0, torch.stack(imgt) if targets else imgt[0], img1, t, torch.full((4, height, width), torch.nan))
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return models.build("IFRNet_S")
+
+
+def test_the_score_is_the_mean_over_all_frames(model):
+    data = [sample(0, 32, 48), sample(1, 48, 32), sample(2, 32, 32, targets=3)]
+    expected = []
+    with torch.no_grad():
+        for one in data:
+            for t, imgt in zip(one.t.flatten(), one.imgt.view(-1, *one.img0.shape)):
+                expected.append(psnr(model(one.img0[None], one.img1[None], t).imgt, imgt[None]).item())
+    assert Validation(data, CPU)(model)["psnr"] == pytest.approx(np.mean(expected), abs=1e-4)
+    assert len(expected) == 5
+
+
+def test_averaging_is_the_average(model):
+    data = [sample(0, 32, 48, targets=2)]
+    average = (data[0].img0 + data[0].img1)[None] / 2
+    expected = psnr(average.expand(2, -1, -1, -1), data[0].imgt).mean().item()
+    assert Validation(data, CPU).averaging()["psnr"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_pictures_are_six_side_by_side(model):
+    data = [sample(k, 32, 48) for k in range(5)] + [sample(9, 32, 48, targets=7)]
+    pictures = Validation(data, CPU).pictures(model, count=6)
+    assert len(pictures) == 6
+    for index, picture in enumerate(pictures.values()):
+        assert picture.shape == (32, 6 * 48, 3) and picture.dtype == np.uint8
+        truth = data[index].imgt if index < 5 else data[5].imgt[3]
+        np.testing.assert_array_equal(picture[:, 96:144], (truth * 255).round().byte().permute(1, 2, 0))
+    assert len(Validation(data[:2], CPU).pictures(model)) == 2
+
+
+def test_nothing_to_validate_on_is_said():
+    with pytest.raises(ValueError, match="the list of the validation is empty"):
+        Validation([], CPU)
