@@ -127,8 +127,11 @@ def test_the_flow_that_is_shown_is_the_networks_also_in_strips(weights, monkeypa
 def test_extra_metrics_stand_in_the_table(vimeo, tmp_path, typed):
     """LPIPS with random weights, and the warping error of the floor that stands still."""
     torchvision = pytest.importorskip("torchvision")
-    lines = {f"lin{k}.model.1.weight": torch.rand(1, c, 1, 1) for k, c in enumerate((64, 192, 384, 256, 256))}
-    torch.save(lines | torchvision.models.alexnet(weights=None).state_dict(), tmp_path / "lpips.pth")
+    with torch.device("meta"):
+        features = torchvision.models.alexnet(weights=None).features.state_dict()
+    state = {f"features.{name}": 0.05 * torch.randn(value.shape) for name, value in features.items()}
+    state |= {f"lin{k}.model.1.weight": torch.rand(1, c, 1, 1) for k, c in enumerate((64, 192, 384, 256, 256))}
+    torch.save(state, tmp_path / "lpips.pth")
     for i in (1, 2, 3):
         io.write_image(vimeo / f"sequences/00001/0001/im{i}.png", frame(0))
     words = ["--model_name", "repeat", "--metrics", "warp", "lpips", "--limit", 2]
