@@ -1,0 +1,325 @@
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import formula_image, formula_weights
+
+import models
+from models.interpolator import CPU_BUDGET, Padding, scale_for, smallest_divisor
+from models.strips import REACH, StripIFRNet
+from utils import io
+
+
+@pytest.fixture(scope="module")
+def model():
+    return formula_weights(models.build("IFRNet_S"))
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return formula_image(64, 96, 0), formula_image(64, 96, 1)
+
+
+@pytest.fixture(scope="module")
+def calm():
+    """Weights whose flow is small, as trained ones' is: with the formula's own, every rounding moves whole pixels."""
+    model = formula_weights(models.build("IFRNet_S"))
+    for level in range(1, 5):
+        for parameter in getattr(model, f"decoder{level}").convblock[2].parameters():
+            parameter.data *= 0.1
+    return model
+
+
+def counted_encoding(monkeypatch, model):
+    """Count the calls of the encoder."""
+    calls, forward = [], model.encoder.forward
+    monkeypatch.setattr(model.encoder, "forward", lambda img: calls.append(len(img)) or forward(img))
+    return calls
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("height, width", [(2, 2), (3, 2), (2, 301), (5, 7), (16, 16), (17, 31), (33, 65), (63, 97)])
+@pytest.mark.parametrize("scale", [1.0, 0.5, 0.8])
+def test_frames_of_any_size_come_back_in_that_size(model, height, width, scale):
+    img0, img1 = formula_image(height, width, 0), formula_image(height, width, 1)
+    out = models.Interpolator(model, "cpu", scale=scale)(img0, img1)
+    assert out.shape == (1, 3, height, width) and out.dtype == torch.float32
+    assert torch.isfinite(out).all() and out.min() >= 0 and out.max() <= 1
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (1, 64), (64, 1)])
+def test_a_frame_without_two_rows_and_columns_is_refused(model, height, width):
+    frame = torch.zeros(3, height, width)
+    with pytest.raises(ValueError, match="at least 2x2"):
+        models.Interpolator(model, "cpu")(frame, frame)
+
+
+@pytest.mark.parametrize("shapes", [((3, 64, 96), (3, 64, 80)), ((1, 64, 96), (1, 64, 96)), ((64, 96), (64, 96))])
+def test_what_is_no_pair_of_frames_is_refused(model, shapes):
+    with pytest.raises(ValueError, match="different sizes: 96x64 and 80x64|frames of shape"):
+        models.Interpolator(model, "cpu")(*(torch.zeros(shape) for shape in shapes))
+
+
+# Padding
+
+
+PADDINGS = [
+    (Padding(), (29, 43), 1.0, (2, 3, 1, 2), "replicate"),
+    (Padding(), (29, 43), 0.8, (8, 9, 5, 6), "replicate"),
+    (Padding("replicate", divisor=20), (29, 43), 0.8, (8, 9, 5, 6), "replicate"),
+    (Padding("zeros", size=(48, 64), centred=False), (29, 43), 1.0, (0, 21, 0, 19), "constant"),
+    (Padding("replicate", centred=False), (29, 43), 0.5, (0, 21, 0, 3), "replicate"),
+    (Padding("zeros", size=(48, 64)), (64, 96), 1.0, (0, 0, 0, 0), "constant"),
+]
+
+
+@pytest.mark.parametrize("padding, size, scale, by_hand, mode", PADDINGS)
+def test_padding_is_what_one_would_do_by_hand(model, padding, size, scale, by_hand, mode):
+    """by_hand: pixels left, right, top, bottom."""
+    assert padding.amounts(*size, scale) == by_hand
+    img0, img1 = formula_image(*size, 0), formula_image(*size, 1)
+    padded = [F.pad(x[None], by_hand, mode=mode) for x in (img0, img1)]
+    with torch.no_grad():
+        expected = model(*padded, 0.5, scale=scale).imgt
+    left, _, top, _ = by_hand
+    expected = expected[..., top : top + size[0], left : left + size[1]]
+    got = models.Interpolator(model, "cpu", scale=scale, padding=padding)(img0, img1)
+    assert torch.equal(got, expected)
+
+
+def test_divisors_and_scales_are_the_documented_ones():
+    assert [smallest_divisor(scale) for scale in (1.0, 0.8, 0.5, 0.25, 2.0)] == [16, 20, 32, 64, 8]
+    sizes = ((1080, 1920), (1440, 2560), (2160, 3840), (2160, 4096), (4320, 7680), (3840, 2160))
+    assert [scale_for(*size) for size in sizes] == [1, 1, 0.5, 0.5, 0.25, 0.5]
+
+
+# Times
+
+
+def test_several_times_at_once_are_one_at_a_time(model, pair):
+    call, times = models.Interpolator(model, "cpu"), [0.25, 0.5, 0.75]
+    together = call(*pair, times)
+    assert torch.equal(together, torch.cat([call(*pair, [t]) for t in times]))
+    assert torch.equal(together, torch.stack(list(call.each(*pair, times))))
+    assert not torch.allclose(together[0], together[2])
+
+
+def test_a_batch_is_its_pairs_one_by_one(model, pair):
+    call = models.Interpolator(model, "cpu")
+    img0, img1 = torch.stack(pair), torch.stack(pair[::-1])
+    together = call(img0, img1, [0.25, 0.5])
+    assert together.shape == (2, 2, 3, 64, 96)
+    for i in range(2):
+        torch.testing.assert_close(together[i], call(img0[i], img1[i], [0.25, 0.5]), rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("times", [1, 7])
+def test_both_frames_are_encoded_once_whatever_the_number_of_times(model, pair, times, monkeypatch):
+    calls = counted_encoding(monkeypatch, model)
+    models.Interpolator(model, "cpu")(*pair, [(k + 1) / (times + 1) for k in range(times)])
+    assert calls == [2]
+
+
+@pytest.mark.parametrize("t", [0, 1, -0.5, 1.5])
+def test_times_outside_the_pair_are_refused(model, pair, t):
+    with pytest.raises(ValueError, match="out of range"):
+        models.Interpolator(model, "cpu")(*pair, [t])
+
+
+def test_weights_that_do_not_read_t_refuse_all_but_the_middle(pair):
+    model = formula_weights(models.build("IFRNet_S"))
+    model.decoder4.convblock[0][0].weight.data[:, -1] = 0
+    call = models.Interpolator(model, "cpu")
+    assert not call.any_time and call(*pair, [0.5]).shape == (1, 3, 64, 96)
+    with pytest.raises(ValueError, match=r"t = 0.25.*t = 0.5 alone.*(IFRNet_S|GoPro)"):
+        call(*pair, [0.5, 0.25])
+
+
+# Precision
+
+
+@pytest.mark.parametrize("precision", ["bf16"])
+def test_half_precision_is_close_to_single(calm, pair, precision):
+    single = models.Interpolator(calm, "cpu")(*pair, [0.25, 0.5])
+    half = models.Interpolator(calm, "cpu", precision)(*pair, [0.25, 0.5])
+    assert half.dtype == torch.float32 and not torch.equal(half, single)
+    assert -10 * torch.log10((half - single).square().mean()) > 40
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_gpu_gives_what_the_cpu_gives(calm, pair, precision):
+    single = models.Interpolator(calm, "cpu")(*pair, [0.25, 0.5])
+    other = models.Interpolator(calm, "cuda", precision, tile="auto")(*pair, [0.25, 0.5]).cpu()
+    calm.cpu()
+    assert -10 * torch.log10((other - single).square().mean()) > 40
+
+
+@pytest.mark.parametrize("option", [{"precision": "int8"}, {"scale": 0}, {"scale": -1}, {"scale": 5}, {"tile": 8}])
+def test_options_out_of_range_are_refused(model, option):
+    with pytest.raises(ValueError, match="precision 'int8'|scale .* out of range|tile 8 is too small"):
+        models.Interpolator(model, "cpu", **option)
+
+
+# Strips
+
+
+@pytest.mark.parametrize("name", ["IFRNet_S", "IFRNet_L"])
+def test_strips_of_a_stack_are_the_whole_in_double_precision(name):
+    """Where rounding plays no part, nothing but the reach of the kernels could make a difference."""
+    model = formula_weights(models.build(name)).double()
+    strips = StripIFRNet(model, 2 * REACH)
+    img = torch.rand(1, 3, 96, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for whole, part in zip(model.encoder(img), strips.encoder(img), strict=True):
+            torch.testing.assert_close(part, whole, rtol=0, atol=1e-12)
+        features = model.encoder(img)
+        for level in (3, 2, 1):
+            f = features[level - 1]
+            flow = 3 * torch.randn(1, 4, *f.shape[-2:], dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+            whole = model.refine(level, f, flow, f, f)
+            torch.testing.assert_close(strips.refine(level, f, flow, f, f), whole, rtol=0, atol=1e-12)
+
+
+def seams(size, rows):
+    """The rows of a frame on either side of a strip's end."""
+    return [row + k for row in range(rows, size, rows) for k in (-2, -1, 0, 1)]
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_strips_of_real_frames_are_the_whole_also_along_the_seams(real_data, scale):
+    folder = real_data / "sample_triplets" / "toflow_baseball_720p"
+    img0, img1 = (io.to_float(io.read_image(folder / name)) for name in ("im1.png", "im3.png"))
+    img0, img1 = (x[:, 200:488, 300:620] for x in (img0, img1))
+    model = models.load("IFRNet_S") if shipped() else formula_weights(models.build("IFRNet_S"))
+    whole = models.Interpolator(model, "cpu", scale=scale)(img0, img1)
+    strips = models.Interpolator(model, "cpu", scale=scale, tile=64)(img0, img1)
+    for rows in (slice(None), seams(288, 64)):
+        error = (whole - strips)[..., rows, :].square().mean()
+        assert error == 0 or -10 * torch.log10(error) > 60  # dB; asked for are 50
+
+
+def shipped():
+    return (models.CHECKPOINTS / "IFRNet_S.pth").is_file()
+
+
+def test_strips_share_the_weights_and_leave_the_network_alone(model, pair):
+    before = models.Interpolator(model, "cpu")(*pair)
+    strips = StripIFRNet(model, 32)
+    assert {id(p) for p in strips.parameters()} == {id(p) for p in model.parameters()}
+    assert torch.equal(models.Interpolator(model, "cpu")(*pair), before)
+
+
+def test_strips_are_chosen_where_the_whole_does_not_fit(model, monkeypatch):
+    call = models.Interpolator(model, "cpu", tile="auto")
+    assert call.memory((1, 3, 1088, 1920)) < CPU_BUDGET < call.memory((1, 3, 2160, 3840))
+    assert not isinstance(call._fitting((1, 3, 1088, 1920), 1.0), StripIFRNet)
+    assert isinstance(call._fitting((1, 3, 2160, 3840), 1.0), StripIFRNet)
+    whole = models.Interpolator(model, "cpu")
+    assert not isinstance(whole._fitting((1, 3, 2160, 3840), 1.0), StripIFRNet)
+
+
+PEAK = """
+import sys
+sys.path[:0] = {paths!r}
+import torch, models
+from conftest import formula_weights
+torch.set_num_threads(1)
+call = models.Interpolator(formula_weights(models.build("IFRNet_S")), "cpu", tile={tile})
+img0, img1 = torch.rand(2, 3, 544, 960)
+def peak():
+    return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024
+before = peak()
+call(img0, img1)
+print(peak() - before, call.memory((1, 3, 544, 960)))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of memory from /proc")
+def test_memory_is_about_as_estimated_and_strips_take_less():
+    paths = sys.path[:5]
+    peaks = []
+    for tile in (None, 64):
+        script = PEAK.format(paths=[str(p) for p in paths], tile=tile)
+        out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+        peak, estimate = map(int, out.stdout.split())
+        peaks.append(peak)
+    assert 0.7 * estimate < peaks[0] < 1.3 * estimate
+    assert peaks[1] < 0.6 * peaks[0]
+
+
+# Weight files
+
+
+def saved(path, state):
+    torch.save(state, path)
+    return path
+
+
+def test_published_and_own_files_load_alike(model, pair, tmp_path):
+    state = model.state_dict()
+    files = [
+        saved(tmp_path / "bare.pth", state),
+        saved(tmp_path / "module.pth", {f"module.{name}": value for name, value in state.items()}),
+        saved(tmp_path / "compiled.pth", {f"_orig_mod.{name}": value for name, value in state.items()}),
+        saved(tmp_path / "training.pth", {"model": state, "epoch": 3}),
+        saved(tmp_path / "averaged.pth", {"model": {k: v * 0 for k, v in state.items()}, "ema": state}),
+    ]
+    expected = models.Interpolator(model, "cpu")(*pair)
+    for path in files:
+        assert torch.equal(models.Interpolator(models.load(path), "cpu")(*pair), expected), path.name
+
+
+def test_a_half_precision_file_becomes_single_precision(model, tmp_path):
+    path = saved(tmp_path / "half.pth", {name: value.half() for name, value in model.state_dict().items()})
+    loaded = models.load(path)
+    for name, value in loaded.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, model.state_dict()[name].half().float())
+
+
+class Runs:
+    """Unpickling it runs code: it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_file_that_would_run_code_is_refused_and_does_not_run(tmp_path):
+    torch.save({"weight": torch.zeros(1), "extra": Runs(tmp_path / "ran")}, tmp_path / "foreign.pth")
+    (tmp_path / "foreign.pkl").write_bytes(pickle.dumps(Runs(tmp_path / "ran")))
+    for name in ("foreign.pth", "foreign.pkl"):
+        with pytest.raises(ValueError, match=f"{name}.*not loaded"):
+            models.load(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_broken_and_foreign_files_are_named(model, tmp_path):
+    state = model.state_dict()
+    whole = saved(tmp_path / "whole.pth", state).read_bytes()
+    (tmp_path / "empty.pth").write_bytes(b"")
+    (tmp_path / "half.pth").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.pth").write_text("<html>404</html>")
+    saved(tmp_path / "list.pth", [torch.zeros(1)])
+    saved(tmp_path / "nothing.pth", {})
+    saved(tmp_path / "wide.pth", state | {"decoder1.convblock.2.bias": torch.zeros(9)})
+    saved(tmp_path / "less.pth", {k: v for k, v in state.items() if "decoder1" not in k})
+    saved(tmp_path / "more.pth", state | {"another.weight": torch.zeros(1)})
+    for path in sorted(tmp_path.iterdir()):
+        if path.name != "whole.pth":
+            with pytest.raises(ValueError) as error:
+                models.load(path)
+            assert path.name in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(FileNotFoundError, match="missing.pth"):
+        models.load(tmp_path / "missing.pth")
+    with pytest.raises(ValueError, match="IFRNet_S, IFRNet, IFRNet_L"):
+        models.build("IFRNet_XL")
