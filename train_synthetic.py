@@ -29,7 +29,8 @@ from utils.training import AMP, Recipe, cosine, fit
 from utils.validation import Validation
 
 SPANS = {3: 0.4, 5: 0.4, 9: 0.2}  # frames of a window of footage -> share of the windows: the longer, the faster
-FLOW_START, FLOW_END = 0.022, 0.002  # weight of the exact flow: it leads at first, the picture decides in the end
+FLOW_START, FLOW_END = 0.1, 0.002  # weight of the exact flow: it leads at first, the picture decides in the end
+GEOMETRY_FROM = 0.5  # share of the run after which the geometry term joins: see `weighted`
 LONGEST = 640  # footage is halved until its longer side is no more, which also cleans compression
 VALIDATION_SCENES, VALIDATION_WINDOWS = 24, 2  # scenes where there is no footage; windows a clip where there is
 
@@ -77,8 +78,13 @@ def terms(out: models.Interpolation, imgt: Tensor, flow: Tensor) -> dict[str, Te
 
 
 def weighted(terms: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
-    """The same, the flow's weight falling from FLOW_START to FLOW_END on the way."""
-    return terms | {"flow": FLOW_START * (FLOW_END / FLOW_START) ** progress * terms["flow"]}
+    """The same, the flow's weight falling from FLOW_START to FLOW_END on the way, and geometry from GEOMETRY_FROM on.
+
+    The geometry term draws the decoder's features and the encoder's together, and features of zero are nearest: before
+    flow needs them it shrinks them (seen: to a hundredth in 1,500 steps), and then there is nothing to find flow with.
+    """
+    flow = FLOW_START * (FLOW_END / FLOW_START) ** progress
+    return terms | {"flow": flow * terms["flow"], "geo": terms["geo"] * (progress >= GEOMETRY_FROM)}
 
 
 @torch.no_grad()
