@@ -242,7 +242,7 @@ def contender(benchmark: Benchmark, args: argparse.Namespace, name: str | None, 
     """The model of a name, with the padding and scale of the protocol."""
     if name in BASELINES:
         return Contender(interpolator(name, device=device), {"model": name})
-    scale = args.scale or benchmark.scales.get(args.protocol, benchmark.scale)
+    scale = benchmark.scales.get(args.protocol, benchmark.scale) if args.scale is None else args.scale
     options = (args.precision, scale, benchmark.padding)
     call = interpolator(name, args.checkpoint, device, *options, tile="auto", mode=args.mode)
     path = models.checkpoint_path(args.checkpoint or call.model.name)
@@ -298,7 +298,7 @@ def file_stem(benchmark: Benchmark, args: argparse.Namespace, one: Contender) ->
     if args.protocol != "paper":
         marks.append(args.protocol)
     marks += [mark for mark in (args.precision, args.mode) if mark not in (None, "fp32", "eager")]
-    if args.scale:
+    if args.scale is not None:
         marks.append(f"scale{args.scale:g}")
     if args.limit:
         marks.append(f"first{args.limit}")

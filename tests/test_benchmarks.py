@@ -18,7 +18,7 @@ from conftest import ROOT
 from scoring import frame, psnr_by_hand, result, score
 
 import models
-from benchmarks import Vimeo90K, common
+from benchmarks import Adobe240, Vimeo90K, common
 from utils import io, metrics
 
 
@@ -252,8 +252,23 @@ def test_what_a_user_can_get_wrong_is_one_line(vimeo, weights, tmp_path, typed):
     assert "a checkpoint is of one network" in complaint("--checkpoint", weights, "--model_name", "IFRNet", "IFRNet_L")
     assert "a checkpoint is of one network" in complaint("--checkpoint", weights, "--model_name", "average")
     assert "holds an IFRNet_S, not an IFRNet" in complaint("--checkpoint", weights, "--model_name", "IFRNet")
+    assert "scale 0 is out of range" in complaint("--checkpoint", weights, "--scale", 0)
     assert "invalid choice: 'rife'" in complaint("--protocol", "rife")
     assert "--world_size 4, but the number of processes is 1" in complaint("--world_size", 4)
     (vimeo / "tri_testlist.txt").write_text("\n\n")
     assert "tri_testlist.txt: the list is empty" in complaint()
     assert not list(tmp_path.glob("out/*"))
+
+
+def test_weights_that_ignore_t_are_refused_where_other_times_are_asked_for(weights, tmp_path, typed):
+    model = models.load(weights)
+    model.decoder4.convblock[0][0].weight.data[:, -1] = 0
+    torch.save(model.state_dict(), tmp_path / "half.pth")
+    for k in range(9):
+        io.write_image(tmp_path / f"Adobe240/video/{k}.png", frame(0, 512, 512))
+    words = ["--checkpoint", tmp_path / "half.pth"]
+    done = score(
+        typed, Adobe240.BENCHMARK, tmp_path / "Adobe240", tmp_path / "out", *words, parser=Adobe240.command_line()
+    )
+    assert done.status == 2 and re.search("t = 0.125: .* trained at t = 0.5 alone", done.err)
+    assert not list((tmp_path / "out").glob("*.json"))
