@@ -94,7 +94,7 @@ PAGE = """<!doctype html>
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1400px; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums } .wide { overflow-x: auto }
 td, th { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #ddd }
-td:first-child, th:first-child { text-align: left; position: sticky; left: 0; background: #fff }
+td:first-child, th:first-child { text-align: left; white-space: nowrap; position: sticky; left: 0; background: #fff }
 .row { display: flex; flex-wrap: wrap; gap: 1rem } .plot { flex: 1 1 440px; max-width: 640px }
 figure { flex: 1 1 320px; max-width: 460px; margin: 0 } figcaption { color: #666 }
 figure img { width: 100%; display: block }

@@ -77,11 +77,14 @@ def plot(title: str, x_name: str, y_name: str, series: list[Series], log_x: bool
             path = "M" + "L".join(f"{px:.1f} {py:.1f}" for px, py in places)
             parts.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
         radius = 2 if s.line and len(places) > 20 else 4
-        for (px, py), (x, y, what) in zip(places, s.points):
+        for number, ((px, py), (x, y, what)) in enumerate(zip(places, s.points)):
             about = f"<title>{escape(f'{s.name}, {what}: {x:.4g}, {y:.4g}')}</title>"
             parts.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="{radius}" fill="{colour}">{about}</circle>')
             if not s.line:
-                parts.append(f'<text x="{px + 7:.1f}" y="{py - 5:.1f}" font-size="11">{escape(_short(what))}</text>')
+                # Names lean inwards, and neighbours' stand above and below.
+                side, anchor = (7, "start") if px < (LEFT + right) / 2 else (-7, "end")
+                place = f'x="{px + side:.1f}" y="{py + (14 if number % 2 else -6):.1f}" text-anchor="{anchor}"'
+                parts.append(f'<text {place} font-size="11">{escape(_short(what))}</text>')
         row = TOP + 8 + 18 * k
         parts.append(f'<circle cx="{right + 16}" cy="{row}" r="5" fill="{colour}"/>')
         parts.append(f'<text x="{right + 26}" y="{row + 4}">{escape(_short(s.name))}</text>')
