@@ -232,12 +232,12 @@ import torch, models
 from conftest import formula_weights
 torch.set_num_threads(1)
 call = models.Interpolator(formula_weights(models.build("IFRNet_S")), "cpu", tile={tile})
-img0, img1 = torch.rand(2, 3, 544, 960)
+img0, img1 = torch.rand(2, 3, 384, 672)
 def peak():
     return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024
 before = peak()
 call(img0, img1)
-print(peak() - before, call.memory((1, 3, 544, 960)))
+print(peak() - before, call.memory((1, 3, 384, 672)))
 """
 
 
@@ -296,7 +296,7 @@ class Runs:
 
 def test_a_file_that_would_run_code_is_refused_and_does_not_run(tmp_path):
     torch.save({"weight": torch.zeros(1), "extra": Runs(tmp_path / "ran")}, tmp_path / "foreign.pth")
-    (tmp_path / "foreign.pkl").write_bytes(pickle.dumps(Runs(tmp_path / "ran")))
+    (tmp_path / "foreign.pkl").write_bytes(pickle.dumps(Runs(tmp_path / "ran"), protocol=2))
     for name in ("foreign.pth", "foreign.pkl"):
         with pytest.raises(ValueError, match=f"{name}.*not loaded"):
             models.load(tmp_path / name)

@@ -5,9 +5,9 @@ import subprocess
 import sys
 import time
 from fractions import Fraction
-from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -394,18 +394,13 @@ def test_cuts_between_real_clips_are_found_and_motion_is_not_taken_for_one(real_
 def test_repeated_frames_are_dropped_and_their_times_filled_with_motion(tmp_path):
     """12 frames a second shown as 24: without the repeats the average lies half-way at every second time."""
     frames = moving(5, step=4)
-    twice = [frame for frame in frames for _ in range(2)]
-    source = encode(tmp_path / "in.mp4", twice, 24, crf="0")
-    run(source, tmp_path / "out.mp4", "--factor", "1", "--dedup", "--codec", "ffv1")
-    times, images = decode(tmp_path / "out.mp4")
-    assert times == [Fraction(i, 24) for i in range(10)]
-    for i in range(4):
-        half = (images[2 * i].astype(float) + images[2 * i + 2]) / 2
-        assert (
-            np.abs(images[2 * i + 1] - half).mean()
-            < 1.5
-            < np.abs(images[2 * i + 1].astype(float) - images[2 * i]).mean()
-        )
+    for i in range(10):
+        io.write_image(tmp_path / "frames" / f"{i}.png", frames[i // 2])
+    run(tmp_path / "frames", tmp_path / "out", "--factor", "1", "--dedup")
+    images = [io.read_image(path).astype(float) for path in io.list_images(tmp_path / "out")]
+    assert len(images) == 10 and all((a == b).all() for a, b in zip(images[::2], frames))
+    for before, made, after in zip(images[::2], images[1::2], images[2::2]):
+        assert np.abs(made - (before + after) / 2).max() <= 0.51
 
 
 def test_a_picture_that_stands_still_is_not_stretched_into_motion():
@@ -450,13 +445,13 @@ def test_batches_of_pairs_give_the_frames_of_single_ones():
             return self.most
 
     call = Several(formula_weights(models.build("IFRNet_S")), "cpu")
-    frames = [Frame(Fraction(i), image) for i, image in enumerate(moving(9))]
+    frames = [Frame(Fraction(i), image) for i, image in enumerate(moving(6))]
     grid = Grid(3)
-    several = list(infer(timeline.steps(frames, grid, Fraction(4), cut=None), call, 4))
+    several = list(infer(timeline.steps(frames, grid, Fraction(3), cut=None), call, 3))
     call.most = 1
-    single = list(infer(timeline.steps(frames, grid, Fraction(4), cut=None), call, 4))
+    single = list(infer(timeline.steps(frames, grid, Fraction(3), cut=None), call, 3))
     assert [(p.segment, p.time) for p in several] == [(p.segment, p.time) for p in single]
-    assert [p.segment for p in single] == [0] * 12 + [1] * 12 + [2]
+    assert [p.segment for p in single] == [0] * 9 + [1] * 7
     difference = [np.abs(a.image().astype(int) - b.image()).max() for a, b in zip(several, single)]
     assert max(difference) <= 1
 
@@ -551,10 +546,13 @@ def test_gif_in_and_out(tmp_path):
     with av.open(str(tmp_path / "out.gif")) as container:
         times = [frame.pts * frame.time_base for frame in container.decode(video=0)]
     assert times == [Fraction(round(100 * k / 40), 100) for k in range(11)]
-    run(tmp_path / "out.gif", tmp_path / "back.mp4", "--factor", "1", "--crf", "5")
-    _, images = decode(tmp_path / "back.mp4")
+    _, images = decode(tmp_path / "out.gif")
     _, original = decode(tmp_path / "in.mp4")
-    assert len(images) == 11 and np.abs(images[0].astype(int) - original[0]).mean() < 4
+    dithered, smooth = (cv2.blur(image.astype(np.float32), (9, 9)) for image in (images[0], original[0]))
+    assert np.abs(dithered - smooth).mean() < 6
+    run(tmp_path / "out.gif", tmp_path / "back.mp4", "--factor", "1", "--codec", "ffv1")
+    _, back = decode(tmp_path / "back.mp4")
+    assert all((a == b).all() for a, b in zip(images, back, strict=True))
 
 
 def test_y4m_pipes_both_ways(tmp_path):
@@ -771,4 +769,3 @@ def test_a_step_across_a_cut_asks_for_nothing_in_between():
     assert len(asked) == 3
     made = list(infer(iter(pairs), Average("cpu"), 10))
     assert [picture.made is not None for picture in made] == [False, True, False, False, False, False, False]
-    assert Path(SCRIPT).exists()

@@ -67,8 +67,6 @@ class Parts:
         file = writer(temporary)
         try:
             yield file
-            file.close()
-            temporary.replace(self.path(number))
         except KeyboardInterrupt:
             file.close()
             temporary.replace(self.folder / f"unfinished-{number:06d}{self.suffix}")
@@ -77,6 +75,8 @@ class Parts:
             file.abandon()
             _remove(temporary)
             raise
+        file.close()
+        temporary.replace(self.path(number))
 
     def remove(self) -> None:
         _remove(self.folder)

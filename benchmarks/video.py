@@ -1,0 +1,152 @@
+"""What interpolate_video.py costs and what it gives: memory, the pipeline's share of the time, frames put back.
+
+python benchmarks/video.py --parts quality --data data/clips            every other frame dropped and made again: PSNR
+python benchmarks/video.py --parts quality --data data/clips --model_name repeat average dis IFRNet_S
+python benchmarks/video.py --parts memory                               peak at 1080p and 2160p, 300 and 3,000 frames
+python benchmarks/video.py --parts overhead                             the whole script against the network alone, 720p
+
+Memory is the peak of a process of its own, in GiB. Overhead is measured in turn in one process, as time on the clock
+and as processor time; only the latter means something on a machine that others use.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import interpolate_video
+from models.baselines import interpolator
+from utils import cli, io, video, video_out
+from utils.metrics import psnr
+
+CLIPS = ("davis_bmx-trees", "davis_tennis", "davis_lady-running.mp4", "hevc_BasketballPass", "carphone.mp4")
+CLIPS += ("woman-running.mp4", "sam2_dog.mp4", "propainter_skating.mp4")
+SIZES = {"720p": (720, 1280), "1080p": (1080, 1920), "2160p": (2160, 3840)}
+PEAK = """
+import sys
+sys.path.insert(0, {root!r})
+import interpolate_video
+interpolate_video.main(interpolate_video.parser().parse_args(sys.argv[1:]))
+print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
+"""
+
+
+def moving_clip(path: Path, height: int, width: int, count: int) -> Path:
+    """A smooth random texture that moves by four pixels a frame, at 25 frames a second."""
+    y, x = np.mgrid[:height, : width + 4 * min(count, 100)].astype(np.float32)
+    rng = np.random.default_rng(0)
+    planes = [sum(np.sin(x * a + y * b + c) for a, b, c in rng.uniform(0.01, 0.2, (4, 3))) for _ in range(3)]
+    texture = np.clip(np.stack(planes, -1) * 30 + 128, 0, 255).astype(np.uint8)
+    form = video_out.Format(width, height, Fraction(25), Fraction(1, 25))
+    writer = video_out.VideoWriter(path, form)
+    for i in range(count):
+        k = 4 * (i % 100)
+        writer.write(texture[:, k : k + width], Fraction(i, 25))
+    writer.close()
+    return path
+
+
+def options(args: argparse.Namespace) -> list[str]:
+    given = {"--model_name": args.model_name[-1], "--checkpoint": args.checkpoint, "--precision": args.precision}
+    return [word for name, value in given.items() if value for word in (name, str(value))]
+
+
+def peak(source: Path, out: Path, *words: str) -> float:
+    command = [sys.executable, "-c", PEAK.format(root=str(Path(__file__).resolve().parent.parent))]
+    done = subprocess.run([*command, str(source), str(out), *words], capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"{source.name}: {done.stderr.strip().splitlines()[-1]}")
+    return int(done.stdout.split()[-1]) / 2**20
+
+
+def memory(args: argparse.Namespace, folder: Path) -> None:
+    for name, words in (("1080p", ()), ("2160p", ()), ("2160p", ("--scale", "1"))):
+        source = moving_clip(folder / f"{name}.mp4", *SIZES[name], 3)
+        most = peak(source, folder / "out.mp4", "--overwrite", *words, *options(args))
+        print(f"{name} {' '.join(words):10s} {most:.2f} GiB", flush=True)
+    for count in (300, 3000):
+        source = moving_clip(folder / f"{count}.mp4", 120, 160, count)
+        words = ("--overwrite", "--model_name", "average")
+        print(f"{count} frames of 160x120: {peak(source, folder / 'out.mp4', *words) * 1024:.0f} MiB")
+
+
+def overhead(args: argparse.Namespace, folder: Path) -> None:
+    source = moving_clip(folder / "720p.mp4", *SIZES["720p"], args.count)
+    frames = [frame.image for frame in video.open_source(str(source)).frames()]
+    call = interpolator(args.model_name[-1], args.checkpoint, args.device, args.precision)
+    tensors = [io.to_float(frame, call.device) for frame in frames]
+    words = [str(source), str(folder / "out.mp4"), "--overwrite", *options(args)]
+
+    def alone() -> None:
+        for first, second in zip(tensors, tensors[1:]):
+            call(first, second)
+
+    def whole() -> None:
+        interpolate_video.main(interpolate_video.parser().parse_args(words))
+
+    alone()
+    for _ in range(args.rounds):
+        took = []
+        for work in (alone, whole):
+            clock, processor = time.perf_counter(), time.process_time()
+            work()
+            took.append((time.perf_counter() - clock, time.process_time() - processor))
+        (clock0, processor0), (clock1, processor1) = took
+        print(
+            f"{args.count - 1} pairs: network {clock0:.1f} s, script {clock1:.1f} s, clock {clock1 / clock0:.3f}, "
+            f"processor {processor1 / processor0:.3f}"
+        )
+
+
+def quality(args: argparse.Namespace, folder: Path) -> None:
+    calls = {}
+    for name in args.model_name:
+        calls[name or Path(args.checkpoint or "IFRNet_S").stem] = interpolator(
+            name, args.checkpoint if name not in ("repeat", "average", "dis") else None, args.device, args.precision
+        )
+    print(f"{'clip':28s}" + "".join(f"{name:>12s}" for name in calls))
+    means = []
+    for clip in args.clips:
+        source = video.open_source(str(args.data / clip))
+        images = [io.to_float(frame.image) for frame in islice(source.frames(), 2 * args.count + 1)]
+        row = []
+        for call in calls.values():
+            triplets = zip(images[::2], images[1::2], images[2::2])
+            values = [psnr(call(a, b).cpu(), truth[None]).item() for a, truth, b in triplets]
+            row.append(sum(values) / len(values))
+        means.append(row)
+        print(f"{clip:28s}" + "".join(f"{value:12.2f}" for value in row), flush=True)
+    print(f"{'mean':28s}" + "".join(f"{value:12.2f}" for value in np.mean(means, 0)))
+
+
+PARTS = {"memory": memory, "overhead": overhead, "quality": quality}
+
+
+def main(args: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for part in args.parts:
+            PARTS[part](args, Path(folder))
+
+
+def parser() -> cli.Parser:
+    root = Path(__file__).resolve().parent.parent
+    options = cli.Parser(__doc__)
+    options.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
+    options.add_argument("--data", type=Path, default=root / "data" / "clips", help="folder of clips (quality)")
+    options.add_argument("--clips", nargs="+", default=CLIPS, help="names in it: videos or folders of frames")
+    options.add_argument("--count", type=cli.positive, default=20, help="frames a clip to make (default: 20)")
+    options.add_argument("--rounds", type=cli.positive, default=2, help="of overhead (default: 2)")
+    cli.add_model(options, several=True)
+    return options
+
+
+if __name__ == "__main__":
+    cli.run(main, parser())
