@@ -4,10 +4,10 @@
     python train_synthetic.py --images PHOTOS --clips CLIPS --minutes 90 --compile loss
     python train_synthetic.py --images PHOTOS --clips CLIPS --minutes 180 --compile loss --resume auto
 
-Any t in (0, 1) is trained on, so that the weights serve 2x and 8x. Crops grow on the way: small ones teach much in
-little time, large ones hold large motion. The clock is the horizon: learning rate, crops and loss weights follow the
-share of --minutes that is over, and a finished run goes on towards a larger --minutes. What was made with this script
-is told in checkpoints/README.md.
+Any t in (0, 1) is trained on, so that the weights serve 2x and 8x. Crops grow on the way: a network begins to see flow
+after some ten thousand independent motions, which small crops bring in minutes; large ones hold large motion. The clock
+is the horizon: learning rate, crops and loss weights follow the share of --minutes that is over, and a finished run
+goes on towards a larger --minutes. What was made with this script is told in checkpoints/README.md.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from utils.validation import Validation
 SPANS = {3: 0.4, 5: 0.4, 9: 0.2}  # frames of a window of footage -> share of the windows: the longer, the faster
 FLOW_START, FLOW_END = 0.1, 0.002  # weight of the exact flow: it leads at first, the picture decides in the end
 GEOMETRY_FROM = 0.5  # share of the run after which the geometry term joins: see `weighted`
+CROP = 96  # the side of which --batch_size and --speed are told; smaller crops have more samples and slower motion
 LONGEST = 640  # footage is halved until its longer side is no more, which also cleans compression
 VALIDATION_SCENES, VALIDATION_WINDOWS = 24, 2  # scenes where there is no footage; windows a clip where there is
 
@@ -43,12 +44,13 @@ class Mixture(IterableDataset):
     """
 
     def __init__(self, photos: Tensor, footage: dict[int, list], crop: int, args: argparse.Namespace, start: int):
-        self.source = synthetic.Synthetic(photos, (crop, crop), speed=args.speed)
+        size = batch_size(args, crop)
+        self.source = synthetic.Synthetic(photos, (crop, crop), speed=args.speed * min(1, crop / CROP))
         large = lambda window: min(window.clip.frames.shape[1:3]) >= crop  # noqa: E731
         self.footage = {span: [w for w in by_clip if large(w[0])] for span, by_clip in footage.items()}
         self.crop, self.seed, self.start = crop, args.seed, start
-        self.real = round(args.real * args.batch_size) if all(self.footage.values()) and footage else 0
-        self.scenes = args.batch_size - self.real
+        self.real = round(args.real * size) if all(self.footage.values()) and footage else 0
+        self.scenes = size - self.real
         self.rank = distributed.rank()
 
     def __iter__(self) -> Iterator[Sample]:
@@ -70,6 +72,11 @@ class Mixture(IterableDataset):
         stack = transforms.Stack(frames[[0, k, span - 1]], None, np.float32([k / (span - 1)]))
         dice = transforms.roll(rng, *frames.shape[1:3], self.crop)
         return transforms.apply(stack, dice, self.crop).sample()
+
+
+def batch_size(args: argparse.Namespace, crop: int) -> int:
+    """Samples a step: more of the small crops, fewer of the large ones, so that a step takes about the same time."""
+    return max(round(args.batch_size * CROP / crop), 2)
 
 
 def terms(out: models.Interpolation, imgt: Tensor, flow: Tensor) -> dict[str, Tensor]:
@@ -220,10 +227,11 @@ def parser() -> cli.Parser:
     add("--real", type=float, default=1 / 3, help="share of footage in a batch (default: a third)")
     add("--speed", type=float, default=4.0, help="median motion of a scene's objects, pixels (default: %(default)s)")
     add("--minutes", type=float, default=30.0, help="length of the run (default: %(default)s)")
-    add("--crops", type=int, nargs="+", default=[64, 96, 128, 160], help="sides of the crops, multiples of 16")
-    add("--crop_ends", type=float, nargs="+", default=[0.15, 0.5, 0.8, 1.0], help="share of the run that each lasts to")
-    add("--batch_size", type=cli.positive, default=8, help="samples a process and step (default: %(default)s)")
-    add("--lr_start", type=float, default=6e-4, help="learning rate at the start (default: %(default)s)")
+    add("--crops", type=int, nargs="+", default=[32, 64, 96, 128, 160], help="sides of the crops, multiples of 16")
+    ends = [0.15, 0.35, 0.6, 0.8, 1.0]
+    add("--crop_ends", type=float, nargs="+", default=ends, help="the share of the run that each ends at")
+    add("--batch_size", type=cli.positive, default=8, help="samples of 96x96 a process and step (%(default)s)")
+    add("--lr_start", type=float, default=8e-4, help="learning rate at the start (default: %(default)s)")
     add("--lr_end", type=float, default=1e-5, help="learning rate at the end of the cosine (default: %(default)s)")
     add("--amp", choices=AMP, default="bf16", help="precision of the convolutions (default: %(default)s)")
     add("--compile", choices=["none", "loss", "all"], default="none", help="torch.compile the loss, or all")

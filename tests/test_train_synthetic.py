@@ -55,9 +55,9 @@ def test_batches_are_a_function_of_seed_and_iteration_whatever_the_workers(photo
 
 def test_footage_has_its_share_and_no_flow_and_scenes_have_theirs(photos):
     batch = take(script.Mixture(photos, footage(clip("a")), 48, options(), start=0), 1)[0]
-    assert batch.img0.shape == (4, 3, 48, 48) and batch.t.shape == (4,)
-    assert batch.flow[:2].isfinite().all() and batch.flow[2:].isnan().all()
-    k = batch.t[2:] * 8
+    assert batch.img0.shape == (8, 3, 48, 48) and batch.t.shape == (8,)  # 4 of 96x96 are 8 of half the side
+    assert batch.flow[:4].isfinite().all() and batch.flow[4:].isnan().all()
+    k = batch.t[4:] * 8
     assert torch.equal(k, k.round())  # k / (N - 1) for windows of 3, 5 or 9 frames
 
 
