@@ -41,7 +41,8 @@ def geometry(feature: Tensor, target: Tensor) -> Tensor:
 
     feature, target: (B, C, h, w), the decoder's feature at t and the encoder's of the true frame. Both take gradients.
     """
-    return _census_distance(feature.float(), target.float(), 3)
+    full = torch.promote_types(feature.dtype, torch.float32)  # half precision cannot hold the sums
+    return _census_distance(feature.to(full), target.to(full), 3)
 
 
 def flow_distillation(flows: tuple[Tensor, ...], teacher: Tensor, beta: float = 0.3) -> Tensor:
