@@ -33,7 +33,7 @@ from tqdm import tqdm
 from models.baselines import Baseline, interpolator
 from models.interpolator import Interpolator
 from utils import cli, distributed, io, video, video_out
-from utils.parts import Parts
+from utils.parts import Parts, folder_of
 from utils.pipeline import Picture, between, halves, pictures, to_bytes
 from utils.timeline import Grid, is_cut, is_repeat
 
@@ -129,8 +129,8 @@ def check_output(args: argparse.Namespace) -> str:
         return kind
     if args.input != video.PIPE and out.exists() and Path(args.input).exists() and out.samefile(args.input):
         raise ValueError(f"{out}: is the input; give the output another name")
-    if out.exists() and not args.overwrite and not args.resume:
-        raise ValueError(f"{out}: exists; give --overwrite to replace it, or another name")
+    if out.exists() and not args.overwrite and not (args.resume and folder_of(out).exists()):
+        raise ValueError(f"{out}: exists and is finished; give --overwrite to replace it, or another name")
     return kind
 
 
@@ -248,6 +248,10 @@ def to_parts(job: Job) -> None:
             join(job, parts.unfinished(), whole=False)
             raise KeyboardInterrupt(f"interrupted; {args.output} holds what is done, --resume goes on") from None
         raise KeyboardInterrupt(f"interrupted; what is done is in {parts.folder}, --resume goes on") from None
+    except Exception:
+        if distributed.is_main() and not parts.finished():
+            parts.remove()
+        raise
     if distributed.is_main():
         join(job, parts.finished())
         parts.remove()

@@ -43,7 +43,7 @@ def moving_clip(path: Path, height: int, width: int, count: int) -> Path:
     """A smooth random texture that moves by four pixels a frame, at 25 frames a second."""
     y, x = np.mgrid[:height, : width + 4 * min(count, 100)].astype(np.float32)
     rng = np.random.default_rng(0)
-    planes = [sum(np.sin(x * a + y * b + c) for a, b, c in rng.uniform(0.01, 0.2, (4, 3))) for _ in range(3)]
+    planes = [sum(np.sin(x * a + y * b + c) for a, b, c in rng.uniform(0.002, 0.03, (4, 3))) for _ in range(3)]
     texture = np.clip(np.stack(planes, -1) * 30 + 128, 0, 255).astype(np.uint8)
     form = video_out.Format(width, height, Fraction(25), Fraction(1, 25))
     writer = video_out.VideoWriter(path, form)

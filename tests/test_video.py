@@ -692,7 +692,7 @@ def test_broken_inputs_are_named_in_one_line(tmp_path, capsys):
     for path, words in cases.items():
         line = complaint(capsys, path, out)
         assert words in line and path.name in line, line
-        assert not out.exists()
+        assert not list(tmp_path.glob("out*")) and not list(tmp_path.glob(".out*"))
 
 
 def test_a_file_cut_short_behind_its_index_is_noticed(tmp_path, capsys):
@@ -714,6 +714,7 @@ def test_outputs_that_cannot_be_are_refused_before_anything_is_done(tmp_path, cl
     (tmp_path / "file").write_text("")
     (tmp_path / "exists.mp4").write_text("precious")
     assert "--overwrite" in complaint(capsys, clip, tmp_path / "exists.mp4")
+    assert "is finished" in complaint(capsys, clip, tmp_path / "exists.mp4", "--resume")
     assert (tmp_path / "exists.mp4").read_text() == "precious"
     assert "file" in complaint(capsys, clip, tmp_path / "file" / "out.mp4")
     assert "unknown kind of output" in complaint(capsys, clip, tmp_path / "out.txt")

@@ -10,12 +10,17 @@ from typing import Any
 from . import io
 
 
+def folder_of(out: Path) -> Path:
+    """Where the parts of `out` are while it is unfinished."""
+    return out.with_name(f".{out.name}.parts")
+
+
 class Parts:
     """Numbered files or folders. settings: what must be the same for two runs to make the same parts."""
 
     def __init__(self, out: Path, suffix: str, settings: dict[str, str]):
         self.out, self.suffix, self.settings = out, suffix, settings
-        self.folder = out.with_name(f".{out.name}.parts")
+        self.folder = folder_of(out)
 
     def begin(self, resume: bool) -> None:
         """Make the folder; with `resume` keep what is complete in it, otherwise nothing. ValueError where other
@@ -69,7 +74,8 @@ class Parts:
             yield file
         except KeyboardInterrupt:
             file.close()
-            temporary.replace(self.folder / f"unfinished-{number:06d}{self.suffix}")
+            if file.written:
+                temporary.replace(self.folder / f"unfinished-{number:06d}{self.suffix}")
             raise
         except BaseException:
             file.abandon()

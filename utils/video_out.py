@@ -82,7 +82,7 @@ class VideoWriter:
     """One video file, or a stream (file: an object to write to, container: its format)."""
 
     def __init__(self, path: Path | str, form: Format, file=None, container: str | None = None):
-        self.path, self.form = path, form
+        self.path, self.form, self.written = path, form, 0
         self.even = form.pix_fmt == "yuv420p" and form.codec != LOSSLESS
         self.reformatter = VideoReformatter()
         codec = CODECS[form.codec] if file is None else Codec("wrapped_avframe", None, {})
@@ -111,6 +111,7 @@ class VideoWriter:
         frame.pict_type = 0  # the encoder decides
         with errors(self.path):
             self.output.mux(self.stream.encode(frame))
+        self.written += 1
 
     def close(self) -> None:
         with errors(self.path):
