@@ -129,7 +129,7 @@ def parser(doc: str) -> cli.Parser:
     options = cli.Parser(doc)
     options.add_argument("--data", type=Path, help="folder of the data set (default: its own under data/)")
     cli.add_model(options, several=True)
-    about = "paper: unrounded (default); uint8: rounded, as RIFE and others; ema: rounded and averaged with turned frames"
+    about = "paper (default): unrounded; uint8: rounded, as RIFE does; ema: rounded, and averaged with turned frames"
     options.add_argument("--protocol", choices=PROTOCOLS, default="paper", help=about)
     options.add_argument("--scale", type=float, help="size at which flow is estimated (default: the protocol's)")
     known = (*METRICS, *MORE_METRICS)
