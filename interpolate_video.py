@@ -243,6 +243,8 @@ def to_parts(job: Job) -> None:
                     for picture in segment:
                         job.write(writer, picture)
         distributed.barrier()
+        if not parts.finished():
+            raise ValueError(f"{job.source.path}: not a single frame")
     except KeyboardInterrupt:
         if world == 1 and parts.unfinished():
             join(job, parts.unfinished(), whole=False)

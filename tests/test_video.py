@@ -5,6 +5,8 @@ import subprocess
 import sys
 import time
 from fractions import Fraction
+from io import BytesIO
+from types import SimpleNamespace
 
 import av
 import cv2
@@ -565,6 +567,14 @@ def test_y4m_pipes_both_ways(tmp_path):
     times, _ = decode(tmp_path / "out.mp4")
     assert second.returncode == 0 and times == [Fraction(k, 100) for k in range(21)]
     assert all((a == b).all() for a, b in zip(planes(source), planes(tmp_path / "out.mp4")[::4]))
+
+
+def test_a_pipe_without_frames_is_refused(tmp_path, monkeypatch):
+    for data, words in ((b"", "cannot be read"), (b"YUV4MPEG2 W64 H48 F25:1 C420jpeg\n", "not a single frame")):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=BytesIO(data)))
+        with pytest.raises(ValueError, match=f"standard input.*{words}"):
+            run("-", tmp_path / "out.mp4")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("how", ["side", "split"])
