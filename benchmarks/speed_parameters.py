@@ -2,12 +2,18 @@
 
     python benchmarks/speed_parameters.py
     python benchmarks/speed_parameters.py --model_name IFRNet_S --sizes 1280x720 --minutes 10 --out results
+    python benchmarks/speed_parameters.py --model_name IFRNet_S --sizes 1280x720 --ablation
+    python benchmarks/speed_parameters.py --compare results/speed_parameters-CPU_x86_64_2_threads.json
 
 One frame at t = 0.5, from two frames that lie on the device already. All ways to compute it (mode and precision) are
 timed in turn, so that what else the machine does falls on all of them: trust the ratio to float32 more than the
 seconds, which are the median, with the quartiles beside it. MACs are those of the convolutions, by torch's counter; the
 paper's "FLOPs" count the same (0.10, 0.18 and 0.71 T at 1280x720). Memory is the peak of the whole process on a CPU
 (Linux), of what PyTorch holds on a GPU. What would take longer than --minutes allows is left out by name.
+
+--ablation times the parts of fast mode one by one (see ablation.py). --compare measures again what an older result
+holds, and ends with status 1 where a ratio to float32 has fallen by more than --tolerance: a guard against regressions
+that asks nothing of the machine's pace.
 """
 
 import argparse
@@ -18,6 +24,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +34,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import models
-from benchmarks import store
+from benchmarks import ablation, store
 from benchmarks.published import SECONDS_720P
 from models.fast import best_precision
 from models.interpolator import PRECISIONS, Interpolator
@@ -36,6 +43,7 @@ from utils import cli
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = ("448x256", "1280x720", "1920x1080", "3840x2160")
 EAGER = ("eager", "fp32")  # what all others are compared with
+PARTS = ("parts", "compiled")  # of fast mode, one by one; the same and torch.compile, which takes minutes
 WARM_UP, LEAST, MOST = 1, 3, 30  # calls before, and rounds of calls that are timed
 SECONDS = 6.0  # for the rounds of one model at one size, where that is more than LEAST
 HEADS = ("model", "size", "mode", "precision", "s/frame", "quartiles", "ratio", "peak MB", "V100 s/frame")
@@ -101,16 +109,20 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> float | Non
     return int(line.split()[1]) / 2**10
 
 
-def measure(name: str, size: tuple[int, int], chosen: list[Way], device: torch.device, seconds: float) -> list[dict]:
-    """The rows of one network at one size, one for each way. seconds: to spend on rounds, beyond the least."""
+def measure(
+    name: str, size: tuple[int, int], chosen: list[Way], device: torch.device, seconds: float, parts: str | None = None
+) -> list[dict]:
+    """The rows of one network at one size, one for each way. seconds: to spend on rounds, beyond the least. parts: one
+    of PARTS, to take the ways of an ablation in place of those chosen."""
     width, height = size
     model = models.build(name)
     generator = torch.Generator().manual_seed(0)
     pair = [torch.rand(3, height, width, generator=generator).to(device) for _ in range(2)]
-    calls = []
-    for way in chosen:
-        interpolator = Interpolator(model, device, way.precision, tile="auto", mode=way.mode)
-        calls.append(lambda interpolator=interpolator: interpolator(*pair))
+    if parts:
+        made = {Way(*way): call for way, call in ablation.calls(model, device, compiled=parts == "compiled").items()}
+    else:
+        made = {way: Interpolator(model, device, way.precision, tile="auto", mode=way.mode) for way in chosen}
+    chosen, calls = list(made), [partial(call, *pair) for call in made.values()]
     times = in_turn(calls, device, seconds)
     reference = dict(zip(chosen, times)).get(Way(*EAGER))
     rows = []
@@ -138,25 +150,26 @@ def measure(name: str, size: tuple[int, int], chosen: list[Way], device: torch.d
 
 def measure_all(args: argparse.Namespace, chosen: list[Way]) -> Iterator[list[dict] | str]:
     """The rows of every network at every size, cheapest first; the name alone of what there is no time for."""
-    end = time.monotonic() + 60 * args.minutes
     pixels = [
         (macs(models.build(name), 64, 64) * w * h, name, (w, h)) for name in args.model_name for w, h in args.sizes
     ]
-    rate = 0.0
+    end, rate = time.monotonic() + 60 * args.minutes, 0.0
     for cost, name, size in sorted(pixels):
         # The least: warm-up, rounds and the look at the memory, at the pace of what was measured last.
         expected = rate * cost * (WARM_UP + LEAST + 1)
         if time.monotonic() + expected > end:
             yield f"{name} at {size[0]}x{size[1]} (about {expected:.0f} s)"
             continue
-        rows = measure(name, size, chosen, args.device, min(SECONDS, (end - time.monotonic()) / 4))
+        seconds = min(SECONDS, (end - time.monotonic()) / 4)
+        rows = measure(name, size, chosen, args.device, seconds, args.ablation)
         rate = sum(row["seconds"] for row in rows) / cost
         yield rows
 
 
 def table(rows: list[dict], head: bool = True) -> str:
     """Rows as text, under their heads."""
-    lines = [HEADS] if head else []
+    lines, modes = [HEADS] if head else [], max([WIDTHS[2], *(len(row["mode"]) for row in rows)])
+    widths = (*WIDTHS[:2], modes, *WIDTHS[3:])
     for row in rows:
         spread = f"{row['low']:.4f}-{row['high']:.4f}"
         ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
@@ -164,7 +177,7 @@ def table(rows: list[dict], head: bool = True) -> str:
         published = "-" if row["published"] is None else f"{row['published']:.3f}"
         names = (row["model"], row["size"], row["mode"], row["precision"])
         lines.append((*names, f"{row['seconds']:.4f}", spread, ratio, memory, published))
-    return "\n".join(" ".join(f"{cell:>{width}}" for cell, width in zip(line, WIDTHS)).rstrip() for line in lines)
+    return "\n".join(" ".join(f"{cell:>{width}}" for cell, width in zip(line, widths)).rstrip() for line in lines)
 
 
 WIDTHS = (9, 9, 6, 9, 8, 15, 6, 8, 12)
@@ -185,7 +198,42 @@ def device_name(device: torch.device) -> str:
     return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
 
 
+def compared(rows: list[dict], older: list[dict], tolerance: float) -> tuple[str, list[str]]:
+    """The ratios to float32 of two results as text, and the names of those that fell by more than `tolerance`, a share.
+
+    ValueError where the two have nothing in common.
+    """
+
+    def ratios(of: list[dict]) -> dict[tuple, float]:
+        keys = ("model", "size", "mode", "precision")
+        return {tuple(row[key] for key in keys): row["ratio"] for row in of if row["ratio"] is not None}
+
+    now, then = ratios(rows), ratios(older)
+    shared = [key for key in now if key in then and key[2:] != EAGER]
+    if not shared:
+        raise ValueError("there is nothing to compare: no row of the older result was measured in this run")
+    fallen = [" ".join(key) for key in shared if now[key] < (1 - tolerance) * then[key]]
+    lines = ["times the pace of float32, then and now:"]
+    lines += [
+        f"{' '.join(key):40s} {then[key]:6.2f} {now[key]:6.2f} {now[key] / then[key] - 1:+7.1%}" for key in shared
+    ]
+    return "\n".join(lines), fallen
+
+
+def to_compare(path: Path, args: argparse.Namespace) -> list[dict]:
+    """The rows of an older result, whose networks and sizes are measured again. ValueError for a file of other kind."""
+    older = store.read(path)
+    if older["benchmark"] != store.SPEED or not older["rows"]:
+        raise ValueError(f"{path}: holds no times; give a result of this benchmark")
+    modes = {row["mode"] for row in older["rows"]}
+    args.ablation = args.ablation or ("parts" if modes - {"eager", "fast"} else None)
+    args.model_name = list(dict.fromkeys(row["model"] for row in older["rows"]))
+    args.sizes = list(dict.fromkeys(size(row["size"]) for row in older["rows"]))
+    return older["rows"]
+
+
 def main(args: argparse.Namespace) -> None:
+    older = to_compare(args.compare, args) if args.compare else None
     args.device = args.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chosen = [way for way in ways(args.device) if args.precision in (None, way.precision)]
     if not chosen:
@@ -201,7 +249,8 @@ def main(args: argparse.Namespace) -> None:
         "rows": [],
         "left_out": [],
     }
-    path = args.out / f"{store.SPEED}-{re.sub('[^A-Za-z0-9]+', '_', name)}.json"
+    stem = f"{store.SPEED}-ablation" if args.ablation else store.SPEED
+    path = free(args.out / f"{stem}-{re.sub('[^A-Za-z0-9]+', '_', name)}.json", args.compare)
     for rows in measure_all(args, chosen):
         if isinstance(rows, str):
             result["left_out"].append(rows)
@@ -212,6 +261,18 @@ def main(args: argparse.Namespace) -> None:
     if result["left_out"]:
         print(f"left out, for --minutes {args.minutes:g}: {', '.join(result['left_out'])}")
     print(f"wrote {path}")
+    if older is not None:
+        text, fallen = compared(result["rows"], older, args.tolerance)
+        print(text)
+        if fallen:
+            print(f"slower than before: {', '.join(fallen)}", file=sys.stderr)
+            sys.exit(1)
+
+
+def free(path: Path, taken: Path | None) -> Path:
+    """The path, or one beside it where it is the older result, which is not to be overwritten."""
+    same = taken is not None and path.resolve() == taken.resolve()
+    return path.with_stem(f"{path.stem}-again") if same else path
 
 
 def size(text: str) -> tuple[int, int]:
@@ -228,6 +289,9 @@ def parser() -> cli.Parser:
     options.add_argument("--model_name", nargs="+", choices=names, default=names, help="networks (default: all)")
     options.add_argument("--sizes", nargs="+", type=size, default=list(map(size, SIZES)), help="WIDTHxHEIGHT ..")
     options.add_argument("--precision", choices=PRECISIONS, help="only this one (default: all there are)")
+    options.add_argument("--ablation", nargs="?", choices=PARTS, const="parts", help="fast mode, part by part")
+    options.add_argument("--compare", type=Path, metavar="JSON", help="an older result, measured again")
+    options.add_argument("--tolerance", type=float, default=0.15, help="share that a ratio may fall (default: 0.15)")
     options.add_argument("--minutes", type=float, default=2.5, help="time for all of it (default: 2.5)")
     options.add_argument("--out", type=Path, default=ROOT / "results", help="folder of the result")
     cli.add_device(options)

@@ -1,18 +1,17 @@
 """IFRNet at the pace of the machine: the same weights, laid out and computed as the hardware likes it.
 
-    network = fast.build(model, device, dtype)
+    network = fast.FastIFRNet(model, device, dtype)
     frame = network.decode(network.encode(img0, img1), t).imgt
 
 Features are half precision (bfloat16 on CPUs, float16 on GPUs) in channels-last order; flow, coordinates and frames
 stay float32. Between the convolutions there is one pass over memory where there were several (kernels.py): activation
 in place, the side channels of a residual block put back where they were, a decoder's input sampled straight into the
-buffer that its convolution reads. On CPUs the weights are packed for oneDNN, on GPUs a frame becomes one CUDA graph.
-Nothing is compiled for a size, so that every size is quick the first time.
+buffer that its convolution reads. On CPUs the weights are packed for oneDNN, on GPUs a frame becomes one CUDA graph
+(recording.py). Nothing is compiled for a size, so that every size is quick the first time.
 """
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -24,7 +23,6 @@ from .ifrnet import LEVELS, IFRNet, Interpolation, Pair, check_frames, common_me
 from .layers import resize
 from .strips import by_rows, even
 
-RECORDINGS = 2  # sizes of frames that are kept as CUDA graphs
 ALIGNED = 8  # channels: what tensor cores read at a time
 STRIP, LEAST_ROWS = 2**20, 32  # pixels and rows of a frame that are worked on at a time on a CPU
 NARROW = 4  # pixels: below, oneDNN 3.x in bfloat16 reads beyond rows (seen with 2 pixels, 144 channels and stride 2)
@@ -68,12 +66,14 @@ class Conv:
         self.weight = weight.to(**to, memory_format=torch.channels_last)
         self.bias = module.bias.detach().to(**to)
         self.slope = None if act is None else act.weight.detach().to(self.weight.device, torch.float32)
-        self.packed = None
+        # The types of native.c are also those that oneDNN is quick with.
+        mkldnn = self.weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        self.packs, self.packed = mkldnn and to["dtype"] in kernels.DEFINES, None
 
     def __call__(self, x: Tensor) -> Tensor:
         """The convolution alone."""
         function = F.conv_transpose2d if self.transposed else F.conv2d
-        if x.device.type != "cpu" or x.dtype not in kernels.DEFINES or not torch.backends.mkldnn.is_available():
+        if not self.packs:
             return function(x, self.weight, self.bias, self.stride, self.padding)
         if x.shape[-1] < NARROW:
             whole = (tensor.float() for tensor in (x, self.weight, self.bias))
@@ -123,13 +123,17 @@ class FastDecoder:
         first, block, up = decoder.convblock
         self.inputs = -(-first[0].in_channels // ALIGNED) * ALIGNED
         self.first = Conv(*first, to, self.inputs)
-        self.convs = [Conv(*getattr(block, f"conv{i}"), to) for i in range(1, 5)]
+        self.block = [Conv(*getattr(block, f"conv{i}"), to) for i in range(1, 5)]
         self.conv5 = Conv(block.conv5, block.prelu, to)
         self.up = Conv(as_convolution(up) if last else up, None, to)
         self.side = block.split[1]
 
+    @property
+    def convs(self) -> list[Conv]:
+        return [self.first, *self.block, self.conv5, self.up]
+
     def __call__(self, kernel: kernels.Eager, x: Tensor) -> Tensor:
-        return self.up(self._block(kernel, kernel.prelu(self.first(x), self.first.slope)))
+        return self.up(self._refined(kernel, kernel.prelu(self.first(x), self.first.slope)))
 
     def refine(
         self, kernel: kernels.Eager, answer: Tensor, flow: Tensor, f0: Tensor, f1: Tensor, top: int = 0
@@ -137,9 +141,9 @@ class FastDecoder:
         """See IFRNet.refine."""
         return self(kernel, kernel.join(answer, flow, f0, f1, self.inputs, top))
 
-    def _block(self, kernel: kernels.Eager, x: Tensor) -> Tensor:
+    def _refined(self, kernel: kernels.Eager, x: Tensor) -> Tensor:
         y = x
-        for wide, narrow in (self.convs[:2], self.convs[2:]):
+        for wide, narrow in (self.block[:2], self.block[2:]):
             y = wide(y)
             side = kernel.prelu(y, wide.slope, tail=self.side)
             kernel.prelu(narrow(side), narrow.slope, into=y)
@@ -165,6 +169,12 @@ class FastIFRNet:
         self.decoders = {
             level: FastDecoder(getattr(model, f"decoder{level}"), to, last=level == 1) for level in range(1, LEVELS + 1)
         }
+
+    @property
+    def convs(self) -> list[Conv]:
+        """All of them."""
+        inside = [conv for decoder in self.decoders.values() for conv in decoder.convs]
+        return [conv for stage in self.encoder for conv in stage] + inside
 
     def in_strips(self, rows: int | None) -> "FastIFRNet":
         """The same network, worked off in strips of about `rows` rows of the frame: see strips.py."""
@@ -218,79 +228,3 @@ class FastIFRNet:
         blend = partial(kernels.blend, img0=pair.img0, img1=pair.img1)
         frame = by_rows(blend, even(self._rows(pair.img0)), flow.div_(pair.scale), mask, residual)
         return Interpolation(frame, (), (), None)
-
-
-class Recording:
-    """A function of tensors as a CUDA graph: its hundred launches become one. Inputs are copied in, results out, so
-    that what one call gave is not overwritten by the next."""
-
-    def __init__(self, function: Callable[..., Sequence[Tensor]], *inputs: Tensor):
-        self.inputs = [x.clone() for x in inputs]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            function(*self.inputs)  # kernels are compiled and chosen before anything is recorded
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.outputs = function(*self.inputs)
-
-    def __call__(self, *inputs: Tensor) -> list[Tensor]:
-        for mine, given in zip(self.inputs, inputs):
-            mine.copy_(given)
-        self.graph.replay()
-        return [x.clone() for x in self.outputs]
-
-
-class RecordedIFRNet:
-    """A FastIFRNet on a GPU, called as that is. What comes a second time with frames of one shape is recorded; the
-    last RECORDINGS shapes are kept, since each holds memory of its own."""
-
-    def __init__(self, network: FastIFRNet):
-        self.network, self.name, self.any_time = network, network.name, network.any_time
-        self.recordings: dict[tuple, Recording] = {}  # the least recently used first
-        self.seen: set[tuple] = set()
-
-    def in_strips(self, rows: int | None) -> "RecordedIFRNet | FastIFRNet":
-        return self if rows == self.network.rows else self.network.in_strips(rows)
-
-    @torch.inference_mode()
-    def encode(self, img0: Tensor, img1: Tensor, scale: float = 1.0) -> Pair:
-        def function(img0: Tensor, img1: Tensor) -> list[Tensor]:
-            pair = self.network.encode(img0, img1, scale)
-            return [pair.mean, *pair.pyramid0, *pair.pyramid1]
-
-        check_frames(img0, img1, scale)
-        mean, *pyramids = self._call(("encode", img0.shape, scale), function, img0, img1)
-        return Pair(img0, img1, mean, tuple(pyramids[:LEVELS]), tuple(pyramids[LEVELS:]), scale)
-
-    @torch.inference_mode()
-    def decode(self, pair: Pair, t: Tensor | float) -> Interpolation:
-        def function(img0: Tensor, img1: Tensor, mean: Tensor, t: Tensor, *pyramids: Tensor) -> list[Tensor]:
-            inputs = Pair(img0, img1, mean, pyramids[:LEVELS], pyramids[LEVELS:], pair.scale)
-            return [self.network.decode(inputs, t).imgt]
-
-        t, _ = times_of(pair, t)
-        inputs = (pair.img0, pair.img1, pair.mean, t, *pair.pyramid0, *pair.pyramid1)
-        (frame,) = self._call(("decode", pair.img0.shape, t.shape, pair.scale), function, *inputs)
-        return Interpolation(frame, (), (), None)
-
-    def _call(self, key: tuple, function: Callable[..., Sequence[Tensor]], *inputs: Tensor) -> Sequence[Tensor]:
-        recording = self.recordings.pop(key, None)
-        known = recording is not None or key in self.seen
-        with torch.cuda.device_of(inputs[0]), torch.backends.cudnn.flags(enabled=True, benchmark=True):
-            if not known:
-                self.seen.add(key)
-                return function(*inputs)
-            if recording is None:
-                while len(self.recordings) >= 2 * RECORDINGS:
-                    del self.recordings[next(iter(self.recordings))]
-                recording = Recording(function, *inputs)
-            self.recordings[key] = recording
-            return recording(*inputs)
-
-
-def build(model: IFRNet, device: torch.device, dtype: torch.dtype) -> FastIFRNet | RecordedIFRNet:
-    """The quickest network for a device, with the weights of `model`."""
-    network = FastIFRNet(model, device, dtype)
-    return RecordedIFRNet(network) if device.type == "cuda" else network

@@ -62,7 +62,9 @@ def check_frames(img0: Tensor, img1: Tensor, scale: float) -> None:
     if img0.shape != img1.shape:
         raise ValueError(f"the two frames have different sizes: {tuple(img0.shape)} and {tuple(img1.shape)}")
     for side in img0.shape[-2:]:
-        if abs(side * scale / DIVISOR - round(side * scale / DIVISOR)) > 1e-6:
+        # Whole numbers at scale 1: that is what torch.export can reason about.
+        levels = side * scale / DIVISOR if scale != 1 else 0
+        if abs(levels - round(levels)) > 1e-6 or (scale == 1 and side % DIVISOR):
             height, width = img0.shape[-2:]
             raise ValueError(
                 f"a frame of {width}x{height} at scale {scale:g}: width and height times scale must be multiples "

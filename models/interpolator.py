@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import fast
 from .ifrnet import DIVISOR, IFRNet
+from .recording import RecordedIFRNet
 from .strips import StripIFRNet
 
 SCALES = ((2560, 1.0), (5120, 0.5))  # longer side in pixels up to which flow is estimated at this scale
@@ -110,7 +111,10 @@ class Interpolator:
         self.any_time = model.any_time
         self.precision = precision or default_precision(mode, self.device)
         self.scale, self.padding, self.tile = scale, padding, tile
-        self.fast = fast.build(self.model, self.device, PRECISIONS[self.precision]) if mode == "fast" else None
+        self.fast = None
+        if mode == "fast":
+            network = fast.FastIFRNet(self.model, self.device, PRECISIONS[self.precision])
+            self.fast = RecordedIFRNet(network) if self.device.type == "cuda" else network
 
     def check_times(self, times: Sequence[float]) -> None:
         """ValueError where a time is outside (0, 1), or one that the weights do not know."""
@@ -177,7 +181,7 @@ class Interpolator:
         wanted = self.precision != "fp32" and self.fast is None
         return torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=wanted)
 
-    def _fitting(self, shape: Sequence[int], scale: float) -> "IFRNet | fast.FastIFRNet | fast.RecordedIFRNet":
+    def _fitting(self, shape: Sequence[int], scale: float) -> IFRNet | fast.FastIFRNet | RecordedIFRNet:
         rows = self.tile
         if rows == "auto" and self.fast is not None and self.device.type == "cpu":
             rows = None

@@ -136,7 +136,7 @@ class Native(Eager):
         batch, (height, width) = len(answer), img0.shape[-2:]
         out = torch.empty(batch, 3, height, width)
         img0, img1 = img0.contiguous(), img1.contiguous()
-        self._call("blend", answer, coarse, img0, img1, out, batch, batch // len(img0), height, width, 1)
+        self._call("blend", answer, coarse, img0, img1, out, batch, batch // len(img0), height, width)
         return out
 
     def _call(self, name: str, *arguments: Tensor | int | None) -> None:

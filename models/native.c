@@ -132,19 +132,17 @@ void join(const value *answer, const float *flow, const value *f0, const value *
 }
 
 void blend(const value *answer, const float *coarse, const float *img0, const float *img1, float *out, long count,
-           long times, long height, long width, long shuffled, int threads) {
-    long size = height * width;
+           long times, long height, long width, int threads) {
+    long size = height * width, answers = 8;
 #pragma omp parallel for num_threads(threads)
     for (long line = 0; line < count * height; line++) {
         long n = line / height, y = line % height;
-        /* shuffled: 4 pixels of 8 channels side by side, so that two rows lie in one. */
-        long stride = shuffled ? 32 : 8, skip = shuffled ? 8 : 0;
-        const value *a = shuffled ? answer + (n * size / 4 + y / 2 * (width / 2)) * 32 + y % 2 * 16
-                                  : answer + line * width * 8;
+        /* A square of 2x2 pixels lies in one pixel of half the size: the upper two, then the lower two. */
+        const value *a = answer + ((n * height + y) / 2 * (width / 2) * 4 + y % 2 * 2) * answers;
         float flow[4 * width], *v = flow;
-        flow_row(v, a, stride, skip, coarse + n * size, y, height, width);
+        flow_row(v, a, 4 * answers, answers, coarse + n * size, y, height, width);
         for (long x = 0; x < width; x++, v += 4) {
-            const value *last = skip ? a + (x / 2) * stride + (x % 2) * skip : a + x * stride;
+            const value *last = a + (x / 2 * 4 + x % 2) * answers;
             float mask = 1 / (1 + expf(-get(last[4]))), pixel[3];
             for (int k = 0; k < 3; k++) pixel[k] = get(last[5 + k]);
             for (int side = 0; side < 2; side++) {

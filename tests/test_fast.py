@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from conftest import ROOT, formula_image, formula_weights
 
 import models
-from models import fast, kernels, strips
+from models import fast, kernels, recording, strips
 from models.interpolator import default_precision
 
 NETWORKS = tuple(models.VARIANTS)
@@ -221,7 +221,7 @@ gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_recorded_frames_are_those_of_the_network_however_calls_interleave(network, scale):
     device = torch.device("cuda")
-    quick = fast.build(network, device, torch.float16)
+    quick = recording.RecordedIFRNet(fast.FastIFRNet(network, device, torch.float16))
     sizes = [(64, 96), (96, 64), (128, 64), (64, 96)]
     for height, width in 3 * sizes:  # more shapes than are kept: dropped and recorded again
         img0, img1 = pairs(height, width, 1)
@@ -232,7 +232,7 @@ def test_recorded_frames_are_those_of_the_network_however_calls_interleave(netwo
         frames = [quick.decode(pair, 0.5).imgt for pair in encoded]  # both encoded before either is decoded
         for frame, right in zip(frames, expected):
             assert psnr(frame.cpu(), right) > 50
-    assert 0 < len(quick.recordings) <= 2 * fast.RECORDINGS
+    assert 0 < len(quick.recordings) <= 2 * recording.RECORDINGS
 
 
 @pytest.mark.gpu

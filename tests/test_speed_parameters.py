@@ -5,10 +5,11 @@ import re
 
 import pytest
 import torch
+from conftest import formula_image, formula_weights
 
 import models
+from benchmarks import ablation, store
 from benchmarks import speed_parameters as speed
-from benchmarks import store
 
 CPU = torch.device("cpu")
 
@@ -115,3 +116,56 @@ def test_wrong_options_are_one_line(typed, tmp_path):
     ):
         done = run(typed, tmp_path, *words)
         assert done.status == 2 and re.search(line, done.err) and done.err.count("\n") == 1
+
+
+def test_an_ablation_times_every_part_and_can_be_measured_again(typed, tmp_path):
+    words = ["--model_name", "IFRNet_S", "--sizes", "32x32", "--ablation"]
+    done = run(typed, tmp_path, *words)
+    assert done.status == 0, done.err
+    (path,) = tmp_path.glob("speed_parameters-ablation-CPU_*.json")
+    modes = [row["mode"] for row in store.read(path)["rows"]]
+    parts = ["fast, no kernels of its own", "fast, not packed", "fast, whole frames", "fast"]
+    assert modes[0] == "eager" and modes[-4:] == parts
+    written = path.read_bytes()
+    done = run(typed, tmp_path, "--compare", path, "--tolerance", 1)  # nothing falls by all of its pace
+    assert done.status == 0 and "then and now" in done.out, done.err
+    assert path.read_bytes() == written and (tmp_path / f"{path.stem}-again.json").is_file()
+
+
+def test_every_way_of_an_ablation_gives_the_same_frame():
+    model = formula_weights(models.build("IFRNet_S"))
+    img0, img1 = formula_image(48, 64, 1), formula_image(48, 64, 2)
+    calls = ablation.calls(model, CPU)
+    expected = calls["eager", "fp32"](img0, img1)
+    for (_, precision), call in calls.items():
+        most = 1e-4 if precision == "fp32" else 0.03
+        assert (call(img0, img1) - expected).abs().max() < most
+
+
+def test_a_ratio_that_falls_is_named_and_absolute_times_do_not_matter():
+    def rows(unit, ratio):
+        row = {"model": "IFRNet_S", "size": "64x64"}
+        eager = row | {"mode": "eager", "precision": "fp32", "seconds": unit, "ratio": 1.0}
+        return [eager, row | {"mode": "fast", "precision": "bf16", "seconds": unit / ratio, "ratio": ratio}]
+
+    text, fallen = speed.compared(rows(100.0, 3.5), rows(0.1, 4.0), 0.15)
+    assert fallen == [] and "-12.5%" in text
+    _, fallen = speed.compared(rows(0.001, 3.3), rows(0.1, 4.0), 0.15)
+    assert fallen == ["IFRNet_S 64x64 fast bf16"]
+    with pytest.raises(ValueError, match="nothing to compare"):
+        speed.compared(rows(1.0, 2.0), rows(1.0, 2.0)[:1], 0.15)
+
+
+def test_what_fell_ends_the_run_with_status_1_and_other_files_are_refused(typed, tmp_path):
+    words = ["--model_name", "IFRNet_S", "--sizes", "32x32"]
+    assert run(typed, tmp_path, *words).status == 0
+    (path,) = tmp_path.glob("*.json")
+    result = store.read(path)
+    for row in result["rows"]:
+        row["ratio"] *= 1000
+    store.write(path, result)
+    done = run(typed, tmp_path, "--compare", path)
+    assert done.status == 1 and "slower than before: IFRNet_S 32x32" in done.err
+    (tmp_path / "other.json").write_text("{}")
+    done = run(typed, tmp_path, "--compare", tmp_path / "other.json")
+    assert done.status == 2 and "other.json" in done.err

@@ -1,0 +1,65 @@
+"""What each part of fast mode is worth: the same frame with one part at a time, and with all of them but one.
+
+The first rows are the network as it is written, with one more change each; the others are fast mode without one of its
+parts. What pays is in; what does not is here to be measured again on another machine.
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import models
+from models.fast import FastIFRNet, best_precision
+from models.interpolator import Interpolator
+from models.kernels import Eager
+
+Call = Callable[[Tensor, Tensor], Tensor]
+COMPILED = "eager, channels last, compiled"
+
+
+def calls(model: models.IFRNet, device: torch.device, compiled: bool = False) -> dict[tuple[str, str], Call]:
+    """Ways to compute the frame between two, by (what is different, precision). compiled: torch.compile too, which
+    takes minutes at each size."""
+    half = best_precision(device)
+    ordered = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    eager = {
+        ("eager", "fp32"): Interpolator(model, device),
+        ("eager, channels last", "fp32"): Interpolator(ordered, device),
+        ("eager", half): Interpolator(model, device, half),
+        ("eager, channels last", half): Interpolator(ordered, device, half),
+    }
+    if compiled:
+        eager[COMPILED, half] = call = Interpolator(copy.deepcopy(ordered), device, half)
+        call.model.encode = torch.compile(call.model.encode)
+        call.model.decode = torch.compile(call.model.decode)
+    parts = {"no kernels of its own": without_kernels}
+    parts |= {"not recorded": without_recording} if device.type == "cuda" else {"not packed": without_packing}
+    parts |= {} if device.type == "cuda" else {"whole frames": in_one_piece}
+    fast = {("fast", "fp32"): Interpolator(model, device, "fp32", mode="fast")}
+    for name, change in parts.items():
+        fast[f"fast, {name}", half] = changed = Interpolator(model, device, mode="fast")
+        change(changed)
+    return eager | fast | {("fast", half): Interpolator(model, device, mode="fast")}
+
+
+def inner(call: Interpolator) -> FastIFRNet:
+    return getattr(call.fast, "network", call.fast)
+
+
+def without_kernels(call: Interpolator) -> None:
+    inner(call).kernel = Eager()
+
+
+def without_recording(call: Interpolator) -> None:
+    call.fast = inner(call)
+
+
+def without_packing(call: Interpolator) -> None:
+    for conv in inner(call).convs:
+        conv.packs = False
+
+
+def in_one_piece(call: Interpolator) -> None:
+    call.tile = 2**20

@@ -1,0 +1,190 @@
+"""The network for other runtimes: ONNX, TorchScript or torch.export's .pt2, float32, any t as an input.
+
+    python -m models.export --format onnx
+    python -m models.export --format pt2 --checkpoint IFRNet_Vimeo90K.pth --size 1280x720 --out small.pt2
+    python -m models.export --check IFRNet_S.onnx --providers TensorrtExecutionProvider
+
+Inputs: img0 and img1, (1, 3, H, W) in [0, 1], sides multiples of 16, and t, (1,). Output: the frame, (1, 3, H, W).
+Every export is run once and held against the network; --check does that for a file that is there already. ONNX needs
+the packages onnx and onnxscript, and onnxruntime to be checked.
+
+TensorRT: build from the ONNX file with the types as they are (strongly typed). Where it may choose half precision, it
+may also hold the grid of GridSample in it, which cannot tell pixels apart beyond about 2000 columns: still pictures
+shimmer and edges double. --check with its provider, at the size that will be used, shows that as a large difference.
+"""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from . import VARIANTS, IFRNet, load
+from .ifrnet import DIVISOR
+
+SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2"}
+NAMES = ("img0", "img1", "t")
+OPSET = 20  # GridSample has its final form from here on
+SMALLEST = 2  # of a dynamic side, in units of DIVISOR: one pixel at the coarsest level is a case of its own
+EXAMPLE, OTHER = (256, 448), (512, 336)  # height and width to export with, and to check, where the size is dynamic
+TOLERANCE = 2e-3  # half a grey level
+
+
+class Frame(nn.Module):
+    """img0, img1, t -> the frame alone."""
+
+    def __init__(self, model: IFRNet):
+        super().__init__()
+        self.model = model
+
+    def forward(self, img0: Tensor, img1: Tensor, t: Tensor) -> Tensor:
+        return self.model(img0, img1, t).imgt
+
+
+def example(height: int, width: int, t: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs to export and to check with: noise, a few pixels wide, that moves to the right."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(1, 3, -(-height // 8), -(-width // 8) + 1, generator=generator)
+    picture = nn.functional.interpolate(noise, scale_factor=8, mode="bilinear")[..., :height, :]
+    return picture[..., :width].clone(), picture[..., 4 : width + 4].clone(), torch.tensor([t])
+
+
+def export(model: IFRNet, form: str, path: Path, size: tuple[int, int] | None = None) -> None:
+    """Write the network as a file. form: one of SUFFIXES; size: (height, width), None for any.
+
+    ValueError for a form that cannot be had at any size, and where a package is missing.
+    """
+    frame, inputs = Frame(model.cpu().eval()), example(*(size or EXAMPLE))
+    if form == "torchscript" and size is None:
+        raise ValueError("a TorchScript file is of one size; give --size, or another --format")
+    if size and any(side % DIVISOR for side in size):
+        raise ValueError(f"{size[1]}x{size[0]}: width and height must be multiples of {DIVISOR}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporters' own, about their future
+            _write(frame, inputs, form, temporary, size is None)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write(frame: Frame, inputs: tuple[Tensor, ...], form: str, path: Path, dynamic: bool) -> None:
+    if form == "torchscript":
+        torch.jit.trace(frame, inputs).save(str(path))
+        return
+    sides = {
+        2 + axis: DIVISOR * torch.export.Dim(name, min=SMALLEST, max=1024)
+        for axis, name in enumerate(("rows16", "columns16"))
+    }
+    shapes = {"img0": sides, "img1": sides, "t": None} if dynamic else None
+    program = torch.export.export(frame, inputs, dynamic_shapes=shapes)
+    if form == "pt2":
+        torch.export.save(program, path)
+        return
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"ONNX needs the packages onnx and onnxscript: {error}") from None
+    options = {"input_names": NAMES, "output_names": ("imgt",), "opset_version": OPSET, "external_data": False}
+    torch.onnx.export(program, inputs, path, dynamo=True, verbose=False, **options)
+
+
+def runner(path: Path, providers: Sequence[str] = ()) -> Callable[..., Tensor]:
+    """An exported file as a function of img0, img1 and t. providers: of onnxruntime, first choice first.
+
+    FileNotFoundError or ValueError where there is none that can be run.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.suffix == ".onnx":
+        return _onnx_runner(path, providers)
+    if path.suffix not in SUFFIXES.values():
+        raise ValueError(f"{path}: not an export; its name must end in {', '.join(SUFFIXES.values())}")
+    try:
+        return torch.export.load(path).module() if path.suffix == ".pt2" else torch.jit.load(str(path))
+    except Exception as error:  # each format has errors of its own
+        raise ValueError(f"{path}: cannot be read as {path.suffix}") from error
+
+
+def _onnx_runner(path: Path, providers: Sequence[str]) -> Callable[..., Tensor]:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ValueError(f"an ONNX file is checked with the package onnxruntime: {error}") from None
+    missing = sorted(set(providers) - set(onnxruntime.get_available_providers()))
+    if missing:
+        here = ", ".join(onnxruntime.get_available_providers())
+        raise ValueError(f"onnxruntime here has no {', '.join(missing)}; it has {here}")
+    try:
+        session = onnxruntime.InferenceSession(path, providers=[*providers, "CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's are of no common type
+        raise ValueError(f"{path}: onnxruntime cannot read it: {error}") from None
+
+    def run(*inputs: Tensor) -> Tensor:
+        (frame,) = session.run(None, {name: x.numpy() for name, x in zip(NAMES, inputs)})
+        return torch.from_numpy(frame)
+
+    return run
+
+
+def difference(model: IFRNet, run: Callable[..., Tensor], size: tuple[int, int]) -> float:
+    """The largest difference between a runner's frames and the network's, over three times, in [0, 1]."""
+    most = 0.0
+    with torch.inference_mode():
+        for t in (0.5, 0.25, 0.9):
+            inputs = example(*size, t)
+            most = max(most, (run(*(x.clone() for x in inputs)) - Frame(model)(*inputs)).abs().max().item())
+    return most
+
+
+def main(args: argparse.Namespace) -> None:
+    model = load(args.checkpoint or args.model_name)
+    path = args.check or args.out or Path(f"{model.name}{SUFFIXES[args.format]}")
+    if args.check is None:
+        export(model, args.format, path, args.size)
+        print(f"wrote {path}")
+    height, width = args.size or OTHER
+    run = runner(path, args.providers)
+    try:
+        most = difference(model, run, (height, width))
+    except Exception as error:  # each runtime has errors of its own
+        raise ValueError(f"{path}: does not run at {width}x{height}; give the --size that it was made for") from error
+    print(f"largest difference from the network at {width}x{height}, of 1: {most:.1e}")
+    if not most < TOLERANCE:
+        raise ValueError(f"{path}: differs from the network by {most:.1e}; at most {TOLERANCE:g} is rounding")
+
+
+def size(text: str) -> tuple[int, int] | None:
+    """The type of --size: WIDTHxHEIGHT -> (height, width), dynamic -> None."""
+    if text == "dynamic":
+        return None
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; give WIDTHxHEIGHT such as 1280x720, or dynamic")
+    return int(height), int(width)
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--format", choices=SUFFIXES, default="onnx", help="of the file (default: onnx)")
+    options.add_argument("--model_name", choices=VARIANTS, default="IFRNet_S", help="network (default: IFRNet_S)")
+    options.add_argument("--checkpoint", help="weights: a path (default: the shipped ones of that name)")
+    options.add_argument("--size", type=size, help="WIDTHxHEIGHT, or dynamic (default) for any multiple of 16")
+    options.add_argument("--out", type=Path, help="file to write (default: the network's name)")
+    options.add_argument("--check", type=Path, metavar="FILE", help="compare this export with the network, write none")
+    options.add_argument("--providers", nargs="+", default=[], help="of onnxruntime, to run with (default: its CPU's)")
+    return options
+
+
+if __name__ == "__main__":
+    try:
+        main(parser().parse_args())
+    except (ValueError, OSError) as error:
+        print(f"models.export: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)

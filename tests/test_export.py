@@ -1,0 +1,114 @@
+"""Exports: the frames of the network, in another runtime, at sizes and times that the export did not see."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, formula_image, formula_weights
+
+import models
+from models import export
+
+FORMS = ("onnx", "pt2", "torchscript")
+SMALL = (64, 96)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return formula_weights(models.build("IFRNet_S"))
+
+
+@pytest.fixture(scope="module")
+def exported(model, tmp_path_factory):
+    """The file of a form, made once; a TorchScript file is of one size, the others are of any."""
+    made = {}
+
+    def make(form):
+        if form == "onnx":
+            for package in ("onnx", "onnxscript", "onnxruntime"):
+                pytest.importorskip(package)
+        if form not in made:
+            made[form] = tmp_path_factory.mktemp("exports") / f"small{export.SUFFIXES[form]}"
+            export.export(model, form, made[form], SMALL if form == "torchscript" else None)
+        return made[form]
+
+    return make
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("form", FORMS)
+def test_an_export_gives_the_networks_frames_at_any_size_and_time(form, model, exported):
+    run = export.runner(exported(form))
+    for height, width in [SMALL] if form == "torchscript" else [SMALL, (32, 160), (272, 48)]:
+        img0, img1 = formula_image(height, width, 1)[None], formula_image(height, width, 2)[None]
+        frames = []
+        for t in (0.5, 0.125):
+            with torch.no_grad():
+                expected = model(img0, img1, t).imgt
+            frames.append(run(img0, img1, torch.tensor([t])))
+            torch.testing.assert_close(frames[-1].detach(), expected, atol=1e-4, rtol=0)
+        assert (frames[0] - frames[1]).abs().max() > 1e-3  # t is an input, not a constant of the export
+    assert not list(exported(form).parent.glob(".*"))
+
+
+def test_the_onnx_file_samples_bilinearly_with_borders_clamped(exported):
+    path, onnx = exported("onnx"), pytest.importorskip("onnx")
+    graph = onnx.load(path)
+    assert [entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx")] == [export.OPSET]
+    samplers = [node for node in graph.graph.node if node.op_type == "GridSample"]
+    assert len(samplers) == 8  # both frames at each of three levels, and at the end
+    for node in samplers:
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        assert attributes == {"align_corners": 1, "mode": b"linear", "padding_mode": b"border"}
+    assert [entry.name for entry in graph.graph.input] == list(export.NAMES)
+
+
+def test_a_difference_is_found(model, exported):
+    run = export.runner(exported("pt2"))
+    assert export.difference(model, run, SMALL) < 1e-4
+    assert export.difference(model, lambda *inputs: run(*inputs) + 0.01, SMALL) == pytest.approx(0.01, abs=1e-3)
+    assert export.difference(model, lambda a, b, t: run(a, b, torch.tensor([0.5])), SMALL) > 1e-3
+
+
+@pytest.fixture(scope="module")
+def weights(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "weights.pth"
+    torch.save(model.state_dict(), path)
+    return path
+
+
+def typed(*words):
+    export.main(export.parser().parse_args([*map(str, words)]))
+
+
+def test_it_writes_the_file_and_says_how_far_it_is_from_the_network(weights, tmp_path, capsys):
+    out = tmp_path / "new" / "net.pt2"
+    typed("--format", "pt2", "--checkpoint", weights, "--size", "64x32", "--out", out)
+    printed = capsys.readouterr().out
+    assert f"wrote {out}" in printed and "network at 64x32, of 1: " in printed
+    with pytest.raises(ValueError, match="does not run at 48x32; give the --size"):
+        typed("--check", out, "--checkpoint", weights, "--size", "48x32")
+
+
+def test_what_is_wrong_ends_in_one_line(tmp_path):
+    command = [sys.executable, "-m", "models.export", "--checkpoint", str(tmp_path / "none.pth")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "none.pth: no such checkpoint" in done.stderr
+
+
+def test_what_cannot_be_exported_is_refused(model, exported, tmp_path):
+    with pytest.raises(ValueError, match="of one size; give --size"):
+        export.export(model, "torchscript", tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="30x32: width and height must be multiples of 16"):
+        export.export(model, "pt2", tmp_path / "x.pt2", (32, 30))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(FileNotFoundError, match="none.onnx: no such file"):
+        export.runner(tmp_path / "none.onnx")
+    for name in ("cut.pt2", "cut.pt", "text.txt"):
+        (tmp_path / name).write_text("no export")
+        with pytest.raises(ValueError, match=name):
+            export.runner(tmp_path / name)
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(ValueError, match="onnxruntime here has no NoProvider; it has .*CPU"):
+        export.runner(exported("onnx"), ["NoProvider"])
