@@ -24,9 +24,10 @@ demo: setup
 	@echo "== 3/5  A few iterations of training from these weights (60 s)"
 	rm -rf $(RUN)/IFRNet_S
 	$(PY) train_vimeo90k.py --data $(DEMO) --model_name IFRNet_S --resume_path checkpoints/IFRNet_S.pth \
-		--iterations 60 --batch_size 4 --crop 128 --lr_start 1e-4 --lr_end 1e-5 --log_every 10 --log_path $(RUN)
+		--iterations 60 --batch_size 4 --crop 128 --log_every 12 --eval_iterations 60 --log_path $(RUN)
 	@echo "== 4/5  The trained weights, scored on the same list (10 s)"
-	$(PY) benchmarks/Vimeo90K.py --data $(DEMO) --model_name IFRNet_S --checkpoint $(RUN)/IFRNet_S/best.pth --out $(RUN)/after
+	$(PY) benchmarks/Vimeo90K.py --data $(DEMO) --model_name IFRNet_S \
+		--checkpoint $(RUN)/IFRNet_S/best.pth --out $(RUN)/after
 	@echo "== 5/5  Frames between two frames, with the shipped weights (10 s)"
 	$(PY) demo_2x.py
 	$(PY) demo_8x.py
