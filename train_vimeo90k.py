@@ -7,6 +7,14 @@
     python train_vimeo90k.py --data clips:FOLDER --model_name IFRNet_S     (videos and folders of frames of one's own)
     python -m datasets.packed && python train_vimeo90k.py --data data/vimeo_packed --cache gpu    (nothing to decode)
 
+Several machines: the same line on each but for --node_rank; under Slurm, srun starts it once on every machine:
+
+    torchrun --nnodes=2 --node_rank=0 --master_addr=HOST --master_port=29500 --nproc_per_node=4 \\
+        --max-restarts=3 train_vimeo90k.py --batch_size 3 --resume auto
+    srun --nodes=2 --ntasks-per-node=1 --gpus-per-node=4 bash -c 'torchrun --nnodes=$SLURM_NNODES \\
+        --node_rank=$SLURM_NODEID --master_addr=$(scontrol show hostnames $SLURM_JOB_NODELIST | head -n 1) \\
+        --master_port=29500 --nproc_per_node=4 train_vimeo90k.py --batch_size 3 --resume auto'
+
 The teacher's flow is read where generate_flow.py has put it; without it there is no flow distillation, unless --teacher
 estimates it for every batch: no disk, but a slower step, and on the crops alone. A run can be stopped at any time and
 goes on with --resume auto.

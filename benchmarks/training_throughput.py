@@ -6,7 +6,9 @@
 
 It makes triplets of Vimeo90K's size (448x256, three PNGs and two .flo each) out of scikit-image's photographs, so that
 a sample costs what it costs in training; they are read again and again, so the disk is not measured. Every number is
-the best of some rounds in which all candidates took turns. Reading is in CPU seconds of one core, steps in seconds.
+the best of some rounds in which all candidates took turns. Reading, and stepping on a CPU, are in CPU seconds, which
+count what the work takes and not what else the machine does; for steps set OMP_NUM_THREADS=1, threads that wait for
+each other count too. Stepping on a GPU, and both together, are by the clock.
 """
 
 import sys
@@ -172,11 +174,12 @@ class Run:
     def seconds(self, steps: int) -> float:
         """Of a step, the mean of some."""
         self.meter.restart()
+        spent = time.process_time()
         for _ in range(steps):
             self.meter.add(*step(self.network, self.state, self.stream, loss, self.recipe, 0.0, self.device))
         self.meter.norm.item()  # the device is done
-        self.took = time.monotonic() - self.meter.begun
-        return self.took / steps
+        self.took, spent = time.monotonic() - self.meter.begun, time.process_time() - spent
+        return (self.took if self.device.type == "cuda" else spent) / steps
 
     @property
     def waiting(self) -> float:
@@ -223,7 +226,9 @@ def together(root: Path, packed: Path, args, device: torch.device) -> dict[str, 
         reader = read(data, Order(len(names), args.batch_size), args.workers, pin=device.type == "cuda")
         run = Run(args, device, measures, on_device(reader, finish, device))
         run.seconds(args.warm_up)
-        s = run.seconds(args.steps * args.rounds)
+        count = args.steps * args.rounds
+        run.seconds(count)
+        s = run.took / count
         results[name] = {"samples_per_s": args.batch_size / s, "waiting": run.waiting}
     return results
 

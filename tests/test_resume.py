@@ -2,7 +2,9 @@
 
 import csv
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -53,6 +55,21 @@ def train(*args, **kwargs):
     return subprocess.run(command(*args, **kwargs), capture_output=True, text=True, env=environment, timeout=300)
 
 
+def train_here(*args):
+    """The same in this process: no start to wait for, and errors as they are raised."""
+    options = command(*args)[2:]
+    train_vimeo90k.main(train_vimeo90k.parser().parse_args(options))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in the processes that the tests start: sums of one thread and of several differ in their last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def weights(log_path):
     return torch.load(log_path / "IFRNet_S" / "latest.pth", weights_only=True)["model"]
 
@@ -91,55 +108,118 @@ def test_two_ranks_make_the_weights_of_one(vimeo, whole, tmp_path):
         torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=0)
 
 
-def test_killed_and_resumed_is_uninterrupted_bit_for_bit(vimeo, whole, tmp_path):
-    """Killed with no chance to save, at whatever moment the clock says, saving after every step."""
-    options = ["--epochs", 6, "--batch_size", 4, "--log_every", 1, "--save_every", 0, "--resume", "auto"]
+def start(log, *args, **kwargs):
+    """A run in the background that writes to the file `log`, in a session of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    latest, log = tmp_path / "IFRNet_S" / "latest.pth", tmp_path / "out.txt"
-    for wait in (0.0, 0.15):  # after the first checkpoint of the attempt: in the middle of steps and of saves
-        before = latest.stat().st_mtime_ns if latest.exists() else 0
-        with open(log, "w") as out:
-            process = subprocess.Popen(command(vimeo, tmp_path, *options), env=environment, stdout=out, stderr=out)
-        while process.poll() is None and (not latest.exists() or latest.stat().st_mtime_ns == before):
-            time.sleep(0.005)
-        time.sleep(wait)
-        process.send_signal(signal.SIGKILL)
+    with open(log, "w") as out:
+        return subprocess.Popen(
+            command(*args, **kwargs), env=environment, stdout=out, stderr=out, start_new_session=True
+        )
+
+
+def wait_for(condition, process, log):
+    while not condition():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.002)
+
+
+def assert_same(one, two, tolerance=0.0):
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=tolerance, rtol=0)
+
+
+def test_killed_and_resumed_is_uninterrupted_bit_for_bit(vimeo, whole, tmp_path):
+    """Killed with no chance to save: in the first save, in a later one, and a moment after one, in a step."""
+    options = ["--epochs", 6, "--batch_size", 4, "--log_every", 1, "--save_every", 0, "--resume", "auto"]
+    folder, log = tmp_path / "IFRNet_S", tmp_path / "out.txt"
+
+    def saving():
+        return any(folder.glob(".latest.*.pth"))
+
+    def saved(past):
+        return (folder / "latest.pth").exists() and (folder / "latest.pth").stat().st_mtime_ns > past
+
+    for moment in ("first save", "later save", "step"):
+        begun, process = time.time_ns(), start(log, vimeo, tmp_path, *options)
+        if moment != "first save":
+            for left in folder.glob(".latest.*.pth"):
+                left.unlink()
+            wait_for(lambda begun=begun: saved(begun), process, log)
+        if moment != "step":
+            wait_for(saving, process, log)
+        process.kill()
         assert process.wait() == -signal.SIGKILL, log.read_text()
     done = train(vimeo, tmp_path, *options)
-    assert done.returncode == 0, done.stderr
-    one, two = weights(whole), weights(tmp_path)
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert done.returncode == 0 and "passed over" not in done.stdout, done.stderr
+    assert_same(weights(whole), weights(tmp_path))
+
+
+def test_a_cut_checkpoint_is_passed_over_for_the_one_before_it(vimeo, whole, tmp_path, capsys):
+    folder = tmp_path / "IFRNet_S"
+    shutil.copytree(whole / "IFRNet_S", folder)
+    kept = torch.load(folder / "latest.pth", weights_only=True)
+    torch.save({**kept, "iteration": 8}, folder / "previous.pth")
+    (folder / "latest.pth").write_bytes((folder / "latest.pth").read_bytes()[:-1000])
+    train_here(vimeo, tmp_path, "--batch_size", 4, "--iterations", 9, "--resume", "auto")
+    said = capsys.readouterr().out
+    assert "passed over: " in said and "latest.pth: not a whole checkpoint" in said
+    assert torch.load(folder / "latest.pth", weights_only=True)["iteration"] == 9
+
+
+def test_torchrun_starts_a_killed_process_again_and_nothing_is_lost(vimeo, whole, tmp_path):
+    options = ["--epochs", 6, "--batch_size", 4, "--log_every", 1, "--save_every", 0, "--resume", "auto"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", "--max-restarts=1"]
+    log = tmp_path / "out.txt"
+    process = start(log, vimeo, tmp_path, *options, launcher=launcher)
+    wait_for((tmp_path / "IFRNet_S" / "latest.pth").exists, process, log)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for child in children:
+        os.kill(int(child), signal.SIGKILL)
+    assert process.wait() == 0, log.read_text()
+    assert log.read_text().count("IFRNet_S on 1 cpu") == 2
+    assert_same(weights(whole), weights(tmp_path))
+
+
+def test_two_nodes_make_the_weights_of_one_process(vimeo, whole, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--epochs", 6, "--batch_size", 2]
+    address = ["--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={port}"]
+    nodes = []
+    for rank in (0, 1):
+        log, launcher = tmp_path / f"{rank}.txt", ["-m", "torch.distributed.run", *address, f"--node_rank={rank}"]
+        nodes.append((start(log, vimeo, tmp_path, *options, launcher=launcher), log))
+    for process, log in nodes:
+        assert process.wait() == 0, log.read_text()
+    assert "IFRNet_S on 2 cpu" in nodes[0][1].read_text() and "iteration" not in nodes[1][1].read_text()
+    assert_same(weights(whole), weights(tmp_path), 1e-5)
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_ends_with_its_own_status(vimeo, whole, tmp_path, kind):
     options = ["--epochs", 6, "--batch_size", 4, "--log_every", 1, "--workers", 1]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     log = tmp_path / "out.txt"
-    with open(log, "w") as out:
-        process = subprocess.Popen(
-            command(vimeo, tmp_path, *options), env=environment, stdout=out, stderr=out, start_new_session=True
-        )
-    while process.poll() is None and "iteration 3/12" not in log.read_text():
-        time.sleep(0.01)
+    process = start(log, vimeo, tmp_path, *options)
+    wait_for(lambda: "iteration 3/12" in log.read_text(), process, log)
     os.killpg(process.pid, kind)  # as a terminal or a scheduler does: to the reading processes too
     assert process.wait() == 128 + kind, log.read_text()
     assert f"stopped by {kind.name} after iteration" in log.read_text() and "Traceback" not in log.read_text()
-    refused = train(vimeo, tmp_path, *options)
-    assert refused.returncode == 2 and "a run is here; --resume auto goes on with it" in refused.stderr
-    done = train(vimeo, tmp_path, *options, "--resume", "auto")
-    assert done.returncode == 0, done.stderr
-    one, two = weights(whole), weights(tmp_path)
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    with pytest.raises(ValueError, match="a run is here; --resume auto goes on with it"):
+        train_here(vimeo, tmp_path, *options)
+    if kind == signal.SIGTERM:
+        train_here(vimeo, tmp_path, *options, "--resume", "auto")
+        assert_same(weights(whole), weights(tmp_path))
 
 
 def test_resume_by_path_takes_runs_and_bare_weights(vimeo, whole, tmp_path):
     latest, best = whole / "IFRNet_S" / "latest.pth", whole / "IFRNet_S" / "best.pth"
     short = ["--batch_size", 4, "--epochs", 7]
-    wrong = train(vimeo, tmp_path / "x", *short, "--resume_path", latest, "--resume_epoch", 3)
-    assert wrong.returncode == 2 and "stands at epoch 6, not 3" in wrong.stderr and not (tmp_path / "x").exists()
-    assert train(vimeo, tmp_path / "a", *short, "--resume_path", latest, "--resume_epoch", 6).returncode == 0
-    assert train(vimeo, tmp_path / "b", *short, "--resume_path", best, "--resume_epoch", 6).returncode == 0
+    with pytest.raises(ValueError, match="stands at epoch 6, not 3"):
+        train_here(vimeo, tmp_path / "x", *short, "--resume_path", latest, "--resume_epoch", 3)
+    assert not (tmp_path / "x").exists()
+    train_here(vimeo, tmp_path / "a", *short, "--resume_path", latest, "--resume_epoch", 6)
+    train_here(vimeo, tmp_path / "b", *short, "--resume_path", best, "--resume_epoch", 6)
     runs = [torch.load(tmp_path / k / "IFRNet_S" / "latest.pth", weights_only=True) for k in ("a", "b")]
     assert runs[0]["iteration"] == runs[1]["iteration"] == 14
     steps = [run["optimizer"]["state"][0]["step"].item() for run in runs]
@@ -173,8 +253,9 @@ def test_what_people_get_wrong_is_one_line(vimeo, tmp_path, capsys, monkeypatch,
 
 
 def test_a_run_of_another_network_is_named(vimeo, whole, tmp_path):
-    done = train(vimeo, tmp_path, "--model_name", "IFRNet", "--resume_path", whole / "IFRNet_S" / "latest.pth")
-    assert done.returncode == 2 and "IFRNet_S" in done.stderr and len(done.stderr.splitlines()) == 1
+    latest = whole / "IFRNet_S" / "latest.pth"
+    with pytest.raises(ValueError, match="is one of IFRNet_S; give its --model_name"):
+        train_here(vimeo, tmp_path, "--batch_size", 4, "--model_name", "IFRNet", "--resume_path", latest)
 
 
 def write_frames(folder, seed, count=25):

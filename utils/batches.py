@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from utils import distributed
 
 T = TypeVar("T")
+GRACE = 20  # seconds that a reading process outlives SIGTERM
 
 
 class Order:
@@ -197,9 +198,11 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _begin_worker(_: int) -> None:
-    # A signal to the whole group asks the run to save and stop; workers must outlive it and leave when they are told.
+    # A signal to the whole group asks the run to save and stop: workers must outlive it, but not for ever, because
+    # multiprocessing ends those that are left over in the same way and waits for them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
     torch.set_num_threads(1)
     try:
         import cv2

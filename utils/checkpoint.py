@@ -18,10 +18,17 @@ NEEDED = {"model", "optimizer", "iteration"}  # what tells a training checkpoint
 def write(path: str | Path, content: dict) -> None:
     """Write under a temporary name, make sure that it is on the disk, and rename."""
     with replacing(path) as temporary:
-        with open(temporary, "wb") as file:
+        _dump(temporary, content)
+
+
+def _dump(path: Path, content: dict) -> None:
+    try:
+        with open(path, "wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
+    except RuntimeError as error:  # what torch makes of a full disk
+        raise OSError(f"{path.parent}: the checkpoint could not be written; is the disk full?") from error
 
 
 def read(path: str | Path) -> dict:
@@ -52,9 +59,10 @@ def save(folder: str | Path, content: dict) -> None:
     latest = folder / LATEST
     for left in folder.glob(f".{latest.stem}.*{latest.suffix}"):  # by a process that was killed while it wrote
         left.unlink(missing_ok=True)
-    if latest.is_file():
-        latest.replace(folder / PREVIOUS)
-    write(latest, content)
+    with replacing(latest) as temporary:
+        _dump(temporary, content)
+        if latest.is_file():
+            latest.replace(folder / PREVIOUS)
 
 
 def newest(folder: str | Path) -> tuple[dict | None, list[str]]:

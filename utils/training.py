@@ -167,8 +167,16 @@ def fit(
             checkpoint.save(folder, state.content())
         saved = time.monotonic()
 
+    def try_to_save() -> None:
+        nonlocal saved
+        try:
+            save()
+        except OSError as error:  # a full disk may have room again before the run ends
+            journal.say(f"not saved at iteration {state.iteration}, trying again later: {error}")
+            saved = time.monotonic()
+
     def examine() -> None:
-        save()  # a long validation must not stand between a run and what it has learnt
+        try_to_save()  # a long validation must not stand between a run and what it has learnt
         scores = validate(state.judged)
         score = next(iter(scores.values()))
         if journal:
@@ -183,9 +191,9 @@ def fit(
         state.model.train()  # whoever judged it may have put it into evaluation mode
         meter.restart()
 
+    stream = meter.timed(batches(state.iteration))
     try:
         with _signals() as asked_to_stop:
-            stream = meter.timed(batches(state.iteration))
             while True:
                 signal_number, seconds = _agree(asked_to_stop(), state.seconds)
                 done = state.iteration / recipe.iterations if recipe.iterations else seconds / 60 / recipe.minutes
@@ -210,13 +218,14 @@ def fit(
                 if state.iteration % recipe.log_every == 0:
                     _report(journal, state, meter, recipe, learning_rate)
                 if time.monotonic() - saved > 60 * recipe.save_every:
-                    save()
+                    try_to_save()
         save()
     except Exception:
         if state.iteration > begun:
             save()
         raise
     finally:
+        stream.close()  # reading processes end with it, whoever still holds on to this frame
         if journal:
             journal.close()
     return state
@@ -388,12 +397,12 @@ def _agree(signal_number: int, seconds: float) -> tuple[int, float]:
 
 @contextmanager
 def _signals() -> Iterator[Callable[[], int]]:
-    """Turns SIGTERM and SIGINT into a number to ask for, 0 while there was none; insisting interrupts at once."""
+    """Turns SIGTERM and SIGINT into a number to ask for, 0 while there was none; a later Ctrl-C interrupts at once."""
     number, since = 0, 0.0
 
     def note(received: int, _frame) -> None:
         nonlocal number, since
-        if number and time.monotonic() - since > IMPATIENT:
+        if number and received == signal.SIGINT and time.monotonic() - since > IMPATIENT:
             raise KeyboardInterrupt
         number, since = number or received, since or time.monotonic()
 
