@@ -29,7 +29,7 @@ import torch
 from torch.utils.data import Dataset, default_collate
 
 import models
-from datasets import Sample, synthetic
+from datasets import synthetic
 from datasets.packed import Packed, Resident, pack
 from datasets.transforms import Take, finish
 from datasets.vimeo90k import FLOW, FRAMES, TRAIN_LIST, Vimeo90K, read_list
@@ -154,10 +154,6 @@ def loaders(root: Path, packed: Path, args, device: torch.device) -> dict[str, d
     return {name: {"ms": 1e3 * s, "samples_per_s": 1 / s, "times": first / s} for name, s in seconds.items()}
 
 
-def loss(out: models.Interpolation, batch: Sample, progress: float) -> dict[str, torch.Tensor]:
-    return ifrnet_loss(out, batch.imgt, batch.flow)
-
-
 class Run:
     """A network that steps on batches of a stream."""
 
@@ -168,6 +164,8 @@ class Run:
         model = models.build(args.model_name).to(device, memory_format=layout)
         self.state, self.device = State(model, self.recipe, device), device
         self.network = parallel(model, self.recipe, device)
+        judge = torch.compile(ifrnet_loss) if self.recipe.compile else ifrnet_loss
+        self.loss = lambda out, batch, progress: judge(out, batch.imgt, batch.flow)
         self.meter = Meter(device)
         self.stream = self.meter.timed(stream)
 
@@ -176,7 +174,7 @@ class Run:
         self.meter.restart()
         spent = time.process_time()
         for _ in range(steps):
-            self.meter.add(*step(self.network, self.state, self.stream, loss, self.recipe, 0.0, self.device))
+            self.meter.add(*step(self.network, self.state, self.stream, self.loss, self.recipe, 0.0, self.device))
         self.meter.norm.item()  # the device is done
         self.took, spent = time.monotonic() - self.meter.begun, time.process_time() - spent
         return (self.took if self.device.type == "cuda" else spent) / steps
