@@ -71,7 +71,7 @@ def test_no_package_of_the_project_does_anything_at_import(tmp_path):
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for package in ("models", "losses", "datasets", "utils")
         for path in (ROOT / package).rglob("*.py")
-        if path.name != "kernels.py"
+        if path.name != "triton_kernels.py"  # for machines that have Triton alone
     ]
     program = f"""
 import importlib, random, sys

@@ -9,7 +9,6 @@ from io import BytesIO
 from types import SimpleNamespace
 
 import av
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -544,14 +543,15 @@ def test_two_ranks_make_the_file_of_one(tmp_path, options):
 
 
 def test_gif_in_and_out(tmp_path):
-    run(encode(tmp_path / "in.mp4", moving(6), 20), tmp_path / "out.gif")
+    # Grey: its levels fit a palette of 256 colours, so that what is compared is the frame and not the dithering.
+    grey = [image[..., 1:2].repeat(3, 2) for image in moving(6)]
+    run(encode(tmp_path / "in.mp4", grey, 20), tmp_path / "out.gif")
     with av.open(str(tmp_path / "out.gif")) as container:
         times = [frame.pts * frame.time_base for frame in container.decode(video=0)]
     assert times == [Fraction(round(100 * k / 40), 100) for k in range(11)]
     _, images = decode(tmp_path / "out.gif")
     _, original = decode(tmp_path / "in.mp4")
-    dithered, smooth = (cv2.blur(image.astype(np.float32), (9, 9)) for image in (images[0], original[0]))
-    assert np.abs(dithered - smooth).mean() < 6
+    assert len(images) == 11 and np.abs(images[0].astype(int) - original[0]).mean() < 4
     run(tmp_path / "out.gif", tmp_path / "back.mp4", "--factor", "1", "--codec", "ffv1")
     _, back = decode(tmp_path / "back.mp4")
     assert all((a == b).all() for a, b in zip(images, back, strict=True))
