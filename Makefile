@@ -24,7 +24,7 @@ demo: setup
 	@echo "== 3/5  A few iterations of training from these weights (60 s)"
 	rm -rf $(RUN)/IFRNet_S
 	$(PY) train_vimeo90k.py --data $(DEMO) --model_name IFRNet_S --resume_path checkpoints/IFRNet_S.pth \
-		--iterations 60 --batch_size 4 --crop 128 --log_every 20 --eval_iterations 60 --log_path $(RUN)
+		--iterations 60 --batch_size 4 --crop 128 --log_every 12 --eval_iterations 60 --log_path $(RUN)
 	@echo "== 4/5  The trained weights, scored on the same list (10 s)"
 	$(PY) benchmarks/Vimeo90K.py --data $(DEMO) --model_name IFRNet_S \
 		--checkpoint $(RUN)/IFRNet_S/best.pth --out $(RUN)/after
