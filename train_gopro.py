@@ -10,8 +10,6 @@ All seven frames between the first and the last of a window are targets of one s
 no flow distillation. A run can be stopped at any time and goes on with --resume auto.
 """
 
-from collections.abc import Callable
-
 import torch
 
 import models
@@ -23,14 +21,10 @@ from utils import cli, distributed, epochs
 PAPER_EPOCHS, PAPER_STEP = 600, 8  # windows a step
 
 
-def loss_with(compiled: bool) -> Callable[..., dict[str, torch.Tensor]]:
-    judge = torch.compile(ifrnet_loss) if compiled else ifrnet_loss
-
-    def loss(out: models.Interpolation, batch: Sample, progress: float) -> dict[str, torch.Tensor]:
-        terms = judge(out, batch.imgt)
-        return {name: terms[name] for name in ("rec", "geo")}
-
-    return loss
+def loss(out: models.Interpolation, batch: Sample, progress: float) -> dict[str, torch.Tensor]:
+    """The paper's without distillation: 8x has no teacher."""
+    terms = ifrnet_loss(out, batch.imgt)
+    return {name: terms[name] for name in ("rec", "geo")}
 
 
 def main(args) -> None:
@@ -40,7 +34,7 @@ def main(args) -> None:
         val_set = clips.Windows(val, limit=gopro.VALIDATION_SIZE)
         torch.manual_seed(args.seed)
         model = models.build(args.model_name, args.activation)
-        epochs.train(args, device, model, train_set, val_set, finish, loss_with(args.compile), paper)
+        epochs.train(args, device, model, train_set, val_set, finish, loss, paper)
 
 
 def windows(args) -> tuple[list, list, int | None]:

@@ -1,8 +1,8 @@
 """Train without a download: photographs in procedural motion with exact flow, and one's own footage where there is any.
 
     python train_synthetic.py --minutes 30
-    python train_synthetic.py --images PHOTOS --clips CLIPS --minutes 90 --compile loss
-    python train_synthetic.py --images PHOTOS --clips CLIPS --minutes 180 --compile loss --resume auto
+    python train_synthetic.py --images PHOTOS --clips CLIPS --minutes 90
+    python train_synthetic.py --images PHOTOS --clips CLIPS --minutes 180 --resume auto
 
 Any t in (0, 1) is trained on, so that the weights serve 2x and 8x. Crops grow on the way: a network begins to see flow
 after some ten thousand independent motions, which small crops bring in minutes; large ones hold large motion. The clock
@@ -175,12 +175,12 @@ def train(args, model, photos, footage, val_set, folder, device, content, crop, 
         minutes=args.minutes * end,
         eval_every=args.eval_interval,
         channels_last=True,
-        compile=args.compile == "all",
-        **{name: getattr(args, name) for name in ("lr_start", "amp", "ema", "clip", "log_every", "save_every")},
+        log_every=args.log_every,
+        save_every=args.save_every,
+        **{name: getattr(args, name) for name in ("lr_start", "amp", "compile", "ema", "clip")},
     )
     rate = cosine(args.lr_start, args.lr_end)
     torch.compiler.reset()  # a stage is compiled for its own crop: code for any size is slower
-    judge = terms if args.compile == "none" else torch.compile(terms)
 
     def batches(start: int):
         mixture = Mixture(photos, footage, crop, args, start)
@@ -191,7 +191,7 @@ def train(args, model, photos, footage, val_set, folder, device, content, crop, 
     return fit(
         model,
         batches,
-        lambda out, batch, progress: weighted(judge(out, batch.imgt, batch.flow), progress * end),
+        lambda out, batch, progress: weighted(terms(out, batch.imgt, batch.flow), progress * end),
         recipe,
         folder,
         device,
@@ -234,7 +234,7 @@ def parser() -> cli.Parser:
     add("--lr_start", type=float, default=8e-4, help="learning rate at the start (default: %(default)s)")
     add("--lr_end", type=float, default=1e-5, help="learning rate at the end of the cosine (default: %(default)s)")
     add("--amp", choices=AMP, default="bf16", help="precision of the convolutions (default: %(default)s)")
-    add("--compile", choices=["none", "loss", "all"], default="none", help="torch.compile the loss, or all")
+    add("--compile", action="store_true", help="torch.compile the network: minutes for each size of crop on a CPU")
     add("--ema", type=float, default=0.999, help="decay of the averaged weights (default: %(default)s)")
     add("--clip", type=float, default=1.0, help="greatest norm of the gradient (default: %(default)s)")
     add("--seed", type=int, default=0, help="of weights and data (default: %(default)s)")

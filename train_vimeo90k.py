@@ -37,13 +37,12 @@ from utils import cli, distributed, epochs
 PAPER_ITERATIONS = 641_400  # 300 epochs of 51,313 triplets, 24 a step
 
 
-def loss_with(teacher: models.flow.Teacher | None, compiled: bool) -> Callable[..., dict[str, torch.Tensor]]:
+def loss_with(teacher: models.flow.Teacher | None) -> Callable[..., dict[str, torch.Tensor]]:
     """The loss under a teacher that estimates as it goes, or with the flow of the samples."""
-    judge = torch.compile(ifrnet_loss) if compiled else ifrnet_loss
 
     def loss(out: models.Interpolation, batch: Sample, progress: float) -> dict[str, torch.Tensor]:
         flow = models.flow.labels(teacher, batch.img0, batch.imgt, batch.img1) if teacher else batch.flow
-        return judge(out, batch.imgt, flow)
+        return ifrnet_loss(out, batch.imgt, flow)
 
     return loss
 
@@ -60,7 +59,7 @@ def main(args) -> None:
             )
         torch.manual_seed(args.seed)
         model = models.build(args.model_name, args.activation)
-        epochs.train(args, device, model, train_set, val_set, finish, loss_with(teacher, args.compile), paper)
+        epochs.train(args, device, model, train_set, val_set, finish, loss_with(teacher), paper)
 
 
 def sets(args, device: torch.device, flow: bool | None) -> tuple[Dataset, Dataset, int | None]:

@@ -164,8 +164,7 @@ class Run:
         model = models.build(args.model_name).to(device, memory_format=layout)
         self.state, self.device = State(model, self.recipe, device), device
         self.network = parallel(model, self.recipe, device)
-        judge = torch.compile(ifrnet_loss) if self.recipe.compile else ifrnet_loss
-        self.loss = lambda out, batch, progress: judge(out, batch.imgt, batch.flow)
+        self.loss = lambda out, batch, progress: ifrnet_loss(out, batch.imgt, batch.flow)
         self.meter = Meter(device)
         self.stream = self.meter.timed(stream)
 

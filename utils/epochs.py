@@ -37,7 +37,7 @@ def add_options(parser: argparse.ArgumentParser, *, epochs: int, batch_size: int
     add("--workers", type=int, default=default_workers(), help="reading processes a rank (default: %(default)s)")
     add("--amp", choices=AMP, default="none", help="precision of the convolutions (default: float32)")
     add("--channels_last", action="store_true", help="memory layout that is faster with --amp")
-    add("--compile", action="store_true", help="torch.compile network and loss: minutes at the start, then faster")
+    add("--compile", action="store_true", help="torch.compile the network: minutes at the start, then faster")
     add("--ema", type=float, default=0.0, help="decay of averaged weights, such as 0.999 (default: none)")
     add("--clip", type=float, default=0.0, help="greatest norm of the gradient (default: any)")
     add("--val_list", help="names to validate on, a file, left out of training (default: the last 1 %% of the set)")
