@@ -138,6 +138,17 @@ def test_a_stopped_run_resumed_is_the_uninterrupted_one_bit_for_bit(tmp_path):
     assert curves[0] == curves[1] and len(curves[0]) == 9
 
 
+def test_weights_to_start_from_are_the_ones_to_beat(tmp_path):
+    """They are judged before their first step, and the best ones where training makes them worse."""
+    scores, start = iter([3.0, 2.0]), network()
+    given = {"model": start.state_dict(), "iteration": 0}
+    recipe = Recipe(iterations=1, log_every=1)
+    fit(network(5), endless, loss, recipe, tmp_path, CPU, validate=lambda net: {"psnr": next(scores)}, resume=given)
+    assert [(row["iteration"], row["psnr"]) for row in rows(tmp_path)] == [("0", "3"), ("1", ""), ("1", "2")]
+    assert same(models.load(tmp_path / "best.pth"), start)
+    assert not same(models.load(tmp_path / "latest.pth"), start)
+
+
 def test_signals_are_the_processes_own_again_after_a_run(tmp_path):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     fit(network(), endless, loss, Recipe(iterations=1), tmp_path, CPU)

@@ -36,11 +36,11 @@ def test_the_score_is_the_mean_over_all_frames(model):
     assert len(expected) == 5
 
 
-def test_averaging_is_the_average(model):
+def test_a_score_stands_beside_that_of_the_average(model):
     data = [sample(0, 32, 48, targets=2)]
     average = (data[0].img0 + data[0].img1)[None] / 2
     expected = psnr(average.expand(2, -1, -1, -1), data[0].imgt).mean().item()
-    assert Validation(data, CPU).averaging()["psnr"] == pytest.approx(expected, abs=1e-4)
+    assert Validation(data, CPU)(model)["averaging"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_pictures_are_six_side_by_side(model):

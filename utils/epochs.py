@@ -132,7 +132,7 @@ def train(
 
     validate = Validation(val_set, device, args.workers)
     if resume is None:
-        averaging = validate.averaging()["psnr"]
+        averaging = validate.averaging  # all ranks take part
         if distributed.is_main():
             print(f"to beat: the average of both frames scores {averaging:.4f} dB in this validation", flush=True)
     fit(

@@ -102,7 +102,8 @@ class State:
     def load(self, content: dict) -> None:
         """Go on from a checkpoint of `content`, or from {"model", "iteration"}: weights alone, the optimizer fresh.
 
-        ValueError where it belongs to another network.
+        Such weights are validated before their first step: they are the ones to beat. ValueError where the content
+        belongs to another network.
         """
         try:
             self.model.load_state_dict(content["model"])
@@ -111,13 +112,13 @@ class State:
             raise ValueError(f"the run to resume is one of {theirs}; give its --model_name and --activation") from error
         if self.ema:
             self.ema.load_state_dict(content.get("ema") or content["model"])
-        self.iteration = self.validated = content["iteration"]
+        self.iteration, self.validated = content["iteration"], content.get("validated", -1)
         if "optimizer" not in content:
             return
         self.optimizer.load_state_dict(content["optimizer"])
         if self.scaler.is_enabled() and content["scaler"]:
             self.scaler.load_state_dict(content["scaler"])
-        self.validated, self.best = content["validated"], content["best"]
+        self.best = content["best"]
         self._seconds, self._begun = content["seconds"], time.monotonic()
         torch.set_rng_state(content["random"]["cpu"])
         if len(content["random"]["cuda"]) == torch.cuda.device_count() > 0:
@@ -201,7 +202,8 @@ def fit(
                     save()
                     _say(journal, f"stopped by {signal.Signals(signal_number).name} after iteration {state.iteration}")
                     raise SystemExit(128 + signal_number)
-                validation_due = done >= 1 or (recipe.eval_every and state.iteration % recipe.eval_every == 0)
+                in_turn = recipe.eval_every and state.iteration % recipe.eval_every == 0
+                validation_due = done >= 1 or in_turn or state.validated < 0
                 if validate and validation_due and state.validated < state.iteration:
                     examine()
                 if done >= 1:

@@ -1,6 +1,7 @@
 """A network's score on frames that it was not trained on, by all ranks together, and what it makes of some."""
 
 from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from utils.metrics import psnr
 
 
 class Validation:
-    """network -> {"psnr": mean over all frames of a data set, in dB}, every sample on exactly one rank.
+    """network -> {"psnr": mean over all frames of a data set, in dB, "averaging": what the plain average of both frames
+    has there, the floor that a curve is read against}; every sample on exactly one rank.
 
     dataset: of datasets.Sample, unaugmented; samples may have different sizes, so they are scored one by one.
     """
@@ -27,9 +29,10 @@ class Validation:
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         model.eval()
-        return self._score(lambda img0, img1, t: model(img0, img1, t).imgt)
+        return {"psnr": self._score(lambda img0, img1, t: model(img0, img1, t).imgt), "averaging": self.averaging}
 
-    def averaging(self) -> dict[str, float]:
+    @cached_property
+    def averaging(self) -> float:
         """What the plain average of both frames scores: a network below it has learnt nothing yet."""
         return self._score(lambda img0, img1, t: ((img0 + img1) / 2).expand(len(t), -1, -1, -1))
 
@@ -56,7 +59,7 @@ class Validation:
         return result
 
     @torch.inference_mode()
-    def _score(self, predict: Callable[[Tensor, Tensor, Tensor], Tensor]) -> dict[str, float]:
+    def _score(self, predict: Callable[[Tensor, Tensor, Tensor], Tensor]) -> float:
         total = {"psnr": 0.0, "frames": 0}
         one_by_one = BatchSampler(distributed.shard(range(len(self.dataset))), batch_size=1, drop_last=False)
         for batch in load(self.dataset, one_by_one, self.workers, pin=self.device.type == "cuda"):
@@ -66,4 +69,4 @@ class Validation:
             total["psnr"] = total["psnr"] + scores.sum()
             total["frames"] += len(scores)
         total = distributed.sums({name: float(value) for name, value in total.items()})
-        return {"psnr": total["psnr"] / total["frames"]}
+        return total["psnr"] / total["frames"]
