@@ -18,7 +18,8 @@ import interpolate_video
 import models
 from models.baselines import Average
 from utils import cli, io, timeline, video
-from utils.pipeline import ahead, between, infer
+from utils.ahead import ahead
+from utils.pipeline import between, infer
 from utils.timeline import Frame, Grid, Step
 
 SCRIPT = str(ROOT / "interpolate_video.py")

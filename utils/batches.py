@@ -4,7 +4,6 @@ Neither the number of ranks nor that of workers changes what a step sees, and a 
 with the samples that iteration n would have had.
 """
 
-import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -17,8 +16,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from utils import distributed
+from utils.ahead import ahead
 
 T = TypeVar("T")
+AHEAD = 4  # batches that are ready before their use, for each reading process
 GRACE = 20  # seconds that a reading process outlives SIGTERM
 
 
@@ -69,7 +70,7 @@ def load(
         collate_fn=partial(_collate, collate),
         pin_memory=pin,
         worker_init_fn=_begin_worker,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=AHEAD if workers else None,
     )
     iterator = iter(loader)
     while True:
@@ -95,7 +96,7 @@ def read(dataset, order: Order, workers: int = 0, pin: bool = False) -> Iterator
         return batches
     if pin:
         batches = (type(batch)(*(x.pin_memory() for x in batch)) for batch in batches)
-    return _ahead(batches) if workers else batches
+    return ahead(batches, AHEAD) if workers else batches
 
 
 def on_device(batches: Iterator, prepare: Callable[[tuple, torch.device], T], device: torch.device) -> Iterator[T]:
@@ -116,40 +117,6 @@ def on_device(batches: Iterator, prepare: Callable[[tuple, torch.device], T], de
         for x in ready:
             x.record_stream(now)  # its memory is not free before the step that reads it is over
         yield ready
-
-
-def _ahead(items: Iterator[T], depth: int = 4) -> Iterator[T]:
-    """The items, made some ahead by a thread; what making them raises is raised here."""
-    ready: queue.Queue = queue.Queue(depth)
-    stopped = threading.Event()
-
-    def put(item) -> None:
-        while not stopped.is_set():
-            try:
-                return ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for item in items:
-                put((item, None))
-                if stopped.is_set():
-                    return
-        except Exception as error:
-            put((None, error))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            yield item
-    finally:
-        stopped.set()
-        thread.join()
 
 
 class _Guarded(Dataset):

@@ -4,11 +4,9 @@ Each stage is a generator in a thread of its own, and only a few items wait betw
 whatever the length. Frames go to the device as bytes, come back as bytes, and nothing waits for the device but the end.
 """
 
-import queue
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,14 +16,12 @@ from models.baselines import Baseline
 from models.interpolator import Interpolator
 
 from . import io
+from .ahead import ahead
 from .timeline import Frame, Grid, Step, steps
 from .video import Source
 
-T = TypeVar("T")
-
 QUEUED = 2**28  # bytes of frames that may wait between two stages
 DEEPEST = 16  # and how many frames
-END = object()
 
 
 class Picture(NamedTuple):
@@ -119,47 +115,3 @@ def halves(t: Fraction) -> bool:
 def to_bytes(frame: Tensor) -> Tensor:
     """Float in [0, 1] -> uint8, rounded, where it is."""
     return frame.mul(255).round_().clamp_(0, 255).to(torch.uint8)
-
-
-def ahead(items: Iterable[T], depth: int) -> Iterator[T]:
-    """The same items, made in a thread that keeps at most `depth` of them ready.
-
-    What making them raises is raised here; closing the iterator ends the thread.
-    """
-    ready: queue.Queue = queue.Queue(depth)
-    ended = threading.Event()
-
-    def put(item: object) -> None:
-        while not ended.is_set():
-            try:
-                return ready.put(item, timeout=0.1)
-            except queue.Full:
-                pass
-
-    def work() -> None:
-        iterator = iter(items)
-        try:
-            for item in iterator:
-                put((item, None))
-                if ended.is_set():
-                    break
-            put((END, None))
-        except BaseException as error:  # whatever it is, the one who waits must hear of it
-            put((END, error))
-        finally:
-            if hasattr(iterator, "close"):
-                iterator.close()
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            if item is END:
-                return
-            yield item
-    finally:
-        ended.set()
-        thread.join()

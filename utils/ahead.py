@@ -1,0 +1,54 @@
+"""Work done beside the one who waits for it: items of an iterator, made ahead by a thread."""
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+END = object()
+
+
+def ahead(items: Iterable[T], depth: int) -> Iterator[T]:
+    """The same items, made in a thread that keeps at most `depth` of them ready.
+
+    What making them raises is raised here; closing the iterator ends the thread.
+    """
+    ready: queue.Queue = queue.Queue(depth)
+    ended = threading.Event()
+
+    def put(item: object) -> None:
+        while not ended.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                pass
+
+    def work() -> None:
+        iterator = iter(items)
+        try:
+            for item in iterator:
+                put((item, None))
+                if ended.is_set():
+                    break
+            put((END, None))
+        except BaseException as error:  # whatever it is, the one who waits must hear of it
+            put((END, error))
+        finally:
+            if hasattr(iterator, "close"):
+                iterator.close()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is END:
+                return
+            yield item
+    finally:
+        ended.set()
+        thread.join()
