@@ -73,6 +73,15 @@ def weights(tmp_path_factory):
     return path
 
 
+@pytest.fixture
+def one_thread():
+    """Sums in the same order here and in the processes that tests start; small pictures are not worth sharing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class Typed(NamedTuple):
     """What a command did: its exit status, its standard output, its standard error."""
 

@@ -21,14 +21,7 @@ import models
 from benchmarks import Adobe240, Vimeo90K, common
 from utils import io, metrics
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in the same order here and in the processes that tests start."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

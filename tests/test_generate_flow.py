@@ -30,13 +30,8 @@ NAMES = [f"00001/{number:04d}" for number in range(1, 8)]
 
 
 @pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    """As under a launcher; and frames of this size are too small to share."""
+def as_under_a_launcher(monkeypatch, one_thread):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ from utils.io import to_uint8, write_flow, write_image
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = str(ROOT / "train_vimeo90k.py")
 sys.path.insert(0, str(ROOT))
+pytestmark = pytest.mark.usefixtures("one_thread")
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
@@ -59,15 +60,6 @@ def train_here(*args):
     """The same in this process: no start to wait for, and errors as they are raised."""
     options = command(*args)[2:]
     train_vimeo90k.main(train_vimeo90k.parser().parse_args(options))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As in the processes that the tests start: sums of one thread and of several differ in their last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def weights(log_path):

@@ -16,16 +16,8 @@ from losses import ifrnet_loss
 from utils import batches, checkpoint, distributed, training
 from utils.training import Recipe, cosine, fit
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Pictures of 32x32 are too small to share among threads, which would wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def loss(out, batch, progress):
