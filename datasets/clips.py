@@ -5,6 +5,7 @@ a slice of it. Windows with a cut or a repeated frame are left out: there is no 
 """
 
 import hashlib
+import mmap
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -33,6 +34,12 @@ class Clip(NamedTuple):
     name: str
     frames: np.ndarray
     breaks: np.ndarray
+
+    def __reduce__(self):
+        """To a process that is spawned goes the name of the file, not a copy of all that it holds."""
+        if isinstance(self.frames, np.memmap) and isinstance(self.frames.base, mmap.mmap):  # all of a file, no slice
+            return _read, (self.name, self.frames.filename, self.breaks)
+        return Clip, tuple(self)
 
 
 class Window(NamedTuple):
@@ -170,7 +177,11 @@ def _open(path: Path, name: str, longest: int | None, cache: Path) -> Clip:
         for target, array in ((breaks, find_breaks(decoded)), (frames, decoded)):
             with io.replacing(target) as temporary, open(temporary, "wb") as file:
                 np.save(file, array)
-    return Clip(name, np.load(frames, mmap_mode="r"), np.load(breaks))
+    return _read(name, frames, np.load(breaks))
+
+
+def _read(name: str, frames: str | Path, breaks: np.ndarray) -> Clip:
+    return Clip(name, np.load(frames, mmap_mode="r"), breaks)
 
 
 def _decode(path: Path) -> Iterator[np.ndarray]:

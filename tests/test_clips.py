@@ -1,3 +1,5 @@
+import pickle
+
 import av
 import numpy as np
 import pytest
@@ -76,6 +78,18 @@ def test_a_window_is_a_sample_with_all_frames_between_as_targets():
     assert sample.flow.isnan().all()
     augmented = clips.Windows(dataset.windows, Augment(32))[0, 3]
     assert augmented.imgt.shape == (3, 3, 32, 32)
+
+
+def test_a_spawned_process_is_told_where_the_frames_are_and_gets_no_copy(tmp_path):
+    write_folder(tmp_path / "in" / "a", moving())
+    (clip,) = clips.open_clips(tmp_path / "in", cache=tmp_path / "cache")
+    sent = pickle.dumps(clips.Windows(clips.windows([clip], 3)))
+    assert len(sent) < 5_000 < clip.frames.nbytes
+    received = pickle.loads(sent).windows
+    assert len(received) == 10 and len({id(window.clip) for window in received}) == 1
+    assert isinstance(received[0].clip.frames, np.memmap) and np.array_equal(received[9].frames, clip.frames[9:])
+    part = clip._replace(frames=clip.frames[4:8], breaks=clip.breaks[4:7])
+    assert np.array_equal(pickle.loads(pickle.dumps(part)).frames, clip.frames[4:8])
 
 
 def test_motion_alone_is_no_cut():
