@@ -18,8 +18,9 @@ def _census_distance(x: Tensor, y: Tensor, patch: int) -> Tensor:
 
     A pixel's signature: all neighbours in its patch minus the pixel, compressed to (-1, 1).
     """
+    full = torch.promote_types(x.dtype, torch.float32)  # half precision cannot hold the sums
     # The border counts as pixels without a distance: divide by all of them.
-    return _CensusSum.apply(x, y, patch) / (x.numel() * patch**2)
+    return _CensusSum.apply(x.to(full), y.to(full), patch) / (x.numel() * patch**2)
 
 
 class _CensusSum(torch.autograd.Function):
@@ -57,13 +58,13 @@ class _CensusSum(torch.autograd.Function):
                             part = (scale * scale).mul_(scale).mul_(common)
                             gradient[b].add_(part, alpha=sign)
                             gradient[a].sub_(part, alpha=sign)
-        ctx.gradients = gradients
+        ctx.save_for_backward(*gradients)  # which frees them with the rest of the graph
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx, above: Tensor):
-        return *(None if gradient is None else above * gradient for gradient in ctx.gradients), None
+        return *(None if gradient is None else above * gradient for gradient in ctx.saved_tensors), None
 
 
 def census(prediction: Tensor, target: Tensor) -> Tensor:
@@ -76,8 +77,7 @@ def geometry(feature: Tensor, target: Tensor) -> Tensor:
 
     feature, target: (B, C, h, w), the decoder's feature at t and the encoder's of the true frame. Both take gradients.
     """
-    full = torch.promote_types(feature.dtype, torch.float32)  # half precision cannot hold the sums
-    return _census_distance(feature.to(full), target.to(full), 3)
+    return _census_distance(feature, target, 3)
 
 
 def flow_distillation(flows: tuple[Tensor, ...], teacher: Tensor, beta: float = 0.3) -> Tensor:
