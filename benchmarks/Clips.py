@@ -1,0 +1,101 @@
+"""One's own footage: windows of neighbouring frames, the outer two given, those between asked for.
+
+    python benchmarks/Clips.py --data FOLDER --model_name average dis IFRNet_S
+    python benchmarks/Clips.py --data FOLDER --clips a.mp4 b.mp4 --frames 9 --by_motion
+
+3 frames ask for t = 1/2, 9 for t = 1/8 .. 7/8. Of every clip every --step-th window that holds no cut and no repeated
+frame is taken and kept as pictures, so that all models see the same. Clips that a model was trained on do not measure
+it: name the others in --clips. Motion is the 95th percentile of the length of DIS flow between a window's outer frames.
+
+Data: a folder of videos or folders of frames:
+    FOLDER/a.mp4 ..    FOLDER/b/000001.png ..
+"""
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+from benchmarks.common import Benchmark, Case, Split, parser, run
+from datasets import clips
+from models.flow.dis import DIS
+from utils import cli, io
+
+RANGES = (0, 8, 16, 32)  # pixels: where the ranges of motion begin
+LIST = "windows.txt"  # written last: where it is, all windows are
+
+
+def motion(frames: np.ndarray) -> float:
+    """Of a window of frames (N, H, W, 3) uint8: the 95th percentile of the length of DIS flow from first to last."""
+    first, last = io.to_float(frames[0])[None], io.to_float(frames[-1])[None]
+    return DIS().estimate(first, last).norm(dim=1).quantile(0.95).item()
+
+
+def cut(args: argparse.Namespace) -> Path:
+    """Write the windows as pictures, once, beside the decoded clips; returns their folder."""
+    found = clips.open_clips(args.data, args.clips, longest=args.longest)
+    asked = repr(([clip.frames.filename for clip in found], args.frames, args.step, args.per_clip))
+    root = clips.CACHE / f"windows-{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
+    if not (root / LIST).is_file():
+        lines = []
+        for clip in found:
+            windows = clips.windows([clip], args.frames, step=args.step)
+            if args.per_clip and windows:
+                places = np.linspace(0, len(windows) - 1, min(args.per_clip, len(windows)))
+                windows = [windows[place] for place in places.astype(int)]
+            for window in windows:
+                name = f"{clip.name.replace('/', '_')}/{window.start:05d}"
+                for number, frame in enumerate(window.frames, start=1):
+                    io.write_image(root / name / f"im{number}.png", frame)
+                lines.append(f"{motion(window.frames):.2f} {name}\n")
+        io.write_bytes(root / LIST, "".join(lines).encode())
+    return root
+
+
+def splits(root: Path, args: argparse.Namespace) -> list[Split]:
+    times = tuple(k / (args.frames - 1) for k in range(1, args.frames - 1))
+    cases = []
+    for line in io.read_bytes(root / LIST).decode().splitlines():
+        length, name = line.split(" ", 1)
+        first, *targets, last = (root / name / f"im{number}.png" for number in range(1, args.frames + 1))
+        cases.append((float(length), Case(name, first, last, tuple(targets), times)))
+    if not args.by_motion:
+        return [Split("all", [case for _, case in cases])]
+    found = {f"{low} px up": [] for low in RANGES}
+    for length, case in cases:
+        found[f"{max(low for low in RANGES if low <= length)} px up"].append(case)
+    return [Split(name, inside) for name, inside in found.items() if inside]
+
+
+BENCHMARK = Benchmark(
+    "Clips", "", LIST, "the folder named by --data", splits, options=("clips", "step", "per_clip", "longest")
+)
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.data is None:
+        raise ValueError("--data: the folder of clips is needed")
+    if args.frames < 3:
+        raise ValueError(f"--frames {args.frames}: 3 or more are needed, two to give and one to ask for")
+    name = f"Clips_{args.frames - 1}x" + "_by_motion" * args.by_motion  # results that differ have different names
+    run(BENCHMARK._replace(name=name), argparse.Namespace(**vars(args) | {"data": cut(args)}))
+
+
+def options() -> cli.Parser:
+    options = parser(__doc__)
+    options.add_argument("--clips", nargs="+", metavar="NAME", help="names of the clips to take (default: all)")
+    options.add_argument("--frames", type=cli.positive, default=3, help="of a window (default: %(default)s)")
+    options.add_argument("--step", type=cli.positive, default=5, help="windows to go on by (default: %(default)s)")
+    options.add_argument("--per_clip", type=cli.positive, help="so many windows a clip, evenly spaced (default: all)")
+    about = "clips are halved until their longer side is no more (default: %(default)s)"
+    options.add_argument("--longest", type=cli.positive, default=640, help=about)
+    options.add_argument("--by_motion", action="store_true", help="a row for each range of motion, not one for all")
+    return options
+
+
+if __name__ == "__main__":
+    cli.run(main, options())

@@ -1,0 +1,63 @@
+"""Scores on one's own footage: which windows are taken, their motion, the score by hand."""
+
+import numpy as np
+import pytest
+from scoring import frame, psnr_by_hand, result
+
+from benchmarks import Clips
+from datasets import clips
+from utils import io
+
+
+@pytest.fixture
+def footage(tmp_path, monkeypatch):
+    """A clip that moves by 1 pixel a frame, and one that moves by 6."""
+    monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
+    wide = frame(7, 96, 400)
+    for name, speed in (("slow", 1), ("fast", 6)):
+        for number in range(12):
+            io.write_image(tmp_path / "clips" / name / f"{number:02d}.png", wide[:, number * speed :][:, :160])
+    return tmp_path / "clips"
+
+
+def score(typed, footage, *options):
+    out = footage.parent / "out"
+    words = ["--data", footage, "--model_name", "average", "--workers", 0, "--device", "cpu", "--out", out]
+    assert typed(Clips.main, Clips.options(), *words, *options).status == 0
+    return out
+
+
+def test_the_score_is_that_of_the_frames_between(typed, footage):
+    read = [io.to_float(io.read_image(footage / "slow" / f"{n:02d}.png")).numpy() for n in (5, 6, 7)]
+    out = score(typed, footage, "--clips", "slow")
+    samples = result(out, "Clips_2x-average")["samples"]["all"]
+    assert [sample["name"] for sample in samples] == ["slow/00000", "slow/00005"]
+    assert samples[1]["psnr"] == [pytest.approx(psnr_by_hand((read[0] + read[2]) / 2, read[1]), abs=1e-4)]
+
+
+def test_nine_frames_ask_for_seven(typed, footage):
+    out = score(typed, footage, "--frames", 9, "--per_clip", 1)
+    samples = result(out, "Clips_8x-average")["samples"]["all"]
+    assert [sample["name"] for sample in samples] == ["fast/00000", "slow/00000"]
+    assert all(len(sample["psnr"]) == 7 and sample["times"][0] == 1 / 8 for sample in samples)
+
+
+def test_windows_are_told_apart_by_their_motion(typed, footage):
+    """Two frames of the slow clip are 2 pixels apart, of the fast one 12."""
+    out = score(typed, footage, "--by_motion")
+    samples = result(out, "Clips_2x_by_motion-average")["samples"]
+    found = {split: {sample["name"].split("/")[0] for sample in inside} for split, inside in samples.items()}
+    assert found == {"0 px up": {"slow"}, "8 px up": {"fast"}}
+
+
+def test_motion_is_in_pixels():
+    wide = frame(3, 96, 200)
+    assert Clips.motion(np.stack([wide[:, :160], wide[:, 5:165]])) == pytest.approx(5, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    "words, wrong", [([], "--data"), (["--frames", 2], "--frames 2"), (["--clips", "x"], "clip named x")]
+)
+def test_what_is_wrong_is_named(typed, footage, words, wrong):
+    status, _, error = typed(Clips.main, Clips.options(), *(["--data", footage, *words] if words else []))
+    assert status == 2 and wrong in error and error.count("\n") == 1
