@@ -5,6 +5,7 @@ import itertools
 import math
 import os
 import signal
+from functools import partial
 
 import numpy as np
 import pytest
@@ -237,6 +238,22 @@ def test_half_precision_trains_almost_as_single(tmp_path, amp):
         assert state.iteration == 2 and all(p.dtype == torch.float32 for p in state.model.parameters())
     a, b = (float(rows(tmp_path / name)[0]["loss"]) for name in ("single", "half"))
     assert a != b and a == pytest.approx(b, rel=0.02)
+
+
+def test_what_is_compiled_is_one_graph_that_takes_the_same_steps(tmp_path, monkeypatch):
+    """Up to the compiler itself, in whose place the graph that it is handed is run as it is."""
+    graphs = []
+
+    def run_as_it_is(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=run_as_it_is, fullgraph=True))
+    eager, compiled = network(), network()
+    fit(eager, endless, loss, Recipe(iterations=2), tmp_path / "eager", CPU)
+    fit(compiled, endless, loss, Recipe(iterations=2, compile=True), tmp_path / "compiled", CPU)
+    assert len(graphs) == 1 and same(eager, compiled) and not same(eager, network())
+    assert same(models.load(tmp_path / "compiled" / "latest.pth"), eager)  # under the names that everyone uses
 
 
 def test_a_run_by_the_clock_ends_at_its_time_with_its_last_learning_rate(tmp_path):
