@@ -36,7 +36,8 @@ from datasets.vimeo90k import FLOW, FRAMES, TRAIN_LIST, Vimeo90K, read_list
 from losses import ifrnet_loss
 from utils import cli, io
 from utils.batches import Order, on_device, read
-from utils.training import Meter, Recipe, State, parallel, step
+from utils.meter import Meter
+from utils.training import Recipe, State, parallel, step
 
 SIZE = (256, 448)  # of Vimeo90K
 PAPER = 641_400 * 24  # samples of the 300-epoch recipe

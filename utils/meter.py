@@ -1,0 +1,55 @@
+"""What the steps of a run amount to between two lines of its log, without waiting for the device before the second."""
+
+import time
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from utils import distributed
+
+
+class Meter:
+    """What happened since the last report, kept on the device until it is read."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.streak = device, torch.zeros((), device=device)
+        self.restart()
+
+    def restart(self) -> None:
+        self.terms: dict[str, Tensor] = {}
+        self.norm, self.bad, self.longest = (torch.zeros((), device=self.device) for _ in range(3))
+        self.steps, self.samples, self.waited, self.begun = 0, 0, 0.0, time.monotonic()
+
+    def timed(self, batches: Iterable) -> Iterator:
+        """The batches, and the time spent waiting for them."""
+        iterator = iter(batches)
+        while True:
+            start = time.monotonic()
+            batch = next(iterator)
+            self.waited += time.monotonic() - start
+            yield batch
+
+    def add(self, terms: dict[str, Tensor], norm: Tensor, bad: Tensor, samples: int) -> None:
+        skipped = bad > 0
+        for name, term in terms.items():
+            self.terms[name] = self.terms.get(name, 0) + term.masked_fill(skipped, 0)
+        self.norm = self.norm + norm.masked_fill(skipped, 0)
+        self.bad = self.bad + bad
+        self.streak = (self.streak + bad) * bad
+        self.longest = torch.maximum(self.longest, self.streak)
+        self.steps, self.samples = self.steps + 1, self.samples + samples
+
+    def read(self) -> dict[str, float]:
+        """Means over the steps that counted and over all ranks; here the CPU waits for the device. Starts again."""
+        names = [*self.terms, "grad_norm", "bad_steps", "longest"]
+        values = torch.stack([*self.terms.values(), self.norm, self.bad, self.longest]).tolist()
+        seconds = time.monotonic() - self.begun
+        mine = {**dict(zip(names, values)), "samples_per_s": self.samples / seconds, "wait": self.waited / seconds}
+        ranks, total = distributed.world_size(), distributed.sums(mine)
+        counted = max(self.steps - mine["bad_steps"], 1)
+        result = {name: total[name] / ranks / counted for name in (*self.terms, "grad_norm")}
+        result |= {"bad_steps": mine["bad_steps"], "longest": mine["longest"]}
+        result |= {"samples_per_s": total["samples_per_s"], "wait": total["wait"] / ranks}
+        self.restart()
+        return result
