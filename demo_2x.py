@@ -32,12 +32,15 @@ def parser(doc: str) -> cli.Parser:
 def between(args: argparse.Namespace, times: Sequence[float]) -> np.ndarray:
     """The two frames with those at `times` between them, (2 + T, H, W, 3) uint8; says how long it took."""
     first, last = io.read_frames([args.img0, args.img1])
-    call = interpolator(args.model_name, args.checkpoint, args.device, args.precision, args.scale, mode=args.mode)
+    height, width = first.shape[:2]
+    options = (args.model_name, args.checkpoint, args.device, args.precision, args.scale)
+    call = interpolator(*options, mode=args.mode, pixels=len(times) * height * width * args.scale**2)
     start = time.perf_counter()
     frames = io.to_uint8(call(io.to_float(first), io.to_float(last), times))
     seconds = time.perf_counter() - start
-    height, width = first.shape[:2]
     print(f"{len(times)} frame{'s' * (len(times) > 1)} of {width}x{height} in {seconds:.2f} s on {call.device}")
+    if (args.mode, call.mode) == ("fast", "eager"):
+        print("      without --fast, whose start takes longer than such frames")
     return np.concatenate([first[None], frames, last[None]])
 
 

@@ -19,7 +19,7 @@ from .interpolator import Interpolator, Padding, check_pair, check_range
 class Baseline:
     """Frames between two frames without a network. device: where the frames are wanted, as for Interpolator."""
 
-    any_time = True
+    any_time, mode = True, None
 
     def __init__(self, device: str | torch.device | None = None):
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -100,6 +100,7 @@ def interpolator(
     padding: Padding = Padding(),
     tile: int | str | None = None,
     mode: str = "eager",
+    pixels: float | None = None,
 ) -> Interpolator | Baseline:
     """Something to call with (img0, img1, times), by name.
 
@@ -116,7 +117,7 @@ def interpolator(
     model = load(checkpoint or model_name or "IFRNet_S")
     if model_name and model.name != model_name:
         raise ValueError(f"{checkpoint}: holds an {model.name}, not an {model_name}; change --model_name")
-    return Interpolator(model, device, precision, scale, padding, tile, mode)
+    return Interpolator(model, device, precision, scale, padding, tile, mode, pixels)
 
 
 def _remap(x: Tensor, flow: Tensor) -> Tensor:

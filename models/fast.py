@@ -24,7 +24,8 @@ from .layers import resize
 from .strips import by_rows, even
 
 ALIGNED = 8  # channels: what tensor cores read at a time
-STRIP, LEAST_ROWS = 2**20, 32  # pixels and rows of a frame that are worked on at a time on a CPU
+STRIP, LEAST_ROWS = 2**17, 32  # pixels and rows of a level that are worked on at a time on a CPU
+PAYS = 1e12  # see pays
 NARROW = 4  # pixels: below, oneDNN 3.x in bfloat16 reads beyond rows (seen with 2 pixels, 144 channels and stride 2)
 
 
@@ -38,6 +39,17 @@ def best_precision(device: torch.device) -> str:
         warnings.warn(f"fast mode in float32: this {device.type} has no instructions for half precision", stacklevel=3)
         return "fp32"
     return "fp16" if device.type == "cuda" else "bf16"
+
+
+def pays(model: nn.Module, pixels: float, device: torch.device) -> bool:
+    """Whether fast mode's start is made up for by frames of so many pixels, all of them together.
+
+    Arithmetic grows with parameters times pixels: a 26th of it, multiply-accumulates, in each of the three networks.
+    PAYS of it take a thread one second in eager mode; the start takes half of that: native.c is built the first time,
+    weights are laid out. On a GPU kernels are compiled for longer than any one pair takes.
+    """
+    work = pixels * sum(parameter.numel() for parameter in model.parameters())
+    return device.type == "cpu" and work >= PAYS * torch.get_num_threads()
 
 
 def _cpu_has_bf16() -> bool:
@@ -133,13 +145,15 @@ class FastDecoder:
         return [self.first, *self.block, self.conv5, self.up]
 
     def __call__(self, kernel: kernels.Eager, x: Tensor) -> Tensor:
-        return self.up(self._refined(kernel, kernel.prelu(self.first(x), self.first.slope)))
+        return self._refined(kernel, kernel.prelu(self.first(x), self.first.slope))
 
     def refine(
         self, kernel: kernels.Eager, answer: Tensor, flow: Tensor, f0: Tensor, f1: Tensor, top: int = 0
     ) -> Tensor:
         """See IFRNet.refine."""
-        return self(kernel, kernel.join(answer, flow, f0, f1, self.inputs, top))
+        x = kernel.join(answer, flow, f0, f1, self.inputs, top)
+        x = kernel.prelu(self.first(x), self.first.slope)  # under one name: what has been read is let go
+        return self._refined(kernel, x)
 
     def _refined(self, kernel: kernels.Eager, x: Tensor) -> Tensor:
         y = x
@@ -147,7 +161,7 @@ class FastDecoder:
             y = wide(y)
             side = kernel.prelu(y, wide.slope, tail=self.side)
             kernel.prelu(narrow(side), narrow.slope, into=y)
-        return kernel.prelu(self.conv5(y), self.conv5.slope, add=x)
+        return self.up(kernel.prelu(self.conv5(y), self.conv5.slope, add=x))
 
 
 class FastIFRNet:
@@ -157,7 +171,7 @@ class FastIFRNet:
     model: with PReLU; ValueError otherwise. dtype: of the features, float32, bfloat16 or float16.
     """
 
-    rows = None  # of the frame, to be worked on at a time; None: as many as are no faster alone
+    rows = None  # of the frame, to be worked on at a time; None: as many of a level as are no faster alone
 
     def __init__(self, model: IFRNet, device: torch.device, dtype: torch.dtype):
         if model.act != "prelu":
@@ -182,12 +196,16 @@ class FastIFRNet:
         other.rows = rows
         return other
 
-    def _rows(self, img: Tensor) -> int:
-        """How many rows of a frame to work on at a time: on a CPU, all at once is no faster and takes more memory."""
-        height, width = img.shape[-2:]
-        if self.rows is None and img.device.type != "cpu":
-            return height
-        return min(height, self.rows or max(STRIP // width, LEAST_ROWS))
+    def _rows(self, x: Tensor, halvings: int, pixels: float) -> int:
+        """How many rows of x to work on at a time: on a CPU, all at once is no faster and takes more memory.
+
+        halvings: between the frame and x; pixels: of x, to be worked on at a time.
+        """
+        if self.rows is not None:
+            return even(self.rows >> halvings)
+        if x.device.type != "cpu":
+            return x.shape[-2]
+        return even(max(int(pixels / x.shape[-1]), LEAST_ROWS))
 
     def _stage(self, convs: list[Conv], x: Tensor, top: int = 0) -> Tensor:
         for conv in convs:
@@ -203,7 +221,8 @@ class FastIFRNet:
         small = (img0, img1) if scale == 1 else (resize(img0, size=size), resize(img1, size=size))
         x, features = self.kernel.prepare(*small, mean, self.dtype), []
         for halvings, convs in enumerate(self.encoder):
-            x = by_rows(partial(self._stage, convs), even(self._rows(small[0]) >> halvings), x)
+            # Of four pixels there, a stage's convolutions make one.
+            x = by_rows(partial(self._stage, convs), self._rows(x, halvings, 4 * STRIP), x)
             features.append(x)
         pyramid0, pyramid1 = zip(*(level.chunk(2) for level in features))
         return Pair(img0, img1, torch.zeros_like(mean), pyramid0, pyramid1, scale)
@@ -221,10 +240,20 @@ class FastIFRNet:
             flow = kernel.step(answer, flow)
             f0, f1 = pair.pyramid0[level - 1], pair.pyramid1[level - 1]
             refine = partial(self.decoders[level].refine, kernel, f0=f0, f1=f1)
-            answer = by_rows(refine, even(self._rows(pair.img0) >> level), answer, flow)
+            answer = by_rows(refine, self._rows(answer, level, STRIP), answer, flow)
         if pair.scale == 1:
-            return Interpolation(kernel.blend(answer, flow, pair.img0, pair.img1), (), (), None)
-        flow, mask, residual = (resize(x, size=pair.img0.shape[-2:]) for x in kernel.last(answer, flow))
-        blend = partial(kernels.blend, img0=pair.img0, img1=pair.img1)
-        frame = by_rows(blend, even(self._rows(pair.img0)), flow.div_(pair.scale), mask, residual)
+            frame = kernel.blend(answer, flow, pair.img0, pair.img1)
+        else:
+            # Strips of the frame must begin at whole rows of the answer.
+            whole = (4 / pair.scale) % 1 > 0
+            rows = answer.shape[-2] if whole else self._rows(answer, 1, STRIP * pair.scale**2)
+            frame = by_rows(partial(self._enlarge, pair), rows, answer, flow)
         return Interpolation(frame, (), (), None)
+
+    def _enlarge(self, pair: Pair, answer: Tensor, flow: Tensor, top: int) -> Tensor:
+        """The frame from a smaller one's flow, mask and residual. answer and flow may be some rows, from `top` on."""
+        growth = 2 / pair.scale  # of the answer before it is shuffled
+        width = pair.img0.shape[-1]
+        size = (round(growth * answer.shape[-2]), width)
+        flow, mask, residual = (resize(x, size=size) for x in self.kernel.last(answer, flow))
+        return kernels.blend(flow / pair.scale, mask, residual, pair.img0, pair.img1, round(growth * top))

@@ -85,7 +85,8 @@ class Interpolator:
     padding: see Padding. tile: None works on whole frames; a number works on strips of so many rows, which takes less
     memory and gives the same frames (see strips.py); "auto" does so where a whole frame would not fit into the memory.
     mode: "eager" is the network as it is written, "fast" the same weights at the pace of the machine (see fast.py);
-    on a CPU that works on strips anyway.
+    on a CPU that works on strips anyway. pixels: how many the network will work on in all, where they are few: mode
+    "fast" then becomes "eager" where it does not pay (see fast.pays).
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Interpolator:
         padding: Padding = Padding(),
         tile: int | str | None = None,
         mode: str = "eager",
+        pixels: float | None = None,
     ):
         if precision not in (None, *PRECISIONS):
             raise ValueError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
@@ -109,7 +111,9 @@ class Interpolator:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
         self.any_time = model.any_time
-        self.precision = precision or default_precision(mode, self.device)
+        if mode == "fast" and pixels is not None and not fast.pays(self.model, pixels, self.device):
+            mode = "eager"
+        self.mode, self.precision = mode, precision or default_precision(mode, self.device)
         self.scale, self.padding, self.tile = scale, padding, tile
         self.fast = None
         if mode == "fast":

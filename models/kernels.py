@@ -33,6 +33,11 @@ def empty(like: Tensor, channels: int, size: tuple[int, int] | None = None, dtyp
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
+def for_each(x: Tensor, count: int) -> Tensor:
+    """x as often as makes `count`, pair by pair; x itself where that is once."""
+    return x if len(x) == count else x.repeat_interleave(count // len(x), 0)
+
+
 class Eager:
     """The kernels in plain PyTorch."""
 
@@ -68,7 +73,7 @@ class Eager:
         answer: (B, 4 + C, H, W), after a step of the flow the feature. flow: (B, 4, H, W). f0, f1: (P, C, H, W), B a
         multiple of P: pair by pair. answer and flow may be some rows of the level, from `top` on.
         """
-        f0, f1 = (f.repeat_interleave(len(answer) // len(f), 0) for f in (f0, f1))
+        f0, f1 = (for_each(f, len(answer)) for f in (f0, f1))
         parts = [answer[:, 4:], warp(f0, flow[:, :2], top), warp(f1, flow[:, 2:], top), flow.to(answer.dtype)]
         used = 4 + 3 * f0.shape[1]
         return F.pad(torch.cat(parts, 1), (0, 0, 0, 0, 0, width - used)).contiguous(memory_format=torch.channels_last)
@@ -92,7 +97,7 @@ def shuffle(answer: Tensor) -> Tensor:
 
 def blend(flow: Tensor, mask: Tensor, residual: Tensor, img0: Tensor, img1: Tensor, top: int = 0) -> Tensor:
     """The frame from what Eager.last answers, all of full size, or of some rows of it, from `top` on."""
-    img0, img1 = (x.repeat_interleave(len(flow) // len(x), 0) for x in (img0, img1))
+    img0, img1 = (for_each(x, len(flow)) for x in (img0, img1))
     frame = mask * warp(img0, flow[:, :2], top) + (1 - mask) * warp(img1, flow[:, 2:], top)
     return (frame + residual).clamp(0, 1)
 

@@ -5,14 +5,19 @@ import os
 import subprocess
 import sys
 
+import cv2
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT, formula_image, formula_weights
 
+import demo_2x
+import demo_8x
 import models
-from models import fast, kernels, recording, strips
+from models import fast, kernels, layers, recording, strips
 from models.interpolator import default_precision
+from utils import io
 
 NETWORKS = tuple(models.VARIANTS)
 CPU = torch.device("cpu")
@@ -183,14 +188,14 @@ def test_strips_give_the_same_frames(small, scale):
 
 def test_a_large_frame_is_worked_on_in_strips(small, monkeypatch):
     sizes = []
-    monkeypatch.setattr(fast, "STRIP", 64 * 64)
+    monkeypatch.setattr(fast, "STRIP", 32 * 32)
     quick = fast.FastIFRNet(small, CPU, torch.float32)
     join = quick.kernel.join
     monkeypatch.setattr(quick, "kernel", spy := kernels.Eager())
-    spy.join = lambda answer, *rest: sizes.append(answer.shape[-2]) or join(answer, *rest)
+    spy.join = lambda answer, *rest: sizes.append(answer.shape[-2:]) or join(answer, *rest)
     img0, img1 = pairs(256, 64, 1)
     frame = quick.decode(quick.encode(img0, img1), 0.5).imgt
-    assert max(sizes) <= 64 // 2 + 2 * strips.REACH
+    assert len(sizes) > 3 and all(rows <= 32 * 32 / columns + 2 * strips.REACH for rows, columns in sizes)
     with torch.inference_mode():
         torch.testing.assert_close(frame, small(img0, img1, 0.5).imgt, atol=1e-4, rtol=0)
 
@@ -202,13 +207,100 @@ def test_the_network_it_was_made_from_is_left_as_it_was(small):
         assert value.dtype == torch.float32 and torch.equal(value, before[name])
 
 
-def test_still_pictures_stay_still(small):
-    """Where nothing moves, half precision must not make text flicker: no pixel changes by a grey level."""
-    small.decoder1.convblock[2].weight.data[:, 5:] *= 0.02  # the residual of weights by formula is noise
-    img = formula_image(64, 96, 3)
-    times = [0.25, 0.5, 0.75]
-    expected = models.Interpolator(small, CPU)(img, img, times)
-    assert (models.Interpolator(small, CPU, mode="fast")(img, img, times) - expected).abs().max() < 2.5 / 255
+def text(height, width):
+    img = np.full((height, width, 3), (40, 90, 150), np.uint8)
+    for line, y in enumerate(range(26, height, 30)):
+        colour = (255, 255, 255) if line % 2 else (0, 0, 0)
+        cv2.putText(img, f"Still text {line} " * (width // 180), (6, y), cv2.FONT_HERSHEY_SIMPLEX, 0.8, colour, 1)
+    return io.to_float(img)
+
+
+def test_still_text_stays_still_as_the_shipped_weights_see_it():
+    img, model, times = text(128, 192), models.load("IFRNet_S"), [0.25, 0.5, 0.75]
+    expected = models.Interpolator(model, CPU)(img, img, times)
+    frames = models.Interpolator(model, CPU, mode="fast")(img, img, times)
+    assert (frames - expected).abs().max() < 1 / 255
+    assert (frames - img).abs().mean() < (expected - img).abs().mean() + 0.1 / 255
+
+
+def test_what_does_not_move_is_read_where_it_is(small):
+    """Without motion and residual the frame is the input, to a hundredth of a grey level, also at a width of 4096."""
+    model, img = copy.deepcopy(small), text(32, 4096)
+    for level in range(1, 5):
+        up = getattr(model, f"decoder{level}").convblock[2]
+        for said in (slice(4), slice(5, None)) if level == 1 else (slice(4),):
+            up.weight.data[:, said], up.bias.data[said] = 0, 0
+    frame = models.Interpolator(model, CPU, mode="fast")(img, img)
+    assert (frame - img).abs().max() < 0.01 / 255
+
+
+def far(model, dx):
+    """Weights that see motion of about dx pixels everywhere: to the right in one frame, to the left in the other."""
+    model = copy.deepcopy(model)
+    up = model.decoder1.convblock[2]
+    up.weight.data[:, :4] *= 0.05
+    up.weight.data[:, 5:] *= 0.02
+    up.bias.data[:4] += torch.tensor([dx, 0.0, -dx, 0.0])
+    return model
+
+
+def test_wide_frames_and_large_motion_are_as_exact_as_small_ones(small, monkeypatch):
+    """Coordinates are float32: in half precision they are pixels apart at a width of 4096."""
+    model, texture = far(small, 100.0), formula_image(32, 4196, 5)
+    texture = (texture + 0.2 * torch.rand(texture.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    pair = texture[..., 100:], texture[..., :-100]
+    expected = models.Interpolator(model, CPU)(*pair)
+    assert psnr(models.Interpolator(model, CPU, mode="fast")(*pair), expected) > 48
+
+    def coarse(x, flow, top=0):
+        columns = torch.arange(x.shape[-1]).view(1, 1, 1, -1)
+        return layers.warp(x, torch.cat([(columns + flow[:, :1]).half() - columns, flow[:, 1:]], 1), top)
+
+    monkeypatch.setattr(kernels, "warp", coarse)
+    monkeypatch.setattr(kernels, "choose", lambda *_: kernels.Eager())
+    assert psnr(models.Interpolator(model, CPU, "fp32", mode="fast")(*pair), expected) < 40  # what would be seen
+
+
+# The start
+
+
+def test_fast_mode_starts_where_it_pays(small, monkeypatch):
+    one = fast.PAYS * torch.get_num_threads() / sum(p.numel() for p in small.parameters())  # pixels
+    assert fast.pays(small, 1.01 * one, CPU) and not fast.pays(small, 0.99 * one, CPU)
+    assert not fast.pays(small, 1.01 * one, torch.device("cuda"))
+    assert models.Interpolator(small, CPU, mode="fast", pixels=1.01 * one).mode == "fast"
+    monkeypatch.setattr(fast, "FastIFRNet", None)  # nothing is built or laid out
+    call = models.Interpolator(small, CPU, mode="fast", pixels=0.99 * one)
+    assert (call.mode, call.precision) == ("eager", "fp32")
+    pair = [x[0] for x in pairs(32, 48)]
+    assert torch.equal(call(*pair), models.Interpolator(small, CPU)(*pair))
+
+
+def test_a_demo_of_one_frame_is_as_quick_with_fast_as_without(tmp_path, typed, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(fast, "FastIFRNet", None)
+        for name, word in (("plain", ()), ("fast", ("--fast",))):
+            done = typed(demo_2x.main, demo_2x.parser(""), "--device", "cpu", "--out", tmp_path / name, *word)
+            assert done.status == 0 and ("without --fast" in done.out) == bool(word), done.err
+    plain, quick = ((tmp_path / name / "demo_2x.png").read_bytes() for name in ("plain", "fast"))
+    assert plain == quick
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # with more, seven frames of this size are too few
+    done = typed(demo_8x.main, demo_8x.parser(""), "--device", "cpu", "--out", tmp_path, "--fast")
+    assert done.status == 0 and "without --fast" not in done.out, done.err
+
+
+def test_the_first_frame_takes_less_than_three_seconds_of_a_processor(tmp_path):
+    program = f"""
+import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+import demo_2x
+start = time.process_time()
+demo_2x.main(demo_2x.parser("").parse_args(["--device", "cpu", "--out", sys.argv[1]]))
+print(time.process_time() - start)
+"""
+    done = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[-1]) < 3
 
 
 # On a GPU
