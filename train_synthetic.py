@@ -1,13 +1,14 @@
 """Train without a download: photographs in procedural motion with exact flow, and one's own footage where there is any.
 
     python train_synthetic.py --minutes 30
-    python train_synthetic.py --images PHOTOS --clips CLIPS --minutes 90
-    python train_synthetic.py --images PHOTOS --clips CLIPS --minutes 180 --resume auto
+    python train_synthetic.py --images PHOTOS --masks SEGMENTATIONS --clips CLIPS --minutes 90
+    python train_synthetic.py --images PHOTOS --masks SEGMENTATIONS --clips CLIPS --minutes 180 --resume auto
 
 Any t in (0, 1) is trained on, so that the weights serve 2x and 8x. Crops grow on the way: a network begins to see flow
-after some ten thousand independent motions, which small crops bring in minutes; large ones hold large motion. The clock
-is the horizon: learning rate, crops and loss weights follow the share of --minutes that is over, and a finished run
-goes on towards a larger --minutes. What was made with this script is told in checkpoints/README.md.
+after some ten thousand independent motions, which small and clean crops bring in minutes; large ones hold large motion,
+and what cameras and encoders do to frames (datasets/effects.py). The clock is the horizon: learning rate, crops and
+loss weights follow the share of --minutes that is over, and a finished run goes on towards a larger --minutes. What was
+made with this script is told in checkpoints/README.md.
 """
 
 import argparse
@@ -21,9 +22,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 import models
-from datasets import Sample, clips, synthetic, transforms
+import models.flow
+from datasets import Sample, clips, effects, synthetic, transforms
 from losses import ifrnet_loss
 from losses.terms import flow_error
+from models.layers import warp
 from utils import checkpoint, cli, distributed, io
 from utils.training import AMP, Recipe, cosine, fit
 from utils.validation import Validation
@@ -31,7 +34,8 @@ from utils.validation import Validation
 SPANS = {3: 0.4, 5: 0.4, 9: 0.2}  # frames of a window of footage -> share of the windows: the longer, the faster
 FLOW_START, FLOW_END = 0.1, 0.002  # weight of the exact flow: it leads at first, the picture decides in the end
 GEOMETRY_FROM = 0.5  # share of the run after which the geometry term joins: see `weighted`
-CROP = 96  # the side of which --batch_size and --speed are told; smaller crops have more samples and slower motion
+CROP = 96  # the side that --batch_size and --speed are told of; smaller: more samples, slower motion, no effects
+MARGIN, TRUSTED = 48, 0.06  # pixels that DIS sees around a crop; the change of colour along its flow that is believed
 LONGEST = 640  # footage is halved until its longer side is no more, which also cleans compression
 VALIDATION_SCENES, VALIDATION_WINDOWS = 24, 2  # scenes where there is no footage; windows a clip where there is
 
@@ -39,13 +43,23 @@ VALIDATION_SCENES, VALIDATION_WINDOWS = 24, 2  # scenes where there is no footag
 class Mixture(IterableDataset):
     """Endless batches of Samples, each a function of (seed, rank, iteration): procedural scenes, then footage.
 
-    photos: see synthetic.photo_windows. footage: for each span its windows, by clip; empty: scenes alone. real: share
-    of a batch that is footage. start: the iteration to begin at.
+    material: what scenes are made of. footage: for each span its windows, by clip; empty: scenes alone. start: the
+    iteration to begin at.
     """
 
-    def __init__(self, photos: Tensor, footage: dict[int, list], crop: int, args: argparse.Namespace, start: int):
-        size = batch_size(args, crop)
-        self.source = synthetic.Synthetic(photos, (crop, crop), speed=args.speed * min(1, crop / CROP))
+    def __init__(
+        self,
+        material: synthetic.Material,
+        footage: dict[int, list],
+        crop: int,
+        args: argparse.Namespace,
+        start: int,
+    ):
+        size, strength = batch_size(args, crop), args.effects * (crop >= CROP)
+        speed = args.speed * min(1, crop / CROP)
+        self.source = synthetic.Synthetic(material, (crop, crop), speed=speed, blur=effects.BLUR * strength)
+        self.effects = effects.Effects(strength, material.stencils, self.source.random)
+        self.clip_flow = args.clip_flow
         large = lambda window: min(window.clip.frames.shape[1:3]) >= crop  # noqa: E731
         self.footage = {span: [w for w in by_clip if large(w[0])] for span, by_clip in footage.items()}
         self.crop, self.seed, self.start = crop, args.seed, start
@@ -61,7 +75,8 @@ class Mixture(IterableDataset):
             self.source.random.manual_seed(int(rng.integers(2**62)))
             scenes = self.source.batch(self.scenes, any_time=True)
             real = [self.window(rng) for _ in range(self.real)]
-            yield Sample(*(torch.cat([s, *(r[None].to(s.device) for r in rs)]) for s, *rs in zip(scenes, *real)))
+            batch = (torch.cat([s, *(r[None].to(s.device) for r in rs)]) for s, *rs in zip(scenes, *real))
+            yield self.effects(Sample(*batch))
 
     def window(self, rng: np.random.Generator) -> Sample:
         """A crop of three frames of a window: both ends and one between. Clips count alike, whatever their length."""
@@ -71,7 +86,29 @@ class Mixture(IterableDataset):
         k = int(rng.integers(1, span - 1))
         stack = transforms.Stack(frames[[0, k, span - 1]], None, np.float32([k / (span - 1)]))
         dice = transforms.roll(rng, *frames.shape[1:3], self.crop)
+        if self.clip_flow == "dis":
+            stack, dice = surroundings(stack, dice, self.crop)
+            stack = stack._replace(flow=dis_flow(stack.frames))
         return transforms.apply(stack, dice, self.crop).sample()
+
+
+def surroundings(stack: transforms.Stack, dice: transforms.Dice, crop: int) -> tuple[transforms.Stack, transforms.Dice]:
+    """The part of a stack without flow that its crop comes from and MARGIN pixels around it, and the dice for it."""
+    factor = 1 + dice.zoom
+    top, left = (max(start // factor - MARGIN, 0) for start in (dice.top, dice.left))
+    side = crop // factor + 2 * MARGIN + 1
+    part = stack.frames[:, top : top + side, left : left + side]
+    return stack._replace(frames=part), dice._replace(top=dice.top - factor * top, left=dice.left - factor * left)
+
+
+def dis_flow(frames: np.ndarray) -> np.ndarray:
+    """DIS flow (H, W, 4) of three frames (3, H, W, 3) uint8, NaN where it leads to another colour: hidden, or wrong."""
+    img0, imgt, img1 = io.to_float(frames)[:, None]
+    flow = models.flow.labels(models.flow.build("dis"), img0, imgt, img1)
+    for img, half in ((img0, flow[:, :2]), (img1, flow[:, 2:])):
+        wrong = (warp(img, half) - imgt).abs().mean(1, keepdim=True) > TRUSTED
+        half.masked_fill_(wrong, torch.nan)
+    return flow[0].movedim(0, -1).numpy()
 
 
 def batch_size(args: argparse.Namespace, crop: int) -> int:
@@ -134,21 +171,30 @@ def read_footage(args: argparse.Namespace) -> tuple[dict[int, list], list[clips.
     return footage, val
 
 
-def validation_scenes(photos: Tensor, args: argparse.Namespace) -> list[Sample]:
+def read_material(args: argparse.Namespace) -> synthetic.Material:
+    """What scenes are made of. Few photographs, as without --images, are helped by many textures."""
+    images = io.list_images(args.images) if args.images else None
+    procedural = (0.1 if images else 0.5) if args.procedural is None else args.procedural
+    return synthetic.material(images, args.masks, procedural, args.window, args.seed)
+
+
+def validation_scenes(material: synthetic.Material, args: argparse.Namespace) -> list[Sample]:
     """Scenes that training does not draw: as much to validate on as there is without footage."""
-    source = synthetic.Synthetic(photos, (192, 256), speed=args.speed, seed=args.seed - 1)
+    source = synthetic.Synthetic(material, (192, 256), speed=args.speed, seed=args.seed - 1)
     batches = [source.batch(1) for _ in range(VALIDATION_SCENES)]
     return [Sample(*(x[0].cpu() for x in batch)) for batch in batches]
 
 
 def main(args: argparse.Namespace) -> None:
     plan = stages(args.crops, args.crop_ends)
+    if args.effects < 0:
+        raise ValueError(f"--effects {args.effects:g}: 0 switches them off; less there is not")
     with distributed.ranks(args) as device:
         folder = args.log_path / args.model_name
         content = find_run(args, folder)
-        photos = synthetic.photo_windows(io.list_images(args.images) if args.images else None, args.window).to(device)
+        material = read_material(args).to(device)
         footage, val = read_footage(args) if args.clips else ({}, [])
-        val_set = clips.Windows(val) if val else validation_scenes(photos, args)
+        val_set = clips.Windows(val) if val else validation_scenes(material, args)
         torch.manual_seed(args.seed)
         model = models.build(args.model_name, args.activation)
         if args.init:
@@ -157,11 +203,15 @@ def main(args: argparse.Namespace) -> None:
             initialise(model)
         if distributed.is_main():
             real = sum(len(w) for by_clip in footage.values() for w in by_clip)
-            print(f"{len(photos)} windows of photographs, {real} of footage, {len(val_set)} samples to validate on")
+            cut = len(material.cutouts.picture) if material.cutouts else 0
+            print(
+                f"{len(material.windows)} windows of photographs and textures, {cut} objects cut out of photographs, "
+                f"{real} windows of footage, {len(val_set)} samples to validate on"
+            )
         for crop, end in plan:
             if content and content["seconds"] >= args.minutes * 60 * end:
                 continue
-            content = train(args, model, photos, footage, val_set, folder, device, content, crop, end)
+            content = train(args, model, material, footage, val_set, folder, device, content, crop, end)
         if distributed.is_main():
             shipped = folder / f"{args.model_name}.pth"
             halves = {name: value.half() for name, value in checkpoint.weights(content).items()}
@@ -169,7 +219,7 @@ def main(args: argparse.Namespace) -> None:
             print(f"wrote {shipped}: the weights at the end, 16 bits; {folder / checkpoint.LATEST}: to go on from")
 
 
-def train(args, model, photos, footage, val_set, folder, device, content, crop, end) -> dict:
+def train(args, model, material, footage, val_set, folder, device, content, crop, end) -> dict:
     """One stage: crops of one size, until the share `end` of the run."""
     recipe = Recipe(
         minutes=args.minutes * end,
@@ -183,7 +233,7 @@ def train(args, model, photos, footage, val_set, folder, device, content, crop, 
     torch.compiler.reset()  # a stage is compiled for its own crop: code for any size is slower
 
     def batches(start: int):
-        mixture = Mixture(photos, footage, crop, args, start)
+        mixture = Mixture(material, footage, crop, args, start)
         # On a GPU scenes are made where they are used; on the CPU beside the training.
         workers = args.workers if device.type == "cpu" else 0
         return DataLoader(mixture, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None)
@@ -222,9 +272,17 @@ def parser() -> cli.Parser:
     add("--init", help="weights to begin with: a path, or a name for the shipped ones")
     add("--images", type=Path, help="folder of photographs (default: those inside scikit-image)")
     add("--window", type=cli.positive, default=320, help="photographs are kept as squares of this side (%(default)s)")
+    add("--masks", type=Path, help="folder of their segmentations (BSDS500's .mat or .png), to cut objects out")
+    add("--procedural", type=float, metavar="SHARE", help="of made-up textures (default: half; with --images a tenth)")
+    some = (
+        "factor on the shares of blur, drift, noise, overlays, compression in crops from 96 on (%(default)s; 0: none)"
+    )
+    add("--effects", type=float, default=1.0, help=some)
     add("--clips", type=Path, help="folder of videos or frame folders (default: no footage)")
     add("--val_clips", nargs="+", metavar="NAME", help="clips to validate on alone (default: every fourth)")
     add("--real", type=float, default=1 / 3, help="share of footage in a batch (default: a third)")
+    flows = "exact flow for windows of footage: none, or OpenCV's DIS where it fits (default: %(default)s)"
+    add("--clip_flow", choices=["none", "dis"], default="none", help=flows)
     add("--speed", type=float, default=4.0, help="median motion of a scene's objects, pixels (default: %(default)s)")
     add("--minutes", type=float, default=30.0, help="length of the run (default: %(default)s)")
     add("--crops", type=int, nargs="+", default=[32, 64, 96, 128, 160], help="sides of the crops, multiples of 16")

@@ -1,12 +1,15 @@
-"""Photographs in procedural motion, with the exact optical flow: training data that needs no download.
+"""Photographs and textures in procedural motion, with the exact optical flow: training data that needs no download.
 
-A scene is a background photograph and up to `layers` textured objects with soft masks in front of it. Each layer moves
-on its own path (translation, rotation, zoom about a pivot, perspective, a smooth non-rigid wobble, acceleration), all
-of them under one camera motion. Everything is batched torch code and runs where the photographs lie, CPU or GPU.
+A scene is a background and up to `layers` objects in front of it: stencils filled with a photograph's or a made-up
+texture's pixels, or objects cut out of photographs. Each moves on its own path (translation, rotation, zoom about a
+centre that moves along, perspective, a smooth non-rigid wobble, acceleration), all of them under one camera motion.
+Everything is batched torch code and runs where the textures lie, CPU or GPU; what is random is drawn on the CPU, so
+that a seed means the same scenes on both.
 
 Conventions: p is a pixel of the frame and q a point of a layer's own plane, both (x, y) in pixels from the frame's
 centre. At time tau a layer shows at p its point q = y + s(tau) D(y), where y = M(tau)^-1 p, M is a homography and D the
 wobble; s(tau) runs from about -1/2 to 1/2 and is 0 half-way, where the layer lies at rest. Flow (dx, dy) is in pixels.
+Sizes: B scenes, n of them with the layer in question, T times, N = H * W pixels.
 
     python -m datasets.synthetic --out data/vimeo_triplet_demo
     python -m datasets.synthetic --out data/mine --images FOLDER --train 500 --test 50
@@ -24,6 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets import Sample
+from datasets.stencils import INNER, KINDS, OUTLINE, STEPS, THIN, Cutouts, Stencils, cutouts, drawn_stencils
+from datasets.textures import procedural_windows
 from utils import cli, io
 
 # Those of scikit-image's photographs that are in the public domain or CC0 and lie inside the package.
@@ -32,278 +37,390 @@ PHOTOGRAPHS = (
     "rocket", "text",
 )  # fmt: skip
 WINDOW = 384  # photographs are kept as square windows of this side
-HARMONICS = 4  # of a blob's outline
 WAVES = 3  # of the wobble
-BLOB, BARS, NOISE = range(3)  # the kinds of masks
-
-
-class Scene(NamedTuple):
-    """A batch of B scenes of K layers, layer 0 the background; all that is random about them.
-
-    texture: (B, K, S, S, 3) uint8; view: (B, K, 2, 2), from q to pixels of the texture from its centre.
-    gain: (B, K, 3), a factor on the texture's colours. shown: (B, K), whether the layer is there.
-    kind, centre (.., 2), radius (.., 2), turn, harmonics (.., H), phases (.., H), soft, noise (.., 8, 8): the mask.
-    shift (.., 2), rotation, zoom (log), perspective (.., 2), pivot (.., 2): the motion from t = 0 to 1.
-    acceleration (B, K). camera: the same motion tuple for everything, with K = 1.
-    wobble: amplitude (B, K, W, 2) in pixels; frequency (B, K, W, 2) in radians a pixel; offset (B, K, W).
-    """
-
-    texture: Tensor
-    view: Tensor
-    gain: Tensor
-    shown: Tensor
-    kind: Tensor
-    centre: Tensor
-    radius: Tensor
-    turn: Tensor
-    harmonics: Tensor
-    phases: Tensor
-    soft: Tensor
-    noise: Tensor
-    motion: "Motion"
-    camera: "Motion"
-    amplitude: Tensor
-    frequency: Tensor
-    offset: Tensor
-    size: tuple[int, int]
+TAIL = 1.2  # of the log-normal speeds: one in twenty is 7 times the median, one in a hundred 16 times
+TEXTURES = 160  # as many are made; each is a window, of which scenes show parts
+CUTOUT = 192  # side of the objects cut out of photographs
+CUT_OUT = 0.5  # share of the objects that are cut out of photographs, where there are such
+SUBFRAMES, SHUTTER = 5, (0.05, 0.3)  # of a frame with motion blur; how long it is exposed, of the time from 0 to 1
 
 
 class Motion(NamedTuple):
-    shift: Tensor  # (B, K, 2) pixels
-    rotation: Tensor  # (B, K) radians
-    zoom: Tensor  # (B, K) logarithm of the factor
-    perspective: Tensor  # (B, K, 2) per pixel
-    pivot: Tensor  # (B, K, 2) pixels
-    acceleration: Tensor  # (B, K): 0 is even motion
+    """The motion of n planes from t = 0 to 1."""
+
+    shift: Tensor  # (n, 2) pixels
+    rotation: Tensor  # (n,) radians
+    zoom: Tensor  # (n,) logarithm of the factor
+    perspective: Tensor  # (n, 2) per pixel
+    pivot: Tensor  # (n, 2) pixels: the centre of rotation and zoom, which the shift carries along
+    acceleration: Tensor  # (n,): 0 is even motion
 
     def progress(self, tau: Tensor) -> Tensor:
-        """s(tau), (B, K): 0 at one half, s(1) - s(0) = 1. tau: (B,)."""
-        tau = tau[:, None]
-        return tau + self.acceleration * (tau**2 - tau) - (0.5 - 0.25 * self.acceleration)
+        """s(tau), (n, T): 0 at one half, s(1) - s(0) = 1. tau: (n, T)."""
+        bend = self.acceleration[:, None]
+        return tau + bend * (tau**2 - tau) - (0.5 - 0.25 * bend)
 
     def matrix(self, tau: Tensor) -> Tensor:
-        """The homography from the plane at rest to the frame at tau, (B, K, 3, 3)."""
+        """The homography from the plane at rest to the frame at tau (n, T): (n, T, 3, 3)."""
         s = self.progress(tau)
-        factor, angle = torch.exp(self.zoom * s), self.rotation * s
+        factor, angle = torch.exp(self.zoom[:, None] * s), self.rotation[:, None] * s
         a, b = factor * angle.cos(), factor * angle.sin()
-        (px, py), (gx, gy) = self.pivot.unbind(-1), (self.perspective * s[..., None]).unbind(-1)
-        tx, ty = (self.shift * s[..., None]).unbind(-1)
+        (px, py), (gx, gy), (tx, ty) = (
+            self.pivot[:, None].unbind(-1),
+            *((x[:, None] * s[..., None]).unbind(-1) for x in (self.perspective, self.shift)),
+        )
         rows = [a, -b, px - a * px + b * py + tx, b, a, py - b * px - a * py + ty, gx, gy, torch.ones_like(s)]
         return torch.stack(rows, -1).unflatten(-1, (3, 3))
 
 
-def project(matrix: Tensor, p: Tensor) -> Tensor:
-    """Points p (B, K, N, 2) under homographies (B, K, 3, 3)."""
-    q = p @ matrix[..., :2].mT + matrix[..., 2][..., None, :]
-    return q[..., :2] / q[..., 2:]
+class Waves(NamedTuple):
+    """The wobble of n planes, D(y) = sum of `amplitude` sin(`frequency` y + `offset`)."""
+
+    amplitude: Tensor  # (n, 2, W) pixels
+    frequency: Tensor  # (n, W, 2) radians a pixel
+    offset: Tensor  # (n, W)
+
+    def at(self, y: Tensor) -> Tensor:
+        """D(y). y: (n, T, 2, N)."""
+        return self.amplitude[:, None] @ torch.sin(self.frequency[:, None] @ y + self.offset[:, None, :, None])
 
 
-def pixels(size: tuple[int, int], device: torch.device) -> Tensor:
-    """All pixels of a frame of (height, width) from its centre, (1, 1, H * W, 2)."""
-    y, x = (torch.arange(n, device=device, dtype=torch.float32) - (n - 1) / 2 for n in size)
-    y, x = torch.meshgrid(y, x, indexing="ij")
-    return torch.stack([x, y], -1).reshape(1, 1, -1, 2)
+class Layer(NamedTuple):
+    """One layer of n scenes. `view` and `place` lead from q to a picture that spans -1 to 1."""
+
+    texture: Tensor  # (n, S, S, 3) uint8
+    view: Tensor  # (n, 2, 3)
+    gain: Tensor  # (n, 3), a factor on the texture's colours
+    motion: Motion
+    waves: Waves | None  # None: rigid
+    stencil: Tensor | None = None  # (n, M, M) uint8; None: the background, which is everywhere
+    place: Tensor | None = None  # (n, 2, 3)
+    sharpness: Tensor | None = None  # (n,), from a step of the stencil to the logit of the opacity
 
 
-def wobble(scene: Scene, y: Tensor) -> Tensor:
-    """D(y), a sum of sine waves. y: (B, K, N, 2)."""
-    waves = torch.sin(y @ scene.frequency.mT + scene.offset[..., None, :])
-    return waves @ scene.amplitude
+class Scene(NamedTuple):
+    """A batch of B scenes; all that is random about them.
 
+    layers: back to front. Scenes with more layers come first, so that a layer is there in the first n of them.
+    """
 
-def to_layers(scene: Scene, tau: Tensor) -> Tensor:
-    """The point q of every layer that is at every pixel at tau (B,): (B, K, N, 2)."""
-    matrix = scene.camera.matrix(tau) @ scene.motion.matrix(tau)
-    y = project(torch.linalg.inv(matrix), pixels(scene.size, tau.device))
-    return y + scene.motion.progress(tau)[..., None, None] * wobble(scene, y)
-
-
-def from_layers(scene: Scene, q: Tensor, tau: Tensor) -> Tensor:
-    """Where the points q of every layer are at tau: the inverse of `to_layers`, (B, K, N, 2)."""
-    s = scene.motion.progress(tau)[..., None, None]
-    y = q
-    for _ in range(4):  # a contraction: s times the wobble's slope is below 0.1, so the error falls under 1e-3 pixels
-        y = q - s * wobble(scene, y)
-    return project(scene.camera.matrix(tau) @ scene.motion.matrix(tau), y)
-
-
-def opacity(scene: Scene, q: Tensor) -> Tensor:
-    """The layers' masks at q (B, K, N, 2), in [0, 1]: (B, K, N)."""
-    cos, sin = scene.turn.cos()[..., None], scene.turn.sin()[..., None]
-    x, y = (q - scene.centre[..., None, :]).unbind(-1)
-    x, y = cos * x + sin * y, cos * y - sin * x
-    rx, ry = scene.radius[..., None, :].unbind(-1)
-    angle = torch.atan2(y / ry, x / rx)
-    orders = torch.arange(1, HARMONICS + 1, device=q.device)
-    ripples = (angle[..., None] * orders + scene.phases[..., None, :]).cos()
-    outline = 1 + (ripples @ scene.harmonics[..., None])[..., 0]
-    blob = (outline - torch.hypot(x / rx, y / ry)) * torch.minimum(rx, ry)
-    # Thin bars of width ry / 4, ry * 2 apart: poles, fences, wires.
-    bars = torch.minimum(ry / 8 - (torch.remainder(y, 2 * ry) - ry).abs(), 2 * rx - torch.hypot(x, y))
-    grid = torch.stack([x / (2 * rx), y / (2 * ry)], -1)
-    noise = F.grid_sample(scene.noise.flatten(0, 1)[:, None], grid.flatten(0, 1)[:, None], align_corners=False)
-    rim = (grid.abs().amax(-1) - 0.75).clamp(min=0)  # the noise ends before its grid does
-    noise = (noise.view(blob.shape) - 8 * rim) * torch.minimum(rx, ry) / 2
-    kind = scene.kind[..., None]
-    distance = torch.where(kind == BLOB, blob, torch.where(kind == BARS, bars, noise))
-    alpha = torch.sigmoid(distance / scene.soft[..., None]) * scene.shown[..., None]
-    alpha[:, 0] = 1
-    return alpha
-
-
-def colours(scene: Scene, q: Tensor) -> Tensor:
-    """The layers' textures at q (B, K, N, 2): (B, K, 3, N) in [0, 1]."""
-    texture = scene.texture.flatten(0, 1).movedim(-1, 1).float() / 255
-    grid = (q @ scene.view.mT) * (2 / texture.shape[-1])
-    # Beyond its border the photograph continues as its mirror image.
-    sampled = F.grid_sample(texture, grid.flatten(0, 1)[:, None], padding_mode="reflection", align_corners=False)
-    return (sampled[:, :, 0].unflatten(0, scene.gain.shape[:2]) * scene.gain[..., None]).clamp(0, 1)
+    layers: tuple[Layer, ...]
+    camera: Motion
+    size: tuple[int, int]
 
 
 class View(NamedTuple):
-    """What is needed to draw a scene at tau (B,): each pixel's point on every layer, and the layers' masks there."""
+    """What is needed to draw scenes at times (B, T): for each layer q (n, T, 2, N) and the opacity there (n, T, N)."""
 
-    tau: Tensor
-    q: Tensor
-    alpha: Tensor
+    times: Tensor
+    q: list[Tensor]
+    alpha: list[Tensor | None]
+
+    def at(self, k: int) -> "View":
+        """The k-th time alone."""
+        part = slice(k, k + 1)
+        return View(
+            self.times[:, part], [q[:, part] for q in self.q], [a if a is None else a[:, part] for a in self.alpha]
+        )
 
 
-def view_at(scene: Scene, tau: Tensor) -> View:
-    """The scene as it lies at tau, (B,)."""
-    q = to_layers(scene, tau)
-    return View(tau, q, opacity(scene, q))
+class Material(NamedTuple):
+    """What scenes are made of, on one device. windows: (P, S, S, 3) uint8, squares of photographs or textures; odds:
+    (P,), how likely each is, on the CPU; stencils: shapes of objects; cutouts: objects out of photographs."""
+
+    windows: Tensor
+    odds: Tensor
+    stencils: Stencils
+    cutouts: Cutouts | None = None
+
+    def to(self, device: torch.device) -> "Material":
+        return to_device(self, device)._replace(odds=self.odds)
+
+
+def material(
+    images: Sequence[Path] | None = None,
+    masks: Path | None = None,
+    procedural: float = 0.0,
+    side: int = WINDOW,
+    seed: int = 0,
+) -> Material:
+    """Photographs (None: those inside scikit-image), a share of made-up textures among them, and shapes to cut out.
+
+    masks: a folder of segmentations of the photographs, see `stencils.cutouts`. side: of the windows. ValueError where
+    the share is not in [0, 1], or masks come without images.
+    """
+    if not 0 <= procedural <= 1:
+        raise ValueError(f"--procedural {procedural:g}: a share from 0 to 1 is needed")
+    if masks and not images:
+        raise ValueError(f"--masks {masks}: segmentations go with photographs of the same names; give --images too")
+    parts = [(photo_windows(images, side), 1 - procedural)]
+    if procedural:
+        parts.append((procedural_windows(TEXTURES, side, seed), procedural))
+    odds = torch.cat([torch.full((len(windows),), share / len(windows)) for windows, share in parts])
+    cut = cutouts(images, masks, CUTOUT, seed) if masks else None
+    return Material(torch.cat([windows for windows, _ in parts]), odds, drawn_stencils(seed=seed), cut)
+
+
+def to_device(value, device: torch.device):
+    """Tensors, and tuples of them, on a device."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, tuple):
+        parts = [to_device(part, device) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    return value
+
+
+def pixels(size: tuple[int, int], device: torch.device) -> Tensor:
+    """All pixels of a frame of (height, width) from its centre, (2, N)."""
+    y, x = (torch.arange(n, device=device, dtype=torch.float32) - (n - 1) / 2 for n in size)
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([x, y]).flatten(1)
+
+
+def project(matrix: Tensor, p: Tensor) -> Tensor:
+    """Points p (.., 2, N) under homographies (.., 3, 3)."""
+    q = matrix[..., :2] @ p + matrix[..., 2:]
+    return q[..., :2, :] / q[..., 2:, :]
+
+
+def inverse(matrix: Tensor) -> Tensor:
+    """The inverse homography: the adjugate, as a factor does not matter. matrix: (.., 3, 3)."""
+    a, b, c = matrix.unbind(-1)
+    return torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], -2)
+
+
+def homography(layer: Layer, camera: Motion, tau: Tensor) -> Tensor:
+    """M(tau), (n, T, 3, 3). camera: of B >= n scenes; tau: (n, T)."""
+    return Motion(*(x[: len(tau)] for x in camera)).matrix(tau) @ layer.motion.matrix(tau)
+
+
+def to_layer(layer: Layer, camera: Motion, tau: Tensor, p: Tensor) -> Tensor:
+    """The points q of a layer that are at the pixels p (2, N) at tau (n, T): (n, T, 2, N)."""
+    y = project(inverse(homography(layer, camera, tau)), p)
+    if layer.waves is None:
+        return y
+    return y + layer.motion.progress(tau)[..., None, None] * layer.waves.at(y)
+
+
+def from_layer(layer: Layer, camera: Motion, tau: Tensor, q: Tensor) -> Tensor:
+    """Where the points q (n, T, 2, N) of a layer are at tau (n, T): the inverse of `to_layer`."""
+    y = q
+    if layer.waves is not None:
+        s = layer.motion.progress(tau)[..., None, None]
+        for _ in range(4):  # a contraction: s times the wobble's slope is below 0.1, the error falls under 1e-3 pixels
+            y = q - s * layer.waves.at(y)
+    return project(homography(layer, camera, tau), y)
+
+
+def read(pictures: Tensor, chart: Tensor, q: Tensor, padding: str) -> Tensor:
+    """Pictures (n, C, S, S) at points q (n, T, 2, N), which chart (n, 2, 3) leads to -1..1: (n, C, T, N)."""
+    grid = q.movedim(-2, -1) @ chart[:, None, :, :2].mT + chart[:, None, None, :, 2]
+    return F.grid_sample(pictures, grid, padding_mode=padding, align_corners=False)
+
+
+def opacity(layer: Layer, q: Tensor) -> Tensor:
+    """The layer's opacity at q (n, T, 2, N), in [0, 1]: (n, T, N)."""
+    distance = read(layer.stencil[:, None].float(), layer.place, q, "border")[:, 0] - OUTLINE
+    return torch.sigmoid(distance * layer.sharpness[:, None, None])
+
+
+def colours(layer: Layer, q: Tensor) -> Tensor:
+    """The layer's texture at q (n, T, 2, N): (n, 3, T, N) in [0, 1]."""
+    texture = layer.texture.movedim(-1, 1) * (layer.gain / 255)[..., None, None]
+    # Beyond its border the picture continues as its mirror image.
+    return read(texture, layer.view, q, "reflection").clamp_(0, 1)
+
+
+def view_at(scene: Scene, times: Tensor) -> View:
+    """The scenes as they lie at times (B, T)."""
+    p = pixels(scene.size, times.device)
+    q = [to_layer(layer, scene.camera, times[: len(layer.gain)], p) for layer in scene.layers]
+    return View(times, q, [None if layer.stencil is None else opacity(layer, x) for layer, x in zip(scene.layers, q)])
 
 
 def frame_of(scene: Scene, view: View) -> Tensor:
-    """The frames (B, 3, H, W) in [0, 1], layers composed back to front."""
-    alpha, colour = view.alpha[:, :, None], colours(scene, view.q)
-    frame = colour[:, 0]
-    for k in range(1, alpha.shape[1]):
-        frame = torch.lerp(frame, colour[:, k], alpha[:, k])
-    return frame.unflatten(-1, scene.size)
+    """The frames (B, T, 3, H, W) in [0, 1], layers composed back to front."""
+    frame = colours(scene.layers[0], view.q[0])
+    for layer, q, alpha in zip(scene.layers[1:], view.q[1:], view.alpha[1:]):
+        frame[: len(q)].lerp_(colours(layer, q), alpha[:, None])
+    return frame.movedim(1, 2).unflatten(-1, scene.size)
 
 
 def flow_of(scene: Scene, view: View) -> Tensor:
-    """The flow tau->0 and tau->1 of the layer that is seen at each pixel, (B, 4, H, W) in pixels."""
-    tau, q, alpha = view
-    order = torch.arange(alpha.shape[1], device=q.device)[:, None]
-    front = ((alpha > 0.5) * order).argmax(1)[:, None, :, None].expand(-1, -1, -1, 2)
-    p = pixels(scene.size, q.device)[:, 0]
-    ends = [from_layers(scene, q, torch.full_like(tau, end)).gather(1, front)[:, 0] - p for end in (0.0, 1.0)]
-    return torch.cat(ends, -1).mT.unflatten(-1, scene.size)
+    """The flow tau->0 and tau->1 of the layer that is seen at each pixel, (B, T, 4, H, W) in pixels."""
+    p, flow = pixels(scene.size, view.times.device), None
+    for layer, q, alpha in zip(scene.layers, view.q, view.alpha):
+        tau = view.times[: len(q)]
+        ends = (from_layer(layer, scene.camera, torch.full_like(tau, end), q) - p for end in (0, 1))
+        own = torch.cat(tuple(ends), 2)
+        flow = own if flow is None else torch.cat([own.where(alpha[:, :, None] > 0.5, flow[: len(q)]), flow[len(q) :]])
+    return flow.unflatten(-1, scene.size)
+
+
+def chart(centre: Tensor, turn: Tensor, scale: Tensor) -> Tensor:
+    """(n, 2, 3): leads points to -1..1; a picture with its middle at `centre` (n, 2), `scale` (n, 2) pixels from there
+    to its sides, turned by `turn` (n,)."""
+    a, b = turn.cos(), turn.sin()
+    matrix = torch.stack([a, b, -b, a], -1).unflatten(-1, (2, 2)) / scale[..., None]
+    return torch.cat([matrix, -matrix @ centre[..., None]], -1)
 
 
 class Synthetic:
     """A source of random scenes.
 
-    windows: (P, S, S, 3) uint8, squares of photographs (`photo_windows`), on the device to work on. size: (height,
-    width) of the frames. layers: objects in front of the background, at most. speed: median motion of a layer in pixels
-    between t = 0 and 1; the distribution is log-normal and reaches `fastest`. seed: same seed, same scenes.
+    material: what to make them of, on the device to work on. size: (height, width) of the frames. layers: objects in
+    front of the background, at most. speed: median motion of a layer in pixels between t = 0 and 1; the distribution
+    is log-normal and reaches `fastest` (None: half the shorter side), and a share does not move at all. blur: share of
+    the samples with motion blur. seed: same seed, same scenes.
     """
 
     def __init__(
         self,
-        windows: Tensor,
+        material: Material,
         size: tuple[int, int],
         layers: int = 4,
         speed: float = 4.0,
         fastest: float | None = None,
+        blur: float = 0.0,
         seed: int = 0,
     ):
-        self.windows, self.size, self.layers, self.speed = windows, size, layers, speed
-        self.fastest = fastest or min(size) / 2
-        self.random = torch.Generator(windows.device).manual_seed(seed)
+        self.material, self.size, self.layers, self.speed, self.blur = material, size, layers, speed, blur
+        self.device, self.fastest = material.windows.device, fastest or min(size) / 2
+        thin = torch.tensor([kind in THIN for kind in KINDS])
+        self.thin = thin[material.stencils.kind.cpu()]
+        self.random = torch.Generator().manual_seed(seed)
+
+    # The dice, on the CPU.
 
     def _uniform(self, low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(shape, generator=self.random, device=self.windows.device)
+        return low + (high - low) * torch.rand(shape, generator=self.random)
 
     def _normal(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.random, device=self.windows.device)
+        return torch.randn(shape, generator=self.random)
 
     def _index(self, below: int, *shape: int) -> Tensor:
-        return torch.randint(below, shape, generator=self.random, device=self.windows.device)
+        return torch.randint(below, shape, generator=self.random)
 
     def _chance(self, probability: float, *shape: int) -> Tensor:
-        return (self._uniform(0, 1, *shape) < probability).float()
+        return (torch.rand(shape, generator=self.random) < probability).float()
 
-    def _motion(self, batch: int, layers: int, speed: float) -> Motion:
-        shape = batch, layers
+    def _lengths(self, median: float, n: int) -> Tensor:
+        return (median * torch.exp(TAIL * self._normal(n))).clamp(max=self.fastest)
+
+    # What a scene is made of.
+
+    def _motion(self, n: int, speed: float, pivot: Tensor, reach: Tensor, still: float) -> Motion:
+        """Motions about a pivot (n, 2); what is `reach` (n,) away from it turns and zooms by about as much as others
+        are shifted. still: the share that does not move at all."""
+        moving = 1 - self._chance(still, n)
+        direction = self._uniform(0, 2 * math.pi, n)
+        turning, zooming = (self._chance(0.5, n) * self._normal(n).sign() * moving for _ in range(2))
         extent = max(self.size)
-        length = (speed * torch.exp(1.1 * self._normal(*shape))).clamp(max=self.fastest)
-        direction = self._uniform(0, 2 * math.pi, *shape)
-        # Half of the layers turn and zoom; by so much that their rim moves about as far as others are shifted.
-        rigid = self._chance(0.5, *shape)
         return Motion(
-            shift=torch.stack([length * direction.cos(), length * direction.sin()], -1),
-            rotation=(rigid * self._normal(*shape) * 2 * speed / extent).clamp(-0.5, 0.5),
-            zoom=(rigid * self._normal(*shape) * 1.5 * speed / extent).clamp(-0.3, 0.3),
-            perspective=(self._chance(0.3, *shape)[..., None] * self._normal(*shape, 2) * 0.03 / extent).clamp(
-                -0.15 / extent, 0.15 / extent
-            ),
-            pivot=self._uniform(-extent / 2, extent / 2, *shape, 2),
-            acceleration=self._chance(0.3, *shape) * self._uniform(-0.4, 0.4, *shape),
+            shift=(moving * self._lengths(speed, n))[:, None] * torch.stack([direction.cos(), direction.sin()], -1),
+            rotation=turning * (self._lengths(speed / 2, n) / reach).clamp(max=0.6),
+            zoom=zooming * (self._lengths(speed / 2, n) / reach).clamp(max=0.4),
+            perspective=(self._chance(0.3, n) * moving)[:, None]
+            * (self._normal(n, 2) * 0.03 / extent).clamp(-0.15 / extent, 0.15 / extent),
+            pivot=pivot,
+            acceleration=self._chance(0.3, n) * self._uniform(-0.4, 0.4, n),
         )
 
-    def _textures(self, shape: tuple[int, int], side: int) -> Tensor:
-        """Random squares of `side` pixels out of the windows, flipped at random, (B, K, side, side, 3) uint8."""
-        count, full = self.windows.shape[0], self.windows.shape[1]
-        side = min(side, full)
-        which = self._index(count, *shape)[..., None, None]
-        steps = torch.arange(side, device=self.windows.device)
-        rows, columns = (self._index(full - side + 1, *shape)[..., None] + steps for _ in range(2))
-        return self.windows[which, rows[..., :, None], columns[..., None, :]]
+    def _waves(self, n: int) -> Waves | None:
+        """Two layers in five wobble, as steeply as `from_layer` can follow."""
+        if not self._chance(0.4):
+            return None
+        frequency = self._normal(n, WAVES, 2) * math.pi / min(self.size)
+        limit = torch.clamp(0.15 / (WAVES * frequency.norm(dim=-1)), max=self.speed)
+        amplitude = self._normal(n, 2, WAVES).clamp(-1, 1) * limit[:, None]
+        return Waves(amplitude, frequency, self._uniform(0, 2 * math.pi, n, WAVES))
+
+    def _mirror(self, n: int) -> Tensor:
+        """(n, 2) factors on x and y: half of them mirror x."""
+        return torch.stack([1 - 2 * self._chance(0.5, n), torch.ones(n)], 1)
+
+    def _texture(self, n: int) -> tuple[Tensor, Tensor]:
+        """Random squares (n, side, side, 3) uint8 of the windows, a little larger than the frame, and their view."""
+        full = self.material.windows.shape[1]
+        side = min(int(1.4 * max(self.size)), full)
+        which = torch.multinomial(self.material.odds, n, replacement=True, generator=self.random)
+        corners = (self._index(full - side + 1, n, 1) + torch.arange(side) for _ in range(2))
+        which, rows, columns = (x.to(self.device, non_blocking=True) for x in (which, *corners))
+        scale = self._uniform(0.75, 1.4, n, 1) * side / 2 * self._mirror(n)
+        view = chart(torch.zeros(n, 2), 0.3 * self._normal(n), scale)
+        return self.material.windows[which[:, None, None], rows[:, :, None], columns[:, None]], view
+
+    def _gain(self, n: int) -> Tensor:
+        return self._uniform(0.6, 1.25, n, 1) * self._uniform(0.9, 1.1, n, 3)
+
+    def _background(self, n: int) -> Layer:
+        extent = max(self.size)
+        pivot = self._uniform(-extent / 2, extent / 2, n, 2)
+        motion = self._motion(n, self.speed, pivot, torch.full((n,), extent / 2), still=0.3)
+        return Layer(*self._texture(n), self._gain(n), motion, self._waves(n))
+
+    def _object(self, n: int) -> Layer:
+        """Objects, all n of them cut out of photographs, or all of them stencils filled with a texture."""
+        stencils, cutouts = self.material.stencils, self.material.cutouts
+        short, size = min(self.size), self._uniform(0, 1, n)
+        centre = self._uniform(-0.5, 0.5, n, 2) * torch.tensor(self.size[::-1])
+        # Small objects are as many as large ones: their size is uniform in the logarithm.
+        if cutouts is not None and self._chance(CUT_OUT):
+            which = self._index(len(cutouts.picture), n).to(self.device)
+            texture, stencil = (bank[which] for bank in cutouts)
+            radius = short * 0.1 * 7**size
+            view = place = self._place(centre, 0.2 * self._normal(n), radius[:, None] * self._mirror(n))
+        else:
+            which = self._index(len(self.thin), n)
+            stencil = stencils.distance[which.to(self.device)]
+            radius = short * torch.where(self.thin[which], 0.3 * 3**size, 0.06 * 8**size)
+            stretch = torch.exp(0.3 * self._normal(n, 2))
+            place = self._place(centre, self._uniform(0, 2 * math.pi, n), radius[:, None] * stretch)
+            texture, view = self._texture(n)
+        soft = torch.exp(self._uniform(math.log(0.2), math.log(1.5), n))  # pixels
+        sharpness = radius / (INNER * stencil.shape[1] * STEPS * soft)
+        motion = self._motion(n, self.speed, centre + 0.5 * radius[:, None] * self._normal(n, 2), radius, still=0.15)
+        return Layer(texture, view, self._gain(n), motion, self._waves(n), stencil, place, sharpness)
+
+    def _place(self, centre: Tensor, turn: Tensor, radius: Tensor) -> Tensor:
+        """The chart on which a stencil's shape, turned by `turn`, reaches `radius` (n, 2) pixels from `centre`."""
+        return chart(centre, turn, radius / (2 * INNER))
 
     def scenes(self, batch: int) -> Scene:
         """A batch of random scenes."""
-        count = 1 + self.layers
-        shape = batch, count
-        height, width = self.size
-        angle, zoom = self._normal(*shape) * 0.3, self._uniform(0.7, 1.3, *shape)
-        mirror = 1 - 2 * self._chance(0.5, *shape)
-        a, b = zoom * angle.cos(), zoom * angle.sin()
-        view = torch.stack([a * mirror, -b, b * mirror, a], -1).unflatten(-1, (2, 2))
-        extent = torch.tensor([width, height], device=view.device)
-        # Small objects are as many as large ones: their size is uniform in the logarithm.
-        radius = min(self.size) * torch.exp(self._uniform(math.log(0.06), math.log(0.5), *shape))
-        shown = (self._index(self.layers + 1, batch, 1) >= torch.arange(count, device=view.device)).float()
-        frequency = self._normal(*shape, WAVES, 2) * math.pi / min(self.size)
-        amplitude = self._normal(*shape, WAVES, 2) * self._chance(0.4, *shape)[..., None, None]
-        steepness = frequency.norm(dim=-1, keepdim=True) * WAVES
-        limit = torch.minimum(0.15 / steepness, torch.tensor(self.speed, device=view.device))
-        return Scene(
-            texture=self._textures(shape, int(1.4 * max(self.size))),
-            view=view,
-            gain=self._uniform(0.6, 1.25, *shape, 1) * self._uniform(0.9, 1.1, *shape, 3),
-            shown=shown,
-            kind=torch.where(self._chance(0.6, *shape) > 0, BLOB, 1 + self._index(2, *shape)),
-            centre=self._uniform(-0.5, 0.5, *shape, 2) * extent,
-            radius=radius[..., None] * torch.exp(0.4 * self._normal(*shape, 2)),
-            turn=self._uniform(0, math.pi, *shape),
-            harmonics=0.25 * self._normal(*shape, HARMONICS) / torch.arange(1, HARMONICS + 1, device=view.device),
-            phases=self._uniform(0, 2 * math.pi, *shape, HARMONICS),
-            soft=torch.exp(self._uniform(math.log(0.2), math.log(1.5), *shape)),
-            noise=self._normal(*shape, 8, 8),
-            motion=self._motion(batch, count, self.speed),
-            camera=self._motion(batch, 1, self.speed / 2),
-            amplitude=amplitude.clamp(-1, 1) * limit,
-            frequency=frequency,
-            offset=self._uniform(0, 2 * math.pi, *shape, WAVES),
-            size=self.size,
-        )
+        counts = self._index(self.layers + 1, batch)
+        present = [int((counts >= k).sum()) for k in range(1, self.layers + 1)]
+        layers = (self._background(batch), *(self._object(n) for n in present if n))
+        middle, extent = torch.zeros(batch, 2), max(self.size)
+        pivot = middle + 0.3 * extent * self._normal(batch, 2)
+        camera = self._motion(batch, self.speed / 2, pivot, torch.full((batch,), extent / 2), still=0.3)
+        return Scene(to_device(layers, self.device), to_device(camera, self.device), self.size)
 
     def frames(self, batch: int, times: Sequence[float]) -> tuple[Tensor, Tensor]:
         """Frames (B, N, 3, H, W) of new scenes at N times and their flow (B, N, 4, H, W) to t = 0 and t = 1."""
         scene = self.scenes(batch)
-        views = [view_at(scene, torch.full((batch,), t, device=self.windows.device)) for t in times]
-        return tuple(torch.stack([f(scene, view) for view in views], 1) for f in (frame_of, flow_of))
+        view = view_at(scene, torch.tensor([list(times)] * batch, device=self.device))
+        return frame_of(scene, view), flow_of(scene, view)
 
     def batch(self, batch: int, any_time: bool = False) -> Sample:
         """A batch for training; `any_time` draws t from (0, 1) for each scene instead of one half."""
-        scene = self.scenes(batch)
-        t = self._uniform(0.05, 0.95, batch) if any_time else torch.full((batch,), 0.5, device=self.windows.device)
-        view0, viewt, view1 = (view_at(scene, tau) for tau in (torch.zeros_like(t), t, torch.ones_like(t)))
-        img0, imgt, img1 = (frame_of(scene, view) for view in (view0, viewt, view1))
-        return Sample(img0, imgt, img1, t, flow_of(scene, viewt))
+        blurred = int(self._chance(self.blur, batch).sum())
+        parts = [self._samples(n, any_time, blur) for n, blur in ((blurred, True), (batch - blurred, False)) if n]
+        return Sample(*map(torch.cat, zip(*parts)))
+
+    def _samples(self, n: int, any_time: bool, blur: bool) -> Sample:
+        scene = self.scenes(n)
+        t = self._uniform(0.05, 0.95, n) if any_time else torch.full((n,), 0.5)
+        times = torch.stack([torch.zeros(n), t, torch.ones(n)], 1).to(self.device)
+        view = view_at(scene, times)
+        if blur:  # what moves while the frame is exposed; its flow is that of the middle of this time
+            exposed = self._uniform(*SHUTTER, n, 1).to(self.device)
+            offsets = (torch.arange(SUBFRAMES) - (SUBFRAMES - 1) / 2) / SUBFRAMES
+            frames = sum(frame_of(scene, view_at(scene, times + exposed * at)) for at in offsets.tolist()) / SUBFRAMES
+        else:
+            frames = frame_of(scene, view)
+        return Sample(*frames.unbind(1), times[:, 1], flow_of(scene, view.at(1))[:, 0])
 
 
 def photo_windows(paths: Sequence[Path] | None = None, side: int = WINDOW) -> Tensor:
@@ -356,8 +473,8 @@ def write_vimeo90k(out: Path, source: Synthetic, train: int, test: int) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    windows = photo_windows(io.list_images(args.images) if args.images else None)
-    source = Synthetic(windows, (args.height, args.width), speed=args.speed, seed=args.seed)
+    images = io.list_images(args.images) if args.images else None
+    source = Synthetic(material(images), (args.height, args.width), speed=args.speed, seed=args.seed)
     write_vimeo90k(args.out, source, args.train, args.test)
     size = f"{args.width}x{args.height}"
     print(f"{args.out}: {args.train} triplets to train on, {args.test} to test on, {size}, with exact flow")

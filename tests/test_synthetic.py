@@ -1,10 +1,26 @@
+import math
+
+import cv2
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from datasets import synthetic
-from datasets.synthetic import BLOB, Synthetic, flow_of, frame_of, from_layers, photo_windows, to_layers, view_at
+from datasets.stencils import INNER, STEPS, Cutouts, drawn_stencils, signed_distance
+from datasets.synthetic import (
+    Layer,
+    Material,
+    Motion,
+    Synthetic,
+    flow_of,
+    frame_of,
+    from_layer,
+    photo_windows,
+    pixels,
+    to_layer,
+    view_at,
+)
 from models.layers import warp
 from utils import io
 
@@ -12,45 +28,71 @@ SIZE = (64, 96)
 
 
 @pytest.fixture(scope="module")
-def windows():
-    return photo_windows()
+def material():
+    windows = photo_windows(side=192)
+    return Material(windows, torch.ones(len(windows)), drawn_stencils(60))
 
 
-def taus(scene, t):
-    return torch.full((len(scene.shown),), t)
+@pytest.fixture(scope="module")
+def tiny(material):
+    """Material for what is drawn in thousands and looked at in numbers alone."""
+    return material._replace(windows=material.windows[:2, :8, :8], odds=torch.ones(2))
+
+
+def times(scene, *taus):
+    return torch.tensor([taus] * len(scene.layers[0].gain))
 
 
 def frame_at(scene, t):
-    return frame_of(scene, view_at(scene, taus(scene, t)))
+    return frame_of(scene, view_at(scene, times(scene, t)))[:, 0]
 
 
 def flow_at(scene, t):
-    return flow_of(scene, view_at(scene, taus(scene, t)))
+    return flow_of(scene, view_at(scene, times(scene, t)))[:, 0]
 
 
-def still(motion):
-    return motion._replace(**{name: torch.zeros_like(value) for name, value in motion._asdict().items()})
+def motion(n=1, **changes):
+    """No motion, but for what is given."""
+    flat, pairs = torch.zeros(n), torch.zeros(n, 2)
+    return Motion(pairs, flat, flat, pairs, pairs, flat)._replace(**{k: torch.tensor(v) for k, v in changes.items()})
 
 
-def test_what_goes_to_the_layers_comes_back(windows):
-    scene = Synthetic(windows, SIZE, speed=8, seed=1).scenes(4)
-    for t in (0.0, 0.3, 1.0):
-        back = from_layers(scene, to_layers(scene, taus(scene, t)), taus(scene, t))
-        assert (back - synthetic.pixels(SIZE, torch.device("cpu"))).abs().max() < 5e-3
+def still(scene, **changes):
+    """The scene without motion, but for that of its camera."""
+    layers = tuple(layer._replace(motion=motion(len(layer.gain)), waves=None) for layer in scene.layers)
+    return scene._replace(layers=layers, camera=motion(len(scene.layers[0].gain), **changes))
 
 
-def test_without_motion_frames_are_equal_and_flow_is_zero(windows):
-    scene = Synthetic(windows, SIZE, seed=2).scenes(2)
-    scene = scene._replace(motion=still(scene.motion), camera=still(scene.camera))
-    scene = scene._replace(amplitude=torch.zeros_like(scene.amplitude))
+def object_layer(texture, mask, radius, **changes):
+    """An object in the middle whose shape, a mask (H, H), would fill INNER on either side at `radius`."""
+    stencil = torch.from_numpy(signed_distance(mask, 160))[None]
+    chart = synthetic.chart(torch.zeros(1, 2), torch.zeros(1), torch.full((1, 2), radius / (2 * INNER)))
+    sharp = torch.tensor([radius / (INNER * 160 * STEPS * 0.25)])
+    return Layer(texture, chart, torch.ones(1, 3), motion(**changes), None, stencil, chart, sharp)
+
+
+def disc(side=320):
+    return cv2.circle(np.zeros((side, side), np.uint8), (side // 2,) * 2, round(INNER * side), 255, -1)
+
+
+def test_what_goes_to_the_layers_comes_back(material):
+    scene = Synthetic(material, SIZE, speed=8, seed=1).scenes(4)
+    assert any(layer.waves for layer in scene.layers) and len(scene.layers) > 2
+    p = pixels(SIZE, torch.device("cpu"))
+    for layer in scene.layers:
+        tau = times(scene, 0.0, 0.3, 1.0)[: len(layer.gain)]
+        back = from_layer(layer, scene.camera, tau, to_layer(layer, scene.camera, tau, p))
+        assert (back - p).abs().max() < 5e-3
+
+
+def test_without_motion_frames_are_equal_and_flow_is_zero(material):
+    scene = still(Synthetic(material, SIZE, seed=2).scenes(3))
     assert torch.allclose(frame_at(scene, 0.0), frame_at(scene, 1.0), atol=1e-5)
     assert flow_at(scene, 0.4).abs().max() < 1e-4
 
 
-def test_a_shifted_photograph_has_the_flow_of_the_shift(windows):
-    scene = Synthetic(windows, SIZE, layers=0, seed=3).scenes(1)
-    motion = still(scene.motion)._replace(shift=torch.tensor([[[8.0, -4.0]]]))
-    scene = scene._replace(motion=motion, camera=still(scene.camera), amplitude=torch.zeros_like(scene.amplitude))
+def test_a_shifted_photograph_has_the_flow_of_the_shift(material):
+    scene = still(Synthetic(material, SIZE, layers=0, seed=3).scenes(1), shift=[[8.0, -4.0]])
     flow = flow_at(scene, 0.25)
     expected = torch.tensor([-2.0, 1.0, 6.0, -3.0]).view(1, 4, 1, 1)  # t->0 goes a quarter back, t->1 the rest
     assert (flow - expected).abs().max() < 1e-4
@@ -59,8 +101,27 @@ def test_a_shifted_photograph_has_the_flow_of_the_shift(windows):
     assert torch.allclose(second[..., :-4, 8:], first[..., 4:, :-8], atol=1e-4)
 
 
-def test_flow_leads_to_the_same_colour_where_nothing_is_hidden(windows):
-    scene = Synthetic(windows, SIZE, speed=3, seed=4).scenes(8)
+def test_rotation_and_zoom_about_a_moving_centre_have_the_flow_of_the_formula(material):
+    pivot, shift, angle, zoom, t = np.array([12.0, -5.0]), np.array([20.0, 10.0]), 0.4, 0.2, 0.3
+    scene = Synthetic(material, SIZE, layers=0, seed=3).scenes(1)
+    scene = still(scene, pivot=[pivot.tolist()], shift=[shift.tolist()], rotation=[angle], zoom=[zoom])
+
+    def similarity(tau):  # of complex numbers, which turn and zoom by a product
+        factor = np.exp((zoom + 1j * angle) * (tau - 0.5))
+        centre = complex(*pivot)
+        return factor, centre - factor * centre + complex(*shift) * (tau - 0.5)
+
+    p = pixels(SIZE, torch.device("cpu")).double().numpy()
+    p = p[0] + 1j * p[1]
+    factor, offset = similarity(t)
+    q = (p - offset) / factor
+    ends = [factor * q + offset - p for factor, offset in (similarity(0), similarity(1))]
+    expected = np.stack([ends[0].real, ends[0].imag, ends[1].real, ends[1].imag]).reshape(4, *SIZE)
+    assert np.abs(flow_at(scene, t)[0].numpy() - expected).max() < 1e-3
+
+
+def test_flow_leads_to_the_same_colour_where_nothing_is_hidden(material):
+    scene = Synthetic(material, SIZE, speed=3, seed=4).scenes(8)
     flow, frame = flow_at(scene, 0.4), frame_at(scene, 0.4)
     for end, part in ((0.0, flow[:, :2]), (1.0, flow[:, 2:])):
         error = (warp(frame_at(scene, end), part) - frame).abs().mean(1)
@@ -68,51 +129,123 @@ def test_flow_leads_to_the_same_colour_where_nothing_is_hidden(windows):
         assert (error > 0.1).float().mean() < 0.1
 
 
-def test_flow_is_that_of_the_layer_in_front(windows):
-    scene = Synthetic(windows, SIZE, layers=1, seed=5).scenes(1)
-    motion = still(scene.motion)._replace(shift=torch.tensor([[[0.0, 0.0], [10.0, 0.0]]]))
-    scene = scene._replace(
-        motion=motion,
-        camera=still(scene.camera),
-        amplitude=torch.zeros_like(scene.amplitude),
-        shown=torch.ones(1, 2),
-        kind=torch.full((1, 2), BLOB),
-        centre=torch.zeros(1, 2, 2),
-        radius=torch.full((1, 2, 2), 12.0),
-        harmonics=torch.zeros_like(scene.harmonics),
-    )
-    flow = flow_at(scene, 0.5)[0, 2]
+def test_flow_is_that_of_the_layer_in_front(material):
+    scene = still(Synthetic(material, SIZE, layers=0, seed=5).scenes(1))
+    front = object_layer(scene.layers[0].texture, disc(), 12.0, shift=[[10.0, 0.0]])
+    flow = flow_at(scene._replace(layers=(*scene.layers, front)), 0.5)[0, 2]
     assert flow[32, 48] == pytest.approx(5, abs=1e-3)  # inside the disc, t->1 is half of its way
     assert flow[4, 4] == pytest.approx(0, abs=1e-3)  # the background rests
-    assert (flow > 2.5).float().sum() == pytest.approx(np.pi * 12**2, rel=0.05)
+    assert (flow > 2.5).float().sum() == pytest.approx(math.pi * 12**2, rel=0.05)
 
 
-def test_motion_has_the_asked_median_and_a_heavy_tail(windows):
-    source = Synthetic(windows, (256, 256), speed=4, seed=6)
-    length = source.scenes(400).motion.shift.norm(dim=-1).flatten()
+def test_an_object_cut_out_of_a_photograph_moves_with_its_own_pixels_and_its_flow(material):
+    side = 60
+    photo = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8))
+    mask = np.zeros((side, side), np.uint8)
+    mask[10:50, 20:40] = 1
+    scene = still(Synthetic(material, SIZE, layers=0, seed=5).scenes(1))
+    # At this radius the cut-out has the size of the photograph that it is from, pixel for pixel.
+    front = object_layer(photo, mask, INNER * side, shift=[[16.0, -8.0]])
+    scene = scene._replace(layers=(*scene.layers, front))
+    rows, columns = slice(2 + 12, 2 + 48), slice(18 + 22, 18 + 38)  # well within the mask, in the frame at rest
+    pixel = io.to_float(photo[0].numpy())[:, 12:48, 22:38]
+    for t, x, y in ((0.0, -8, 4), (0.5, 0, 0), (1.0, 8, -4)):
+        moved = slice(rows.start + y, rows.stop + y), slice(columns.start + x, columns.stop + x)
+        assert torch.allclose(frame_at(scene, t)[0][(slice(None), *moved)], pixel, atol=1e-3)
+    flow = flow_at(scene, 0.5)[0]
+    assert (flow[:, rows, columns] - torch.tensor([-8.0, 4, 8, -4]).view(4, 1, 1)).abs().max() < 1e-3
+    assert int((flow[2] > 4).sum()) == pytest.approx(40 * 20, rel=0.03)
+
+
+def test_cutouts_are_among_the_objects(material):
+    red = torch.tensor([255, 0, 0], dtype=torch.uint8).expand(1, 32, 32, 3)
+    cut = Cutouts(red, torch.from_numpy(signed_distance(disc(64), 32))[None])
+    grey = Material(torch.full((1, 64, 64, 3), 128, dtype=torch.uint8), torch.ones(1), material.stencils, cut)
+    source = Synthetic(grey, (32, 32), seed=0)
+    frames = torch.cat([source.batch(4).imgt for _ in range(10)])
+    seen = ((frames[:, 0] > 0.4) & (frames[:, 2] < 0.05)).flatten(1).any(1)
+    assert 0.2 < seen.float().mean() < 0.9
+
+
+def test_windows_are_drawn_as_often_as_their_odds_say(material):
+    windows = torch.stack([torch.full((32, 32, 3), value, dtype=torch.uint8) for value in (0, 200, 255)])
+    odds = torch.tensor([0.2, 0.8, 0.0])
+    scene = Synthetic(Material(windows, odds, material.stencils), (16, 16), layers=0).scenes(1000)
+    values = scene.layers[0].texture[:, 0, 0, 0]
+    assert (values == 0).float().mean() == pytest.approx(0.2, abs=0.04) and not (values == 255).any()
+
+
+def test_motion_has_the_asked_median_and_a_heavy_tail(tiny):
+    scene = Synthetic(tiny, (256, 256), layers=0, speed=4, seed=6).scenes(2000)
+    length = scene.layers[0].motion.shift.norm(dim=-1)
+    assert (length == 0).float().mean() == pytest.approx(0.3, abs=0.04)  # a share of the backgrounds rests
+    length = length[length > 0]
     assert length.median() == pytest.approx(4, rel=0.1)
-    assert length.quantile(0.99) > 30
-    assert length.max() <= 128
+    assert length.quantile(0.99) > 40 and length.max() <= 128
 
 
-def test_same_seed_same_scenes_and_another_seed_others(windows):
-    one, same, other = (Synthetic(windows, SIZE, seed=seed).batch(2, any_time=True) for seed in (7, 7, 8))
+def test_flow_of_large_crops_reaches_beyond_sixty_pixels(tiny):
+    scene = Synthetic(tiny, (224, 224), layers=0, seed=6).scenes(4000)
+    tau, p = times(scene, 0.0, 1.0), 200 * torch.rand(2, 5) - 100
+    layer = scene.layers[0]
+    q = to_layer(layer, scene.camera, tau[:, :1], p)
+    start, end = from_layer(layer, scene.camera, tau, q.expand(-1, 2, -1, -1)).unbind(1)
+    length = (end - start).norm(dim=1).flatten()
+    assert length.median() < 8 and length.quantile(0.99) > 60
+
+
+def test_same_seed_same_scenes_and_another_seed_others(material):
+    one, same, other = (Synthetic(material, SIZE, blur=0.5, seed=seed).batch(4, any_time=True) for seed in (7, 7, 8))
     assert all(torch.equal(a, b) for a, b in zip(one, same))
     assert not torch.equal(one.imgt, other.imgt)
 
 
-def test_a_batch_is_a_sample_of_any_times(windows):
-    sample = Synthetic(windows, SIZE, seed=9).batch(5, any_time=True)
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_seed_means_the_same_scenes_on_the_gpu(material):
+    here = Synthetic(material, SIZE, blur=0.5, seed=7).batch(4, any_time=True)
+    there = Synthetic(material.to(torch.device("cuda")), SIZE, blur=0.5, seed=7).batch(4, any_time=True)
+    for a, b in zip(here, there):
+        assert (a - b.cpu()).abs().median() < 1e-4
+
+
+def test_a_batch_is_a_sample_of_any_times(material):
+    sample = Synthetic(material, SIZE, seed=9).batch(5, any_time=True)
     assert sample.imgt.shape == (5, 3, *SIZE) and sample.flow.shape == (5, 4, *SIZE)
     assert sample.imgt.min() >= 0 and sample.imgt.max() <= 1
     assert sample.flow.isfinite().all()
     assert len(set(sample.t.tolist())) == 5 and 0 < sample.t.min() and sample.t.max() < 1
 
 
-def test_nine_frames_at_any_times(windows):
-    frames, flow = Synthetic(windows, SIZE, seed=10).frames(2, [k / 8 for k in range(9)])
+def test_nine_frames_at_any_times(material):
+    frames, flow = Synthetic(material, SIZE, seed=10).frames(2, [k / 8 for k in range(9)])
     assert frames.shape == (2, 9, 3, *SIZE) and flow.shape == (2, 9, 4, *SIZE)
     assert flow[:, 0, :2].abs().max() < 1e-2 and flow[:, 8, 2:].abs().max() < 1e-2
+
+
+def test_motion_blur_is_a_mean_along_the_motion_around_the_frame_whose_flow_it_has(material, monkeypatch):
+    source = Synthetic(material, SIZE, layers=0, blur=1.0, seed=3)
+    scene = still(source.scenes(1), shift=[[50.0, 0.0]])
+    monkeypatch.setattr(source, "scenes", lambda n: scene)
+    monkeypatch.setattr(synthetic, "SHUTTER", (0.2, 0.2))  # 10 pixels, by 5 frames 2 pixels apart
+    blurred, sharp = source.batch(1), frame_at(scene, 0.5)
+    assert (blurred.flow - torch.tensor([-25.0, 0, 25, 0]).view(1, 4, 1, 1)).abs().max() < 1e-3
+    expected = sum(sharp[..., 4 + k : -4 + k or None] for k in (-4, -2, 0, 2, 4)) / 5
+    assert torch.allclose(blurred.imgt[..., 4:-4], expected, atol=1e-4)
+    assert not torch.allclose(blurred.imgt, sharp, atol=1e-2)
+
+
+def test_blur_comes_to_its_share(material, monkeypatch):
+    source, counts = Synthetic(material, (16, 16), layers=1, blur=0.25), []
+    samples = source._samples
+
+    def counted(n, any_time, blur):
+        counts.append(n * blur)
+        return samples(n, any_time, blur)
+
+    monkeypatch.setattr(source, "_samples", counted)
+    assert sum(len(source.batch(10).t) for _ in range(20)) == 200
+    assert sum(counts) == pytest.approx(50, abs=20)
 
 
 def test_windows_cover_the_photograph(tmp_path):
@@ -129,6 +262,20 @@ def test_a_small_photograph_is_enlarged(tmp_path):
     windows = photo_windows([tmp_path / "a.png"], side=64)
     expected = F.interpolate(io.to_float(photo)[None], scale_factor=3.2, mode="bicubic", antialias=True)[0].clamp(0, 1)
     assert np.abs(io.to_uint8(expected)[:64, :64].astype(int) - windows[0].numpy()).mean() < 1
+
+
+def test_material_holds_photographs_and_textures_in_their_shares(tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, "TEXTURES", 4)
+    io.write_image(tmp_path / "a.png", np.full((64, 64, 3), 7, np.uint8))
+    made = synthetic.material([tmp_path / "a.png"], procedural=0.3, side=64)
+    assert made.windows.shape == (5, 64, 64, 3) and torch.all(made.windows[0] == 7)
+    assert torch.allclose(made.odds, torch.tensor([0.7, *4 * [0.075]])) and made.cutouts is None
+
+
+@pytest.mark.parametrize("wrong, name", [({"procedural": 1.5}, "--procedural 1.5"), ({"masks": "m"}, "--images")])
+def test_what_cannot_be_made_is_refused(wrong, name):
+    with pytest.raises(ValueError, match=name):
+        synthetic.material(**wrong)
 
 
 def test_the_written_set_has_the_layout_of_vimeo90k(tmp_path):

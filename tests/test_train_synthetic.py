@@ -1,5 +1,6 @@
 import argparse
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -8,14 +9,17 @@ from torch.utils.data import DataLoader
 
 import models
 import train_synthetic as script
-from datasets import Sample, clips, synthetic
+from datasets import Sample, clips, effects, synthetic
+from datasets.stencils import drawn_stencils
 from losses.terms import flow_error
+from models.layers import warp
 from utils import checkpoint, io
 
 
 @pytest.fixture(scope="module")
-def photos():
-    return synthetic.photo_windows(side=96)
+def material():
+    windows = synthetic.photo_windows(side=96)
+    return synthetic.Material(windows, torch.ones(len(windows)), drawn_stencils(40))
 
 
 def clip(name, frames=12, size=(64, 80), seed=0):
@@ -30,7 +34,8 @@ def footage(*found):
 
 
 def options(**changes):
-    return argparse.Namespace(**{"speed": 4.0, "seed": 0, "real": 0.5, "batch_size": 4} | changes)
+    plain = {"speed": 4.0, "seed": 0, "real": 0.5, "batch_size": 4, "effects": 0.0, "clip_flow": "none"}
+    return argparse.Namespace(**plain | changes)
 
 
 def take(mixture, count, workers=0):
@@ -42,30 +47,97 @@ def same(one, other):
     return all(torch.equal(a.nan_to_num(7), b.nan_to_num(7)) for a, b in zip(one, other))
 
 
-def test_batches_are_a_function_of_seed_and_iteration_whatever_the_workers(photos):
+def test_batches_are_a_function_of_seed_and_iteration_whatever_the_workers(material):
     windows = footage(clip("a"), clip("b", seed=1))
-    here = take(script.Mixture(photos, windows, 48, options(), start=0), 4)
-    beside = take(script.Mixture(photos, windows, 48, options(), start=0), 4, workers=2)
-    later = take(script.Mixture(photos, windows, 48, options(), start=2), 2)
+    here = take(script.Mixture(material, windows, 48, options(), start=0), 4)
+    beside = take(script.Mixture(material, windows, 48, options(), start=0), 4, workers=2)
+    later = take(script.Mixture(material, windows, 48, options(), start=2), 2)
     assert all(map(same, here, beside)) and all(map(same, here[2:], later))
     assert not same(here[0], here[1])
-    other = take(script.Mixture(photos, windows, 48, options(seed=1), start=0), 1)
+    other = take(script.Mixture(material, windows, 48, options(seed=1), start=0), 1)
     assert not same(here[0], other[0])
 
 
-def test_footage_has_its_share_and_no_flow_and_scenes_have_theirs(photos):
-    batch = take(script.Mixture(photos, footage(clip("a")), 48, options(), start=0), 1)[0]
+def test_footage_has_its_share_and_no_flow_and_scenes_have_theirs(material):
+    batch = take(script.Mixture(material, footage(clip("a")), 48, options(), start=0), 1)[0]
     assert batch.img0.shape == (8, 3, 48, 48) and batch.t.shape == (8,)  # 4 of 96x96 are 8 of half the side
     assert batch.flow[:4].isfinite().all() and batch.flow[4:].isnan().all()
     k = batch.t[4:] * 8
     assert torch.equal(k, k.round())  # k / (N - 1) for windows of 3, 5 or 9 frames
 
 
-def test_clips_smaller_than_the_crop_are_left_to_smaller_crops(photos):
+def test_effects_0_leaves_scenes_as_they_are_drawn_and_1_does_not(material):
+    drawn = synthetic.Synthetic(material, (96, 96), speed=4.0)
+    seed = np.random.default_rng((0, 0, 0)).integers(2**62)
+    drawn.random.manual_seed(int(seed))
+    expected = drawn.batch(8, any_time=True)
+    without, having = (
+        take(script.Mixture(material, {}, 96, options(batch_size=8, effects=strength), 0), 1)[0] for strength in (0, 4)
+    )
+    assert same(expected, without) and not same(without, having)
+    again = take(script.Mixture(material, {}, 96, options(batch_size=8, effects=4), 0), 1, workers=1)[0]
+    assert same(having, again)
+
+
+def test_small_crops_have_no_effects(material):
+    small, smaller = (script.Mixture(material, {}, 48, options(effects=strength), 0) for strength in (0, 4))
+    assert same(take(small, 1)[0], take(smaller, 1)[0])
+
+
+def test_effects_come_to_footage_too(material, monkeypatch):
+    for share in ("DRIFT", "NOISE", "OVERLAY"):
+        monkeypatch.setattr(effects, share, 0.0)
+    windows = footage(clip("a", size=(112, 128)))
+    plain, having = (
+        take(script.Mixture(material, windows, 96, options(effects=strength, batch_size=8), 0), 1)[0]
+        for strength in (0, 5)  # compression of everything
+    )
+    assert torch.equal(plain.flow[4:].isnan(), having.flow[4:].isnan())
+    assert all((plain.imgt[i] != having.imgt[i]).any() for i in range(4, 8))
+
+
+def test_dis_finds_the_motion_of_footage_through_every_turn_of_it(material, monkeypatch):
+    """Each of the clips' frames moves on by 2 pixels; what is not known is not claimed."""
+    smooth = clip("a", size=(160, 200))
+    smooth = smooth._replace(frames=np.stack([cv2.GaussianBlur(frame, (0, 0), 3) for frame in smooth.frames]))
+    monkeypatch.setattr(script, "SPANS", {5: 1.0})
+    mixture = script.Mixture(material, {5: [clips.windows([smooth], 5)]}, 48, options(clip_flow="dis", real=1), 0)
+    for seed in range(12):
+        sample = mixture.window(np.random.default_rng(seed))
+        both = sample.flow[:2] - sample.flow[2:]  # along one axis 8 pixels, 16 where it was zoomed
+        known = both.isfinite().all(0)
+        length = both[:, known].norm(dim=0).median().item()
+        assert known.float().mean() > 0.8
+        assert min(abs(length - 8), abs(length - 16)) < 0.5
+        back = sample.flow[:2].norm(dim=0)[known].median().item()
+        assert back == pytest.approx(sample.t.item() * length, abs=0.5)
+        warped = warp(sample.img0[None], sample.flow[None, :2].nan_to_num(0))[0]
+        assert (warped - sample.imgt).abs()[:, known].mean() < 0.02
+
+
+def test_dis_flow_is_unknown_where_it_leads_to_another_colour():
+    frames = clip("a", size=(96, 96)).frames[:3].copy()
+    frames = np.stack([cv2.GaussianBlur(frame, (0, 0), 3) for frame in frames])
+    frames[1, 40:50, 40:50] = 255  # in the middle frame alone
+    flow = script.dis_flow(frames)
+    assert np.isnan(flow[42:48, 42:48]).all()
+    away = np.r_[8:30, 66:88]
+    assert np.isnan(flow[away][:, away]).mean() < 0.02
+
+
+def test_crops_with_flow_are_cut_as_those_without(material):
+    windows = footage(clip("a", size=(150, 170)))
+    plain, having = (script.Mixture(material, windows, 48, options(clip_flow=kind), 0) for kind in ("none", "dis"))
+    for seed in range(20):
+        one, other = (mixture.window(np.random.default_rng(seed)) for mixture in (plain, having))
+        assert (one.imgt - other.imgt).abs().max() <= 2 / 255 and one.t == other.t
+
+
+def test_clips_smaller_than_the_crop_are_left_to_smaller_crops(material):
     windows = footage(clip("small", size=(40, 48)), clip("large", size=(72, 96)))
-    assert len(script.Mixture(photos, windows, 32, options(), 0).footage[3]) == 2
-    assert len(script.Mixture(photos, windows, 64, options(), 0).footage[3]) == 1
-    assert script.Mixture(photos, windows, 80, options(), 0).real == 0
+    assert len(script.Mixture(material, windows, 32, options(), 0).footage[3]) == 2
+    assert len(script.Mixture(material, windows, 64, options(), 0).footage[3]) == 1
+    assert script.Mixture(material, windows, 80, options(), 0).real == 0
 
 
 def test_flow_error_is_the_mean_distance_in_pixels_of_the_full_frame():
@@ -75,16 +147,16 @@ def test_flow_error_is_the_mean_distance_in_pixels_of_the_full_frame():
     assert flow_error(torch.full((2, 4, 4, 4), 1.5), target).item() == pytest.approx(1)
 
 
-def test_exact_flow_leads_at_first_and_the_picture_in_the_end(photos):
-    batch = take(script.Mixture(photos, {}, 48, options(), 0), 1)[0]
+def test_exact_flow_leads_at_first_and_the_picture_in_the_end(material):
+    batch = take(script.Mixture(material, {}, 48, options(), 0), 1)[0]
     out = models.build("IFRNet_S")(batch.img0, batch.img1, batch.t, batch.imgt)
     terms = script.terms(out, batch.imgt, batch.flow)
     first, last = (script.weighted(terms, progress)["flow"].item() for progress in (0, 1))
     assert first / last == pytest.approx(script.FLOW_START / script.FLOW_END, rel=1e-4)
 
 
-def test_signals_stay_alive_through_a_fresh_network_and_its_flow_begins_near_zero(photos):
-    batch = take(script.Mixture(photos, {}, 64, options(), 0), 1)[0]
+def test_signals_stay_alive_through_a_fresh_network_and_its_flow_begins_near_zero(material):
+    batch = take(script.Mixture(material, {}, 64, options(), 0), 1)[0]
     torch.manual_seed(0)
     model = models.build("IFRNet_S")
     script.initialise(model)
@@ -112,8 +184,9 @@ def test_a_run_by_the_clock_ends_whole_and_goes_on_to_a_later_horizon(tmp_path, 
         write_folder(tmp_path / "clips" / name, clip(name, seed=ord(name)).frames)
     command = (
         f"--clips {tmp_path / 'clips'} --val_clips e --log_path {tmp_path / 'run'} --crops 32 48 --crop_ends 0.5 1 "
-        "--batch_size 3 --log_every 2 --workers 0 --window 96 --device cpu --amp none"
+        "--batch_size 3 --log_every 2 --workers 0 --window 96 --device cpu --amp none --clip_flow dis"
     ).split()
+    monkeypatch.setattr(synthetic, "TEXTURES", 4)
     script.main(script.parser().parse_args([*command, "--minutes", "0.06"]))
     folder = tmp_path / "run" / "IFRNet_S"
     first = checkpoint.read(folder / checkpoint.LATEST)
@@ -144,9 +217,23 @@ def test_clips_to_validate_on_are_never_trained_on(tmp_path, monkeypatch):
         assert not held & {w.clip.name for by_clip in train.values() for windows in by_clip for w in windows}
 
 
-def test_without_footage_scenes_that_training_never_draws_are_validated_on(photos):
+def test_few_photographs_are_helped_by_many_textures(tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, "TEXTURES", 3)
+    monkeypatch.setattr(synthetic, "drawn_stencils", lambda seed: drawn_stencils(2))
+    io.write_image(tmp_path / "a.png", np.zeros((64, 64, 3), np.uint8))
+    for typed, share in (([], 0.5), (["--images", str(tmp_path)], 0.1), (["--procedural", "0.3"], 0.3)):
+        made = script.read_material(script.parser().parse_args(["--window", "64", *typed]))
+        assert made.odds[-3:].sum().item() == pytest.approx(share)
+
+
+def test_effects_below_0_are_refused(typed):
+    done = typed(script.main, script.parser(), "--effects", "-1")
+    assert done.status == 2 and "--effects -1" in done.err
+
+
+def test_without_footage_scenes_that_training_never_draws_are_validated_on(material):
     args = options()
-    held = script.validation_scenes(photos, args)
+    held = script.validation_scenes(material, args)
     assert len(held) == script.VALIDATION_SCENES and all(isinstance(sample, Sample) for sample in held)
 
 
