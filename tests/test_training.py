@@ -10,12 +10,14 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from conftest import formula_image
 
 import models
 from datasets import Sample
 from losses import ifrnet_loss
 from utils import batches, checkpoint, distributed, training
 from utils.training import Recipe, cosine, fit
+from utils.validation import Validation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -230,6 +232,13 @@ def test_clipping_bounds_the_gradient(tmp_path):
     assert norms[:2] == pytest.approx([0.01, 0.01], rel=1e-3) and min(norms[2:]) > 0.02
 
 
+def panned(seed, size=2):
+    """Pictures that move by three pixels from frame to frame."""
+    pictures = [formula_image(32, 38, 10 * seed + k) for k in range(size)]
+    frames = [torch.stack([picture[..., x : x + 32] for picture in pictures]) for x in (0, 3, 6)]
+    return Sample(*frames, torch.full((size,), 0.5), torch.full((size, 4, 32, 32), torch.nan))
+
+
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_half_precision_trains_almost_as_single(tmp_path, amp):
     half = {"amp": amp, "channels_last": True}
@@ -238,6 +247,23 @@ def test_half_precision_trains_almost_as_single(tmp_path, amp):
         assert state.iteration == 2 and all(p.dtype == torch.float32 for p in state.model.parameters())
     a, b = (float(rows(tmp_path / name)[0]["loss"]) for name in ("single", "half"))
     assert a != b and a == pytest.approx(b, rel=0.02)
+
+
+def test_bfloat16_reaches_the_score_of_single_precision(tmp_path):
+    def panned(seed, size=2):
+        """Pictures that move by three pixels from frame to frame."""
+        pictures = [formula_image(32, 38, 10 * seed + k) for k in range(size)]
+        img0, imgt, img1 = (torch.stack([picture[..., x : x + 32] for picture in pictures]) for x in (0, 3, 6))
+        return Sample(img0, imgt, img1, torch.full((size,), 0.5), torch.full((size, 4, 32, 32), torch.nan))
+
+    validate = Validation([Sample(*parts) for parts in zip(*panned(1000, size=8))], CPU)
+    single, half = models.load("IFRNet_S"), models.load("IFRNet_S")
+    before = validate(single)["psnr"]
+    for amp, model in (("none", single), ("bf16", half)):
+        fit(model, lambda n: map(panned, itertools.count(n)), loss, Recipe(iterations=8, amp=amp), tmp_path / amp, CPU)
+    after = validate(single)["psnr"]
+    assert after > before + 0.5 and not same(single, half)
+    assert validate(half)["psnr"] == pytest.approx(after, abs=0.1)
 
 
 def test_what_is_compiled_is_one_graph_that_takes_the_same_steps(tmp_path, monkeypatch):
