@@ -36,6 +36,8 @@ def read_results(paths: list[Path]) -> tuple[dict[str, dict], list[dict]]:
         result = store.read(path)
         if result["benchmark"] == store.SPEED:
             speeds.append(result)
+        elif result["benchmark"] == store.THROUGHPUT:
+            continue
         elif path.stem in scores:
             raise ValueError(f"{path}: a result of this name is in {scores[path.stem]['folder']} too; rename one")
         else:
@@ -98,9 +100,10 @@ def _over_time(name: str, result: dict, split: str) -> Series:
 
 
 def _seconds(speed: dict, result: dict) -> float | None:
-    """The fastest way that a speed result has for this model and precision, at 1280x720."""
+    """The fastest way that a speed result has for one frame of this model and precision, at 1280x720."""
     wanted = {"model": result["model"], "precision": result["precision"], "size": "1280x720"}
-    found = [row["seconds"] for row in speed["rows"] if all(row[key] == value for key, value in wanted.items())]
+    single = [row for row in speed["rows"] if row.get("frames", 1) == 1]
+    found = [row["seconds"] for row in single if all(row[key] == value for key, value in wanted.items())]
     return min(found, default=None)
 
 

@@ -5,11 +5,13 @@
     python benchmarks/speed_parameters.py --model_name IFRNet_S --sizes 1280x720 --ablation
     python benchmarks/speed_parameters.py --compare results/speed_parameters-CPU_x86_64_2_threads.json
 
-One frame at t = 0.5, from two frames that lie on the device already. All ways to compute it (mode and precision) are
-timed in turn, so that what else the machine does falls on all of them: trust the ratio to float32 more than the
-seconds, which are the median, with the quartiles beside it. MACs are those of the convolutions, by torch's counter; the
-paper's "FLOPs" count the same (0.10, 0.18 and 0.71 T at 1280x720). Memory is the peak of the whole process on a CPU
-(Linux), of what PyTorch holds on a GPU. What would take longer than --minutes allows is left out by name.
+One frame at t = 0.5, from two frames that lie on the device already; at the smallest of the sizes also seven frames of
+one pair ("8x"), whose seconds are again those of one. All ways to compute it (mode and precision) are timed in turn, so
+that what else the machine does falls on all of them: trust the ratio to float32 more than the seconds, which are the
+median, with the quartiles beside it. MACs are those of the convolutions, by torch's counter; the paper's "FLOPs" count
+the same (0.10, 0.18 and 0.71 T at 1280x720). "of matmul" is how much of the pace of one large matrix product in half
+precision, timed in the same turns, these MACs reach. Memory is the peak of the whole process on a CPU (Linux), of what
+PyTorch holds on a GPU. What would take longer than --minutes allows is left out by name.
 
 --ablation times the parts of fast mode one by one (see ablation.py). --compare measures again what an older result
 holds, and ends with status 1 where a ratio to float32 has fallen by more than --tolerance: a guard against regressions
@@ -17,6 +19,7 @@ that asks nothing of the machine's pace.
 """
 
 import argparse
+import math
 import platform
 import re
 import shlex
@@ -45,8 +48,10 @@ SIZES = ("448x256", "1280x720", "1920x1080", "3840x2160")
 EAGER = ("eager", "fp32")  # what all others are compared with
 PARTS = ("parts", "compiled")  # of fast mode, one by one; the same and torch.compile, which takes minutes
 WARM_UP, LEAST, MOST = 1, 3, 30  # calls before, and rounds of calls that are timed
+SEVEN = 7  # frames of one pair: 8x
+MATRICES = {"cpu": 2048, "cuda": 8192}  # side of those whose product is timed: large enough to be at full pace
 SECONDS = 6.0  # for the rounds of one model at one size, where that is more than LEAST
-HEADS = ("model", "size", "mode", "precision", "s/frame", "quartiles", "ratio", "peak MB", "V100 s/frame")
+HEADS = ("model", "size", "mode", "precision", "s/frame", "quartiles", "ratio", "of matmul", "peak MB", "V100 s/frame")
 
 
 class Way(NamedTuple):
@@ -65,13 +70,13 @@ def ways(device: torch.device) -> list[Way]:
     return [*(Way("eager", precision) for precision in eager), Way("fast", half)]
 
 
-def macs(model: models.IFRNet, height: int, width: int) -> int:
-    """Multiply-accumulates of one frame, of sides that are multiples of 16."""
+def macs(model: models.IFRNet, height: int, width: int, frames: int = 1) -> int:
+    """Multiply-accumulates of so many frames of one pair, of sides that are multiples of 16."""
     with torch.device("meta"):
         network = models.build(model.name, model.act)
         frame = torch.empty(1, 3, height, width)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(frame, frame, 0.5)
+        network(frame, frame, torch.empty(frames))
     return counter.get_total_flops() // 2
 
 
@@ -109,11 +114,23 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> float | Non
     return int(line.split()[1]) / 2**10
 
 
+def product(device: torch.device, precision: str) -> Callable[[], object]:
+    """A large matrix product to be called: what the device's matrix units do at their best."""
+    side = MATRICES[device.type]
+    return partial(torch.mm, *torch.rand(2, side, side, device=device, dtype=PRECISIONS[precision]))
+
+
 def measure(
-    name: str, size: tuple[int, int], chosen: list[Way], device: torch.device, seconds: float, parts: str | None = None
+    name: str,
+    size: tuple[int, int],
+    chosen: list[Way],
+    device: torch.device,
+    seconds: float,
+    parts: str | None = None,
+    frames: int = 1,
 ) -> list[dict]:
     """The rows of one network at one size, one for each way. seconds: to spend on rounds, beyond the least. parts: one
-    of PARTS, to take the ways of an ablation in place of those chosen."""
+    of PARTS, to take the ways of an ablation in place of those chosen. frames: of one pair."""
     width, height = size
     model = models.build(name)
     generator = torch.Generator().manual_seed(0)
@@ -122,8 +139,13 @@ def measure(
         made = {Way(*way): call for way, call in ablation.calls(model, device, compiled=parts == "compiled").items()}
     else:
         made = {way: Interpolator(model, device, way.precision, tile="auto", mode=way.mode) for way in chosen}
-    chosen, calls = list(made), [partial(call, *pair) for call in made.values()]
-    times = in_turn(calls, device, seconds)
+    moments = [k / (frames + 1) for k in range(1, frames + 1)]
+    chosen, calls = list(made), [partial(call, *pair, moments) for call in made.values()]
+    half = best_precision(device)
+    *times, products = in_turn([*calls, product(device, half)], device, seconds)
+    times = [[took / frames for took in of_way] for of_way in times]
+    pace = MATRICES[device.type] ** 3 / statistics.median(products)
+    work = macs(model, -(-height // 16) * 16, -(-width // 16) * 16, frames) / frames
     reference = dict(zip(chosen, times)).get(Way(*EAGER))
     rows = []
     for way, call, of_way in zip(chosen, calls, times):
@@ -132,6 +154,7 @@ def measure(
             {
                 "model": name,
                 "size": f"{width}x{height}",
+                "frames": frames,
                 "mode": way.mode,
                 "precision": way.precision,
                 "seconds": median,
@@ -139,10 +162,11 @@ def measure(
                 "high": high,
                 "rounds": len(of_way),
                 "ratio": statistics.median(reference) / median if reference else None,
+                "of_matmul": work / median / pace if way.precision == half else None,
                 "peak_mb": peak_memory(call, device),
-                "macs": macs(model, -(-height // 16) * 16, -(-width // 16) * 16),
+                "macs": round(work),
                 "parameters": sum(p.numel() for p in model.parameters()),
-                "published": SECONDS_720P[name] if size == (1280, 720) else None,
+                "published": SECONDS_720P[name] if size == (1280, 720) and frames == 1 else None,
             }
         )
     return rows
@@ -150,37 +174,49 @@ def measure(
 
 def measure_all(args: argparse.Namespace, chosen: list[Way]) -> Iterator[list[dict] | str]:
     """The rows of every network at every size, cheapest first; the name alone of what there is no time for."""
-    pixels = [
-        (macs(models.build(name), 64, 64) * w * h, name, (w, h)) for name in args.model_name for w, h in args.sizes
-    ]
+    networks = {name: macs(models.build(name), 64, 64) for name in args.model_name}
+    kinds = [(1, size) for size in args.sizes] + ([] if args.ablation else [(SEVEN, min(args.sizes, key=math.prod))])
+    costs = sorted((each * n * w * h, name, n, (w, h)) for name, each in networks.items() for n, (w, h) in kinds)
     end, rate = time.monotonic() + 60 * args.minutes, 0.0
-    for cost, name, size in sorted(pixels):
+    for cost, name, frames, size in costs:
         # The least: warm-up, rounds and the look at the memory, at the pace of what was measured last.
         expected = rate * cost * (WARM_UP + LEAST + 1)
         if time.monotonic() + expected > end:
-            yield f"{name} at {size[0]}x{size[1]} (about {expected:.0f} s)"
+            what = f"{name} at {size[0]}x{size[1]}" + (f", {frames + 1}x" if frames > 1 else "")
+            yield f"{what} (about {expected:.0f} s)"
             continue
         seconds = min(SECONDS, (end - time.monotonic()) / 4)
-        rows = measure(name, size, chosen, args.device, seconds, args.ablation)
-        rate = sum(row["seconds"] for row in rows) / cost
+        # Of several frames, the first and the last way alone: there are more to compute, and these tell the ratio.
+        ends = [way for way in chosen if way == EAGER or way.mode == "fast"]
+        those = chosen if frames == 1 else ends or chosen
+        rows = measure(name, size, those, args.device, seconds, args.ablation, frames)
+        if frames == 1:
+            rate = sum(row["seconds"] for row in rows) / cost
         yield rows
+
+
+def mode(row: dict) -> str:
+    """Of a row, as it is shown: "fast", or "fast, 8x" for the seven frames of a pair."""
+    frames = row.get("frames", 1)  # results of older versions do not tell
+    return row["mode"] if frames == 1 else f"{row['mode']}, {frames + 1}x"
 
 
 def table(rows: list[dict], head: bool = True) -> str:
     """Rows as text, under their heads."""
-    lines, modes = [HEADS] if head else [], max([WIDTHS[2], *(len(row["mode"]) for row in rows)])
+    lines, modes = [HEADS] if head else [], max([WIDTHS[2], *(len(mode(row)) for row in rows)])
     widths = (*WIDTHS[:2], modes, *WIDTHS[3:])
     for row in rows:
         spread = f"{row['low']:.4f}-{row['high']:.4f}"
         ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        share = "-" if row["of_matmul"] is None else f"{row['of_matmul']:.0%}"
         memory = "-" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}"
         published = "-" if row["published"] is None else f"{row['published']:.3f}"
-        names = (row["model"], row["size"], row["mode"], row["precision"])
-        lines.append((*names, f"{row['seconds']:.4f}", spread, ratio, memory, published))
+        names = (row["model"], row["size"], mode(row), row["precision"])
+        lines.append((*names, f"{row['seconds']:.4f}", spread, ratio, share, memory, published))
     return "\n".join(" ".join(f"{cell:>{width}}" for cell, width in zip(line, widths)).rstrip() for line in lines)
 
 
-WIDTHS = (9, 9, 6, 9, 8, 15, 6, 8, 12)
+WIDTHS = (9, 9, 9, 9, 8, 15, 6, 9, 8, 12)
 
 
 def networks(names: list[str]) -> str:
@@ -205,11 +241,11 @@ def compared(rows: list[dict], older: list[dict], tolerance: float) -> tuple[str
     """
 
     def ratios(of: list[dict]) -> dict[tuple, float]:
-        keys = ("model", "size", "mode", "precision")
-        return {tuple(row[key] for key in keys): row["ratio"] for row in of if row["ratio"] is not None}
+        others = [row for row in of if row["ratio"] is not None and (row["mode"], row["precision"]) != EAGER]
+        return {(row["model"], row["size"], mode(row), row["precision"]): row["ratio"] for row in others}
 
     now, then = ratios(rows), ratios(older)
-    shared = [key for key in now if key in then and key[2:] != EAGER]
+    shared = [key for key in now if key in then]
     if not shared:
         raise ValueError("there is nothing to compare: no row of the older result was measured in this run")
     fallen = [" ".join(key) for key in shared if now[key] < (1 - tolerance) * then[key]]

@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from conftest import formula_image, formula_weights
+from torch.utils.flop_counter import FlopCounterMode
 
 import models
 from benchmarks import ablation, store
@@ -16,6 +17,24 @@ CPU = torch.device("cpu")
 
 def run(typed, out, *words):
     return typed(speed.main, speed.parser(), "--device", "cpu", "--out", out, *words)
+
+
+def test_several_frames_of_a_pair_are_encoded_once():
+    model = models.build("IFRNet_S")
+    one, eight = speed.macs(model, 64, 96), speed.macs(model, 64, 96, 8)
+    encoder = FlopCounterMode(display=False)
+    with encoder, torch.no_grad():
+        model.encoder(torch.rand(2, 3, 64, 96))
+    assert eight - one == 7 * (one - encoder.get_total_flops() // 2)
+
+
+def test_the_share_of_a_matrix_products_pace_is_that_of_the_macs(monkeypatch):
+    """A product of 2048^3 in one second and seven frames in seven: MACs of a frame a second, against 2048^3."""
+    monkeypatch.setattr(speed, "in_turn", lambda calls, *_: [[7.0] * 3] * (len(calls) - 1) + [[1.0] * 3])
+    fast = speed.ways(CPU)[-1]
+    (row,) = speed.measure("IFRNet_S", (96, 64), [fast], CPU, 1.0, frames=7)
+    assert row["seconds"] == 1 and row["frames"] == 7
+    assert row["of_matmul"] == pytest.approx(speed.macs(models.build("IFRNet_S"), 64, 96, 7) / 7 / 2048**3)
 
 
 @pytest.mark.parametrize("name, papers", [("IFRNet_S", 0.10), ("IFRNet", 0.18), ("IFRNet_L", 0.71)])
@@ -45,16 +64,19 @@ def test_a_run_tells_and_keeps_what_it_measured(typed, tmp_path):
     result = store.read(path)
     chosen = speed.ways(CPU)
     assert chosen[0] == speed.EAGER and chosen[-1].mode == "fast"
+    single = [row for row in result["rows"] if row["frames"] == 1]
     expected = [(size, *way) for size in ("48x32", "64x64") for way in chosen]
-    assert [(row["size"], row["mode"], row["precision"]) for row in result["rows"]] == expected
+    assert [(row["size"], row["mode"], row["precision"]) for row in single] == expected
+    several = [(row["size"], row["mode"], row["frames"]) for row in result["rows"] if row["frames"] > 1]
+    assert several == [("48x32", "eager", 7), ("48x32", "fast", 7)]
     for row in result["rows"]:
         assert 0 < row["low"] <= row["seconds"] <= row["high"] < 10 and row["rounds"] >= speed.LEAST
-        reference = next(
-            r for r in result["rows"] if r["size"] == row["size"] and (r["mode"], r["precision"]) == speed.EAGER
-        )
+        alike = [r for r in result["rows"] if (r["size"], r["frames"]) == (row["size"], row["frames"])]
+        reference = next(r for r in alike if (r["mode"], r["precision"]) == speed.EAGER)
         assert row["ratio"] == pytest.approx(reference["seconds"] / row["seconds"])
         assert row["peak_mb"] is None or 50 < row["peak_mb"] < 50_000
-        line = rf"^ *IFRNet_S +{row['size']} +{row['mode']} +{row['precision']} +{row['seconds']:.4f} "
+        assert (row["of_matmul"] is None) == (row["precision"] != chosen[-1].precision)
+        line = rf"^ *IFRNet_S +{row['size']} +{speed.mode(row)} +{row['precision']} +{row['seconds']:.4f} "
         assert re.search(line, done.out, re.M)
     assert result["left_out"] == [] and f"wrote {path}" in done.out
 
