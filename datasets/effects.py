@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import Sample
 from .stencils import INNER, OUTLINE, STEPS, Stencils
-from .synthetic import chart, pixels, read
+from .synthetic import chart, pixels, read, to_device
 
 # The share of the samples that has each, at strength 1; blur is that of synthetic.Synthetic.
 BLUR, DRIFT, NOISE, OVERLAY, COMPRESSION = 0.08, 0.2, 0.25, 0.15, 0.2
@@ -42,8 +42,8 @@ YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.0
 class Effects:
     """Does it to batches of Samples: `effects(sample)`.
 
-    strength: a factor on the shares above; 0 leaves samples as they are. stencils: the shapes of overlays. random: is
-    drawn from, on the CPU; its seed says what happens, whatever the device.
+    strength: a factor on the shares above; 0 leaves samples as they are. stencils: the shapes of overlays, on the
+    samples' device. random: is drawn from, on the CPU; its seed says what happens, whatever the device.
     """
 
     def __init__(self, strength: float, stencils: Stencils, random: torch.Generator):
@@ -52,6 +52,8 @@ class Effects:
 
     def __call__(self, sample: Sample) -> Sample:
         """sample: a batch with one target each."""
+        if not self.strength:
+            return sample
         times = torch.stack([torch.zeros_like(sample.t), sample.t, torch.ones_like(sample.t)], 1)
         frames, flow = torch.stack([sample.img0, sample.imgt, sample.img1], 1), sample.flow
         if len(which := self._some(DRIFT, frames)):
@@ -69,25 +71,25 @@ class Effects:
         if len(which := self._some(COMPRESSION, frames)):
             corner = torch.randint(2 * BLOCK, (2,), generator=self.random).tolist()
             frames[which] = compress(frames[which], self._uniform(*QUALITY, which), corner)
-        return Sample(*frames.unbind(1), sample.t, flow) if self.strength else sample
+        return Sample(*frames.unbind(1), sample.t, flow)
 
     def _some(self, share: float, frames: Tensor) -> Tensor:
         """The numbers of the samples that an effect is for."""
         chosen = torch.rand(len(frames), generator=self.random) < share * self.strength
-        return chosen.nonzero()[:, 0].to(frames.device)
+        return to_device(chosen.nonzero()[:, 0], frames.device)
 
     def _uniform(self, low: float, high: float, which: Tensor, *shape: int) -> Tensor:
-        return (low + (high - low) * torch.rand(len(which), *shape, generator=self.random)).to(which.device)
+        return to_device(low + (high - low) * torch.rand(len(which), *shape, generator=self.random), which.device)
 
     def _normal(self, deviation: float, which: Tensor) -> Tensor:
-        return (deviation * torch.randn(len(which), generator=self.random)).to(which.device)
+        return to_device(deviation * torch.randn(len(which), generator=self.random), which.device)
 
     def _marks(self, which: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Text, logos and letterboxes: distance, fill, rim and opacity as `overlay` takes them."""
         n, short, p = len(which), min(height, width), pixels((height, width), which.device)
         extent = torch.tensor([width, height], device=which.device)
-        number = torch.randint(len(self.marks), (n,), generator=self.random).to(self.marks.device)
-        stencil = self.marks[number].to(which.device)[:, None].float()
+        number = torch.randint(len(self.marks), (n,), generator=self.random)
+        stencil = self.marks[to_device(number, which.device)][:, None].float()
         radius = short * 0.08 * 4 ** self._uniform(0, 1, which)
         place = chart(
             self._uniform(-0.5, 0.5, which, 2) * extent, 0 * radius, radius[:, None].expand(-1, 2) / (2 * INNER)

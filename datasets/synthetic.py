@@ -88,7 +88,7 @@ class Waves(NamedTuple):
 class Layer(NamedTuple):
     """One layer of n scenes. `view` and `place` lead from q to a picture that spans -1 to 1."""
 
-    texture: Tensor  # (n, S, S, 3) uint8
+    texture: Tensor  # (n, 3, S, S) uint8
     view: Tensor  # (n, 2, 3)
     gain: Tensor  # (n, 3), a factor on the texture's colours
     motion: Motion
@@ -162,7 +162,7 @@ def material(
 
 
 def to_device(value, device: torch.device):
-    """Tensors, and tuples of them, on a device."""
+    """Tensors, and tuples of them, on a device; the CPU does not wait for it."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, tuple):
@@ -190,27 +190,31 @@ def inverse(matrix: Tensor) -> Tensor:
     return torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], -2)
 
 
-def homography(layer: Layer, camera: Motion, tau: Tensor) -> Tensor:
-    """M(tau), (n, T, 3, 3). camera: of B >= n scenes; tau: (n, T)."""
-    return Motion(*(x[: len(tau)] for x in camera)).matrix(tau) @ layer.motion.matrix(tau)
+def homographies(scene: Scene, times: Tensor) -> list[Tensor]:
+    """M(tau) of every layer at times (B, T): (n, T, 3, 3) each. All at once: they are many small things to work out."""
+    counts = [len(layer.gain) for layer in scene.layers]
+    motions = Motion(*map(torch.cat, zip(scene.camera, *(layer.motion for layer in scene.layers))))
+    matrices = motions.matrix(torch.cat([times, *(times[:n] for n in counts)]))
+    camera, *own = matrices.split([len(times), *counts])
+    return [camera[: len(matrix)] @ matrix for matrix in own]
 
 
-def to_layer(layer: Layer, camera: Motion, tau: Tensor, p: Tensor) -> Tensor:
-    """The points q of a layer that are at the pixels p (2, N) at tau (n, T): (n, T, 2, N)."""
-    y = project(inverse(homography(layer, camera, tau)), p)
+def to_layer(layer: Layer, matrix: Tensor, tau: Tensor, p: Tensor) -> Tensor:
+    """The points q of a layer that are at the pixels p (2, N) at tau (n, T), where `matrix` is M: (n, T, 2, N)."""
+    y = project(inverse(matrix), p)
     if layer.waves is None:
         return y
     return y + layer.motion.progress(tau)[..., None, None] * layer.waves.at(y)
 
 
-def from_layer(layer: Layer, camera: Motion, tau: Tensor, q: Tensor) -> Tensor:
+def from_layer(layer: Layer, matrix: Tensor, tau: Tensor, q: Tensor) -> Tensor:
     """Where the points q (n, T, 2, N) of a layer are at tau (n, T): the inverse of `to_layer`."""
     y = q
     if layer.waves is not None:
         s = layer.motion.progress(tau)[..., None, None]
         for _ in range(4):  # a contraction: s times the wobble's slope is below 0.1, the error falls under 1e-3 pixels
             y = q - s * layer.waves.at(y)
-    return project(homography(layer, camera, tau), y)
+    return project(matrix, y)
 
 
 def read(pictures: Tensor, chart: Tensor, q: Tensor, padding: str) -> Tensor:
@@ -227,15 +231,15 @@ def opacity(layer: Layer, q: Tensor) -> Tensor:
 
 def colours(layer: Layer, q: Tensor) -> Tensor:
     """The layer's texture at q (n, T, 2, N): (n, 3, T, N) in [0, 1]."""
-    texture = layer.texture.movedim(-1, 1) * (layer.gain / 255)[..., None, None]
+    texture = layer.texture * (layer.gain / 255)[..., None, None]
     # Beyond its border the picture continues as its mirror image.
     return read(texture, layer.view, q, "reflection").clamp_(0, 1)
 
 
 def view_at(scene: Scene, times: Tensor) -> View:
     """The scenes as they lie at times (B, T)."""
-    p = pixels(scene.size, times.device)
-    q = [to_layer(layer, scene.camera, times[: len(layer.gain)], p) for layer in scene.layers]
+    p, matrices = pixels(scene.size, times.device), homographies(scene, times)
+    q = [to_layer(layer, matrix, times[: len(matrix)], p) for layer, matrix in zip(scene.layers, matrices)]
     return View(times, q, [None if layer.stencil is None else opacity(layer, x) for layer, x in zip(scene.layers, q)])
 
 
@@ -250,11 +254,13 @@ def frame_of(scene: Scene, view: View) -> Tensor:
 def flow_of(scene: Scene, view: View) -> Tensor:
     """The flow tau->0 and tau->1 of the layer that is seen at each pixel, (B, T, 4, H, W) in pixels."""
     p, flow = pixels(scene.size, view.times.device), None
-    for layer, q, alpha in zip(scene.layers, view.q, view.alpha):
-        tau = view.times[: len(q)]
-        ends = (from_layer(layer, scene.camera, torch.full_like(tau, end), q) - p for end in (0, 1))
-        own = torch.cat(tuple(ends), 2)
-        flow = own if flow is None else torch.cat([own.where(alpha[:, :, None] > 0.5, flow[: len(q)]), flow[len(q) :]])
+    ends = [torch.full_like(view.times, end) for end in (0.0, 1.0)]
+    for layer, q, alpha, *matrices in zip(
+        scene.layers, view.q, view.alpha, *(homographies(scene, end) for end in ends)
+    ):
+        n = len(q)
+        own = torch.cat([from_layer(layer, m, end[:n], q) - p for m, end in zip(matrices, ends)], 2)
+        flow = own if flow is None else torch.cat([own.where(alpha[:, :, None] > 0.5, flow[:n]), flow[n:]])
     return flow.unflatten(-1, scene.size)
 
 
@@ -341,15 +347,15 @@ class Synthetic:
         return torch.stack([1 - 2 * self._chance(0.5, n), torch.ones(n)], 1)
 
     def _texture(self, n: int) -> tuple[Tensor, Tensor]:
-        """Random squares (n, side, side, 3) uint8 of the windows, a little larger than the frame, and their view."""
+        """Random squares (n, 3, side, side) uint8 of the windows, a little larger than the frame, and their view."""
         full = self.material.windows.shape[1]
         side = min(int(1.4 * max(self.size)), full)
         which = torch.multinomial(self.material.odds, n, replacement=True, generator=self.random)
-        corners = (self._index(full - side + 1, n, 1) + torch.arange(side) for _ in range(2))
-        which, rows, columns = (x.to(self.device, non_blocking=True) for x in (which, *corners))
+        corners = (self._index(full - side + 1, n) for _ in range(2))
+        squares = self.material.windows.unfold(1, side, 1).unfold(2, side, 1)  # (P, rows, columns, 3, side, side)
         scale = self._uniform(0.75, 1.4, n, 1) * side / 2 * self._mirror(n)
         view = chart(torch.zeros(n, 2), 0.3 * self._normal(n), scale)
-        return self.material.windows[which[:, None, None], rows[:, :, None], columns[:, None]], view
+        return squares[to_device((which, *corners), self.device)], view
 
     def _gain(self, n: int) -> Tensor:
         return self._uniform(0.6, 1.25, n, 1) * self._uniform(0.9, 1.1, n, 3)
@@ -367,13 +373,13 @@ class Synthetic:
         centre = self._uniform(-0.5, 0.5, n, 2) * torch.tensor(self.size[::-1])
         # Small objects are as many as large ones: their size is uniform in the logarithm.
         if cutouts is not None and self._chance(CUT_OUT):
-            which = self._index(len(cutouts.picture), n).to(self.device)
-            texture, stencil = (bank[which] for bank in cutouts)
+            which = to_device(self._index(len(cutouts.picture), n), self.device)
+            texture, stencil = cutouts.picture[which].movedim(-1, 1), cutouts.distance[which]
             radius = short * 0.1 * 7**size
             view = place = self._place(centre, 0.2 * self._normal(n), radius[:, None] * self._mirror(n))
         else:
             which = self._index(len(self.thin), n)
-            stencil = stencils.distance[which.to(self.device)]
+            stencil = stencils.distance[to_device(which, self.device)]
             radius = short * torch.where(self.thin[which], 0.3 * 3**size, 0.06 * 8**size)
             stretch = torch.exp(0.3 * self._normal(n, 2))
             place = self._place(centre, self._uniform(0, 2 * math.pi, n), radius[:, None] * stretch)
@@ -412,10 +418,11 @@ class Synthetic:
     def _samples(self, n: int, any_time: bool, blur: bool) -> Sample:
         scene = self.scenes(n)
         t = self._uniform(0.05, 0.95, n) if any_time else torch.full((n,), 0.5)
-        times = torch.stack([torch.zeros(n), t, torch.ones(n)], 1).to(self.device)
+        times = torch.stack([torch.zeros(n), t, torch.ones(n)], 1)
+        times = to_device(times, self.device)
         view = view_at(scene, times)
         if blur:  # what moves while the frame is exposed; its flow is that of the middle of this time
-            exposed = self._uniform(*SHUTTER, n, 1).to(self.device)
+            exposed = to_device(self._uniform(*SHUTTER, n, 1), self.device)
             offsets = (torch.arange(SUBFRAMES) - (SUBFRAMES - 1) / 2) / SUBFRAMES
             frames = sum(frame_of(scene, view_at(scene, times + exposed * at)) for at in offsets.tolist()) / SUBFRAMES
         else:
