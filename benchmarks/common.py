@@ -163,7 +163,7 @@ def run(benchmark: Benchmark, args: argparse.Namespace) -> None:
         scorers = {name: scorer(name, args, device) for name in about_run["metrics"]}
         results = {}
         for one in contenders:
-            path = args.out / f"{file_stem(benchmark, args, one)}.json"
+            path = store.place(args.out, file_stem(benchmark, args, one), about_run)
             scores = score_all(one, splits, args, journal, path.with_suffix("") if args.save_frames else None, scorers)
             if distributed.is_main():
                 shown = show(one, splits, scores, PROTOCOLS[args.protocol], path.with_suffix(""))

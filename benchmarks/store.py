@@ -18,7 +18,7 @@ from utils import distributed, io
 
 UNITS = {"psnr": "PSNR", "ssim": "SSIM", "ssim_2d": "SSIM 2-D", "ie": "IE", "lpips": "LPIPS", "warp": "warp error"}
 DIGITS = {"psnr": 2, "ie": 3, "warp": 6}  # of the table; the others have 4
-SPEED = "speed_parameters"  # the `benchmark` of results that are times
+SPEED, THROUGHPUT = "speed_parameters", "training_throughput"  # the `benchmark` of results that are times
 NEEDED = ("benchmark", "model", "protocol", "metrics", "average", "samples", "shown")  # of all other results
 HIGHER_IS_BETTER = ("psnr", "ssim", "ssim_2d")
 
@@ -89,6 +89,15 @@ def summary(benchmark: str, model: str, splits: list, scores: list[Score]) -> di
     return {"average": averages, "published": beside, "samples": samples}
 
 
+def place(out: Path, stem: str, settings: dict) -> Path:
+    """The file of a result: OUT/STEM.json, with a mark of its own where that holds the scores of other cases."""
+    path = out / f"{stem}.json"
+    scored = {name: settings[name] for name in ("data", "cases_sha256")}
+    if path.exists() and any(read(path)[name] != value for name, value in scored.items()):
+        return out / f"{stem}-{hashlib.sha256(repr(scored).encode()).hexdigest()[:6]}.json"
+    return path
+
+
 def write(path: Path, result: dict) -> None:
     io.write_bytes(path, (json.dumps(result, indent=1) + "\n").encode())
 
@@ -100,7 +109,7 @@ def read(path: Path) -> dict:
     except ValueError as error:
         raise ValueError(f"{path}: not a whole JSON file; remove it or run the benchmark again") from error
     result = result if isinstance(result, dict) else {}
-    needed = ("device", "rows") if result.get("benchmark") == SPEED else NEEDED
+    needed = {SPEED: ("device", "rows"), THROUGHPUT: ("device",)}.get(result.get("benchmark"), NEEDED)
     missing = [name for name in needed if name not in result]
     if missing:
         raise ValueError(f"{path}: not a result of a benchmark: it lacks {', '.join(missing)}")

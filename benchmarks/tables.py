@@ -8,7 +8,7 @@ from benchmarks import store
 from benchmarks.published import SCORES
 from models.baselines import BASELINES
 
-# Which benchmarks stand in one table, in the paper and in the papers after it.
+# Which benchmarks stand in one table, in the paper and in the papers after it; any other has one of its own.
 TABLES = {
     "2x": ("Vimeo90K", "UCF101", "SNU_FILM"),
     "2x, Middlebury Other": ("Middlebury_Other",),
@@ -42,7 +42,9 @@ def label(stem: str, result: dict) -> str:
 def make_tables(results: dict[str, dict]) -> list[Table]:
     """One table for each group of benchmarks of which there is a result."""
     tables = []
-    for title, benchmarks in TABLES.items():
+    known = {name for benchmarks in TABLES.values() for name in benchmarks}
+    others = {r["benchmark"]: (r["benchmark"],) for r in results.values() if r["benchmark"] not in known}
+    for title, benchmarks in (TABLES | others).items():
         ours = {stem: result for stem, result in results.items() if result["benchmark"] in benchmarks}
         columns, rows = [], {}
         for benchmark in benchmarks:

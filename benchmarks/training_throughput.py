@@ -29,6 +29,7 @@ import torch
 from torch.utils.data import Dataset, default_collate
 
 import models
+from benchmarks import store
 from datasets import synthetic
 from datasets.packed import Packed, Resident, pack
 from datasets.transforms import Take, finish
@@ -38,6 +39,8 @@ from utils import cli, io
 from utils.batches import Order, on_device, read
 from utils.meter import Meter
 from utils.training import Recipe, State, parallel, step
+
+ROOT = Path(__file__).resolve().parent.parent
 
 SIZE = (256, 448)  # of Vimeo90K
 PAPER = 641_400 * 24  # samples of the 300-epoch recipe
@@ -241,7 +244,8 @@ def main(args) -> None:
     cv2.setNumThreads(0)
     what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{what}, torch {torch.__version__}; {args.model_name}, batch {args.batch_size}, crop {args.crop}")
-    result = {"device": what, "torch": torch.__version__, **{k: str(v) for k, v in vars(args).items()}}
+    result = {"benchmark": store.THROUGHPUT, "device": what, "torch": torch.__version__}
+    result |= {name: str(value) for name, value in vars(args).items()}
     with tempfile.TemporaryDirectory() as folder:
         root, packed = make_set(Path(folder) / "png", max(args.samples, args.batch_size)), Path(folder) / "packed"
         pack(Vimeo90K(root, read_list(root)), packed, workers=1)
@@ -282,7 +286,7 @@ def parser() -> cli.Parser:
     add("--rounds", type=cli.positive, default=5, help="rounds, of which the best counts (default: %(default)s)")
     add("--workers", type=int, default=2, help="reading processes, where both are measured (default: %(default)s)")
     add("--no_compile", action="store_true", help="leave torch.compile out, which takes minutes on a CPU")
-    add("--out", type=Path, default=Path("results/training_throughput.json"), help="file to write (%(default)s)")
+    add("--out", type=Path, default=ROOT / "results" / "training_throughput.json", help="file to write (%(default)s)")
     cli.add_device(parser)
     return parser
 

@@ -23,12 +23,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import interpolate_video
-from models.baselines import interpolator
+from datasets.clips import VIDEOS
+from models.baselines import BASELINES, interpolator
 from utils import cli, io, video, video_out
 from utils.metrics import psnr
 
-CLIPS = ("davis_bmx-trees", "davis_tennis", "davis_lady-running.mp4", "hevc_BasketballPass", "carphone.mp4")
-CLIPS += ("woman-running.mp4", "sam2_dog.mp4", "propainter_skating.mp4")
+ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"720p": (720, 1280), "1080p": (1080, 1920), "2160p": (2160, 3840)}
 PEAK = """
 import sys
@@ -55,12 +55,18 @@ def moving_clip(path: Path, height: int, width: int, count: int) -> Path:
 
 
 def options(args: argparse.Namespace) -> list[str]:
-    given = {"--model_name": args.model_name[-1], "--checkpoint": args.checkpoint, "--precision": args.precision}
-    return [word for name, value in given.items() if value for word in (name, str(value))]
+    given = {name: getattr(args, name) for name in ("checkpoint", "precision", "device")} | {"model_name": network(args)}
+    words = [word for name, value in given.items() if value for word in (f"--{name}", str(value))]
+    return [*words, "--fast"] if args.mode == "fast" else words
+
+
+def network(args: argparse.Namespace) -> str | None:
+    """Of several models the last: that whose memory and overhead are measured."""
+    return args.model_name[-1]
 
 
 def peak(source: Path, out: Path, *words: str) -> float:
-    command = [sys.executable, "-c", PEAK.format(root=str(Path(__file__).resolve().parent.parent))]
+    command = [sys.executable, "-c", PEAK.format(root=str(ROOT))]
     done = subprocess.run([*command, str(source), str(out), *words], capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"{source.name}: {done.stderr.strip().splitlines()[-1]}")
@@ -81,7 +87,7 @@ def memory(args: argparse.Namespace, folder: Path) -> None:
 def overhead(args: argparse.Namespace, folder: Path) -> None:
     source = moving_clip(folder / "720p.mp4", *SIZES["720p"], args.count)
     frames = [frame.image for frame in video.open_source(str(source)).frames()]
-    call = interpolator(args.model_name[-1], args.checkpoint, args.device, args.precision)
+    call = interpolator(network(args), args.checkpoint, args.device, args.precision, mode=args.mode)
     tensors = [io.to_float(frame, call.device) for frame in frames]
     words = [str(source), str(folder / "out.mp4"), "--overwrite", *options(args)]
 
@@ -109,9 +115,9 @@ def overhead(args: argparse.Namespace, folder: Path) -> None:
 def quality(args: argparse.Namespace, folder: Path) -> None:
     calls = {}
     for name in args.model_name:
-        calls[name or Path(args.checkpoint or "IFRNet_S").stem] = interpolator(
-            name, args.checkpoint if name not in ("repeat", "average", "dis") else None, args.device, args.precision
-        )
+        checkpoint = None if name in BASELINES else args.checkpoint
+        label = name or Path(checkpoint or "IFRNet_S").stem
+        calls[label] = interpolator(name, checkpoint, args.device, args.precision, mode=args.mode)
     print(f"{'clip':28s}" + "".join(f"{name:>12s}" for name in calls))
     means = []
     for clip in args.clips:
@@ -131,17 +137,20 @@ PARTS = {"memory": memory, "overhead": overhead, "quality": quality}
 
 
 def main(args: argparse.Namespace) -> None:
+    if "quality" in args.parts and not args.clips:
+        if not args.data.is_dir():
+            raise FileNotFoundError(f"{args.data}: no such folder of clips; name one in --data, or other --parts")
+        args.clips = sorted(path.name for path in args.data.iterdir() if path.is_dir() or path.suffix in VIDEOS)
     with tempfile.TemporaryDirectory() as folder:
         for part in args.parts:
             PARTS[part](args, Path(folder))
 
 
 def parser() -> cli.Parser:
-    root = Path(__file__).resolve().parent.parent
     options = cli.Parser(__doc__)
     options.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
-    options.add_argument("--data", type=Path, default=root / "data" / "clips", help="folder of clips (quality)")
-    options.add_argument("--clips", nargs="+", default=CLIPS, help="names in it: videos or folders of frames")
+    options.add_argument("--data", type=Path, default=ROOT / "data" / "clips", help="folder of clips (quality)")
+    options.add_argument("--clips", nargs="+", help="names in it: videos or folders of frames (default: all)")
     options.add_argument("--count", type=cli.positive, default=20, help="frames a clip to make (default: 20)")
     options.add_argument("--rounds", type=cli.positive, default=2, help="of overhead (default: 2)")
     cli.add_model(options, several=True)

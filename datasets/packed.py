@@ -14,6 +14,7 @@ Killed or short of space, the same command goes on where it stopped.
 
 import json
 import shutil
+import signal
 import zlib
 from collections.abc import Sequence
 from multiprocessing import Pool
@@ -208,6 +209,7 @@ _packer: _Packer | None = None  # of this process; set once, when the pool start
 
 def _begin(source: Vimeo90K, out: Path) -> None:
     global _packer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process answers for all
     _packer = _Packer(source, out)
 
 

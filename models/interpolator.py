@@ -15,6 +15,7 @@ from .strips import StripIFRNet
 
 SCALES = ((2560, 1.0), (5120, 0.5))  # longer side in pixels up to which flow is estimated at this scale
 SMALLEST_SCALE = 0.25  # beyond
+FINEST = 16  # denominator of a scale: of 333/1000, sides would have to be multiples of 16000
 CPU_BUDGET = 2 * 2**30  # bytes that one call may take: more is no faster there
 MOST_PAIRS = 8  # in a batch: beyond, a GPU is busy anyway
 STRIP, LEAST_ROWS = 2**19, 32  # pixels and rows of a strip
@@ -47,7 +48,7 @@ class Padding(NamedTuple):
 
 def smallest_divisor(scale: float) -> int:
     """The smallest n such that n * scale is a multiple of the network's divisor: 16 at 1, 20 at 0.8, 32 at 0.5."""
-    return (DIVISOR / Fraction(scale).limit_denominator(1000)).numerator
+    return (DIVISOR / Fraction(scale).limit_denominator(FINEST)).numerator
 
 
 def scale_for(height: int, width: int) -> float:
@@ -56,7 +57,9 @@ def scale_for(height: int, width: int) -> float:
 
 
 def check_pair(img0: Tensor, img1: Tensor) -> None:
-    """ValueError where two tensors are not frames of one size, (3, H, W) or (B, 3, H, W), 2x2 or larger."""
+    """ValueError where two tensors are not frames of one size, (3, H, W) or (B, 3, H, W), 2x2 or larger, as floats."""
+    if not (img0.is_floating_point() and img1.is_floating_point()):
+        raise ValueError(f"frames of type {img0.dtype}; floats in [0, 1] are needed: divide bytes by 255")
     if img0.shape != img1.shape:
         sizes = " and ".join(f"{x.shape[-1]}x{x.shape[-2]}" for x in (img0, img1))
         raise ValueError(f"the two frames have different sizes: {sizes}")
@@ -81,7 +84,8 @@ class Interpolator:
 
     model: an IFRNet; it is moved to `device` (default: where a GPU is, the GPU). precision: of the convolutions,
     "fp32", "bf16" or "fp16" (default: see default_precision); flow and coordinates are always float32. scale: size at
-    which flow is estimated, relative to the frames (0.5 and below for 4K and large motion), or "auto": see scale_for.
+    which flow is estimated, relative to the frames (0.5 and below for 4K and large motion; taken as the nearest fraction
+    with a denominator up to 16), or "auto": see scale_for.
     padding: see Padding. tile: None works on whole frames; a number works on strips of so many rows, which takes less
     memory and gives the same frames (see strips.py); "auto" does so where a whole frame would not fit into the memory.
     mode: "eager" is the network as it is written, "fast" the same weights at the pace of the machine (see fast.py);
@@ -104,8 +108,8 @@ class Interpolator:
             raise ValueError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
         if mode not in MODES:
             raise ValueError(f"unknown mode {mode!r}; choose one of {', '.join(MODES)}")
-        if scale != "auto" and not 0 < scale <= 4:
-            raise ValueError(f"scale {scale:g} is out of range; give a number above 0 and up to 4")
+        if scale != "auto" and not 1 / FINEST <= scale <= 4:
+            raise ValueError(f"scale {scale:g} is out of range; give a number from 1/{FINEST} to 4")
         if tile not in (None, "auto") and tile < LEAST_ROWS:
             raise ValueError(f"tile {tile} is too small; give {LEAST_ROWS} rows or more")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -114,7 +118,8 @@ class Interpolator:
         if mode == "fast" and pixels is not None and not fast.pays(self.model, pixels, self.device):
             mode = "eager"
         self.mode, self.precision = mode, precision or default_precision(mode, self.device)
-        self.scale, self.padding, self.tile = scale, padding, tile
+        self.scale = scale if scale == "auto" else float(Fraction(scale).limit_denominator(FINEST))
+        self.padding, self.tile = padding, tile
         self.fast = None
         if mode == "fast":
             network = fast.FastIFRNet(self.model, self.device, PRECISIONS[self.precision])

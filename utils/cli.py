@@ -96,7 +96,9 @@ def device(name: str) -> torch.device:
     try:
         wanted = torch.device(name)
     except RuntimeError:
-        raise argparse.ArgumentTypeError(f"unknown device {name!r}; give cpu, cuda or cuda:N") from None
+        wanted = None
+    if wanted is None or wanted.type not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"unknown device {name!r}; give cpu, cuda or cuda:N")
     if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
         raise argparse.ArgumentTypeError(f"no device {name!r} here ({torch.cuda.device_count()} GPUs); give cpu")
     return wanted
