@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -35,7 +36,8 @@ SPANS = {3: 0.4, 5: 0.4, 9: 0.2}  # frames of a window of footage -> share of th
 FLOW_START, FLOW_END = 0.1, 0.002  # weight of the exact flow: it leads at first, the picture decides in the end
 GEOMETRY_FROM = 0.5  # share of the run after which the geometry term joins: see `weighted`
 CROP = 96  # the side that --batch_size and --speed are told of; smaller: more samples, slower motion, no effects
-MARGIN, TRUSTED = 48, 0.06  # pixels that DIS sees around a crop; the change of colour along its flow that is believed
+MARGIN = 48  # pixels that DIS sees around a crop
+TRUSTED = 0.06  # DIS is believed where colour changes by less along its flow, and by more in the neighbourhood
 LONGEST = 640  # footage is halved until its longer side is no more, which also cleans compression
 VALIDATION_SCENES, VALIDATION_WINDOWS = 24, 2  # scenes where there is no footage; windows a clip where there is
 
@@ -102,12 +104,15 @@ def surroundings(stack: transforms.Stack, dice: transforms.Dice, crop: int) -> t
 
 
 def dis_flow(frames: np.ndarray) -> np.ndarray:
-    """DIS flow (H, W, 4) of three frames (3, H, W, 3) uint8, NaN where it leads to another colour: hidden, or wrong."""
+    """DIS flow (H, W, 4) of three frames (3, H, W, 3) uint8, NaN where it cannot be believed: where it leads to another
+    colour, because what is seen is hidden there or it is wrong, and where there is nothing around to find it by."""
     img0, imgt, img1 = io.to_float(frames)[:, None]
     flow = models.flow.labels(models.flow.build("dis"), img0, imgt, img1)
+    grey = imgt.mean(1, keepdim=True)
+    contrast = F.max_pool2d(grey, 17, 1, 8) + F.max_pool2d(-grey, 17, 1, 8)
     for img, half in ((img0, flow[:, :2]), (img1, flow[:, 2:])):
         wrong = (warp(img, half) - imgt).abs().mean(1, keepdim=True) > TRUSTED
-        half.masked_fill_(wrong, torch.nan)
+        half.masked_fill_(wrong | (contrast < TRUSTED), torch.nan)
     return flow[0].movedim(0, -1).numpy()
 
 
@@ -179,10 +184,14 @@ def read_material(args: argparse.Namespace) -> synthetic.Material:
 
 
 def validation_scenes(material: synthetic.Material, args: argparse.Namespace) -> list[Sample]:
-    """Scenes that training does not draw: as much to validate on as there is without footage."""
+    """Scenes that training does not draw: as much to validate on as there is without footage. All of them move."""
     source = synthetic.Synthetic(material, (192, 256), speed=args.speed, seed=args.seed - 1)
-    batches = [source.batch(1) for _ in range(VALIDATION_SCENES)]
-    return [Sample(*(x[0].cpu() for x in batch)) for batch in batches]
+    held = []
+    while len(held) < VALIDATION_SCENES:
+        sample = Sample(*(x[0].cpu() for x in source.batch(1)))
+        if sample.flow.abs().amax() > 1:
+            held.append(sample)
+    return held
 
 
 def main(args: argparse.Namespace) -> None:

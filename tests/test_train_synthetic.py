@@ -125,6 +125,13 @@ def test_dis_flow_is_unknown_where_it_leads_to_another_colour():
     assert np.isnan(flow[away][:, away]).mean() < 0.02
 
 
+def test_dis_flow_is_unknown_where_there_is_nothing_to_find_it_by():
+    frames = np.stack([cv2.GaussianBlur(frame, (0, 0), 3) for frame in clip("a", size=(96, 96)).frames[:3]])
+    frames[:, :, 48:] = 128
+    flow = script.dis_flow(frames)
+    assert np.isnan(flow[:, 60:]).all() and np.isnan(flow[10:-10, 10:40]).mean() < 0.02
+
+
 def test_crops_with_flow_are_cut_as_those_without(material):
     windows = footage(clip("a", size=(150, 170)))
     plain, having = (script.Mixture(material, windows, 48, options(clip_flow=kind), 0) for kind in ("none", "dis"))
@@ -235,6 +242,7 @@ def test_without_footage_scenes_that_training_never_draws_are_validated_on(mater
     args = options()
     held = script.validation_scenes(material, args)
     assert len(held) == script.VALIDATION_SCENES and all(isinstance(sample, Sample) for sample in held)
+    assert all((sample.img0 != sample.imgt).any() for sample in held)  # averaging would be perfect
 
 
 def test_the_model_card_tells_the_shipped_files():
