@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 DEMO := data/vimeo_triplet_demo
 RUN := runs/demo
 TRAIN = $(PY) train_vimeo90k.py --data $(DEMO) --model_name IFRNet_S --batch_size 8 --crop 64 --lr_start 1e-3 \
-	--lr_end 1e-4 --amp bf16 --channels_last --log_path $(RUN)
+	--lr_end 1e-4 --channels_last --log_path $(RUN)
 
 .PHONY: setup demo test lint
 

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -51,6 +52,17 @@ def test_averaging_scores_what_a_calculation_by_hand_gives(vimeo, tmp_path, type
     assert got["average"]["test"]["psnr"] == pytest.approx(np.mean(expected), abs=1e-4)
     assert got["average"]["test"]["cases"] == 7 and got["average"]["test"]["left_out"] == 0
     assert re.search(rf"^average +test +7 +{np.mean(expected):.2f} +0\.\d{{4}} +-$", done.out, re.M), done.out
+
+
+def test_scores_of_other_cases_do_not_take_the_place_of_the_first(vimeo, tmp_path, typed):
+    out, other = tmp_path / "out", tmp_path / "other"
+    shutil.copytree(vimeo, other)
+    (other / "tri_testlist.txt").write_text("00001/0001\n")
+    for root, *options in ((vimeo,), (other,), (other,), (vimeo, "--metrics", "ie")):
+        score(typed, Vimeo90K.BENCHMARK, root, out, "--model_name", "average", *options)
+    first, second = sorted(out.glob("*.json"), key=lambda path: len(path.stem))
+    assert result(out, first.stem)["average"]["test"]["cases"] == 7 and "ie" in result(out, first.stem)["metrics"]
+    assert result(out, second.stem)["average"]["test"]["cases"] == 1
 
 
 def test_a_network_is_scored_unrounded_and_beside_the_published_number(vimeo, weights, tmp_path, typed):

@@ -98,6 +98,19 @@ def test_divisors_and_scales_are_the_documented_ones():
     assert [scale_for(*size) for size in sizes] == [1, 1, 0.5, 0.5, 0.25, 0.5]
 
 
+def test_a_scale_is_the_nearest_fraction_that_needs_little_padding(model, pair):
+    third = models.Interpolator(model, "cpu", scale=1 / 3)(*pair)
+    for near in (0.333, 0.3333):  # taken exactly, sides would have to be multiples of 16000
+        assert torch.equal(models.Interpolator(model, "cpu", scale=near)(*pair), third)
+    with pytest.raises(ValueError, match="scale 0.03 is out of range"):
+        models.Interpolator(model, "cpu", scale=0.03)
+
+
+def test_bytes_are_refused_as_frames(model):
+    with pytest.raises(ValueError, match="torch.uint8"):
+        models.Interpolator(model, "cpu")(*torch.full((2, 3, 32, 32), 200, dtype=torch.uint8))
+
+
 # Times
 
 

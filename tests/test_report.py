@@ -87,6 +87,13 @@ def test_the_same_numbers_are_in_csv_and_latex(scored, tmp_path, typed):
     assert {line.count("&") for line in rows} == {2} and r"\begin{tabular}{lrr}" in text
 
 
+def test_a_benchmark_that_the_papers_lack_has_a_table_of_its_own():
+    average = {"all": {"psnr": 30.5, "cases": 2, "left_out": 0, "full": None}}
+    result = {"benchmark": "Clips_2x", "average": average, "metrics": ["psnr"], "protocol": "paper"}
+    (table,) = tables.make_tables({"Clips_2x-dis": result | {"other_scale": None, "cases_sha256": "1"}})
+    assert table.title == "Clips_2x" and table.rows["dis"]["Clips_2x", "all", "psnr"].value == 30.5
+
+
 def test_lower_is_better_for_errors_and_ties_are_all_bold():
     column = ("Middlebury_Other", "other", "ie")
     cells = {"a": 2.0, "b": 1.5, "c": 1.5, "other protocol": 1.0}
