@@ -162,9 +162,9 @@ def material(
 
 
 def to_device(value, device: torch.device):
-    """Tensors, and tuples of them, on a device; the CPU does not wait for it."""
+    """Tensors, and tuples of them, on a device; the CPU does not wait for a GPU."""
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
+        return value.to(device, non_blocking=device.type == "cuda")
     if isinstance(value, tuple):
         parts = [to_device(part, device) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
@@ -318,7 +318,7 @@ class Synthetic:
 
     def _motion(self, n: int, speed: float, pivot: Tensor, reach: Tensor, still: float) -> Motion:
         """Motions about a pivot (n, 2); what is `reach` (n,) away from it turns and zooms by about as much as others
-        are shifted. still: the share that does not move at all."""
+        are shifted. still: the share that does not move, but for its wobble."""
         moving = 1 - self._chance(still, n)
         direction = self._uniform(0, 2 * math.pi, n)
         turning, zooming = (self._chance(0.5, n) * self._normal(n).sign() * moving for _ in range(2))
