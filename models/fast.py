@@ -253,7 +253,6 @@ class FastIFRNet:
     def _enlarge(self, pair: Pair, answer: Tensor, flow: Tensor, top: int) -> Tensor:
         """The frame from a smaller one's flow, mask and residual. answer and flow may be some rows, from `top` on."""
         growth = 2 / pair.scale  # of the answer before it is shuffled
-        width = pair.img0.shape[-1]
-        size = (round(growth * answer.shape[-2]), width)
+        size = (round(growth * answer.shape[-2]), pair.img0.shape[-1])
         flow, mask, residual = (resize(x, size=size) for x in self.kernel.last(answer, flow))
         return kernels.blend(flow / pair.scale, mask, residual, pair.img0, pair.img1, round(growth * top))

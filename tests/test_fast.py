@@ -178,7 +178,7 @@ def test_the_interpolator_gives_the_same_frames_in_either_mode(small, scale):
     assert psnr(quick(img0, img1, [0.3, 0.5]), expected) > 50
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.5])
+@pytest.mark.parametrize("scale", [1.0, 0.5, 0.8, 0.75])
 def test_strips_give_the_same_frames(small, scale):
     img0, img1 = formula_image(160, 64, 1), formula_image(160, 64, 2)
     whole = models.Interpolator(small, CPU, "fp32", scale, mode="fast")(img0, img1)
