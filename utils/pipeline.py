@@ -1,7 +1,7 @@
 """From frames to more frames, in stages that run side by side: decode, look for cuts, infer; who writes is the last.
 
 Each stage is a generator in a thread of its own, and only a few items wait between two of them: memory stays the same
-whatever the length. Frames go to the device as bytes, come back as bytes, and nothing waits for the device but the end.
+whatever the length. Frames go to the device as bytes and come back as bytes.
 """
 
 from collections.abc import Callable, Iterable, Iterator
