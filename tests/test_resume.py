@@ -1,7 +1,9 @@
 """The training script as people run it: on one process and two, killed and gone on with, and given what is wrong."""
 
 import csv
+import multiprocessing
 import os
+import random
 import shutil
 import signal
 import socket
@@ -144,6 +146,40 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(vimeo, whole, tmp_path)
     done = train(vimeo, tmp_path, *options)
     assert done.returncode == 0 and "passed over" not in done.stdout, done.stderr
     assert_same(weights(whole), weights(tmp_path))
+
+
+def test_killed_at_ten_random_moments_and_always_resumed_is_uninterrupted(vimeo, whole, tmp_path, monkeypatch):
+    """A run that is killed at random, each third time in the save that comes next, and gone on with until it is done;
+    as many of them as ten kills take."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore:resource_tracker")  # it tells what killed processes leave
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    forks = multiprocessing.get_context("forkserver")  # one process imports, all others begin as its copies
+    forks.set_forkserver_preload(["train_vimeo90k", "torch.utils.tensorboard"])
+    options = ["--epochs", 6, "--batch_size", 4, "--log_every", 1, "--save_every", 0, "--resume", "auto"]
+    seconds = torch.load(whole / "IFRNet_S" / "latest.pth", weights_only=True)["seconds"]
+    folder, kills, in_saves, done = tmp_path / "0", 0, 0, True
+
+    def save():
+        return any((folder / "IFRNet_S").glob(f".*.{process.pid}.pth"))
+
+    while not done or kills < 10 or not in_saves:
+        folder = tmp_path / str(kills) if done else folder
+        args = train_vimeo90k.parser().parse_args(command(vimeo, folder, *options)[2:])
+        process = forks.Process(target=train_vimeo90k.main, args=(args,))
+        process.start()
+        process.join(random.uniform(0, seconds) if kills < 10 or not in_saves else None)
+        while kills % 3 == 2 and process.is_alive() and not save():
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        done = process.exitcode == 0
+        if done:
+            assert_same(weights(whole), weights(folder))
+        else:
+            assert process.exitcode == -signal.SIGKILL
+            kills, in_saves = kills + 1, in_saves + save()
+    print(f"{kills} kills, {in_saves} of them in a save")
 
 
 def test_a_cut_checkpoint_is_passed_over_for_the_one_before_it(vimeo, whole, tmp_path, capsys):
