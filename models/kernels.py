@@ -187,10 +187,12 @@ def choose(device: str, dtype: torch.dtype) -> Eager:
         if device == "cuda":
             from .triton_kernels import Triton
 
-            return Triton()
+            kernels = Triton()
+            kernels.step(torch.zeros(1, 4, 2, 2, device=device), None)  # needs a compiler and a GPU that it knows
+            return kernels
         if device == "cpu" and dtype in DEFINES:
             return Native(dtype)
         return Eager()
-    except (ImportError, OSError) as error:
+    except (ImportError, OSError, RuntimeError) as error:
         warnings.warn(f"fast mode without kernels of its own: {error}", stacklevel=2)
         return Eager()

@@ -9,6 +9,7 @@ from .fast import FastIFRNet
 from .ifrnet import LEVELS, Interpolation, Pair, check_frames, times_of
 
 RECORDINGS = 2  # sizes of frames that are kept
+SEEN = 1000  # and that are remembered as having come once
 
 
 class Recording:
@@ -23,7 +24,8 @@ class Recording:
             function(*self.inputs)  # kernels are compiled and chosen before anything is recorded
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        # Other threads, which read and write frames, may go on using the GPU while this one records.
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.outputs = function(*self.inputs)
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
@@ -71,6 +73,8 @@ class RecordedIFRNet:
         known = recording is not None or key in self.seen
         with torch.cuda.device_of(inputs[0]), torch.backends.cudnn.flags(enabled=True, benchmark=True):
             if not known:
+                if len(self.seen) >= SEEN:
+                    self.seen.clear()
                 self.seen.add(key)
                 return function(*inputs)
             if recording is None:

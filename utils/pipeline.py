@@ -35,7 +35,7 @@ class Picture(NamedTuple):
 
     def image(self) -> np.ndarray:
         """RGB uint8 (H, W, 3)."""
-        return self.before.image if self.made is None else self.made.movedim(0, -1).contiguous().cpu().numpy()
+        return self.before.image if self.made is None else self.made.cpu().movedim(0, -1).contiguous().numpy()
 
 
 def pictures(
