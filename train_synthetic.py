@@ -28,8 +28,9 @@ from datasets import Sample, clips, effects, synthetic, transforms
 from losses import ifrnet_loss
 from losses.terms import flow_error
 from models.layers import warp
-from utils import checkpoint, cli, distributed, io
-from utils.training import AMP, Recipe, cosine, fit
+from utils import checkpoint, cli, distributed, epochs, io
+from utils.batches import begin_worker
+from utils.training import AMP, Recipe, cosine, fit, quickest_amp
 from utils.validation import Validation
 
 SPANS = {3: 0.4, 5: 0.4, 9: 0.2}  # frames of a window of footage -> share of the windows: the longer, the faster
@@ -63,9 +64,12 @@ class Mixture(IterableDataset):
         self.effects = effects.Effects(strength, material.stencils, self.source.random)
         self.clip_flow = args.clip_flow
         large = lambda window: min(window.clip.frames.shape[1:3]) >= crop  # noqa: E731
-        self.footage = {span: [w for w in by_clip if large(w[0])] for span, by_clip in footage.items()}
+        usable = {span: [w for w in by_clip if large(w[0])] for span, by_clip in footage.items()}
+        self.footage = {span: by_clip for span, by_clip in usable.items() if by_clip}
+        shares = np.array([SPANS[span] for span in self.footage])
+        self.shares = shares / shares.sum()
         self.crop, self.seed, self.start = crop, args.seed, start
-        self.real = round(args.real * size) if all(self.footage.values()) and footage else 0
+        self.real = round(args.real * size) if self.footage else 0
         self.scenes = size - self.real
         self.rank = distributed.rank()
 
@@ -82,7 +86,7 @@ class Mixture(IterableDataset):
 
     def window(self, rng: np.random.Generator) -> Sample:
         """A crop of three frames of a window: both ends and one between. Clips count alike, whatever their length."""
-        span = int(rng.choice(list(SPANS), p=list(SPANS.values())))
+        span = int(rng.choice(list(self.footage), p=self.shares))
         windows = self.footage[span][rng.integers(len(self.footage[span]))]
         frames = windows[rng.integers(len(windows))].frames
         k = int(rng.integers(1, span - 1))
@@ -198,6 +202,10 @@ def main(args: argparse.Namespace) -> None:
     plan = stages(args.crops, args.crop_ends)
     if args.effects < 0:
         raise ValueError(f"--effects {args.effects:g}: 0 switches them off; less there is not")
+    if not 0 <= args.real <= 1:
+        raise ValueError(f"--real {args.real:g}: a share of a batch is needed, from 0 to 1")
+    if not args.minutes > 0:
+        raise ValueError(f"--minutes {args.minutes:g}: a run takes longer than that")
     with distributed.ranks(args) as device:
         folder = args.log_path / args.model_name
         content = find_run(args, folder)
@@ -236,7 +244,8 @@ def train(args, model, material, footage, val_set, folder, device, content, crop
         channels_last=True,
         log_every=args.log_every,
         save_every=args.save_every,
-        **{name: getattr(args, name) for name in ("lr_start", "amp", "compile", "ema", "clip")},
+        amp=quickest_amp(device) if args.amp == "auto" else args.amp,
+        **{name: getattr(args, name) for name in ("lr_start", "compile", "ema", "clip")},
     )
     rate = cosine(args.lr_start, args.lr_end)
     torch.compiler.reset()  # a stage is compiled for its own crop: code for any size is slower
@@ -245,7 +254,8 @@ def train(args, model, material, footage, val_set, folder, device, content, crop
         mixture = Mixture(material, footage, crop, args, start)
         # On a GPU scenes are made where they are used; on the CPU beside the training.
         workers = args.workers if device.type == "cpu" else 0
-        return DataLoader(mixture, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None)
+        ahead = {"prefetch_factor": 4, "worker_init_fn": begin_worker} if workers else {}
+        return DataLoader(mixture, batch_size=None, num_workers=workers, **ahead)
 
     return fit(
         model,
@@ -294,13 +304,14 @@ def parser() -> cli.Parser:
     add("--clip_flow", choices=["none", "dis"], default="none", help=flows)
     add("--speed", type=float, default=4.0, help="median motion of a scene's objects, pixels (default: %(default)s)")
     add("--minutes", type=float, default=30.0, help="length of the run (default: %(default)s)")
-    add("--crops", type=int, nargs="+", default=[32, 64, 96, 128, 160], help="sides of the crops, multiples of 16")
+    add("--crops", type=epochs.crop, nargs="+", default=[32, 64, 96, 128, 160], help="sides of the crops (%(default)s)")
     ends = [0.15, 0.35, 0.6, 0.8, 1.0]
     add("--crop_ends", type=float, nargs="+", default=ends, help="the share of the run that each ends at")
     add("--batch_size", type=cli.positive, default=8, help="samples of 96x96 a process and step (%(default)s)")
     add("--lr_start", type=float, default=8e-4, help="learning rate at the start (default: %(default)s)")
     add("--lr_end", type=float, default=1e-5, help="learning rate at the end of the cosine (default: %(default)s)")
-    add("--amp", choices=AMP, default="bf16", help="precision of the convolutions (default: %(default)s)")
+    about = "precision of the convolutions (default: what the device has instructions for)"
+    add("--amp", choices=["auto", *AMP], default="auto", help=about)
     add("--compile", action="store_true", help="torch.compile the network: minutes for each size of crop on a CPU")
     add("--ema", type=float, default=0.999, help="decay of the averaged weights (default: %(default)s)")
     add("--clip", type=float, default=1.0, help="greatest norm of the gradient (default: %(default)s)")

@@ -55,7 +55,8 @@ def moving_clip(path: Path, height: int, width: int, count: int) -> Path:
 
 
 def options(args: argparse.Namespace) -> list[str]:
-    given = {name: getattr(args, name) for name in ("checkpoint", "precision", "device")} | {"model_name": network(args)}
+    given = {name: getattr(args, name) for name in ("checkpoint", "precision", "device")}
+    given["model_name"] = network(args)
     words = [word for name, value in given.items() if value for word in (f"--{name}", str(value))]
     return [*words, "--fast"] if args.mode == "fast" else words
 

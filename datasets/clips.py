@@ -9,7 +9,7 @@ import mmap
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
@@ -173,11 +173,29 @@ def _open(path: Path, name: str, longest: int | None, cache: Path) -> Clip:
     stem = cache / f"{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     frames, breaks = (stem.with_name(f"{stem.name}.{part}.npy") for part in ("frames", "breaks"))
     if not (frames.is_file() and breaks.is_file()):
-        decoded = np.stack([_shrink(frame, longest) for frame in _decode(path)])
-        for target, array in ((breaks, find_breaks(decoded)), (frames, decoded)):
-            with io.replacing(target) as temporary, open(temporary, "wb") as file:
-                np.save(file, array)
+        with io.replacing(frames) as temporary, open(temporary, "wb") as file:
+            found = find_breaks(_saved((_shrink(frame, longest) for frame in _decode(path)), file))
+        with io.replacing(breaks) as temporary, open(temporary, "wb") as file:
+            np.save(file, found)
     return _read(name, frames, np.load(breaks))
+
+
+def _saved(frames: Iterable[np.ndarray], file: BinaryIO) -> Iterator[np.ndarray]:
+    """The frames, written to the file as one array on their way: an hour of them would not fit into memory."""
+    count = 0
+    for count, frame in enumerate(frames, start=1):
+        if count == 1:
+            shape = frame.shape
+            _write_header(file, 0, shape)  # NumPy leaves room in it for any number of frames
+        file.write(frame.tobytes())
+        yield frame
+    file.seek(0)
+    _write_header(file, count, shape)
+
+
+def _write_header(file: BinaryIO, count: int, shape: tuple[int, ...]) -> None:
+    about = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
+    np.lib.format.write_array_header_1_0(file, about)
 
 
 def _read(name: str, frames: str | Path, breaks: np.ndarray) -> Clip:
@@ -220,8 +238,8 @@ def _shrink(frame: np.ndarray, longest: int | None) -> np.ndarray:
     return frame
 
 
-def find_breaks(frames: np.ndarray) -> np.ndarray:
-    """Between which neighbours of (F, H, W, 3) uint8 frames there is a cut or nothing new: (F - 1,) bool."""
+def find_breaks(frames: Iterable[np.ndarray]) -> np.ndarray:
+    """Between which neighbours of F frames, uint8 (H, W, 3), there is a cut or nothing new: (F - 1,) bool."""
     small = [cv2.resize(frame, THUMBNAIL, interpolation=cv2.INTER_AREA) for frame in frames]
     grey = np.stack(small).mean(-1, dtype=np.float32)
     change = np.abs(np.diff(grey, axis=0)).mean((1, 2))

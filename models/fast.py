@@ -34,7 +34,7 @@ def best_precision(device: torch.device) -> str:
     if device.type == "cuda":
         half = torch.cuda.get_device_capability(device) >= (7, 0)
     else:
-        half = device.type == "cpu" and _cpu_has_bf16()
+        half = device.type == "cpu" and cpu_has_bf16()
     if not half:
         warnings.warn(f"fast mode in float32: this {device.type} has no instructions for half precision", stacklevel=3)
         return "fp32"
@@ -52,7 +52,7 @@ def pays(model: nn.Module, pixels: float, device: torch.device) -> bool:
     return device.type == "cpu" and work >= PAYS * torch.get_num_threads()
 
 
-def _cpu_has_bf16() -> bool:
+def cpu_has_bf16() -> bool:
     if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
     # oneDNN also says yes where it would emulate, on any x86 with AVX-512.

@@ -84,8 +84,8 @@ class Interpolator:
 
     model: an IFRNet; it is moved to `device` (default: where a GPU is, the GPU). precision: of the convolutions,
     "fp32", "bf16" or "fp16" (default: see default_precision); flow and coordinates are always float32. scale: size at
-    which flow is estimated, relative to the frames (0.5 and below for 4K and large motion; taken as the nearest fraction
-    with a denominator up to 16), or "auto": see scale_for.
+    which flow is estimated, relative to the frames (0.5 and below for 4K and large motion; the nearest fraction with a
+    denominator up to 16 is taken), or "auto": see scale_for.
     padding: see Padding. tile: None works on whole frames; a number works on strips of so many rows, which takes less
     memory and gives the same frames (see strips.py); "auto" does so where a whole frame would not fit into the memory.
     mode: "eager" is the network as it is written, "fast" the same weights at the pace of the machine (see fast.py);

@@ -385,7 +385,7 @@ def test_without_a_compiler_it_says_so_once_and_goes_on(small, monkeypatch, tmp_
 
 
 def test_without_half_precision_it_says_so_and_goes_on(small, monkeypatch):
-    monkeypatch.setattr(fast, "_cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(fast, "cpu_has_bf16", lambda: False)
     with pytest.warns(UserWarning, match="in float32: this cpu has no instructions"):
         assert models.Interpolator(small, CPU, mode="fast").precision == "fp32"
 

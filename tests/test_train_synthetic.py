@@ -180,6 +180,20 @@ def test_stages_that_do_not_end_the_run_are_refused(crops, ends):
         script.stages(crops, ends)
 
 
+@pytest.mark.parametrize("words", ["--real 1.5", "--minutes 0", "--minutes -5", "--effects -1", "--crops 40"])
+def test_numbers_that_make_no_run_are_named(typed, tmp_path, words):
+    status, _, error = typed(script.main, script.parser(), *words.split(), "--log_path", tmp_path, "--device", "cpu")
+    assert status == 2 and words.split()[0] in error and not list(tmp_path.iterdir())
+
+
+def test_clips_too_short_for_some_windows_still_give_the_others():
+    args = script.parser().parse_args(["--batch_size", "4", "--real", "0.5"])
+    material = script.synthetic.material(None, None, 0.0, 96, 0)
+    short = [[clips.Window(clip("short", 4), 0, 3, 1)]]
+    mixture = script.Mixture(material, {3: short, 5: [], 9: []}, 32, args, 0)
+    assert mixture.real == 6 and mixture.window(np.random.default_rng(0)).img0.shape == (3, 32, 32)
+
+
 def write_folder(folder, frames):
     for number, frame in enumerate(frames):
         io.write_image(folder / f"{number:02d}.png", frame)

@@ -16,6 +16,7 @@ import models
 from datasets import Sample
 from losses import ifrnet_loss
 from utils import batches, checkpoint, distributed, training
+from utils.journal import Journal
 from utils.training import Recipe, cosine, fit
 from utils.validation import Validation
 
@@ -331,11 +332,24 @@ def test_a_set_smaller_than_a_step_is_named():
         batches.Order(3, 4)
 
 
+def test_a_record_that_cannot_be_written_costs_a_line_and_not_the_run(tmp_path, capsys):
+    journal = Journal(tmp_path)
+    for name in ("train.log", "metrics.csv"):
+        (tmp_path / name).unlink(missing_ok=True)
+        (tmp_path / name).mkdir()
+    for iteration in (1, 2):
+        journal.say(f"line {iteration}")
+        journal.numbers(iteration, {"loss": 1.0})
+    journal.close()
+    said = capsys.readouterr().out
+    assert "line 1" in said and "line 2" in said and said.count("can be written down") == 1
+
+
 # Checkpoints
 
 
 def test_the_newest_whole_checkpoint_is_found_and_a_cut_one_named(tmp_path):
-    content = {"model": {}, "optimizer": {}, "iteration": 1}
+    content = dict.fromkeys(checkpoint.NEEDED, {}) | {"iteration": 1}
     assert checkpoint.newest(tmp_path) == (None, [])
     checkpoint.save(tmp_path, content)
     (tmp_path / ".latest.999.pth").write_bytes(b"left by a killed process")
@@ -377,7 +391,7 @@ def test_a_foreign_file_is_named_and_not_run(tmp_path, what):
 
 
 def test_a_failed_write_leaves_the_checkpoint_that_was_there(tmp_path, monkeypatch):
-    content = {"model": {}, "optimizer": {}, "iteration": 1}
+    content = dict.fromkeys(checkpoint.NEEDED, {}) | {"iteration": 1}
     checkpoint.save(tmp_path, content)
 
     def full(*args):

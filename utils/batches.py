@@ -69,7 +69,7 @@ def load(
         num_workers=workers,
         collate_fn=partial(_collate, collate),
         pin_memory=pin,
-        worker_init_fn=_begin_worker,
+        worker_init_fn=begin_worker,
         prefetch_factor=AHEAD if workers else None,
     )
     iterator = iter(loader)
@@ -164,16 +164,18 @@ def _undisturbed() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def _begin_worker(_: int) -> None:
+def begin_worker(_: int) -> None:
+    """What every reading process starts with: signals are the run's affair, and one process a core is enough."""
     # A signal to the whole group asks the run to save and stop: workers must outlive it, but not for ever, because
     # multiprocessing ends those that are left over in the same way and waits for them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
+    if hasattr(signal, "SIGALRM"):  # not on Windows
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
     torch.set_num_threads(1)
     try:
         import cv2
 
-        cv2.setNumThreads(0)  # one process a core is enough
+        cv2.setNumThreads(0)
     except ImportError:
         pass

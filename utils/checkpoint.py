@@ -12,7 +12,8 @@ from models.weights import read_checkpoint
 from utils.io import replacing
 
 LATEST, PREVIOUS, BEST = "latest.pth", "previous.pth", "best.pth"
-NEEDED = {"model", "optimizer", "iteration"}  # what tells a training checkpoint from bare weights
+# What tells a training checkpoint of ours from bare weights, and from those of other programs.
+NEEDED = {"model", "optimizer", "scaler", "iteration", "validated", "best", "seconds", "random"}
 
 
 def write(path: str | Path, content: dict) -> None:

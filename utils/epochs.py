@@ -92,7 +92,8 @@ def read_names(path: str | Path) -> list[str]:
 
 def default_workers() -> int:
     """Reading processes for each rank: its share of the cores, up to 8, which saturate a GPU of today."""
-    return min(8, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def train(
@@ -192,7 +193,8 @@ def find_resume(args: argparse.Namespace, folder: Path, per_epoch: int) -> dict 
             raise ValueError(f"{latest}: a run is here; --resume auto goes on with it, --log_path begins elsewhere")
         return None
     content = checkpoint.read(args.resume_path)
-    if latest.exists() and latest.parent.resolve() != Path(args.resume_path).resolve().parent:
+    own = latest.parent.resolve() == Path(args.resume_path).resolve().parent
+    if latest.exists() and not (own and checkpoint.is_training(content)):  # bare weights begin a run of their own
         raise ValueError(f"{latest}: another run is here; give another --log_path")
     if not checkpoint.is_training(content):
         return {"model": checkpoint.weights(content), "iteration": (args.resume_epoch or 0) * per_epoch}

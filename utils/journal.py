@@ -2,16 +2,20 @@
 
 import csv
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 
+from . import io
+
 LOG, METRICS = "train.log", "metrics.csv"
 
 
 class Journal:
-    """The records of one run's folder, kept by its main rank.
+    """The records of one run's folder, kept by its main rank. A full disk costs lines of them, not the run.
 
     start: the iteration that the run begins or goes on at; what an interrupted run recorded beyond it is dropped,
     because it will happen again. total: iterations of the run, None where the clock decides.
@@ -22,7 +26,7 @@ class Journal:
         from torch.utils.tensorboard import SummaryWriter
         from tqdm import tqdm
 
-        self.folder = Path(folder)
+        self.folder, self.warned = Path(folder), False
         self.folder.mkdir(parents=True, exist_ok=True)
         self.columns, self.rows = self._until(start) if start else ([], [])
         self._rewrite()
@@ -33,7 +37,7 @@ class Journal:
         """One line, on the screen and, with its time, in train.log."""
         self.bar.write(line)
         sys.stdout.flush()
-        with open(self.folder / LOG, "a") as log:
+        with self._forgiving(), open(self.folder / LOG, "a") as log:
             log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}\n")
 
     def numbers(self, iteration: int, values: dict[str, float]) -> None:
@@ -41,26 +45,38 @@ class Journal:
         row = {"iteration": iteration, **{name: f"{value:.6g}" for name, value in values.items()}}
         new = [name for name in row if name not in self.columns]
         self.rows.append(row)
-        if new:
-            self.columns += new
-            self._rewrite()
-        else:
-            with open(self.folder / METRICS, "a", newline="") as file:
-                csv.DictWriter(file, self.columns).writerow(row)
-        for name, value in values.items():
-            self.board.add_scalar(name, value, iteration)
+        self.columns += new
+        with self._forgiving():
+            if new:
+                self._rewrite()
+            else:
+                with open(self.folder / METRICS, "a", newline="") as file:
+                    csv.DictWriter(file, self.columns).writerow(row)
+            for name, value in values.items():
+                self.board.add_scalar(name, value, iteration)
 
     def pictures(self, iteration: int, images: dict[str, np.ndarray]) -> None:
         """RGB uint8 (H, W, 3) by name, to TensorBoard."""
-        for name, image in images.items():
-            self.board.add_image(name, image, iteration, dataformats="HWC")
+        with self._forgiving():
+            for name, image in images.items():
+                self.board.add_image(name, image, iteration, dataformats="HWC")
 
     def tick(self) -> None:
         self.bar.update()
 
     def close(self) -> None:
         self.bar.close()
-        self.board.close()
+        with self._forgiving():
+            self.board.close()
+
+    @contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not self.warned:
+                self.bar.write(f"{self.folder}: not all that is said here can be written down: {error}")
+            self.warned = True
 
     def _until(self, iteration: int) -> tuple[list[str], list[dict]]:
         path = self.folder / METRICS
@@ -72,7 +88,7 @@ class Journal:
         return list(reader.fieldnames or []), rows
 
     def _rewrite(self) -> None:
-        with open(self.folder / METRICS, "w", newline="") as file:
+        with io.replacing(self.folder / METRICS) as temporary, open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             if self.columns:
                 writer.writeheader()

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from models.fast import cpu_has_bf16
 from utils import checkpoint, distributed
 from utils.journal import Journal
 from utils.meter import Meter
@@ -57,6 +58,13 @@ class Recipe:
     def __post_init__(self):
         if (self.iterations is None) == (self.minutes is None):
             raise ValueError("a run ends after a number of iterations or of minutes: give one of the two")
+
+
+def quickest_amp(device: torch.device) -> str:
+    """The precision of AMP that a device has instructions for: without them, half precision is many times slower."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    return "bf16" if cpu_has_bf16() else "none"
 
 
 def cosine(start: float, end: float) -> Callable[[float], float]:
@@ -321,7 +329,7 @@ def _report(journal: Journal | None, state: State, meter: Meter, recipe: Recipe,
     if journal:
         terms = [name for name in values if name not in ("grad_norm", "bad_steps", "samples_per_s", "wait")]
         values = {"lr": learning_rate, "loss": sum(values[name] for name in terms), **values}
-        if torch.cuda.is_available():
+        if meter.device.type == "cuda":
             values["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
         journal.numbers(state.iteration, values)
         horizon = (
