@@ -182,7 +182,7 @@ def read_footage(args: argparse.Namespace) -> tuple[dict[int, list], list[clips.
 
 def read_material(args: argparse.Namespace) -> synthetic.Material:
     """What scenes are made of. Few photographs, as without --images, are helped by many textures."""
-    images = io.list_images(args.images) if args.images else None
+    images = io.list_images(args.images, below=True) if args.images else None
     procedural = (0.1 if images else 0.5) if args.procedural is None else args.procedural
     return synthetic.material(images, args.masks, procedural, args.window, args.seed)
 

@@ -480,7 +480,7 @@ def write_vimeo90k(out: Path, source: Synthetic, train: int, test: int) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    images = io.list_images(args.images) if args.images else None
+    images = io.list_images(args.images, below=True) if args.images else None
     source = Synthetic(material(images), (args.height, args.width), speed=args.speed, seed=args.seed)
     write_vimeo90k(args.out, source, args.train, args.test)
     size = f"{args.width}x{args.height}"

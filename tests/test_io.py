@@ -258,3 +258,11 @@ def test_flow_that_a_format_cannot_hold_is_refused_and_nothing_is_written(tmp_pa
     with pytest.raises(ValueError, match="a.npy: unknown flow format"):
         io.write_flow(tmp_path / "a.npy", flow)
     assert not list(tmp_path.iterdir())
+
+
+def test_pictures_below_a_folder_are_found_where_asked_for(tmp_path):
+    for name in ("a10.png", "deep/a2.png", "deep/deeper/a1.png", "deep/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [path.name for path in io.list_images(tmp_path)] == ["a10.png"]
+    assert [path.name for path in io.list_images(tmp_path, below=True)] == ["a1.png", "a2.png", "a10.png"]

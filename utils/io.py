@@ -90,12 +90,14 @@ def write_gif(path: str | Path, frames: np.ndarray, seconds: float) -> None:
         imageio.imwrite(temporary, frames, plugin="pillow", extension=".gif", duration=1000 * seconds, loop=0)
 
 
-def list_images(folder: str | Path) -> list[Path]:
-    """The pictures of a folder in the order of their names, numbers by value. ValueError where there are none."""
+def list_images(folder: str | Path, below: bool = False) -> list[Path]:
+    """The pictures of a folder, and where `below` of those in it, in the order of their names, numbers by value.
+    ValueError where there are none."""
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
-    found = [path for path in folder.iterdir() if path.suffix.lower() in IMAGES and not path.name.startswith(".")]
+    within = folder.rglob("*") if below else folder.iterdir()
+    found = [path for path in within if path.suffix.lower() in IMAGES and not path.name.startswith(".")]
     if not found:
         raise ValueError(f"{folder}: no pictures in this folder; {', '.join(IMAGES)} are looked for")
     return sorted(found, key=natural)
