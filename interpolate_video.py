@@ -243,9 +243,9 @@ def to_parts(job: Job) -> None:
                     for picture in segment:
                         job.write(writer, picture)
         distributed.barrier()
-        made = parts.finished()
+        found = parts.finished()
         distributed.barrier()  # the main rank removes the parts when it has joined them
-        if not made:
+        if not found:
             raise ValueError(f"{job.source.path}: not a single frame")
     except KeyboardInterrupt:
         if world == 1 and parts.unfinished():
