@@ -103,9 +103,9 @@ CASES = {
     "a run to resume that is not there": (TRAIN + " --resume_path none.pth", None, "none.pth"),
     "a world size that the launcher did not make": (TRAIN + " --world_size 4", None, "4"),
     "a folder without photographs": (
-        "datasets/synthetic.py --out made --images set",
-        None,
-        "set",
+        "datasets/synthetic.py --out made --images none_here",
+        lambda files: (files / "none_here").mkdir(),
+        "none_here",
     ),
 }
 
