@@ -1,6 +1,7 @@
 """What all tests share: the values that the published implementation gives, and real frames where they are at hand."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,8 @@ sys.path.insert(0, str(ROOT))  # bare pytest from any folder
 import models  # noqa: E402
 from utils import cli  # noqa: E402
 
+# Started in the background, tests ignore Ctrl-C, and with them all that they start and send it to.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 SHARED = Path(os.environ.get("VFI_SHARED", ROOT.parent / "shared"))
 
 
