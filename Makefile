@@ -19,7 +19,7 @@ $(VENV)/installed: requirements.txt
 	touch $@
 
 demo: setup
-	@echo "== 1/5  Photographs in motion, in the layout of Vimeo90K, with exact flow (20 s)"
+	@echo "== 1/5  Photographs in motion, in the layout of Vimeo90K, with exact flow (10 s)"
 	$(PY) -m datasets.synthetic --out $(DEMO)
 	@echo "== 2/5  A network after its first iteration, beside averaging and the shipped weights (15 s)"
 	rm -rf $(RUN)

@@ -464,8 +464,8 @@ def skimage_photographs() -> list[np.ndarray]:
 
 
 def write_vimeo90k(out: Path, source: Synthetic, train: int, test: int) -> None:
-    """Triplets with their exact flow in the layout of Vimeo90K, scenes left out where nothing is seen to move. The lists
-    come last: where they are, all else is."""
+    """Triplets with their exact flow in the layout of Vimeo90K, without scenes in which nothing is seen to move. The
+    lists come last: where they are, all else is."""
     from tqdm import tqdm
 
     names = [f"{1 + i // 1000:05d}/{1 + i % 1000:04d}" for i in range(train + test)]
