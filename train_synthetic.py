@@ -130,14 +130,16 @@ def terms(out: models.Interpolation, imgt: Tensor, flow: Tensor) -> dict[str, Te
     return ifrnet_loss(out, imgt, flow) | {"flow": sum(flow_error(level, flow) for level in out.flows)}
 
 
-def weighted(terms: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
-    """The same, the flow's weight falling from FLOW_START to FLOW_END on the way, and geometry from GEOMETRY_FROM on.
+def weighted(terms: dict[str, Tensor], progress: float, without: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The same, the flow's weight falling from FLOW_START to FLOW_END on the way, and geometry from GEOMETRY_FROM on;
+    those in `without` not at all.
 
     The geometry term draws the decoder's features and the encoder's together, and features of zero are nearest: before
     flow needs them it shrinks them (seen: to a hundredth in 1,500 steps), and then there is nothing to find flow with.
     """
     flow = FLOW_START * (FLOW_END / FLOW_START) ** progress
-    return terms | {"flow": flow * terms["flow"], "geo": terms["geo"] * (progress >= GEOMETRY_FROM)}
+    terms = terms | {"flow": flow * terms["flow"], "geo": terms["geo"] * (progress >= GEOMETRY_FROM)}
+    return {name: term for name, term in terms.items() if name not in without}
 
 
 @torch.no_grad()
@@ -260,7 +262,7 @@ def train(args, model, material, footage, val_set, folder, device, content, crop
     return fit(
         model,
         batches,
-        lambda out, batch, progress: weighted(terms(out, batch.imgt, batch.flow), progress * end),
+        lambda out, batch, done: weighted(terms(out, batch.imgt, batch.flow), done * end, args.without),
         recipe,
         folder,
         device,
@@ -302,6 +304,8 @@ def parser() -> cli.Parser:
     add("--real", type=float, default=1 / 3, help="share of footage in a batch (default: a third)")
     flows = "exact flow for windows of footage: none, or OpenCV's DIS where it fits (default: %(default)s)"
     add("--clip_flow", choices=["none", "dis"], default="none", help=flows)
+    about = "terms of the loss to leave out, to see what they are good for"
+    add("--without", nargs="+", choices=["geo", "dis", "flow"], default=[], help=about)
     add("--speed", type=float, default=4.0, help="median motion of a scene's objects, pixels (default: %(default)s)")
     add("--minutes", type=float, default=30.0, help="length of the run (default: %(default)s)")
     add("--crops", type=epochs.crop, nargs="+", default=[32, 64, 96, 128, 160], help="sides of the crops (%(default)s)")

@@ -160,6 +160,8 @@ def test_exact_flow_leads_at_first_and_the_picture_in_the_end(material):
     terms = script.terms(out, batch.imgt, batch.flow)
     first, last = (script.weighted(terms, progress)["flow"].item() for progress in (0, 1))
     assert first / last == pytest.approx(script.FLOW_START / script.FLOW_END, rel=1e-4)
+    left = script.weighted(terms, 0.7, without=["flow", "dis"])
+    assert set(left) == {"rec", "geo"} and left["geo"] == terms["geo"]
 
 
 def test_signals_stay_alive_through_a_fresh_network_and_its_flow_begins_near_zero(material):
