@@ -80,26 +80,43 @@ def geometry(feature: Tensor, target: Tensor) -> Tensor:
     return _census_distance(feature, target, 3)
 
 
+def full_size(flow: Tensor, size: torch.Size) -> Tensor:
+    """Flow in pixels of its level, (B, 4, h, w), brought to `size`, in the pixels of that: planar, (B, 4, H, W).
+
+    Flow of that size already is itself, so that terms that need all levels at full size can share them.
+    """
+    flow = flow.contiguous()  # norms and sums over four channels side by side take several times as long
+    if flow.shape[-2:] == size:
+        return flow
+    return F.interpolate(size[-1] / flow.shape[-1] * flow, size, mode="bilinear", align_corners=False)
+
+
 def flow_distillation(flows: tuple[Tensor, ...], teacher: Tensor, beta: float = 0.3) -> Tensor:
     """Task-oriented flow distillation (equations 9 to 11): follow the teacher where the final flow agrees with it.
 
     flows: fine to coarse, (B, 4, h, w), pixels of their level, the first of full size. teacher: (B, 4, H, W) in pixels,
     NaN where there is none: such pixels add nothing.
     """
+    size = teacher.shape[-2:]
+    final, target = flows[0].detach().contiguous(), teacher.contiguous()
+    known = target.isfinite()
+    known = both(known[:, 0::2] & known[:, 1::2])
+    target = torch.where(known, target, final)  # not a product with zero: NaN would survive it
+    difference = final - target
+    w = torch.exp(-beta * torch.hypot(difference[:, 0::2], difference[:, 1::2]))
+    eps2 = both(torch.exp(-(10 * w - 1) * (2 * math.log(10) / 3)))
+    half = both(w / 2)
     total = 0
-    for pair in (slice(0, 2), slice(2, 4)):
-        final, target = flows[0][:, pair].detach(), teacher[:, pair]
-        known = target.isfinite().all(1, keepdim=True)
-        target = torch.where(known, target, final)  # not a product with zero: NaN would survive it
-        w = torch.exp(-beta * (final - target).norm(dim=1, keepdim=True))
-        eps2 = torch.exp(-(10 * w - 1) * (2 * math.log(10) / 3))
-        for level in flows[1:]:
-            factor = target.shape[-1] / level.shape[-1]
-            size = target.shape[-2:]
-            up = factor * F.interpolate(level[:, pair], size, mode="bilinear", align_corners=False)
-            # As a power it would be a third slower; eps keeps the logarithm finite.
-            total = total + (known * torch.exp(w / 2 * torch.log((up - target) ** 2 + eps2))).mean()
-    return total
+    for level in flows[1:]:
+        # As a power it would be a third slower; eps keeps the logarithm finite.
+        distance = torch.exp(half * torch.log((full_size(level, size) - target) ** 2 + eps2))
+        total = total + (known * distance).mean()
+    return 2 * total  # the flows to both frames are two terms, each a mean of its own
+
+
+def both(x: Tensor) -> Tensor:
+    """What is known of each flow, (B, 2, H, W), for both of its components, (B, 4, H, W)."""
+    return x.repeat_interleave(2, 1)
 
 
 def flow_error(flow: Tensor, target: Tensor) -> Tensor:
@@ -107,7 +124,7 @@ def flow_error(flow: Tensor, target: Tensor) -> Tensor:
 
     flow: (B, 4, h, w) in pixels of its level. target: (B, 4, H, W) in pixels, NaN where there is none.
     """
-    known = target.isfinite()
-    factor = target.shape[-1] / flow.shape[-1]
-    up = factor * F.interpolate(flow, target.shape[-2:], mode="bilinear", align_corners=False)
-    return (up - torch.where(known, target, up.detach())).abs().mean()
+    target = target.contiguous()
+    unknown = ~target.isfinite()
+    up = full_size(flow, target.shape[-2:]).masked_fill(unknown, 0)
+    return F.l1_loss(up, target.masked_fill(unknown, 0))

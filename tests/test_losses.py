@@ -1,11 +1,13 @@
-"""The census terms: their definition written down once more, what they keep, and what they make on the way."""
+"""The terms: their definitions written down once more; of the census, what it keeps and what it makes on the way."""
+
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from losses.terms import census, geometry
+from losses.terms import census, flow_distillation, flow_error, full_size, geometry
 
 
 def features(seed, channels=5, height=12, width=16):
@@ -99,3 +101,62 @@ def test_features_in_half_precision_are_summed_in_single(dtype):
     geometry(exact, halves[1].detach().float()).backward()
     assert halves[0].grad.dtype == dtype and halves[0].grad.isfinite().all()
     torch.testing.assert_close(halves[0].grad.float() / 2**16, exact.grad, rtol=1e-2, atol=1e-9)
+
+
+def pyramid(seed, channels_last=False):
+    """Flow of three levels with gradients, and a teacher's that is unknown in places: in one component, and in both."""
+    dice = torch.Generator().manual_seed(seed)
+    flows = [2 * torch.randn(2, 4, side, 2 * side, generator=dice) for side in (16, 8, 4)]
+    teacher = 2 * torch.randn(2, 4, 16, 32, generator=dice)
+    teacher[:, 1, 3:5], teacher[:, 2:, 7] = torch.nan, torch.inf
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    *flows, teacher = (x.to(memory_format=layout) for x in (*flows, teacher))
+    return tuple(flow.requires_grad_(True) for flow in flows), teacher
+
+
+def distillation_by_definition(flows, teacher, beta=0.3):
+    """Equations 9 to 11, one flow after the other, pixels picked by their index."""
+    total = 0
+    for pair in (slice(0, 2), slice(2, 4)):
+        final, target = flows[0][:, pair].detach(), teacher[:, pair]
+        known = target.isfinite().all(1)
+        w = torch.exp(-beta * (final - target).movedim(1, -1)[known].norm(dim=-1, keepdim=True))
+        alpha, eps = w / 2, 10 ** (-(10 * w - 1) / 3)
+        for level in flows[1:]:
+            factor = teacher.shape[-1] // level.shape[-1]
+            up = factor * F.interpolate(level[:, pair], scale_factor=factor, mode="bilinear")
+            distance = ((up - target).movedim(1, -1)[known] ** 2 + eps**2) ** alpha
+            total = total + distance.sum() / (2 * math.prod(known.shape))
+    return total
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_distillation_and_its_gradient_are_those_of_the_definition(channels_last):
+    made, teacher = pyramid(0, channels_last)
+    defined, _ = pyramid(0)
+    one, other = flow_distillation(made, teacher), distillation_by_definition(defined, teacher)
+    torch.testing.assert_close(one, other)
+    one.backward()
+    other.backward()
+    assert made[0].grad is None  # it is what the others are measured by
+    for a, b in zip(made[1:], defined[1:]):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_flow_brought_to_full_size_once_serves_all_terms():
+    flows, teacher = pyramid(1)
+    full = tuple(full_size(flow, teacher.shape[-2:]) for flow in flows)
+    assert full[0] is flows[0]
+    torch.testing.assert_close(flow_distillation(full, teacher), flow_distillation(flows, teacher))
+    for level, flow in zip(full, flows):
+        torch.testing.assert_close(flow_error(level, teacher), flow_error(flow, teacher))
+
+
+def test_an_unknown_flow_adds_nothing_and_a_broken_one_is_seen():
+    flows, teacher = pyramid(2)
+    (flow_distillation(flows, teacher) + flow_error(flows[0], teacher)).backward()
+    assert flows[0].grad[~teacher.isfinite()].eq(0).all()
+    assert all(flow.grad.isfinite().all() for flow in flows)
+    with torch.no_grad():
+        flows[1][0, 0, 0, 0] = torch.nan
+    assert flow_distillation(flows, teacher).isnan() and flow_error(flows[1], teacher).isnan()
