@@ -28,6 +28,7 @@ from datasets import Sample, clips, effects, synthetic, transforms
 from losses import ifrnet_loss
 from losses.terms import flow_error
 from models.layers import warp
+from models.widen import widen
 from utils import checkpoint, cli, distributed, epochs, io
 from utils.batches import begin_worker
 from utils.training import AMP, Recipe, cosine, fit, quickest_amp
@@ -142,6 +143,18 @@ def weighted(terms: dict[str, Tensor], progress: float, without: Sequence[str] =
     return {name: term for name, term in terms.items() if name not in without}
 
 
+def begin(args: argparse.Namespace) -> models.IFRNet:
+    """The network before its first step. ValueError where --init is one that it cannot continue."""
+    if args.init is None:
+        model = models.build(args.model_name, args.activation)
+        initialise(model)
+        return model
+    model = models.load(args.init)
+    if model.act != args.activation:
+        raise ValueError(f"{args.init}: a network with {model.act}; give --activation {model.act}")
+    return model if model.name == args.model_name else widen(model, args.model_name, args.seed)
+
+
 @torch.no_grad()
 def initialise(model: models.IFRNet) -> None:
     """Weights of a size that keeps signals alive through all layers (He et al., 2015), and flow that begins near zero.
@@ -215,11 +228,7 @@ def main(args: argparse.Namespace) -> None:
         footage, val = read_footage(args) if args.clips else ({}, [])
         val_set = clips.Windows(val) if val else validation_scenes(material, args)
         torch.manual_seed(args.seed)
-        model = models.build(args.model_name, args.activation)
-        if args.init:
-            model.load_state_dict(models.load(args.init).state_dict())
-        else:
-            initialise(model)
+        model = begin(args)
         if distributed.is_main():
             real = sum(len(w) for by_clip in footage.values() for w in by_clip)
             cut = len(material.cutouts.picture) if material.cutouts else 0
@@ -290,7 +299,7 @@ def parser() -> cli.Parser:
     add = options.add_argument
     add("--model_name", choices=models.VARIANTS, default="IFRNet_S", help="network (default: %(default)s)")
     add("--activation", choices=models.ACTIVATIONS, default="prelu", help="default: the paper's prelu")
-    add("--init", help="weights to begin with: a path, or a name for the shipped ones")
+    add("--init", help="weights to begin with, widened where needed: a path, or a name for the shipped")
     add("--images", type=Path, help="folder of photographs (default: those inside scikit-image)")
     add("--window", type=cli.positive, default=320, help="photographs are kept as squares of this side (%(default)s)")
     add("--masks", type=Path, help="folder of their segmentations (BSDS500's .mat or .png), to cut objects out")

@@ -34,7 +34,15 @@ def footage(*found):
 
 
 def options(**changes):
-    plain = {"speed": 4.0, "seed": 0, "real": 0.5, "batch_size": 4, "effects": 0.0, "clip_flow": "none"}
+    plain = {
+        "speed": 4.0,
+        "seed": 0,
+        "real": 0.5,
+        "batch_size": 4,
+        "effects": 0.0,
+        "clip_flow": "none",
+        "activation": "prelu",
+    }
     return argparse.Namespace(**plain | changes)
 
 
@@ -162,6 +170,18 @@ def test_exact_flow_leads_at_first_and_the_picture_in_the_end(material):
     assert first / last == pytest.approx(script.FLOW_START / script.FLOW_END, rel=1e-4)
     left = script.weighted(terms, 0.7, without=["flow", "dis"])
     assert set(left) == {"rec", "geo"} and left["geo"] == terms["geo"]
+
+
+def test_a_run_begins_with_the_weights_it_is_told_of_in_its_own_network_or_a_wider_one(tmp_path):
+    weights = tmp_path / "narrow.pth"
+    torch.save(models.build("IFRNet_S").state_dict(), weights)
+    img0, img1 = torch.rand(2, 1, 3, 32, 32)
+    expected = models.load(weights)(img0, img1, 0.5).imgt
+    for name in ("IFRNet_S", "IFRNet"):
+        model = script.begin(options(init=str(weights), model_name=name))
+        assert model.name == name and (model(img0, img1, 0.5).imgt - expected).abs().max() < 1e-4
+    with pytest.raises(ValueError, match="a network with prelu; give --activation prelu"):
+        script.begin(options(init=str(weights), activation="gelu"))
 
 
 def test_signals_stay_alive_through_a_fresh_network_and_its_flow_begins_near_zero(material):
