@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from models import native
+
 
 def charbonnier(difference: Tensor, eps2: float = 1e-6) -> Tensor:
     """mean(sqrt(d^2 + eps^2)): L1 that is smooth at zero (equation 8)."""
@@ -34,30 +36,11 @@ class _CensusSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, y: Tensor, patch: int) -> Tensor:
-        (height, width), border = x.shape[-2:], patch // 2
-        inner = x.new_zeros(height, width)
-        inner[border : height - border, border : width - border] = 1
-        total = x.new_zeros(())
-        gradients = [torch.zeros_like(z) if needed else None for z, needed in zip((x, y), ctx.needs_input_grad)]
-        for dy in range(border + 1):
-            for dx in range(-border if dy else 1, border + 1):
-                a = ..., slice(0, height - dy), slice(max(-dx, 0), width - max(dx, 0))
-                b = ..., slice(dy, None), slice(max(dx, 0), width + min(dx, 0))
-                counted = inner[a] + inner[b]
-                v, u = x[b] - x[a], y[b] - y[a]
-                # 0.81 and 0.1: the soft census transform of UnFlow (Meister et al., 2018)
-                scale_v, scale_u = (v * v).add_(0.81).rsqrt_(), (u * u).add_(0.81).rsqrt_()
-                s = v.mul_(scale_v).sub_(u.mul_(scale_u))
-                square = s * s
-                below = (square + 0.1).reciprocal_()
-                total += square.mul_(below).mul_(counted).sum()
-                if any(ctx.needs_input_grad):
-                    common = s.mul_(below).mul_(below).mul_(counted).mul_(0.2 * 0.81)
-                    for gradient, scale, sign in zip(gradients, (scale_v, scale_u), (1, -1)):
-                        if gradient is not None:
-                            part = (scale * scale).mul_(scale).mul_(common)
-                            gradient[b].add_(part, alpha=sign)
-                            gradient[a].sub_(part, alpha=sign)
+        library = native.library(x)
+        if library is None:
+            total, gradients = _census_sum(x, y, patch, ctx.needs_input_grad)
+        else:
+            total, gradients = _native_census_sum(library, x, y, patch, ctx.needs_input_grad)
         ctx.save_for_backward(*gradients)  # which frees them with the rest of the graph
         return total
 
@@ -65,6 +48,57 @@ class _CensusSum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, above: Tensor):
         return *(None if gradient is None else above * gradient for gradient in ctx.saved_tensors), None
+
+
+def _inner(x: Tensor, patch: int) -> Tensor:
+    """(H, W): 1 where a pixel's distance counts, 0 within patch//2 of the border."""
+    (height, width), border = x.shape[-2:], patch // 2
+    inner = x.new_zeros(height, width)
+    inner[border : height - border, border : width - border] = 1
+    return inner
+
+
+def _census_sum(x: Tensor, y: Tensor, patch: int, needed: tuple[bool, ...]) -> tuple[Tensor, list[Tensor | None]]:
+    """The sum, and its gradients in x and in y where they are needed."""
+    (height, width), border = x.shape[-2:], patch // 2
+    inner = _inner(x, patch)
+    total = x.new_zeros(())
+    gradients = [torch.zeros_like(z) if n else None for z, n in zip((x, y), needed)]
+    for dy in range(border + 1):
+        for dx in range(-border if dy else 1, border + 1):
+            a = ..., slice(0, height - dy), slice(max(-dx, 0), width - max(dx, 0))
+            b = ..., slice(dy, None), slice(max(dx, 0), width + min(dx, 0))
+            counted = inner[a] + inner[b]
+            v, u = x[b] - x[a], y[b] - y[a]
+            # 0.81 and 0.1: the soft census transform of UnFlow (Meister et al., 2018)
+            scale_v, scale_u = (v * v).add_(0.81).rsqrt_(), (u * u).add_(0.81).rsqrt_()
+            s = v.mul_(scale_v).sub_(u.mul_(scale_u))
+            square = s * s
+            below = (square + 0.1).reciprocal_()
+            total += square.mul_(below).mul_(counted).sum()
+            if any(needed):
+                common = s.mul_(below).mul_(below).mul_(counted).mul_(0.2 * 0.81)
+                for gradient, scale, sign in zip(gradients, (scale_v, scale_u), (1, -1)):
+                    if gradient is not None:
+                        part = (scale * scale).mul_(scale).mul_(common)
+                        gradient[b].add_(part, alpha=sign)
+                        gradient[a].sub_(part, alpha=sign)
+    return total, gradients
+
+
+def _native_census_sum(
+    library: native.Library, x: Tensor, y: Tensor, patch: int, needed: tuple[bool, ...]
+) -> tuple[Tensor, list[Tensor | None]]:
+    """The same on the CPU, all neighbours of a few pixels at a time, so that nothing is fetched from memory twice."""
+    (batch, channels, height, width), planar = x.shape, x.stride(1) != 1
+    layout = torch.contiguous_format if planar else torch.channels_last
+    x, y = (z.contiguous(memory_format=layout) for z in (x, y))
+    planes, side = (batch * channels, 1) if planar else (batch, channels)
+    inner = _inner(x, patch).repeat_interleave(side)
+    gradients = [torch.zeros_like(z) if n else None for z, n in zip((x, y), needed)]
+    sums = torch.empty(planes, dtype=torch.float64)
+    library.call("census", x, y, inner, *gradients, sums, planes, height, width, side, patch // 2)
+    return sums.sum().to(x.dtype), gradients
 
 
 def census(prediction: Tensor, target: Tensor) -> Tensor:

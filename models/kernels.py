@@ -1,30 +1,21 @@
 """What lies between the convolutions, each in one pass over memory: activation, a decoder's input, the last blend.
 
 Three ways to compute the same: `Eager` is plain PyTorch, runs anywhere and says what is meant; `Native` is native.c,
-compiled for the CPU at hand when first used; `Triton` is for GPUs (triton_kernels.py). `choose` picks one.
+compiled for the CPU at hand (native.py); `Triton` is for GPUs (triton_kernels.py). `choose` picks one.
 
 Tensors are (B, C, H, W) in channels-last order and dense; features have any floating type, flow and frames are float32.
 Coordinates and sums are float32 throughout.
 """
 
-import ctypes
-import hashlib
-import os
-import shutil
-import subprocess
 import warnings
-from functools import cache, partial
-from pathlib import Path
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .layers import resize, warp
-
-SOURCE = Path(__file__).with_name("native.c")
-FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno")
-DEFINES = {torch.bfloat16: (), torch.float32: ("-DFLOAT32",)}
+from .native import DEFINES, Library
 
 
 def empty(like: Tensor, channels: int, size: tuple[int, int] | None = None, dtype: torch.dtype | None = None) -> Tensor:
@@ -106,26 +97,26 @@ class Native(Eager):
     """The kernels of native.c. OSError where there is no compiler that can build it."""
 
     def __init__(self, dtype: torch.dtype):
-        self.library = ctypes.CDLL(str(build(dtype)))
+        self.call = Library(dtype).call
 
     def prepare(self, img0, img1, mean, dtype):
         batch, _, height, width = img0.shape
         both = torch.empty((2 * batch, 3, height, width), dtype=dtype, memory_format=torch.channels_last)
         for img, out in ((img0, both[:batch]), (img1, both[batch:])):
-            self._call("prepare", img.contiguous(), mean.contiguous(), out, batch, height * width)
+            self.call("prepare", img.contiguous(), mean.contiguous(), out, batch, height * width)
         return both
 
     def prelu(self, x, slope, add=None, into=None, tail=0):
         pixels, channels = x.numel() // x.shape[1], x.shape[1]
         side = empty(x, tail) if tail else None
         out = x if into is None else into
-        self._call("prelu", x, add, slope, out[:, -channels:], out.shape[1], side, tail, pixels, channels)
+        self.call("prelu", x, add, slope, out[:, -channels:], out.shape[1], side, tail, pixels, channels)
         return side if tail else out
 
     def step(self, answer, coarse):
         (batch, channels, height, width), flow = answer.shape, empty(answer, 4, dtype=torch.float32)
         answer = answer.contiguous(memory_format=torch.channels_last)
-        self._call("step", answer, coarse, flow, batch, height, width, channels)
+        self.call("step", answer, coarse, flow, batch, height, width, channels)
         return flow
 
     def join(self, answer, flow, f0, f1, width, top=0):
@@ -134,50 +125,15 @@ class Native(Eager):
         answer, flow = (x.contiguous(memory_format=torch.channels_last) for x in (answer, flow))
         out = empty(answer, width)
         sizes = (batch, batch // pairs, rows, top, height, columns, channels, width)
-        self._call("join", answer, flow, f0, f1, out, *sizes)
+        self.call("join", answer, flow, f0, f1, out, *sizes)
         return out
 
     def blend(self, answer, coarse, img0, img1):
         batch, (height, width) = len(answer), img0.shape[-2:]
         out = torch.empty(batch, 3, height, width)
         img0, img1 = img0.contiguous(), img1.contiguous()
-        self._call("blend", answer, coarse, img0, img1, out, batch, batch // len(img0), height, width)
+        self.call("blend", answer, coarse, img0, img1, out, batch, batch // len(img0), height, width)
         return out
-
-    def _call(self, name: str, *arguments: Tensor | int | None) -> None:
-        function = getattr(self.library, name)
-        pointers = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else a for a in arguments]
-        numbers = [ctypes.c_long(a) if isinstance(a, int) else a for a in pointers]
-        function(*numbers, ctypes.c_int(torch.get_num_threads()))
-
-
-def build(dtype: torch.dtype) -> Path:
-    """native.c as a library for this machine and type, compiled once (half a second) and kept where PyTorch keeps its
-    extensions. OSError where that cannot be done."""
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        raise OSError("there is no C compiler")
-    flags = (*FLAGS, *DEFINES[dtype])
-    run = partial(subprocess.run, capture_output=True, text=True, check=True)
-    try:
-        # What the compiler predefines tells its version and the processor's instructions: a library that another
-        # machine left in a shared home is not taken for this one's.
-        predefined = run([compiler, *flags, "-E", "-dM", "-x", "c", os.devnull]).stdout
-        digest = hashlib.sha256((SOURCE.read_text() + predefined).encode()).hexdigest()[:16]
-        library = cache_folder() / f"native-{digest}.so"
-        if not library.is_file():
-            library.parent.mkdir(parents=True, exist_ok=True)
-            temporary = library.with_suffix(f".{os.getpid()}")
-            run([compiler, *flags, "-shared", "-fPIC", str(SOURCE), "-o", str(temporary), "-lm"])
-            temporary.replace(library)
-    except subprocess.CalledProcessError as error:
-        raise OSError(f"{compiler} cannot build {SOURCE.name}: {error.stderr.strip()[:200]}") from error
-    return library
-
-
-def cache_folder() -> Path:
-    root = os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions"
-    return Path(root) / "ifrnet"
 
 
 @cache

@@ -6,14 +6,53 @@ Flow is (dx, dy) in pixels of the tensor it belongs to; x grows to the right, y 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from . import native
 
 ACTIVATIONS = ("prelu", "gelu", "gelu+bn")
+
+
+class PReLU(nn.PReLU):
+    """nn.PReLU, one slope a channel; on the CPU its gradients are made in one pass over channels-last memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        trained = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+        library = native.library(x) if trained else None
+        if library and x.ndim == 4 and x.stride(1) == 1 and x.shape[1] == self.num_parameters:
+            return _NativePReLU.apply(x, self.weight.float(), library)
+        return super().forward(x)
+
+
+class _NativePReLU(torch.autograd.Function):
+    """PReLU by native.c. Slopes and what is summed for their gradient are float32 whatever the type of x."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, slope: Tensor, library: native.Library) -> Tensor:
+        x, slope = x.contiguous(memory_format=torch.channels_last), slope.contiguous()
+        out, channels = torch.empty_like(x), x.shape[1]
+        library.call("prelu", x, None, slope, out, channels, None, 0, x.numel() // channels, channels)
+        ctx.save_for_backward(x, slope)
+        ctx.library = library
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, above: Tensor):
+        (x, slope), (batch, channels, height, width) = ctx.saved_tensors, above.shape
+        if above.stride(2) != width * above.stride(3):  # a part of wider rows
+            above = above.contiguous(memory_format=torch.channels_last)
+        strides = (above.stride(0), above.stride(3), above.stride(1))
+        gradient, of_slope = torch.empty_like(x), torch.empty_like(slope)
+        sizes = (batch, height * width, channels)
+        ctx.library.call("prelu_backward", x, above, *strides, slope, gradient, of_slope, *sizes)
+        return gradient, of_slope, None
 
 
 def activation(channels: int, kind: str) -> list[nn.Module]:
     """The modules that follow a convolution: "prelu" has one slope a channel; "gelu+bn" normalises before it bends."""
     if kind == "prelu":
-        return [nn.PReLU(channels)]
+        return [PReLU(channels)]
     if kind == "gelu":
         return [nn.GELU()]
     if kind == "gelu+bn":

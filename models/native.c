@@ -1,13 +1,17 @@
-/* What lies between the convolutions, on the CPU: see kernels.py for what each function computes.
+/* What lies between the convolutions, on the CPU: see kernels.py for what each function computes; then, for training,
+   the gradients of PReLU (layers.py) and the census distance (losses/terms.py).
 
    Tensors are channels-last and dense, images planar. `value` is bfloat16, or float with -DFLOAT32. Work is shared out
    by rows; arithmetic is in float. A coordinate that is not a number becomes 0, so that nothing is read out of bounds. */
 
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
-#define PIXELS 64
+#define PIXELS 64 /* worked off in one run of values */
+#define RUN 16    /* the same where sums are kept for each value of a run */
+#define BLOCK 1024
 
 #ifdef FLOAT32
 typedef float value;
@@ -69,10 +73,14 @@ static inline void bend(const value *in, const value *add, const float *slope, v
     }
 }
 
+static void repeat(const float *slope, long channels, long pixels, float *slopes) {
+    for (long p = 0; p < pixels; p++) memcpy(slopes + p * channels, slope, channels * sizeof(float));
+}
+
 void prelu(const value *in, const value *add, const float *slope, value *out, long out_stride, value *tail,
            long tail_width, long pixels, long channels, int threads) {
     float slopes[PIXELS * channels]; /* as long as a run of values, so that these are worked off without a break */
-    for (long i = 0; i < PIXELS * channels; i++) slopes[i] = slope[i % channels];
+    repeat(slope, channels, PIXELS, slopes);
 #pragma omp parallel for num_threads(threads)
     for (long first = 0; first < pixels; first += PIXELS) {
         long count = pixels - first < PIXELS ? pixels - first : PIXELS;
@@ -169,3 +177,112 @@ void prepare(const float *img, const float *mean, value *out, long count, long s
             for (int k = 0; k < 3; k++) out[3 * p + k] = put(img[(3 * n + k) * size + q] - mean[n]);
         }
 }
+
+/* Up to RUN pixels, channels side by side: where they lie, or copied there from a tensor of any layout. */
+static const value *side_by_side(const value *from, long pixel, long channel, long pixels, long channels, value *copy) {
+    if (channel == 1 && pixel == channels) return from;
+    if (channel == 1)
+        for (long p = 0; p < pixels; p++) memcpy(copy + p * channels, from + p * pixel, channels * sizeof(value));
+    else
+        for (long c = 0; c < channels; c++)
+            for (long p = 0; p < pixels; p++) copy[p * channels + c] = from[p * pixel + c * channel];
+    return copy;
+}
+
+/* above: the gradient of what prelu answered, with its strides from image to image, pixel to pixel and channel to
+   channel. Slopes' gradients are summed block by block and the blocks in order: the same on any number of threads. */
+void prelu_backward(const value *in, const value *above, long image, long pixel, long channel, const float *slope,
+                    value *out, float *slope_out, long count, long pixels, long channels, int threads) {
+    long blocks = (pixels + BLOCK - 1) / BLOCK;
+    double *sums = malloc(count * blocks * channels * sizeof(double));
+    float slopes[RUN * channels];
+    repeat(slope, channels, RUN, slopes);
+#pragma omp parallel for num_threads(threads)
+    for (long block = 0; block < count * blocks; block++) {
+        value copy[RUN * channels];
+        float sum[RUN * channels];
+        memset(sum, 0, sizeof sum);
+        long n = block / blocks, first = block % blocks * BLOCK, end = first + BLOCK < pixels ? first + BLOCK : pixels;
+        for (long p = first; p < end; p += RUN) {
+            long size = end - p < RUN ? end - p : RUN;
+            const value *g = side_by_side(above + n * image + p * pixel, pixel, channel, size, channels, copy);
+            const value *x = in + (n * pixels + p) * channels;
+            value *to = out + (n * pixels + p) * channels;
+#pragma omp simd
+            for (long i = 0; i < size * channels; i++) {
+                float v = get(x[i]), up = get(g[i]);
+                to[i] = put(v > 0 ? up : up * slopes[i]);
+                sum[i] += v > 0 ? 0 : up * v;
+            }
+        }
+        for (long c = 0; c < channels; c++) {
+            double total = 0;
+            for (long p = 0; p < RUN; p++) total += sum[p * channels + c];
+            sums[block * channels + c] = total;
+        }
+    }
+    for (long c = 0; c < channels; c++) {
+        double total = 0;
+        for (long block = 0; block < count * blocks; block++) total += sums[block * channels + c];
+        slope_out[c] = total;
+    }
+    free(sums);
+}
+
+#ifdef FLOAT32
+static inline float rsqrt(float x) { /* a guess by its exponent, then Newton's method: a third of the time of 1 / sqrtf */
+    uint32_t bits;
+    float r;
+    memcpy(&bits, &x, 4);
+    bits = 0x5f3759df - (bits >> 1);
+    memcpy(&r, &bits, 4);
+    for (int k = 0; k < 3; k++) r *= 1.5f - 0.5f * x * r * r;
+    return r;
+}
+
+/* The distances of `count` pairs of neighbours, a and b in x and in y, added up; what they add to b's gradients. */
+static inline float pairs(const float *x, const float *y, const float *inner, long b, long count, float *dx, float *dy) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (long i = 0; i < count; i++) {
+        float v = x[i + b] - x[i], u = y[i + b] - y[i], counted = inner[i] + inner[i + b];
+        float scale_v = rsqrt(v * v + 0.81f), scale_u = rsqrt(u * u + 0.81f);
+        float s = v * scale_v - u * scale_u, below = 1 / (s * s + 0.1f);
+        float common = s * below * below * counted * (0.2f * 0.81f);
+        sum += s * s * below * counted;
+        dx[i] = common * scale_v * scale_v * scale_v;
+        dy[i] = -common * scale_u * scale_u * scale_u;
+    }
+    return sum;
+}
+
+static inline void pull(float *gradient, const float *d, long b, long count) {
+#pragma omp simd
+    for (long i = 0; i < count; i++) gradient[i] -= d[i];
+#pragma omp simd
+    for (long i = 0; i < count; i++) gradient[i + b] += d[i];
+}
+
+/* Both batches lie alike, `count` planes of height x width x channels values, and so does `inner`, one plane: 1 within
+   the border, 0 on it. A plane is one long run of values: where a neighbour would lie beyond the end of a row, the
+   border counts neither. gx, gy: zeros to begin with, or null. */
+void census(const float *x, const float *y, const float *inner, float *gx, float *gy, double *sum, long count,
+            long height, long width, long channels, long border, int threads) {
+    long size = height * width * channels;
+#pragma omp parallel for num_threads(threads)
+    for (long n = 0; n < count; n++) {
+        double total = 0;
+        for (long first = 0; first < size; first += BLOCK)
+            for (long ahead = 1; ahead <= border * width + border; ahead++) {
+                long row = (ahead + border) / width, b = ahead * channels, at = n * size + first;
+                if (labs(ahead - row * width) > border) continue;
+                long values = size - b - first < BLOCK ? size - b - first : BLOCK;
+                float dx[BLOCK], dy[BLOCK];
+                total += pairs(x + at, y + at, inner + first, b, values, dx, dy);
+                if (gx) pull(gx + at, dx, b, values);
+                if (gy) pull(gy + at, dy, b, values);
+            }
+        sum[n] = total;
+    }
+}
+#endif

@@ -17,6 +17,7 @@ import demo_8x
 import models
 from models import fast, kernels, layers, recording, strips
 from models.interpolator import default_precision
+from models.native import build
 from utils import io
 
 NETWORKS = tuple(models.VARIANTS)
@@ -393,16 +394,16 @@ def test_without_half_precision_it_says_so_and_goes_on(small, monkeypatch):
 def test_a_compiler_that_fails_is_an_error_that_names_it(monkeypatch):
     monkeypatch.setenv("CC", "false")
     with pytest.raises(OSError, match="false cannot build native.c"):
-        kernels.build(torch.float32)
+        build(torch.float32)
 
 
 def test_what_was_built_is_kept(monkeypatch, tmp_path):
     native()
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    first = kernels.build(torch.float32)
+    first = build(torch.float32)
     made = first.stat().st_mtime_ns
-    assert kernels.build(torch.float32) == first and first.stat().st_mtime_ns == made
-    assert kernels.build(torch.bfloat16) != first and list(tmp_path.rglob("*.so"))
+    assert build(torch.float32) == first and first.stat().st_mtime_ns == made
+    assert build(torch.bfloat16) != first and list(tmp_path.rglob("*.so"))
 
 
 def test_what_it_cannot_do_is_refused_in_one_line(small):

@@ -1,0 +1,78 @@
+"""native.c as a library: compiled for the CPU at hand when first used, and called with tensors.
+
+What inference does between the convolutions is in kernels.py; training takes single functions from here, where there
+are any for a tensor (`library`), and is plain PyTorch elsewhere.
+"""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import warnings
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("native.c")
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno")
+DEFINES = {torch.bfloat16: (), torch.float32: ("-DFLOAT32",)}
+
+
+class Library:
+    """native.c for values of one type. OSError where there is no compiler that can build it."""
+
+    def __init__(self, dtype: torch.dtype):
+        self._functions = ctypes.CDLL(str(build(dtype)))
+
+    def call(self, name: str, *arguments: Tensor | int | None) -> None:
+        """A function by name: tensors become pointers to their values, and the number of threads comes last."""
+        pointers = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else a for a in arguments]
+        numbers = [ctypes.c_long(a) if isinstance(a, int) else a for a in pointers]
+        getattr(self._functions, name)(*numbers, ctypes.c_int(torch.get_num_threads()))
+
+
+def library(x: Tensor) -> Library | None:
+    """The functions for tensors like x; None where there are none, and where a compiler or an exporter looks on."""
+    watched = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor
+    return None if watched or x.device.type != "cpu" or x.dtype not in DEFINES else _library(x.dtype)
+
+
+@cache
+def _library(dtype: torch.dtype) -> Library | None:
+    try:
+        return Library(dtype)
+    except (OSError, RuntimeError) as error:
+        warnings.warn(f"training goes on in plain PyTorch, which takes longer: {error}", stacklevel=2)
+        return None
+
+
+def build(dtype: torch.dtype) -> Path:
+    """native.c as a library for this machine and type, compiled once (half a second) and kept where PyTorch keeps its
+    extensions. OSError where that cannot be done."""
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        raise OSError("there is no C compiler")
+    flags = (*FLAGS, *DEFINES[dtype])
+    run = partial(subprocess.run, capture_output=True, text=True, check=True)
+    try:
+        # What the compiler predefines tells its version and the processor's instructions: a library that another
+        # machine left in a shared home is not taken for this one's.
+        predefined = run([compiler, *flags, "-E", "-dM", "-x", "c", os.devnull]).stdout
+        digest = hashlib.sha256((SOURCE.read_text() + predefined).encode()).hexdigest()[:16]
+        library = cache_folder() / f"native-{digest}.so"
+        if not library.is_file():
+            library.parent.mkdir(parents=True, exist_ok=True)
+            temporary = library.with_suffix(f".{os.getpid()}")
+            run([compiler, *flags, "-shared", "-fPIC", str(SOURCE), "-o", str(temporary), "-lm"])
+            temporary.replace(library)
+    except subprocess.CalledProcessError as error:
+        raise OSError(f"{compiler} cannot build {SOURCE.name}: {error.stderr.strip()[:200]}") from error
+    return library
+
+
+def cache_folder() -> Path:
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions"
+    return Path(root) / "ifrnet"
