@@ -26,8 +26,9 @@ import models
 import models.flow
 from datasets import Sample, clips, effects, synthetic, transforms
 from losses import ifrnet_loss
-from losses.terms import flow_error
+from losses.terms import flow_error, full_size
 from models.layers import warp
+from models.weights import bare
 from models.widen import widen
 from utils import checkpoint, cli, distributed, epochs, io
 from utils.batches import begin_worker
@@ -128,7 +129,8 @@ def batch_size(args: argparse.Namespace, crop: int) -> int:
 
 def terms(out: models.Interpolation, imgt: Tensor, flow: Tensor) -> dict[str, Tensor]:
     """The paper's terms, and that of the exact flow on all levels, unweighted."""
-    return ifrnet_loss(out, imgt, flow) | {"flow": sum(flow_error(level, flow) for level in out.flows)}
+    out = out._replace(flows=tuple(full_size(level, flow.shape[-2:]) for level in out.flows))  # once, for two terms
+    return ifrnet_loss(out, imgt, flow) | {"flow": flow_error(out.flows, flow)}
 
 
 def weighted(terms: dict[str, Tensor], progress: float, without: Sequence[str] = ()) -> dict[str, Tensor]:
@@ -223,7 +225,7 @@ def main(args: argparse.Namespace) -> None:
         raise ValueError(f"--minutes {args.minutes:g}: a run takes longer than that")
     with distributed.ranks(args) as device:
         folder = args.log_path / args.model_name
-        content = find_run(args, folder)
+        content = epochs.newest(folder) if args.resume else epochs.refuse_overwriting(folder)
         material = read_material(args).to(device)
         footage, val = read_footage(args) if args.clips else ({}, [])
         val_set = clips.Windows(val) if val else validation_scenes(material, args)
@@ -242,7 +244,7 @@ def main(args: argparse.Namespace) -> None:
             content = train(args, model, material, footage, val_set, folder, device, content, crop, end)
         if distributed.is_main():
             shipped = folder / f"{args.model_name}.pth"
-            halves = {name: value.half() for name, value in checkpoint.weights(content).items()}
+            halves = {name: value.half() for name, value in bare(content).items()}
             checkpoint.write(shipped, halves)
             print(f"wrote {shipped}: the weights at the end, 16 bits; {folder / checkpoint.LATEST}: to go on from")
 
@@ -280,18 +282,6 @@ def train(args, model, material, footage, val_set, folder, device, content, crop
         resume=content,
         config={name: v if isinstance(v, int | float | str | None) else str(v) for name, v in vars(args).items()},
     ).content()
-
-
-def find_run(args: argparse.Namespace, folder: Path) -> dict | None:
-    """The run to go on with. ValueError where a new one would overwrite it."""
-    if args.resume == "auto":
-        content, warnings = checkpoint.newest(folder)
-        for line in warnings if distributed.is_main() else ():
-            print(f"passed over: {line}", flush=True)
-        return content
-    if (folder / checkpoint.LATEST).exists():
-        raise ValueError(f"{folder}: a run is here; --resume auto goes on with it, --log_path begins elsewhere")
-    return None
 
 
 def parser() -> cli.Parser:

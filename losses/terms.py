@@ -153,12 +153,13 @@ def both(x: Tensor) -> Tensor:
     return x.repeat_interleave(2, 1)
 
 
-def flow_error(flow: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute difference of a level's flow, brought to full size, from exact flow: supervision, not distillation.
+def flow_error(flows: tuple[Tensor, ...], target: Tensor) -> Tensor:
+    """Mean absolute difference of the flow, brought to full size, from exact flow: supervision, not distillation.
 
-    flow: (B, 4, h, w) in pixels of its level. target: (B, 4, H, W) in pixels, NaN where there is none.
+    flows: (B, 4, h, w) in pixels of their level; their means are added up. target: (B, 4, H, W) in pixels, NaN where
+    there is none.
     """
     target = target.contiguous()
     unknown = ~target.isfinite()
-    up = full_size(flow, target.shape[-2:]).masked_fill(unknown, 0)
-    return F.l1_loss(up, target.masked_fill(unknown, 0))
+    target = target.masked_fill(unknown, 0)
+    return sum(F.l1_loss(full_size(flow, target.shape[-2:]).masked_fill(unknown, 0), target) for flow in flows)

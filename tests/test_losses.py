@@ -149,14 +149,14 @@ def test_flow_brought_to_full_size_once_serves_all_terms():
     assert full[0] is flows[0]
     torch.testing.assert_close(flow_distillation(full, teacher), flow_distillation(flows, teacher))
     for level, flow in zip(full, flows):
-        torch.testing.assert_close(flow_error(level, teacher), flow_error(flow, teacher))
+        torch.testing.assert_close(flow_error((level,), teacher), flow_error((flow,), teacher))
 
 
 def test_an_unknown_flow_adds_nothing_and_a_broken_one_is_seen():
     flows, teacher = pyramid(2)
-    (flow_distillation(flows, teacher) + flow_error(flows[0], teacher)).backward()
+    (flow_distillation(flows, teacher) + flow_error(flows[:1], teacher)).backward()
     assert flows[0].grad[~teacher.isfinite()].eq(0).all()
     assert all(flow.grad.isfinite().all() for flow in flows)
     with torch.no_grad():
         flows[1][0, 0, 0, 0] = torch.nan
-    assert flow_distillation(flows, teacher).isnan() and flow_error(flows[1], teacher).isnan()
+    assert flow_distillation(flows, teacher).isnan() and flow_error(flows[1:], teacher).isnan()

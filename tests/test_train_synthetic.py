@@ -156,10 +156,11 @@ def test_clips_smaller_than_the_crop_are_left_to_smaller_crops(material):
 
 
 def test_flow_error_is_the_mean_distance_in_pixels_of_the_full_frame():
-    target = torch.full((2, 4, 16, 16), 8.0)
-    assert flow_error(torch.full((2, 4, 4, 4), 1.5), target).item() == pytest.approx(2)  # 1.5 of these are 6 pixels
+    target, fine, coarse = (torch.full((2, 4, side, side), flow) for side, flow in ((16, 8.0), (16, 9.0), (4, 1.5)))
+    assert flow_error((coarse,), target).item() == pytest.approx(2)  # 1.5 of these are 6 pixels
+    assert flow_error((fine, coarse), target).item() == pytest.approx(1 + 2)
     target[1] = torch.nan
-    assert flow_error(torch.full((2, 4, 4, 4), 1.5), target).item() == pytest.approx(1)
+    assert flow_error((fine, coarse), target).item() == pytest.approx(0.5 + 1)
 
 
 def test_exact_flow_leads_at_first_and_the_picture_in_the_end(material):
