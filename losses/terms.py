@@ -139,13 +139,32 @@ def flow_distillation(flows: tuple[Tensor, ...], teacher: Tensor, beta: float = 
     difference = final - target
     w = torch.exp(-beta * torch.hypot(difference[:, 0::2], difference[:, 1::2]))
     eps2 = both(torch.exp(-(10 * w - 1) * (2 * math.log(10) / 3)))
-    half = both(w / 2)
+    half, known = both(w / 2), known.to(w.dtype)
     total = 0
     for level in flows[1:]:
-        # As a power it would be a third slower; eps keeps the logarithm finite.
-        distance = torch.exp(half * torch.log((full_size(level, size) - target) ** 2 + eps2))
-        total = total + (known * distance).mean()
+        total = total + _Robust.apply(full_size(level, size) - target, half, eps2, known)
     return 2 * total  # the flows to both frames are two terms, each a mean of its own
+
+
+class _Robust(torch.autograd.Function):
+    """mean(known (d^2 + eps2)^half), a gradient for d alone, which is made along with it in the same memory.
+
+    As a power it would be a third slower, and differentiated by PyTorch three times; eps keeps the logarithm finite.
+    """
+
+    @staticmethod
+    def forward(ctx, d: Tensor, half: Tensor, eps2: Tensor, known: Tensor) -> Tensor:
+        base = (d * d).add_(eps2)
+        distance = base.log().mul_(half).exp_().mul_(known)
+        mean = distance.mean()
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(distance.mul_(half).mul_(d).div_(base).mul_(2 / d.numel()))
+        return mean
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, above: Tensor):
+        return above * ctx.saved_tensors[0], None, None, None
 
 
 def both(x: Tensor) -> Tensor:
