@@ -29,9 +29,16 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     The prefixes of DataParallel and torch.compile are dropped. Raises as `read_checkpoint` does, and ValueError where
     there are no weights.
     """
-    state = read_checkpoint(path)
-    if isinstance(state, dict):
-        state = state.get("ema") or state.get("model") or state
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+    content = read_checkpoint(path)
+    state = bare(content) if isinstance(content, dict) else {}
+    if not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path}: holds no weights; a state_dict or a training checkpoint of this project is needed")
-    return {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in state.items()}
+    return state
+
+
+def bare(content: dict) -> dict:
+    """The weights of a state_dict or of a training checkpoint, under the names that the network itself gives them."""
+    state = content.get("ema") or content.get("model") or content
+    if not isinstance(state, dict):
+        return {}
+    return {str(name).removeprefix("module.").removeprefix("_orig_mod."): value for name, value in state.items()}

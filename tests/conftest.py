@@ -20,12 +20,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 SHARED = Path(os.environ.get("VFI_SHARED", ROOT.parent / "shared"))
 
 
-@pytest.fixture(scope="session")
-def golden():
-    path = SHARED / "reference" / "golden.npz"
+def reference(name):
+    """Arrays that the published implementation gave, by name; the test is skipped where they are not at hand."""
+    path = SHARED / "reference" / name
     if not path.is_file():
         pytest.skip("the reference values are not here")
-    return np.load(path)
+    return dict(np.load(path))
+
+
+@pytest.fixture(scope="session")
+def golden():
+    return reference("golden.npz")
 
 
 @pytest.fixture(scope="session")

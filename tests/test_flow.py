@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SHARED, formula_image
+from conftest import ROOT, formula_image, reference
 from torchvision.models import optical_flow
 
 from models import flow
@@ -25,10 +25,7 @@ CONVENTIONS = {"acT": True, "acF": False}
 @pytest.fixture(scope="module")
 def published():
     """Values of the published port of LiteFlowNet, with weights made by formula."""
-    path = SHARED / "reference" / "liteflownet_golden.npz"
-    if not path.is_file():
-        pytest.skip("the reference values are not here")
-    return dict(np.load(path))
+    return reference("liteflownet_golden.npz")
 
 
 def formula_liteflownet(**options) -> LiteFlowNet:

@@ -48,12 +48,6 @@ def is_training(content: dict) -> bool:
     return NEEDED <= content.keys()
 
 
-def weights(content: dict) -> dict:
-    """The weights to hand on: a run's averaged ones where it has them; names as a single process has them."""
-    state = content.get("ema") or content.get("model") or content
-    return {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in state.items()}
-
-
 def save(folder: str | Path, content: dict) -> None:
     """Make `content` the newest checkpoint of a run; the one before it stays as `previous.pth`."""
     folder = Path(folder)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import models
+from models.weights import bare
 from utils import checkpoint, cli, distributed
 from utils.batches import Order, on_device, read
 from utils.training import AMP, Recipe, cosine, fit
@@ -174,30 +175,40 @@ def announce(
         )
 
 
+def newest(folder: Path) -> dict | None:
+    """The newest whole checkpoint of a run, if any; what is passed over is said."""
+    content, warnings = checkpoint.newest(folder)
+    for line in warnings if distributed.is_main() else ():
+        print(f"passed over: {line}", flush=True)
+    return content
+
+
+def refuse_overwriting(folder: Path) -> None:
+    """ValueError where a new run would overwrite one."""
+    if (folder / checkpoint.LATEST).exists():
+        raise ValueError(f"{folder}: a run is here; --resume auto goes on with it, --log_path begins elsewhere")
+
+
 def find_resume(args: argparse.Namespace, folder: Path, per_epoch: int) -> dict | None:
     """What to go on from, by --resume, --resume_path and --resume_epoch; None for a new run.
 
     ValueError where a new run would overwrite one, or where --resume_epoch is not the checkpoint's.
     """
-    latest = folder / checkpoint.LATEST
-    if args.resume == "auto":
-        content, warnings = checkpoint.newest(folder)
-        for line in warnings if distributed.is_main() else ():
-            print(f"passed over: {line}", flush=True)
-        if content:
-            return content
+    if args.resume == "auto" and (content := newest(folder)):
+        return content
     if args.resume_path is None:
         if args.resume_epoch:
             raise ValueError(f"--resume_epoch {args.resume_epoch} needs --resume_path, the file to resume from")
-        if latest.exists() and args.resume != "auto":
-            raise ValueError(f"{latest}: a run is here; --resume auto goes on with it, --log_path begins elsewhere")
+        if args.resume is None:
+            refuse_overwriting(folder)
         return None
+    latest = folder / checkpoint.LATEST
     content = checkpoint.read(args.resume_path)
     own = latest.parent.resolve() == Path(args.resume_path).resolve().parent
     if latest.exists() and not (own and checkpoint.is_training(content)):  # bare weights begin a run of their own
         raise ValueError(f"{latest}: another run is here; give another --log_path")
     if not checkpoint.is_training(content):
-        return {"model": checkpoint.weights(content), "iteration": (args.resume_epoch or 0) * per_epoch}
+        return {"model": bare(content), "iteration": (args.resume_epoch or 0) * per_epoch}
     epoch = content["iteration"] // per_epoch
     if args.resume_epoch is not None and args.resume_epoch != epoch:
         raise ValueError(
