@@ -184,7 +184,7 @@ def test_a_census_of_what_is_not_a_number_is_none():
 
 
 def trained(size=64):
-    """A step's loss and gradients, in half precision as on most CPUs that train."""
+    """The loss and gradients of a step in half precision."""
     torch.manual_seed(0)
     model = models.build("IFRNet_S").to(memory_format=CHANNELS_LAST).train()
     img0, imgt, img1 = (noise(2, 3, size, size, seed=s).sigmoid() for s in range(3))
@@ -195,7 +195,7 @@ def trained(size=64):
     return [loss.detach(), *(p.grad for p in model.parameters())]
 
 
-def test_a_step_is_the_same_on_any_number_of_threads(threads):
+def test_gradients_are_the_same_on_any_number_of_threads(threads):
     x, above, module = noise(3, 24, 40, 56), noise(3, 24, 40, 56, seed=1), slopes(24)
     y = noise(3, 24, 40, 56, seed=2)
 
