@@ -87,9 +87,17 @@ def decode(path):
 
 
 def planes(path):
-    """The decoded samples of every frame, no colour conversion."""
+    """The decoded samples of every frame, plane after plane, no colour conversion."""
+
+    def samples(plane, bits):
+        rows = np.frombuffer(plane, np.uint16 if bits > 8 else np.uint8).reshape(plane.height, -1)
+        return rows[:, : plane.width].ravel()
+
     with av.open(str(path)) as container:
-        return [frame.to_ndarray() for frame in container.decode(video=0)]
+        return [
+            np.concatenate([samples(plane, frame.format.components[0].bits) for plane in frame.planes])
+            for frame in container.decode(video=0)
+        ]
 
 
 def packets(path, kind):

@@ -18,17 +18,19 @@ from typing import NamedTuple
 import av
 import numpy as np
 from av.filter import Graph
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 from . import io
 from .timeline import Frame, snapped
 
 PIPE = "-"
 # FFmpeg's own defaults are one to two grey levels off, and take the nearest chroma sample for its neighbours'.
-TO_RGB = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-FROM_RGB = Interpolation.AREA | Interpolation.ACCURATE_RND
+ACCURATE_RND, FULL_CHR_H_INT = 0x40000, 0x2000  # FFmpeg's numbers; PyAV names them from 18 on
+TO_RGB = int(Interpolation.BILINEAR) | ACCURATE_RND | FULL_CHR_H_INT
+FROM_RGB = int(Interpolation.AREA) | ACCURATE_RND
 UNKNOWN, FULL = 2, 2  # FFmpeg's numbers for an unspecified matrix and for the full range
-MATRICES = {1: Colorspace.ITU709, 4: Colorspace.FCC, 7: Colorspace.SMPTE240M, 9: Colorspace.BT2020}
+BT709, BT601 = 1, 5
+MATRICES = {BT709, 4, 7, 9}  # those with a conversion of their own: also FCC, SMPTE 240M, BT.2020
 LARGEST_SD = 576  # rows up to which an unspecified matrix is BT.601, as players take it
 SLACK = Fraction(1, 2)  # seconds that a whole file may be shorter than it says
 COPIED = ("audio", "subtitle")  # streams that go into the output as they are
@@ -43,10 +45,10 @@ class Colour(NamedTuple):
     primaries: int = UNKNOWN
     transfer: int = UNKNOWN
 
-    def conversion(self, height: int) -> tuple[Colorspace, ColorRange]:
+    def conversion(self, height: int) -> tuple[int, ColorRange]:
         """The matrix and range that a conversion from or to RGB uses."""
-        guess = Colorspace.ITU601 if height <= LARGEST_SD else Colorspace.ITU709
-        matrix = guess if self.matrix == UNKNOWN else MATRICES.get(self.matrix, Colorspace.ITU601)
+        guess = BT601 if height <= LARGEST_SD else BT709
+        matrix = guess if self.matrix == UNKNOWN else self.matrix if self.matrix in MATRICES else BT601
         return matrix, ColorRange.JPEG if self.range == FULL else ColorRange.MPEG
 
 
