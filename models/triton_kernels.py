@@ -127,9 +127,12 @@ def _step(
 
 @triton.jit
 def _corners(x, y, height, width):
-    """The pixels around a place, borders clamped, and the weights of the right and of the lower ones."""
-    x = tl.minimum(tl.maximum(x, 0.0), width - 1.0)
-    y = tl.minimum(tl.maximum(y, 0.0), height - 1.0)
+    """The pixels around a place, borders clamped, and the weights of the right and of the lower ones.
+
+    A place that is no number becomes 0: what maximum makes of it differs between versions of Triton.
+    """
+    x = tl.minimum(tl.where(x > 0, x, 0.0), width - 1.0)
+    y = tl.minimum(tl.where(y > 0, y, 0.0), height - 1.0)
     left, top = x.to(tl.int32), y.to(tl.int32)
     right, bottom = tl.minimum(left + 1, width - 1), tl.minimum(top + 1, height - 1)
     return left, right, top, bottom, x - left, y - top
