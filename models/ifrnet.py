@@ -215,4 +215,5 @@ class IFRNet(nn.Module):
         if imgt is None:
             return out
         mean = pair.mean.repeat_interleave(len(imgt) // len(img0), 0)
-        return out._replace(targets=self.encoder(imgt - mean)[:3])
+        # Not _replace, at which the compiler of PyTorch 2.6 breaks the graph.
+        return Interpolation(out.imgt, out.flows, out.features, self.encoder(imgt - mean)[:3])

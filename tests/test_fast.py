@@ -362,7 +362,7 @@ constants = dict(ADD=True, COARSE=True, CHANNELS=24, TAIL=8, VALUES=1024, PIXELS
 count = 0
 for kernel in (triton_kernels._prelu, triton_kernels._step, triton_kernels._join, triton_kernels._blend):
     kinds = dict.fromkeys(kernel.arg_names, "i32") | dict.fromkeys(constants, "constexpr") | pointers | halves
-    given = {{(kernel.arg_names.index(k),): v for k, v in constants.items() if k in kernel.arg_names}}
+    given = {{k: v for k, v in constants.items() if k in kernel.arg_names}}
     source = ASTSource(kernel, {{name: kinds[name] for name in kernel.arg_names}}, given)
     count += len(triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]) > 0
 print("compiled", count)
