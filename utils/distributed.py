@@ -11,6 +11,7 @@ started by neither is the only rank of one, and everything here then costs nothi
 
 import argparse
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -63,8 +64,10 @@ def ranks(args: argparse.Namespace) -> Iterator[torch.device]:
     try:
         yield device
     finally:
-        if device.type == "cuda":  # gloo's end may wait for ever in PyTorch 2.6, and that of the process does as much
-            dist.destroy_process_group()
+        # Up to PyTorch 2.7, at least, the end of gloo's group waits, holding the interpreter's lock, for a thread that
+        # may need that lock to let go of the last gather's tensors: give it the time to do so before.
+        time.sleep(0.2)
+        dist.destroy_process_group()
 
 
 def shard(indices: Sequence[T]) -> list[T]:
