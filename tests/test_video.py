@@ -466,6 +466,20 @@ def test_batches_of_pairs_give_the_frames_of_single_ones():
     assert max(difference) <= 1
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_frames_pass_through_a_gpu_unmixed():
+    frames = [Frame(Fraction(i), image) for i, image in enumerate(moving(40))]
+
+    def made(device: str) -> list[np.ndarray]:
+        steps = timeline.steps(iter(frames), Grid(4), Fraction(3), cut=None)
+        several = list(infer(steps, Average(device), 3))  # all of them on their way before the first is looked at
+        return [picture.image() for picture in several]
+
+    for there, here in zip(made("cuda"), made("cpu"), strict=True):
+        assert np.abs(there.astype(int) - here).max() <= 1
+
+
 def test_the_network_makes_the_frames_of_the_interpolator(tmp_path):
     model = formula_weights(models.build("IFRNet_S"))
     torch.save(model.state_dict(), tmp_path / "weights.pth")

@@ -110,7 +110,10 @@ def natural(path: Path) -> list:
 
 def to_float(image: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
     """RGB uint8 (..., H, W, 3) -> float32 (..., 3, H, W) in [0, 1] on a device, to which it travels as bytes."""
-    return torch.from_numpy(np.require(image, requirements="CW")).to(device).movedim(-1, -3).contiguous().float() / 255
+    frame = torch.from_numpy(np.require(image, requirements="CW"))
+    if torch.device(device).type == "cuda":
+        frame = frame.pin_memory()  # then nobody waits for the copy but the GPU, which does its work in order
+    return frame.to(device, non_blocking=True).movedim(-1, -3).contiguous().float() / 255
 
 
 def to_uint8(frame: Tensor) -> np.ndarray:

@@ -1,7 +1,7 @@
 """From frames to more frames, in stages that run side by side: decode, look for cuts, infer; who writes is the last.
 
 Each stage is a generator in a thread of its own, and only a few items wait between two of them: memory stays the same
-whatever the length. Frames go to the device as bytes and come back as bytes.
+whatever the length. Frames go to the device as bytes and come back as bytes; on a GPU both happen beside the network.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -24,18 +24,65 @@ QUEUED = 2**28  # bytes of frames that may wait between two stages
 DEEPEST = 16  # and how many frames
 
 
+class Arriving(NamedTuple):
+    """A frame on its way from a device. frame: uint8 (H, W, 3) in this machine's memory, whole once `arrived` is."""
+
+    frame: Tensor
+    arrived: torch.cuda.Event | None
+
+    def image(self) -> np.ndarray:
+        """RGB uint8 (H, W, 3); waits for it."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.frame.numpy()
+
+
 class Picture(NamedTuple):
     """One frame of the output. segment: number of the part that it belongs to. before: the frame of the input that was
-    shown last. made: uint8 (3, H, W) on the device, or None where `before` itself is shown."""
+    shown last. made: what is shown in its place, or None."""
 
     segment: int
     time: Fraction
     before: Frame
-    made: Tensor | None
+    made: Arriving | None
 
     def image(self) -> np.ndarray:
         """RGB uint8 (H, W, 3)."""
-        return self.before.image if self.made is None else self.made.cpu().movedim(0, -1).contiguous().numpy()
+        return self.before.image if self.made is None else self.made.image()
+
+
+class Copies:
+    """Frames to a device and back. On a GPU each way is a stream of its own: the network waits for the frames that it
+    needs and for no others, and works on while what it made is fetched."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.up = self.down = None
+        if device.type == "cuda":
+            self.up, self.down = torch.cuda.Stream(device), torch.cuda.Stream(device)
+
+    def to_device(self, image: np.ndarray) -> Tensor:
+        """See io.to_float."""
+        if self.up is None:
+            return io.to_float(image, self.device)
+        with torch.cuda.stream(self.up):
+            frame = io.to_float(image, self.device)
+        work = torch.cuda.current_stream(self.device)
+        work.wait_stream(self.up)
+        frame.record_stream(work)
+        return frame
+
+    def from_device(self, frame: Tensor) -> Arriving:
+        """frame: float (3, H, W) in [0, 1]."""
+        frame = to_bytes(frame).movedim(0, -1).contiguous()
+        if self.down is None:
+            return Arriving(frame.cpu(), None)
+        here = torch.empty(frame.shape, dtype=frame.dtype, pin_memory=True)
+        self.down.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.down):
+            here.copy_(frame, non_blocking=True)
+        frame.record_stream(self.down)
+        return Arriving(here, self.down.record_event())
 
 
 def pictures(
@@ -57,6 +104,7 @@ def pictures(
 
 def infer(pairs: Iterable[Step], call: Interpolator | Baseline, segment: int) -> Iterator[Picture]:
     """What is to be shown, in order; what lies between two frames is made here."""
+    copies = Copies(call.device)
     latest: tuple[Frame | None, Tensor | None] = (None, None)
     for group in batches(pairs, call):
         ts = [t for t in group[0].ts if t]
@@ -64,15 +112,16 @@ def infer(pairs: Iterable[Step], call: Interpolator | Baseline, segment: int) ->
         if ts:
             uploaded = []
             for step in group:
-                first = latest[1] if step.first is latest[0] else io.to_float(step.first.image, call.device)
-                latest = step.second, io.to_float(step.second.image, call.device)
+                first = latest[1] if step.first is latest[0] else copies.to_device(step.first.image)
+                latest = step.second, copies.to_device(step.second.image)
                 uploaded.append((first, latest[1]))
-            made = (to_bytes(frame) for frame in between(call, *map(torch.stack, zip(*uploaded)), ts))
+            made = between(call, *map(torch.stack, zip(*uploaded)), ts)
         # One pair's frames are handed on one at a time; those of several pairs come time by time, but go pair by pair.
         rows = [(frames[0] for frames in made)] if len(group) == 1 else zip(*made)
         for step, row in zip(group, map(iter, rows)):
             for time, t in zip(step.times, step.ts):
-                yield Picture(int(step.first.time // segment), time, step.first, next(row) if t else None)
+                here = copies.from_device(next(row)) if t else None
+                yield Picture(int(step.first.time // segment), time, step.first, here)
 
 
 def batches(pairs: Iterable[Step], call: Interpolator | Baseline) -> Iterator[list[Step]]:
