@@ -10,8 +10,9 @@ one pair ("8x"), whose seconds are again those of one. All ways to compute it (m
 that what else the machine does falls on all of them: trust the ratio to float32 more than the seconds, which are the
 median, with the quartiles beside it. MACs are those of the convolutions, by torch's counter; the paper's "FLOPs" count
 the same (0.10, 0.18 and 0.71 T at 1280x720). "of matmul" is how much of the pace of one large matrix product in half
-precision, timed in the same turns, these MACs reach. Memory is the peak of the whole process on a CPU (Linux), of what
-PyTorch holds on a GPU. What would take longer than --minutes allows is left out by name.
+precision, timed in the same turns, these MACs reach. Memory is the peak of the whole process on a CPU (Linux); on a GPU
+what one way takes of it beyond weights and frames, CUDA graphs included. There, float32 is PyTorch's default, with TF32
+in the convolutions. What would take longer than --minutes allows is left out by name.
 
 --ablation times the parts of fast mode one by one (see ablation.py). --compare measures again what an older result
 holds, and ends with status 1 where a ratio to float32 has fallen by more than --tolerance: a guard against regressions
@@ -47,7 +48,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SIZES = ("448x256", "1280x720", "1920x1080", "3840x2160")
 EAGER = ("eager", "fp32")  # what all others are compared with
 PARTS = ("parts", "compiled")  # of fast mode, one by one; the same and torch.compile, which takes minutes
-WARM_UP, LEAST, MOST = 1, 3, 30  # calls before, and rounds of calls that are timed
+WARM_UP = {"cpu": 1, "cuda": 3}  # calls before; a GPU's kernels are compiled at the first and recorded at the second
+LEAST, MOST = 3, {"cpu": 30, "cuda": 300}  # rounds of calls that are timed
 SEVEN = 7  # frames of one pair: 8x
 MATRICES = {"cpu": 2048, "cuda": 8192}  # side of those whose product is timed: large enough to be at full pace
 SECONDS = 6.0  # for the rounds of one model at one size, where that is more than LEAST
@@ -92,18 +94,25 @@ def timed(call: Callable[[], object], device: torch.device) -> float:
 
 def in_turn(calls: list[Callable[[], object]], device: torch.device, seconds: float) -> list[list[float]]:
     """The times of several calls, one after another in every round, for about so many seconds after a warm-up."""
-    for _ in range(WARM_UP):
-        first = [timed(call, device) for call in calls]
-    rounds = min(max(int(seconds / sum(first)), LEAST), MOST)
+    for _ in range(WARM_UP[device.type]):
+        last = [timed(call, device) for call in calls]
+    rounds = min(max(int(seconds / sum(last)), LEAST), MOST[device.type])
     return [list(of_call) for of_call in zip(*([timed(call, device) for call in calls] for _ in range(rounds)))]
 
 
 def peak_memory(call: Callable[[], object], device: torch.device) -> float | None:
-    """MB that a call takes at most; of the whole process on a CPU, None where the system does not tell."""
+    """MB that a call takes at most; of the whole process on a CPU, None where the system does not tell.
+
+    On a GPU the call must be a new one: what it keeps from the first time on is part of what it takes.
+    """
     if device.type == "cuda":
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_reserved(device)
         torch.cuda.reset_peak_memory_stats(device)
-        timed(call, device)
-        return torch.cuda.max_memory_allocated(device) / 2**20
+        for _ in range(WARM_UP[device.type]):
+            call()
+        torch.cuda.synchronize(device)
+        return (torch.cuda.max_memory_reserved(device) - before) / 2**20
     status, marks = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     try:
         marks.write_text("5")  # the peak begins anew (proc(5))
@@ -141,14 +150,17 @@ def measure(
         made = {way: Interpolator(model, device, way.precision, tile="auto", mode=way.mode) for way in chosen}
     moments = [k / (frames + 1) for k in range(1, frames + 1)]
     chosen, calls = list(made), [partial(call, *pair, moments) for call in made.values()]
-    half = best_precision(device)
+    half, peaks = best_precision(device), None
+    if device.type == "cuda":
+        peaks = [peak_memory(call, device) for call in calls]
     *times, products = in_turn([*calls, product(device, half)], device, seconds)
     times = [[took / frames for took in of_way] for of_way in times]
     pace = MATRICES[device.type] ** 3 / statistics.median(products)
     work = macs(model, -(-height // 16) * 16, -(-width // 16) * 16, frames) / frames
     reference = dict(zip(chosen, times)).get(Way(*EAGER))
+    peaks = peaks or [peak_memory(call, device) for call in calls]  # on a CPU, of what is warm
     rows = []
-    for way, call, of_way in zip(chosen, calls, times):
+    for way, of_way, peak in zip(chosen, times, peaks):
         low, median, high = statistics.quantiles(of_way, n=4, method="inclusive")
         rows.append(
             {
@@ -163,7 +175,7 @@ def measure(
                 "rounds": len(of_way),
                 "ratio": statistics.median(reference) / median if reference else None,
                 "of_matmul": work / median / pace if way.precision == half else None,
-                "peak_mb": peak_memory(call, device),
+                "peak_mb": peak,
                 "macs": round(work),
                 "parameters": sum(p.numel() for p in model.parameters()),
                 "published": SECONDS_720P[name] if size == (1280, 720) and frames == 1 else None,
@@ -180,7 +192,7 @@ def measure_all(args: argparse.Namespace, chosen: list[Way]) -> Iterator[list[di
     end, rate = time.monotonic() + 60 * args.minutes, 0.0
     for cost, name, frames, size in costs:
         # The least: warm-up, rounds and the look at the memory, at the pace of what was measured last.
-        expected = rate * cost * (WARM_UP + LEAST + 1)
+        expected = rate * cost * (WARM_UP[args.device.type] + LEAST + 1)
         if time.monotonic() + expected > end:
             what = f"{name} at {size[0]}x{size[1]}" + (f", {frames + 1}x" if frames > 1 else "")
             yield f"{what} (about {expected:.0f} s)"

@@ -333,7 +333,7 @@ def _report(journal: Journal | None, state: State, meter: Meter, recipe: Recipe,
             values["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
         journal.numbers(state.iteration, values)
         horizon = (
-            f"/{recipe.iterations}" if recipe.iterations else f", {state.seconds / 60:.1f} of {recipe.minutes:g} min"
+            f"/{recipe.iterations}" if recipe.iterations else f", {state.seconds / 60:.1f} min, until {recipe.minutes:.1f}"
         )
         journal.say(
             f"iteration {state.iteration}{horizon}: lr {learning_rate:.3e}  loss {values['loss']:.5f}  ("
