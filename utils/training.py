@@ -332,9 +332,8 @@ def _report(journal: Journal | None, state: State, meter: Meter, recipe: Recipe,
         if meter.device.type == "cuda":
             values["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
         journal.numbers(state.iteration, values)
-        horizon = (
-            f"/{recipe.iterations}" if recipe.iterations else f", {state.seconds / 60:.1f} min, until {recipe.minutes:.1f}"
-        )
+        clock = f", {state.seconds / 60:.1f} min, until {recipe.minutes or 0:.1f}"
+        horizon = f"/{recipe.iterations}" if recipe.iterations else clock
         journal.say(
             f"iteration {state.iteration}{horizon}: lr {learning_rate:.3e}  loss {values['loss']:.5f}  ("
             + "  ".join(f"{name} {values[name]:.5f}" for name in terms)
