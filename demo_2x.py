@@ -3,7 +3,7 @@
     python demo_2x.py
     python demo_2x.py --img0 a.png --img1 b.png --out out --model_name IFRNet --checkpoint IFRNet_Vimeo90K.pth
 
-Large frames and large motion: --scale 0.5 looks for motion in frames of half the size.
+Large frames and large motion: flow is estimated in smaller frames, see --scale.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import numpy as np
 
 from models.baselines import interpolator
 from utils import cli, io
+from utils.motion import scale_for
 
 FIGURES = Path(__file__).resolve().parent / "figures"
 
@@ -24,7 +25,7 @@ def parser(doc: str) -> cli.Parser:
     options.add_argument("--img0", type=Path, default=FIGURES / "img0.png", help="frame at t = 0 (default: a sample)")
     options.add_argument("--img1", type=Path, default=FIGURES / "img1.png", help="frame at t = 1 (default: a sample)")
     options.add_argument("--out", type=Path, default=Path("out"), help="folder to write to (default: out)")
-    options.add_argument("--scale", type=float, default=1.0, help="0.5 or less for 4K and large motion (default: 1)")
+    options.add_argument("--scale", type=cli.scale, default="auto", help="of flow estimation (default: by motion)")
     cli.add_model(options)
     return options
 
@@ -33,8 +34,9 @@ def between(args: argparse.Namespace, times: Sequence[float]) -> np.ndarray:
     """The two frames with those at `times` between them, (2 + T, H, W, 3) uint8; says how long it took."""
     first, last = io.read_frames([args.img0, args.img1])
     height, width = first.shape[:2]
-    options = (args.model_name, args.checkpoint, args.device, args.precision, args.scale)
-    call = interpolator(*options, mode=args.mode, pixels=len(times) * height * width * args.scale**2)
+    scale = scale_for(first, last) if args.scale == "auto" else args.scale
+    options = (args.model_name, args.checkpoint, args.device, args.precision, scale)
+    call = interpolator(*options, mode=args.mode, pixels=len(times) * height * width * scale**2)
     start = time.perf_counter()
     frames = io.to_uint8(call(io.to_float(first), io.to_float(last), times))
     seconds = time.perf_counter() - start

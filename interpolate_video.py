@@ -19,7 +19,7 @@ subtitles are copied. 4K takes under 4 GB of memory: see --scale and --tile.
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from fractions import Fraction
 from itertools import groupby
@@ -33,6 +33,7 @@ from tqdm import tqdm
 from models.baselines import Baseline, interpolator
 from models.interpolator import Interpolator
 from utils import cli, distributed, io, video, video_out
+from utils.motion import scale_for
 from utils.parts import Parts, folder_of
 from utils.pipeline import Picture, between, halves, pictures, to_bytes
 from utils.timeline import Grid, is_cut, is_repeat
@@ -53,10 +54,6 @@ def rate(text: str) -> Fraction:
     return value
 
 
-def scale(text: str) -> float | str:
-    return text if text == "auto" else float(text)
-
-
 def tile(text: str) -> int | str | None:
     return {"auto": "auto", "none": None}.get(text) if text in ("auto", "none") else int(text)
 
@@ -73,7 +70,9 @@ def parser() -> cli.Parser:
     options.add_argument("--dedup", action="store_true", help="drop repeated frames first, keep the output's times")
     options.add_argument("--codec", choices=video_out.CODECS, help="default: h264, for .webm vp9; ffv1 is lossless")
     options.add_argument("--crf", type=int, help="the encoder's quality, less is better (default: the codec's)")
-    options.add_argument("--scale", type=scale, default="auto", help="of flow estimation, or auto (default): by size")
+    options.add_argument(
+        "--scale", type=cli.scale, default="auto", help="of flow estimation (default: auto, by motion)"
+    )
     options.add_argument("--tile", type=tile, default="auto", help="rows at a time, none, or auto (default): by memory")
     options.add_argument("--compare", choices=("side", "split"), help="show repeated frames beside interpolated ones")
     options.add_argument("--preview", type=cli.positive, metavar="N", help="only a picture of N places of the video")
@@ -175,6 +174,11 @@ def notes(args: argparse.Namespace, source: video.Source, form: video_out.Format
         yield f"{args.output}: the pixels' shape {form.aspect} is not kept in {kind} with {form.codec}; use .mp4"
 
 
+def by_motion(args: argparse.Namespace) -> Callable[[np.ndarray, np.ndarray], float] | None:
+    """What tells the scale of a pair of images, where none is given."""
+    return scale_for if args.scale == "auto" else None
+
+
 # Doing it
 
 
@@ -195,7 +199,8 @@ class Job(NamedTuple):
         for run in runs:
             start, stop = (Fraction(number * args.segment) for number in (run.start, run.stop))
             end = None if run.stop == last else stop
-            with closing(pictures(self.source, self.grid, self.call, args.segment, start, end, cut, repeat)) as made:
+            how = (cut, repeat, by_motion(args))
+            with closing(pictures(self.source, self.grid, self.call, args.segment, start, end, *how)) as made:
                 yield from made
 
     def segments(self) -> int:
@@ -307,7 +312,7 @@ def preview(args: argparse.Namespace, source: video.Source, grid: Grid, call: In
     if source.count is None:
         raise ValueError(f"{source.path}: a preview looks at several places; give a file")
     ts = [Fraction(k, grid.factor) for k in range(1, grid.factor)] or [Fraction(1, 2)]
-    rows = []
+    scale, rows = by_motion(args), []
     for i in range(args.preview):
         place = source.last * (2 * i + 1) / (2 * args.preview)
         with closing(source.frames(place)) as frames:
@@ -318,7 +323,8 @@ def preview(args: argparse.Namespace, source: video.Source, grid: Grid, call: In
             made = [np.zeros_like(first)] * len(ts)
         else:
             tensors = (io.to_float(image, call.device)[None] for image in (first, second))
-            made = [to_bytes(frame[0]).movedim(0, -1).cpu().numpy() for frame in between(call, *tensors, ts)]
+            frames = between(call, *tensors, ts, scale and scale(first, second))
+            made = [to_bytes(frame[0]).movedim(0, -1).cpu().numpy() for frame in frames]
         row = np.concatenate([first, *made, second], 1)
         height = max(1, round(row.shape[0] * min(1, SHEET / row.shape[1])))
         width = min(SHEET, row.shape[1])

@@ -34,6 +34,7 @@ from models.strips import StripIFRNet
 from utils import cli, distributed, io, metrics
 from utils.flow_report import flow_colours
 from utils.lpips import LPIPS
+from utils.motion import scale_for
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = {"psnr": metrics.psnr, "ssim": metrics.ssim, "ssim_2d": metrics.ssim_2d, "ie": metrics.ie}
@@ -131,7 +132,8 @@ def parser(doc: str) -> cli.Parser:
     cli.add_model(options, several=True)
     about = "paper (default): unrounded; uint8: rounded, as RIFE does; ema: rounded, and averaged with turned frames"
     options.add_argument("--protocol", choices=PROTOCOLS, default="paper", help=about)
-    options.add_argument("--scale", type=float, help="size at which flow is estimated (default: the protocol's)")
+    about = "size at which flow is estimated, or auto, by motion (default: the protocol's)"
+    options.add_argument("--scale", type=cli.scale, help=about)
     known = (*METRICS, *MORE_METRICS)
     options.add_argument("--metrics", nargs="+", choices=known, default=[], help="scores beside the benchmark's own")
     options.add_argument("--lpips_weights", nargs="+", type=Path, help="files of LPIPS's backbone and linear layers")
@@ -230,6 +232,10 @@ class Contender(NamedTuple):
     call: Interpolator | Baseline
     about: dict
 
+    def scale(self, img0: np.ndarray, img1: np.ndarray) -> float | None:
+        """Of flow estimation between two images, where it is to follow their motion; None: that of `call`."""
+        return scale_for(img0, img1) if self.about.get("scale") == "auto" else None
+
 
 def _names(args: argparse.Namespace) -> list[str | None]:
     names = list(dict.fromkeys(args.model_name))
@@ -300,7 +306,7 @@ def file_stem(benchmark: Benchmark, args: argparse.Namespace, one: Contender) ->
         marks.append(args.protocol)
     marks += [mark for mark in (args.precision, args.mode) if mark not in (None, "fp32", "eager")]
     if args.scale is not None:
-        marks.append(f"scale{args.scale:g}")
+        marks.append(f"scale{args.scale}")
     if args.limit:
         marks.append(f"first{args.limit}")
     return "-".join(marks)
@@ -364,7 +370,7 @@ def score_all(
     with journal.writer(one.about["model"]) as write:
         for batch, stacks in bar:
             members = batches.members(batch)
-            mine[batch] = score_batch(one.call, members, stacks, PROTOCOLS[args.protocol], scorers, frames)
+            mine[batch] = score_batch(one, members, stacks, PROTOCOLS[args.protocol], scorers, frames)
             broken = next((score for score in mine[batch] if score.broken), None)
             if broken and not args.skip_broken:
                 raise ValueError(f"{broken.broken} (case {broken.name}); --skip_broken leaves such cases out")
@@ -375,24 +381,24 @@ def score_all(
 
 
 def score_batch(
-    call: Callable,
+    one: Contender,
     members: list[tuple[Split, Case]],
     stacks: list[np.ndarray | str],
     protocol: Protocol,
     scorers: dict[str, Callable],
     frames: Path | None,
 ) -> list[Score]:
-    """Scores of a batch; cases of one size and the same times go through the model together."""
+    """Scores of a batch; cases of one size, the same times and scale go through the model together."""
     scores: dict[int, Score] = {}
     groups: dict[tuple, list[int]] = {}
     for i, ((split, case), stack) in enumerate(zip(members, stacks)):
         if isinstance(stack, str):
             scores[i] = Score(split.name, case.name, {}, broken=stack)
         else:
-            groups.setdefault((stack.shape, case.times), []).append(i)
-    for (_, times), indices in groups.items():
-        stack = io.to_float(np.stack([stacks[i] for i in indices]), call.device)
-        prediction = predict(call, stack[:, 0], stack[:, 1], times, protocol)
+            groups.setdefault((stack.shape, case.times, one.scale(*stack[:2])), []).append(i)
+    for (_, times, scale), indices in groups.items():
+        stack = io.to_float(np.stack([stacks[i] for i in indices]), one.call.device)
+        prediction = predict(one.call, stack[:, 0], stack[:, 1], times, protocol, scale)
         values = {name: score(prediction, stack).tolist() for name, score in scorers.items()}
         for place, i in enumerate(indices):
             split, case = members[i]
@@ -404,11 +410,18 @@ def score_batch(
     return [scores[i] for i in range(len(members))]
 
 
-def predict(call: Callable, img0: Tensor, img1: Tensor, times: Iterable[float], protocol: Protocol) -> Tensor:
-    """(B, 3, H, W) twice -> (B, T, 3, H, W), as the protocol wants it."""
-    frames = call(img0, img1, times)
+def predict(
+    call: Callable,
+    img0: Tensor,
+    img1: Tensor,
+    times: Iterable[float],
+    protocol: Protocol,
+    scale: float | None = None,
+) -> Tensor:
+    """(B, 3, H, W) twice -> (B, T, 3, H, W), as the protocol wants it. scale: see Interpolator."""
+    frames = call(img0, img1, times, scale)
     if protocol.turned:
-        frames = (frames + call(img0.flip(-2, -1), img1.flip(-2, -1), times).flip(-2, -1)) / 2
+        frames = (frames + call(img0.flip(-2, -1), img1.flip(-2, -1), times, scale).flip(-2, -1)) / 2
     return (frames * 255).round() / 255 if protocol.rounded else frames
 
 
@@ -464,9 +477,10 @@ def _show_case(
     t = case.times[at]
     stack = read(split, case)
     frames = io.to_float(stack, one.call.device)[:, None]
-    pictures = {"prediction": io.to_uint8(predict(one.call, frames[0], frames[1], [t], protocol)[0, 0])}
+    scale = one.scale(*stack[:2])
+    pictures = {"prediction": io.to_uint8(predict(one.call, frames[0], frames[1], [t], protocol, scale)[0, 0])}
     pictures["target"] = stack[2 + at]
-    flow = flow_to_first(one.call, frames[0], frames[1], t)
+    flow = flow_to_first(one.call, frames[0], frames[1], t, scale)
     if flow is not None:
         pictures["flow"] = io.to_uint8(flow_colours(flow, flow.norm(dim=1).max().item())[0])
     paths = {}
@@ -478,17 +492,20 @@ def _show_case(
 
 
 @torch.inference_mode()
-def flow_to_first(call: Interpolator | Baseline, img0: Tensor, img1: Tensor, t: float) -> Tensor | None:
+def flow_to_first(
+    call: Interpolator | Baseline, img0: Tensor, img1: Tensor, t: float, scale: float | None = None
+) -> Tensor | None:
     """The flow t->0 that a model makes its frame with, (1, 2, H, W) in pixels; None for one that knows no motion."""
     if isinstance(call, Dis):
         return -t * call.motion(img0, img1)
     if isinstance(call, Baseline):
         return None
-    left, right, top, bottom = call.padding.amounts(*img0.shape[-2:], call.scale)
+    scale = scale or call.scale
+    left, right, top, bottom = call.padding.amounts(*img0.shape[-2:], scale)
     padded = [F.pad(x, (left, right, top, bottom), mode="replicate") for x in (img0, img1)]
-    too_large = call.memory(padded[0].shape, call.scale) > call.budget()
+    too_large = call.memory(padded[0].shape, scale) > call.budget()
     model = StripIFRNet(call.model, STRIP_ROWS) if too_large else call.model
-    flow = model.decode(model.encode(*padded, call.scale), t).flows[0][:, :2]
+    flow = model.decode(model.encode(*padded, scale), t).flows[0][:, :2]
     return flow[..., top : top + img0.shape[-2], left : left + img0.shape[-1]]
 
 
@@ -499,8 +516,9 @@ def write_predictions(benchmark: Benchmark, args: argparse.Namespace, pairs: dic
             one = contender(benchmark, args, name, device)
             folder = args.out / file_stem(benchmark, args, one)
             for target in distributed.shard(list(pairs)):
-                img0, img1 = io.to_float(io.read_frames(pairs[target]), device)[:, None]
-                prediction = predict(one.call, img0, img1, [0.5], PROTOCOLS[args.protocol])
+                frames = io.read_frames(pairs[target])
+                img0, img1 = io.to_float(frames, device)[:, None]
+                prediction = predict(one.call, img0, img1, [0.5], PROTOCOLS[args.protocol], one.scale(*frames))
                 io.write_image(folder / target, io.to_uint8(prediction[0, 0]))
             distributed.barrier()
             if distributed.is_main():

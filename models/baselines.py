@@ -29,11 +29,16 @@ class Baseline:
         check_range(times)
 
     @torch.inference_mode()
-    def __call__(self, img0: Tensor, img1: Tensor, times: Sequence[float] = (0.5,)) -> Tensor:
-        """The frames at `times` between img0 and img1; shapes, ranges and errors are those of Interpolator."""
+    def __call__(
+        self, img0: Tensor, img1: Tensor, times: Sequence[float] = (0.5,), scale: float | None = None
+    ) -> Tensor:
+        """The frames at `times` between img0 and img1; shapes, ranges and errors are those of Interpolator, whose scale
+        has no meaning here."""
         return torch.stack(list(self.each(img0, img1, times)), img0.ndim - 3)
 
-    def each(self, img0: Tensor, img1: Tensor, times: Sequence[float] = (0.5,)) -> Iterator[Tensor]:
+    def each(
+        self, img0: Tensor, img1: Tensor, times: Sequence[float] = (0.5,), scale: float | None = None
+    ) -> Iterator[Tensor]:
         """The same frames one after another, as Interpolator.each gives them."""
         check_pair(img0, img1)
         self.check_times(times)

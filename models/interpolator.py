@@ -56,6 +56,13 @@ def scale_for(height: int, width: int) -> float:
     return next((scale for longest, scale in SCALES if max(height, width) <= longest), SMALLEST_SCALE)
 
 
+def exact(scale: float) -> float:
+    """The nearest scale at which frames need little padding. ValueError where it is out of range."""
+    if not 1 / FINEST <= scale <= 4:
+        raise ValueError(f"scale {scale:g} is out of range; give a number from 1/{FINEST} to 4")
+    return float(Fraction(scale).limit_denominator(FINEST))
+
+
 def check_pair(img0: Tensor, img1: Tensor) -> None:
     """ValueError where two tensors are not frames of one size, (3, H, W) or (B, 3, H, W), 2x2 or larger, as floats."""
     if not (img0.is_floating_point() and img1.is_floating_point()):
@@ -108,8 +115,6 @@ class Interpolator:
             raise ValueError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
         if mode not in MODES:
             raise ValueError(f"unknown mode {mode!r}; choose one of {', '.join(MODES)}")
-        if scale != "auto" and not 1 / FINEST <= scale <= 4:
-            raise ValueError(f"scale {scale:g} is out of range; give a number from 1/{FINEST} to 4")
         if tile not in (None, "auto") and tile < LEAST_ROWS:
             raise ValueError(f"tile {tile} is too small; give {LEAST_ROWS} rows or more")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -118,7 +123,7 @@ class Interpolator:
         if mode == "fast" and pixels is not None and not fast.pays(self.model, pixels, self.device):
             mode = "eager"
         self.mode, self.precision = mode, precision or default_precision(mode, self.device)
-        self.scale = scale if scale == "auto" else float(Fraction(scale).limit_denominator(FINEST))
+        self.scale = scale if scale == "auto" else exact(scale)
         self.padding, self.tile = padding, tile
         self.fast = None
         if mode == "fast":
@@ -135,23 +140,27 @@ class Interpolator:
                     "t, such as the shipped IFRNet_S or a published IFRNet_*_GoPro.pth"
                 )
 
-    def __call__(self, img0: Tensor, img1: Tensor, times: Sequence[float] = (0.5,)) -> Tensor:
+    def __call__(
+        self, img0: Tensor, img1: Tensor, times: Sequence[float] = (0.5,), scale: float | None = None
+    ) -> Tensor:
         """The frames at `times` between img0 and img1.
 
-        img0, img1: (3, H, W) or (B, 3, H, W) in [0, 1], any H and W from 2 up. times: in (0, 1). Returns
-        (T, 3, H, W) or (B, T, 3, H, W), float32 on the interpolator's device. ValueError for frames of different
-        sizes and for times out of range or unknown to the weights.
+        img0, img1: (3, H, W) or (B, 3, H, W) in [0, 1], any H and W from 2 up. times: in (0, 1). scale: for these
+        frames, in place of the interpolator's. Returns (T, 3, H, W) or (B, T, 3, H, W), float32 on the interpolator's
+        device. ValueError for frames of different sizes and for times out of range or unknown to the weights.
         """
-        return torch.stack(list(self.each(img0, img1, times)), img0.ndim - 3)
+        return torch.stack(list(self.each(img0, img1, times, scale)), img0.ndim - 3)
 
     @torch.inference_mode()
-    def each(self, img0: Tensor, img1: Tensor, times: Sequence[float] = (0.5,)) -> Iterator[Tensor]:
+    def each(
+        self, img0: Tensor, img1: Tensor, times: Sequence[float] = (0.5,), scale: float | None = None
+    ) -> Iterator[Tensor]:
         """The same frames one after another, (3, H, W) or (B, 3, H, W): memory does not grow with their number."""
         check_pair(img0, img1)
         self.check_times(times)
         batch = img0.ndim == 4
         height, width = img0.shape[-2:]
-        scale = scale_for(height, width) if self.scale == "auto" else self.scale
+        scale = self._scale(height, width) if scale is None else exact(scale)
         amounts = self.padding.amounts(height, width, scale)
         img0, img1 = (self._pad(x if batch else x[None], amounts) for x in (img0, img1))
         model = self._fitting(img0.shape, scale)
@@ -182,8 +191,11 @@ class Interpolator:
         """How many pairs of such frames to hand over as one batch: on the CPU more than one gains nothing."""
         if self.device.type != "cuda":
             return 1
-        scale = scale_for(height, width) if self.scale == "auto" else self.scale
+        scale = self._scale(height, width)
         return max(1, min(MOST_PAIRS, self.budget() // (2 * self.memory((1, 3, height, width), scale))))
+
+    def _scale(self, height: int, width: int) -> float:
+        return scale_for(height, width) if self.scale == "auto" else self.scale
 
     def _autocast(self) -> torch.autocast:
         # The types of autocast must match the precision; float32 runs without it, and fast mode knows its types.

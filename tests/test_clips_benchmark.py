@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scoring import frame, psnr_by_hand, result
 
-from benchmarks import Clips
+from benchmarks import Clips, common
 from datasets import clips
 from utils import io
 
@@ -48,6 +48,23 @@ def test_windows_are_told_apart_by_their_motion(typed, footage):
     samples = result(out, "Clips_2x_by_motion-average")["samples"]
     found = {split: {sample["name"].split("/")[0] for sample in inside} for split, inside in samples.items()}
     assert found == {"0 px up": {"slow"}, "8 px up": {"fast"}}
+
+
+def test_scale_auto_follows_the_motion_of_every_case(typed, footage, monkeypatch):
+    asked = []
+
+    def scale_for(first, last):
+        asked.append(np.abs(first.astype(int) - last).mean())
+        return 0.5 if len(asked) % 2 else 1.0
+
+    monkeypatch.setattr(common, "scale_for", scale_for)
+    found = {}
+    for scale in ("auto", 0.5, 1):
+        out = score(typed, footage, "--model_name", "IFRNet_S", "--scale", scale)
+        name = f"Clips_2x-IFRNet_S-scale{scale if scale == 'auto' else float(scale)}"
+        found[scale] = [sample["psnr"] for sample in result(out, name)["samples"]["all"]]
+    assert len(asked) >= 4 and found["auto"][:4] == [found[0.5][0], found[1][1], found[0.5][2], found[1][3]]
+    assert result(out, "Clips_2x-IFRNet_S-scaleauto")["scale"] == "auto"
 
 
 def test_motion_is_in_pixels():

@@ -54,7 +54,7 @@ def files(tmp_path_factory):
 def options(files, out, **changes):
     """The options of a demo; those that are files are names in `files`."""
     chosen = {name: files / changes.pop(name, default) for name, default in FILES.items()} | changes
-    pairs = {"device": "cpu", "out": out, **chosen}
+    pairs = {"device": "cpu", "out": out, "scale": 1, **chosen}
     return [text for name, value in pairs.items() for text in (f"--{name}", value)]
 
 
@@ -87,6 +87,19 @@ def test_8x_writes_seven_frames_in_order_and_the_animation_of_nine(files, tmp_pa
     for k, frame in enumerate(expected, start=1):
         np.testing.assert_array_equal(io.read_image(tmp_path / f"demo_8x_{k}.png"), frame)
     assert len(imageio.imread(tmp_path / "demo_8x.gif")) == 9
+
+
+def test_large_motion_is_looked_for_in_smaller_frames(files, tmp_path, typed):
+    wide = io.to_uint8(formula_image(128, 288, 0))
+    for k in range(2):
+        io.write_image(tmp_path / f"{k}.png", wide[:, 20 * k : 20 * k + 256])
+    first, last = (io.to_float(io.read_image(tmp_path / f"{k}.png")) for k in range(2))
+    call = models.Interpolator(models.load(files / "weights.pth"), "cpu")
+    for scale in ("auto", 1):
+        chosen = options(files, tmp_path, img0=tmp_path / "0.png", img1=tmp_path / "1.png", scale=scale)
+        assert typed(demo_2x.main, demo_2x.parser(""), *chosen).status == 0
+        middle = io.to_uint8(call(first, last, scale=0.5 if scale == "auto" else scale)[0])
+        np.testing.assert_array_equal(io.read_image(tmp_path / "demo_2x.png"), middle)
 
 
 def test_the_sample_pair_is_the_default(tmp_path, typed):

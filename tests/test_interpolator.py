@@ -1,6 +1,7 @@
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,6 +97,15 @@ def test_divisors_and_scales_are_the_documented_ones():
     assert [smallest_divisor(scale) for scale in (1.0, 0.8, 0.5, 0.25, 2.0)] == [16, 20, 32, 64, 8]
     sizes = ((1080, 1920), (1440, 2560), (2160, 3840), (2160, 4096), (4320, 7680), (3840, 2160))
     assert [scale_for(*size) for size in sizes] == [1, 1, 0.5, 0.5, 0.25, 0.5]
+
+
+def test_a_call_may_have_a_scale_of_its_own(model, pair):
+    call = models.Interpolator(model, "cpu", scale="auto")
+    half = models.Interpolator(model, "cpu", scale=0.5)(*pair)
+    assert torch.equal(call(*pair, scale=0.5), half)
+    assert torch.equal(call(*pair), models.Interpolator(model, "cpu")(*pair)) and not torch.equal(call(*pair), half)
+    with pytest.raises(ValueError, match="scale 0 is out of range"):
+        call(*pair, scale=0)
 
 
 def test_a_scale_is_the_nearest_fraction_that_needs_little_padding(model, pair):
@@ -240,6 +250,7 @@ def test_strips_are_chosen_where_the_whole_does_not_fit(model, monkeypatch):
 
 PEAK = """
 import sys
+from pathlib import Path
 sys.path[:0] = {paths!r}
 import torch, models
 from conftest import formula_weights
@@ -257,7 +268,7 @@ print(peak() - before, call.memory((1, 3, *size)))
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of memory from /proc")
 def test_memory_is_about_as_estimated_and_strips_take_less():
-    paths = sys.path[:5]
+    paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
     peaks = []
     for tile in (None, 64):
         script = PEAK.format(paths=[str(p) for p in paths], tile=tile)

@@ -104,6 +104,11 @@ def device(name: str) -> torch.device:
     return wanted
 
 
+def scale(text: str) -> float | str:
+    """The type of --scale: a number, or auto."""
+    return text if text == "auto" else float(text)
+
+
 def positive(text: str) -> int:
     """The type of an option that counts something: a whole number from 1 up."""
     try:

@@ -94,16 +94,27 @@ def pictures(
     stop: Fraction | None = None,
     cut: Callable[[np.ndarray, np.ndarray], bool] | None = None,
     repeat: Callable[[np.ndarray, np.ndarray], bool] | None = None,
+    scale: Callable[[np.ndarray, np.ndarray], float] | None = None,
 ) -> Iterator[Picture]:
-    """The output between two of the input's times. segment: seconds of a part; the rest: see timeline.steps."""
+    """The output between two of the input's times. segment: seconds of a part; cut, repeat: see timeline.steps; scale:
+    see infer."""
     depth = max(2, min(DEEPEST, QUEUED // (source.width * source.height * 5)))
     frames = ahead(source.frames(start), depth)
     pairs = ahead(steps(frames, grid, Fraction(segment), stop, cut, repeat), 2)
-    return ahead(infer(pairs, call, segment), depth)
+    return ahead(infer(pairs, call, segment, scale), depth)
 
 
-def infer(pairs: Iterable[Step], call: Interpolator | Baseline, segment: int) -> Iterator[Picture]:
-    """What is to be shown, in order; what lies between two frames is made here."""
+def infer(
+    pairs: Iterable[Step],
+    call: Interpolator | Baseline,
+    segment: int,
+    scale: Callable[[np.ndarray, np.ndarray], float] | None = None,
+) -> Iterator[Picture]:
+    """What is to be shown, in order; what lies between two frames is made here.
+
+    scale: asked about the images of every pair, in place of the interpolator's. Pairs that a GPU takes together share
+    the smallest.
+    """
     copies = Copies(call.device)
     latest: tuple[Frame | None, Tensor | None] = (None, None)
     for group in batches(pairs, call):
@@ -115,7 +126,8 @@ def infer(pairs: Iterable[Step], call: Interpolator | Baseline, segment: int) ->
                 first = latest[1] if step.first is latest[0] else copies.to_device(step.first.image)
                 latest = step.second, copies.to_device(step.second.image)
                 uploaded.append((first, latest[1]))
-            made = between(call, *map(torch.stack, zip(*uploaded)), ts)
+            asked = scale and min(scale(step.first.image, step.second.image) for step in group)
+            made = between(call, *map(torch.stack, zip(*uploaded)), ts, asked)
         # One pair's frames are handed on one at a time; those of several pairs come time by time, but go pair by pair.
         rows = [(frames[0] for frames in made)] if len(group) == 1 else zip(*made)
         for step, row in zip(group, map(iter, rows)):
@@ -137,10 +149,13 @@ def batches(pairs: Iterable[Step], call: Interpolator | Baseline) -> Iterator[li
         yield group
 
 
-def between(call: Interpolator | Baseline, img0: Tensor, img1: Tensor, ts: Iterable[Fraction]) -> Iterator[Tensor]:
-    """The frames at ts, one after another, (B, 3, H, W). Weights that know t = 0.5 alone halve again and again."""
+def between(
+    call: Interpolator | Baseline, img0: Tensor, img1: Tensor, ts: Iterable[Fraction], scale: float | None = None
+) -> Iterator[Tensor]:
+    """The frames at ts, one after another, (B, 3, H, W). Weights that know t = 0.5 alone halve again and again. scale:
+    see Interpolator."""
     if call.any_time:
-        yield from call.each(img0, img1, [float(t) for t in ts])
+        yield from call.each(img0, img1, [float(t) for t in ts], scale)
         return
     known = {Fraction(0): img0, Fraction(1): img1}
 
@@ -149,7 +164,7 @@ def between(call: Interpolator | Baseline, img0: Tensor, img1: Tensor, ts: Itera
             if not halves(t):
                 call.check_times([float(t)])
             step = Fraction(1, t.denominator)  # t is an odd number of these: both neighbours are known earlier
-            known[t] = next(call.each(frame(t - step), frame(t + step)))
+            known[t] = next(call.each(frame(t - step), frame(t + step), scale=scale))
         return known[t]
 
     for t in ts:

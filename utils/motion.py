@@ -1,0 +1,29 @@
+"""How far things move between two frames, and the scale at which flow is best estimated for it."""
+
+import cv2
+import numpy as np
+
+from models import interpolator
+
+from .timeline import THUMBNAIL, thumbnail
+
+PERCENTILE = 95  # of the lengths of flow: what moves most, but for stray vectors
+# Pixels of motion up to which flow is estimated at this scale. Measured with the shipped IFRNet_S on 135 windows of the
+# clips that it was trained on: at 640 pixels 31.72 dB, at scale 1 throughout 31.50; at up to 1280 31.48 and 30.87.
+SCALES = ((12, 1.0), (40, 0.5))
+
+
+def motion(first: np.ndarray, second: np.ndarray) -> float:
+    """How far what moves most goes from one frame, RGB uint8 (H, W, 3), to the other: pixels, by DIS on thumbnails."""
+    search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    flow = search.calc(thumbnail(first), thumbnail(second), None)
+    growth = np.divide(first.shape[1::-1], THUMBNAIL)
+    return float(np.percentile(np.linalg.norm(flow * growth, axis=-1), PERCENTILE))
+
+
+def scale_for(first: np.ndarray, second: np.ndarray) -> float:
+    """The scale at which to estimate the flow between two frames, RGB uint8 (H, W, 3): by motion (SCALES), for large
+    frames by their size too (models.interpolator.scale_for)."""
+    length = motion(first, second)
+    by_motion = next((scale for longest, scale in SCALES if length <= longest), interpolator.SMALLEST_SCALE)
+    return min(by_motion, interpolator.scale_for(*first.shape[:2]))
