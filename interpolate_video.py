@@ -122,15 +122,31 @@ def check_output(args: argparse.Namespace) -> str:
         kind = "picture"
     else:
         kind = video_out.kind_of(args.output)
-    if kind in video_out.DEFAULTS and args.codec:
-        video_out.check_codec(out, args.codec)
+        check_encoding(args, kind)
     if kind == "pipe":
         return kind
     if args.input != video.PIPE and out.exists() and Path(args.input).exists() and out.samefile(args.input):
         raise ValueError(f"{out}: is the input; give the output another name")
+    if kind == "folder":
+        video_out.check_folder(out)
+        if out.exists() and not any(out.iterdir()):
+            return kind
+    if folder_of(out).exists() and not (args.resume or args.overwrite or args.preview):
+        raise ValueError(f"{out}: was begun and is not finished; --resume goes on, --overwrite starts anew")
     if out.exists() and not args.overwrite and not (args.resume and folder_of(out).exists()):
         raise ValueError(f"{out}: exists and is finished; give --overwrite to replace it, or another name")
     return kind
+
+
+def check_encoding(args: argparse.Namespace, kind: str) -> None:
+    if kind in video_out.DEFAULTS:
+        if args.codec:
+            video_out.check_codec(Path(args.output), args.codec)
+        if args.crf is not None:
+            video_out.check_crf(args.codec or video_out.DEFAULTS[kind], args.crf)
+    elif args.codec or args.crf is not None:
+        option = f"--codec {args.codec}" if args.codec else f"--crf {args.crf}"
+        raise ValueError(f"{args.output}: {option} is for {', '.join(video_out.DEFAULTS)}; leave it away")
 
 
 def check_grid(call: Interpolator | Baseline, grid: Grid) -> None:

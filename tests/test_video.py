@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, formula_image, formula_weights
+from PIL import Image, ImageSequence
 
 import interpolate_video
 import models
@@ -599,6 +600,12 @@ def test_gif_in_and_out(tmp_path):
     assert all((a == b).all() for a, b in zip(images, back, strict=True))
 
 
+def test_the_last_frame_of_a_gif_is_shown_as_long_as_the_others(tmp_path, clip):
+    run(clip, tmp_path / "out.gif", "--factor", "1")
+    with Image.open(tmp_path / "out.gif") as animation:
+        assert [frame.info["duration"] for frame in ImageSequence.Iterator(animation)] == [40] * 20
+
+
 def test_y4m_pipes_both_ways(tmp_path):
     source = encode(tmp_path / "in.mp4", moving(6), aspect=Fraction(4, 3))
     first = start(source, "-", stdout=subprocess.PIPE)
@@ -796,6 +803,43 @@ def test_a_full_disk_is_one_line_and_what_is_complete_stays(tmp_path):
     last = errors.decode().splitlines()[-1]
     assert process.returncode == 2 and "File too large" in last and "Traceback" not in errors.decode(), errors.decode()
     assert not (tmp_path / "out.mp4").exists()
+
+
+def test_only_a_folder_of_its_own_pictures_is_overwritten(tmp_path, clip, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    run(clip, out)  # an empty one is nothing to be lost
+    assert len(list(out.iterdir())) == 39
+    run(clip, out, "--overwrite", "--factor", "1")
+    assert len(list(out.iterdir())) == 20
+    (out / "letter.txt").write_text("precious")
+    assert "letter.txt" in complaint(capsys, clip, out, "--overwrite")
+    assert "in.mp4" in complaint(capsys, clip, tmp_path, "--overwrite")
+    assert (out / "letter.txt").read_text() == "precious" and clip.exists() and len(list(out.iterdir())) == 21
+    (tmp_path / "letter").write_text("precious")
+    assert "no folder" in complaint(capsys, clip, tmp_path / "letter", "--overwrite")
+
+
+def test_what_a_killed_run_has_done_is_not_thrown_away_unasked(tmp_path, clip, capsys):
+    part = tmp_path / ".out.mp4.parts" / "000000.mp4"
+    part.parent.mkdir()
+    part.write_text("hours of work")
+    assert "--resume goes on" in complaint(capsys, clip, tmp_path / "out.mp4")
+    (tmp_path / "out.mp4").write_text("what was done until Ctrl-C")
+    assert "--resume goes on" in complaint(capsys, clip, tmp_path / "out.mp4")
+    assert part.exists()
+    run(clip, tmp_path / "out.mp4", "--overwrite")
+    assert len(decode(tmp_path / "out.mp4")[0]) == 39 and not part.exists()
+
+
+def test_options_that_the_output_cannot_follow_are_refused(tmp_path, clip, capsys):
+    assert "--crf 99: h264 takes 0 to 51" in complaint(capsys, clip, tmp_path / "out.mp4", "--crf", "99")
+    assert "--crf -5" in complaint(capsys, clip, tmp_path / "out.webm", "--crf", "-5")
+    assert "--crf 18" in complaint(capsys, clip, tmp_path / "out.mkv", "--crf", "18", "--codec", "ffv1")
+    for name in ("out.gif", "out", "-"):
+        assert "--codec h265" in complaint(capsys, clip, name if name == "-" else tmp_path / name, "--codec", "h265")
+        assert "--crf 5" in complaint(capsys, clip, name if name == "-" else tmp_path / name, "--crf", "5")
+    assert not list(tmp_path.glob("*out*"))
 
 
 def test_damaged_frames_are_left_out_and_counted(tmp_path, capsys):

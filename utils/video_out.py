@@ -5,6 +5,7 @@ make parts side by side, and joining them copies packets without encoding them a
 """
 
 import heapq
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,16 +26,18 @@ from .video import COPIED, FROM_RGB, PIPE, Colour, Source
 
 
 class Codec(NamedTuple):
-    """encoder: FFmpeg's name. crf: default quality, None for a lossless codec. options: the encoder's own."""
+    """encoder: FFmpeg's name. crf: default quality, None for a lossless codec. options: the encoder's own. worst: the
+    greatest crf that it knows."""
 
     encoder: str
     crf: int | None
     options: dict[str, str]
+    worst: int = 63
 
 
 CODECS = {
-    "h264": Codec("libx264", 18, {"preset": "medium"}),
-    "h265": Codec("libx265", 20, {"preset": "medium", "x265-params": "log-level=error"}),
+    "h264": Codec("libx264", 18, {"preset": "medium"}, 51),
+    "h265": Codec("libx265", 20, {"preset": "medium", "x265-params": "log-level=error"}, 51),
     "av1": Codec("libsvtav1", 28, {"preset": "8"}),
     "vp9": Codec("libvpx-vp9", 28, {"b": "0", "row-mt": "1", "deadline": "good", "cpu-used": "4"}),
     "ffv1": Codec("ffv1", None, {"level": "3"}),
@@ -45,6 +48,7 @@ PART = ".mp4"  # whatever the whole will be: it keeps times exactly, and the ord
 LOSSLESS = "ffv1"
 KEPT = ("yuv420p", "yuv422p", "yuv444p", "gray")  # formats that the lossless codec takes as they are
 FINEST = 2**31 - 1  # ticks a second: containers count in 32 bits
+PICTURE = re.compile(r"\d{8}\.png")
 GIF_TICK = Fraction(1, 100)
 # A palette of its own for every frame, so that memory does not grow with the length.
 GIF_FILTERS = ("split", "palettegen=stats_mode=single", "paletteuse=new=1")
@@ -209,11 +213,13 @@ def join_gif(parts: Sequence[Path], out: Path) -> None:
                 stream = output.add_stream("gif", rate=100)
                 stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "pal8"
                 stream.codec_context.time_base = GIF_TICK
-            ticks = round(frame.pts * frame.time_base / GIF_TICK)
+            ticks, shown = (round(n * frame.time_base / GIF_TICK) for n in (frame.pts, frame.duration))
             graph.push(frame)
             reduced = graph.pull()
             reduced.pts, reduced.time_base = ticks, GIF_TICK
-            output.mux(stream.encode(reduced))
+            for packet in stream.encode(reduced):
+                packet.duration = shown  # nothing else tells how long the last one is to be seen
+                output.mux(packet)
         output.mux(stream.encode(None))
 
 
@@ -339,6 +345,23 @@ def check_codec(out: Path, codec: str) -> None:
             output.add_stream(CODECS[codec].encoder)
         except ValueError as error:
             raise ValueError(f"{out}: {codec} cannot be stored in {out.suffix}; use .mkv") from error
+
+
+def check_crf(codec: str, crf: int) -> None:
+    """ValueError for a quality that a codec does not know: encoders take some of those for another, silently."""
+    if CODECS[codec].crf is None:
+        raise ValueError(f"--crf {crf}: {codec} is lossless; leave it away, or give another --codec")
+    if not 0 <= crf <= CODECS[codec].worst:
+        raise ValueError(f"--crf {crf}: {codec} takes 0 to {CODECS[codec].worst}")
+
+
+def check_folder(out: Path) -> None:
+    """ValueError where something else than pictures of ours would be lost if this folder were replaced."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: is a file and no folder for pictures; give another name")
+    for path in out.iterdir() if out.exists() else ():
+        if not PICTURE.fullmatch(path.name):
+            raise ValueError(f"{out}: holds {path.name}, too, which would be lost; name a folder of its own")
 
 
 def kind_of(out: str) -> str:
