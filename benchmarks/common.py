@@ -138,7 +138,7 @@ def parser(doc: str) -> cli.Parser:
     options.add_argument("--metrics", nargs="+", choices=known, default=[], help="scores beside the benchmark's own")
     options.add_argument("--lpips_weights", nargs="+", type=Path, help="files of LPIPS's backbone and linear layers")
     options.add_argument("--batch_size", type=cli.positive, default=1, help="cases at a time (more of them on a GPU)")
-    options.add_argument("--workers", type=int, help="processes that read pictures ahead (default: 1, with a GPU 8)")
+    options.add_argument("--workers", type=cli.whole, help="processes that read ahead (default: 1, with a GPU 8)")
     options.add_argument("--limit", type=cli.positive, help="only the first cases of each split")
     options.add_argument("--skip_broken", action="store_true", help="leave broken cases out, and say how many")
     options.add_argument("--save_frames", action="store_true", help="write every prediction beside the result, as PNG")

@@ -284,7 +284,7 @@ def parser() -> cli.Parser:
     add("--loader_samples", type=cli.positive, default=64, help="read in a round (default: %(default)s)")
     add("--steps", type=cli.positive, default=4, help="steps in a round (default: %(default)s)")
     add("--rounds", type=cli.positive, default=5, help="rounds, of which the best counts (default: %(default)s)")
-    add("--workers", type=int, default=2, help="reading processes, where both are measured (default: %(default)s)")
+    add("--workers", type=cli.whole, default=2, help="reading processes, where both are measured (%(default)s)")
     add("--no_compile", action="store_true", help="leave torch.compile out, which takes minutes on a CPU")
     add("--out", type=Path, default=ROOT / "results" / "training_throughput.json", help="file to write (%(default)s)")
     cli.add_device(parser)

@@ -5,6 +5,7 @@ VFI_DEBUG=1 to see where it was raised. Anything else is a bug and keeps its tra
 """
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -111,10 +112,39 @@ def scale(text: str) -> float | str:
 
 def positive(text: str) -> int:
     """The type of an option that counts something: a whole number from 1 up."""
+    return _whole(text, 1)
+
+
+def whole(text: str) -> int:
+    """The type of an option that counts something or nothing: a whole number from 0 up."""
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
     try:
         value = int(text)
     except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} up")
+    return value
+
+
+def amount(text: str) -> float:
+    """The type of an option that measures something: a number from 0 up."""
+    return _number(text, math.inf, "a number from 0 up")
+
+
+def decay(text: str) -> float:
+    """The type of an option that is the decay of an average: a number from 0 up and below 1."""
+    return _number(text, 1, "a number from 0 up and below 1")
+
+
+def _number(text: str, end: float, what: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < end:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
     return value
