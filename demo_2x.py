@@ -22,8 +22,8 @@ FIGURES = Path(__file__).resolve().parent / "figures"
 
 def parser(doc: str) -> cli.Parser:
     options = cli.Parser(doc)
-    options.add_argument("--img0", type=Path, default=FIGURES / "img0.png", help="frame at t = 0 (default: a sample)")
-    options.add_argument("--img1", type=Path, default=FIGURES / "img1.png", help="frame at t = 1 (default: a sample)")
+    options.add_argument("--img0", type=Path, help="frame at t = 0 (default: of a sample pair)")
+    options.add_argument("--img1", type=Path, help="frame at t = 1 (default: of a sample pair)")
     options.add_argument("--out", type=Path, default=Path("out"), help="folder to write to (default: out)")
     options.add_argument("--scale", type=cli.scale, default="auto", help="of flow estimation (default: by motion)")
     cli.add_model(options)
@@ -32,7 +32,10 @@ def parser(doc: str) -> cli.Parser:
 
 def between(args: argparse.Namespace, times: Sequence[float]) -> np.ndarray:
     """The two frames with those at `times` between them, (2 + T, H, W, 3) uint8; says how long it took."""
-    first, last = io.read_frames([args.img0, args.img1])
+    pair = args.img0, args.img1
+    if pair.count(None) == 1:
+        raise ValueError(f"{args.img0 or args.img1}: --img0 and --img1 are a pair; give both")
+    first, last = io.read_frames([FIGURES / "img0.png", FIGURES / "img1.png"] if None in pair else pair)
     height, width = first.shape[:2]
     scale = scale_for(first, last) if args.scale == "auto" else args.scale
     options = (args.model_name, args.checkpoint, args.device, args.precision, scale)

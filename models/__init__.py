@@ -31,8 +31,8 @@ def checkpoint_path(checkpoint: str | Path) -> Path:
     """Where the weights lie: those shipped in checkpoints/ for a name of VARIANTS. FileNotFoundError without a file."""
     path = CHECKPOINTS / f"{checkpoint}.pth" if str(checkpoint) in VARIANTS else Path(checkpoint)
     if not path.is_file():
-        hint = f"a path, or one of the names {', '.join(VARIANTS)}"
-        raise FileNotFoundError(f"{path}: no such checkpoint; give {hint} whose weights lie in {CHECKPOINTS.name}/")
+        shipped = [name for name in VARIANTS if (CHECKPOINTS / f"{name}.pth").is_file()]
+        raise FileNotFoundError(f"{path}: no such checkpoint; give {', or '.join(['a path', *shipped])}")
     return path
 
 

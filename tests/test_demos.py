@@ -124,7 +124,7 @@ BAD_INPUT = {
     "other format": ({"img0": "weights.pth"}, "weights.pth: unknown picture format; .png, .jpg"),
     "frames of two sizes": ({"img1": "larger.png"}, "larger.png: 72x48, but .*img0.png is 70x48"),
     "one pixel": ({"img0": "pixel.png", "img1": "pixel.png"}, "at least 2x2 pixels"),
-    "missing weights": ({"checkpoint": "gone.pth"}, "gone.pth: no such checkpoint; give a path, or one of the names"),
+    "missing weights": ({"checkpoint": "gone.pth"}, "gone.pth: no such checkpoint; give a path, or IFRNet_S, or"),
     "cut weights": ({"checkpoint": "cut_weights.pth"}, "cut_weights.pth: not a whole checkpoint"),
     "empty weights": ({"checkpoint": "empty.pth"}, "empty.pth: not a whole checkpoint"),
     "weights that run code": ({"checkpoint": "code.pth"}, "code.pth: not a whole checkpoint of tensors alone"),
@@ -147,6 +147,12 @@ def test_bad_input_ends_in_one_line_and_nothing_is_written(files, tmp_path, type
     assert done.status == 2 and done.out == ""
     assert re.fullmatch(rf"\S+: .*{line}.*\n", done.err), done.err
     assert not (tmp_path / "out").exists() and not (files / "executed").exists()
+
+
+def test_a_picture_of_ones_own_is_not_paired_with_the_sample(tmp_path, typed):
+    done = typed(demo_2x.main, demo_2x.parser(""), "--img0", ROOT / "figures/img0.png", "--out", tmp_path / "out")
+    assert done.status == 2 and done.out == "" and not (tmp_path / "out").exists()
+    assert "img0.png: --img0 and --img1 are a pair; give both" in done.err
 
 
 def test_times_that_the_weights_do_not_know_are_refused(files, tmp_path, typed):
