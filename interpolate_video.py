@@ -34,7 +34,7 @@ from models.baselines import Baseline, interpolator
 from models.interpolator import Interpolator
 from utils import cli, distributed, io, video, video_out
 from utils.motion import scale_for
-from utils.parts import Parts, folder_of
+from utils.parts import Parts, begun, folder_of
 from utils.pipeline import Picture, between, halves, pictures, to_bytes
 from utils.timeline import Grid, is_cut, is_repeat
 
@@ -131,7 +131,7 @@ def check_output(args: argparse.Namespace) -> str:
         video_out.check_folder(out)
         if out.exists() and not any(out.iterdir()):
             return kind
-    if folder_of(out).exists() and not (args.resume or args.overwrite or args.preview):
+    if begun(out) and not (args.resume or args.overwrite or args.preview):
         raise ValueError(f"{out}: was begun and is not finished; --resume goes on, --overwrite starts anew")
     if out.exists() and not args.overwrite and not (args.resume and folder_of(out).exists()):
         raise ValueError(f"{out}: exists and is finished; give --overwrite to replace it, or another name")
@@ -272,6 +272,9 @@ def to_parts(job: Job) -> None:
         if world == 1 and parts.unfinished():
             join(job, parts.unfinished(), whole=False)
             raise KeyboardInterrupt(f"interrupted; {args.output} holds what is done, --resume goes on") from None
+        if world == 1 and not parts.finished():
+            parts.remove()
+            raise
         raise KeyboardInterrupt(f"interrupted; what is done is in {parts.folder}, --resume goes on") from None
     except Exception:
         if distributed.is_main() and not parts.finished():

@@ -1,5 +1,7 @@
 """Files in and out: against bytes built by hand and against other libraries, and no broken file gets through."""
 
+import errno
+import os
 import struct
 import zlib
 
@@ -39,6 +41,13 @@ def png_by_hand(picture):
 
 
 # Pictures
+
+
+def test_a_full_disk_is_named_by_the_file_that_it_did_not_take(tmp_path):
+    with pytest.raises(OSError) as full, io.replacing(tmp_path / "a.png"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert (full.value.errno, full.value.filename) == (errno.ENOSPC, str(tmp_path / "a.png"))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("ending", [".png", ".ppm", ".PNG"])

@@ -832,6 +832,16 @@ def test_what_a_killed_run_has_done_is_not_thrown_away_unasked(tmp_path, clip, c
     assert len(decode(tmp_path / "out.mp4")[0]) == 39 and not part.exists()
 
 
+def test_an_interrupt_before_anything_is_done_leaves_nothing(tmp_path, clip, capsys, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(interpolate_video.Job, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(clip, tmp_path / "out.mp4")
+    assert not list(tmp_path.glob("*out*"))
+
+
 def test_options_that_the_output_cannot_follow_are_refused(tmp_path, clip, capsys):
     assert "--crf 99: h264 takes 0 to 51" in complaint(capsys, clip, tmp_path / "out.mp4", "--crf", "99")
     assert "--crf -5" in complaint(capsys, clip, tmp_path / "out.webm", "--crf", "-5")

@@ -15,6 +15,11 @@ def folder_of(out: Path) -> Path:
     return out.with_name(f".{out.name}.parts")
 
 
+def begun(out: Path) -> bool:
+    """Whether there is something for a run to go on from: more than settings and a part that was never whole."""
+    return any(not path.name.startswith(("settings", "making")) for path in folder_of(out).glob("*"))
+
+
 class Parts:
     """Numbered files or folders. settings: what must be the same for two runs to make the same parts."""
 
