@@ -52,6 +52,8 @@ def cut(args: argparse.Namespace) -> Path:
                 for number, frame in enumerate(window.frames, start=1):
                     io.write_image(root / name / f"im{number}.png", frame)
                 lines.append(f"{motion(window.frames):.2f} {name}\n")
+        if not lines:
+            raise ValueError(f"{args.data}: no clip has {args.frames} frames; give fewer --frames")
         io.write_bytes(root / LIST, "".join(lines).encode())
     return root
 

@@ -339,8 +339,8 @@ def parser() -> cli.Parser:
     options.add_argument("--precision", choices=PRECISIONS, help="only this one (default: all there are)")
     options.add_argument("--ablation", nargs="?", choices=PARTS, const="parts", help="fast mode, part by part")
     options.add_argument("--compare", type=Path, metavar="JSON", help="an older result, measured again")
-    options.add_argument("--tolerance", type=float, default=0.15, help="share that a ratio may fall (default: 0.15)")
-    options.add_argument("--minutes", type=float, default=2.5, help="time for all of it (default: 2.5)")
+    options.add_argument("--tolerance", type=cli.amount, default=0.15, help="share that a ratio may fall (0.15)")
+    options.add_argument("--minutes", type=cli.amount, default=2.5, help="time for all of it (default: 2.5)")
     options.add_argument("--out", type=Path, default=ROOT / "results", help="folder of the result")
     cli.add_device(options)
     return options

@@ -146,6 +146,8 @@ def difference(model: IFRNet, run: Callable[..., Tensor], size: tuple[int, int])
 def main(args: argparse.Namespace) -> None:
     model = load(args.checkpoint or args.model_name)
     path = args.check or args.out or Path(f"{model.name}{SUFFIXES[args.format]}")
+    if args.out and path.suffix != SUFFIXES[args.format]:
+        raise ValueError(f"{path}: {args.format} ends in {SUFFIXES[args.format]}; name it so, or give another --format")
     if args.check is None:
         export(model, args.format, path, args.size)
         print(f"wrote {path}")
@@ -172,6 +174,7 @@ def size(text: str) -> tuple[int, int] | None:
 
 def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.error = lambda message: options.exit(2, f"models.export: {message} (--help lists the options)\n")
     options.add_argument("--format", choices=SUFFIXES, default="onnx", help="of the file (default: onnx)")
     options.add_argument("--model_name", choices=VARIANTS, default="IFRNet_S", help="network (default: IFRNet_S)")
     options.add_argument("--checkpoint", help="weights: a path (default: the shipped ones of that name)")

@@ -73,7 +73,13 @@ def test_motion_is_in_pixels():
 
 
 @pytest.mark.parametrize(
-    "words, wrong", [([], "--data"), (["--frames", 2], "--frames 2"), (["--clips", "x"], "clip named x")]
+    "words, wrong",
+    [
+        ([], "--data"),
+        (["--frames", 2], "--frames 2"),
+        (["--frames", 500], "no clip has 500 frames"),
+        (["--clips", "x"], "clip named x"),
+    ],
 )
 def test_what_is_wrong_is_named(typed, footage, words, wrong):
     status, _, error = typed(Clips.main, Clips.options(), *(["--data", footage, *words] if words else []))

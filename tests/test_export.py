@@ -91,10 +91,20 @@ def test_it_writes_the_file_and_says_how_far_it_is_from_the_network(weights, tmp
         typed("--check", out, "--checkpoint", weights, "--size", "48x32")
 
 
-def test_what_is_wrong_ends_in_one_line(tmp_path):
-    command = [sys.executable, "-m", "models.export", "--checkpoint", str(tmp_path / "none.pth")]
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--checkpoint", "none.pth", "none.pth: no such checkpoint"),
+        ("--out", "net.pth", "net.pth: onnx ends in .onnx"),
+        ("--format", "tflite", "invalid choice: 'tflite'"),
+    ],
+)
+def test_what_is_wrong_ends_in_one_line(tmp_path, option, value, words):
+    value = value if option == "--format" else str(tmp_path / value)
+    command = [sys.executable, "-m", "models.export", option, value]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "none.pth: no such checkpoint" in done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and words in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_exported_is_refused(model, exported, tmp_path):
