@@ -619,7 +619,11 @@ def test_y4m_pipes_both_ways(tmp_path):
 
 
 def test_a_pipe_without_frames_is_refused(tmp_path, monkeypatch):
-    for data, words in ((b"", "cannot be read"), (b"YUV4MPEG2 W64 H48 F25:1 C420jpeg\n", "not a single frame")):
+    for data, words in (
+        (b"", "no y4m; ffmpeg"),
+        (b"an mp4", "no y4m; ffmpeg"),
+        (b"YUV4MPEG2 W64 H48 F25:1 C420jpeg\n", "not a single frame"),
+    ):
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=BytesIO(data)))
         with pytest.raises(ValueError, match=f"standard input.*{words}"):
             run("-", tmp_path / "out.mp4")

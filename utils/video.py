@@ -227,9 +227,11 @@ class Pipe(Source):
     path = "standard input"
 
     def __init__(self):
-        with _errors(self.path):
+        try:
             self.container = av.open(sys.stdin.buffer, format="yuv4mpegpipe")
-            self.stream = self.container.streams.video[0]
+        except av.FFmpegError as error:
+            raise ValueError(f"{self.path}: no y4m; ffmpeg -i IN -f yuv4mpegpipe - makes it of any video") from error
+        self.stream = self.container.streams.video[0]
         self.rate = self.stream.guessed_rate or Fraction(25)
         self.step = 1 / self.rate
         self.width, self.height = self.stream.width, self.stream.height
