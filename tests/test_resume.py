@@ -194,6 +194,13 @@ def test_a_cut_checkpoint_is_passed_over_for_the_one_before_it(vimeo, whole, tmp
     assert torch.load(folder / "latest.pth", weights_only=True)["iteration"] == 9
 
 
+def test_a_run_that_has_reached_its_end_says_so(vimeo, whole, tmp_path, capsys):
+    shutil.copytree(whole / "IFRNet_S", tmp_path / "IFRNet_S")
+    iteration = torch.load(tmp_path / "IFRNet_S/latest.pth", weights_only=True)["iteration"]
+    train_here(vimeo, tmp_path, "--batch_size", 4, "--iterations", 2, "--resume", "auto")
+    assert f"nothing to do at iteration {iteration}" in capsys.readouterr().out
+
+
 def test_torchrun_starts_a_killed_process_again_and_nothing_is_lost(vimeo, whole, tmp_path):
     options = ["--epochs", 6, "--batch_size", 4, "--log_every", 1, "--save_every", 0, "--resume", "auto"]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", "--max-restarts=1"]

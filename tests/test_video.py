@@ -870,6 +870,21 @@ def test_damaged_frames_are_left_out_and_counted(tmp_path, capsys):
         assert "damaged" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("alpha", [255, 100])
+def test_lost_transparency_is_told(tmp_path, alpha):
+    image = np.full((16, 32, 4), (9, 9, 9, alpha), np.uint8)
+    with av.open(str(tmp_path / "in.mkv"), "w") as output:
+        stream = output.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 32, 16, "bgra"
+        for number in range(3):
+            frame = av.VideoFrame.from_ndarray(image, format="bgra")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    notes = video.open_source(str(tmp_path / "in.mkv"), Fraction(25)).notes
+    assert any("transparency is lost" in note for note in notes) == (alpha < 255)
+
+
 def test_a_step_across_a_cut_asks_for_nothing_in_between():
     asked = []
 

@@ -216,6 +216,8 @@ def fit(
                 if validate and validation_due and state.validated < state.iteration:
                     examine()
                 if done >= 1:
+                    if state.iteration == begun:
+                        _say(journal, f"nothing to do at iteration {begun}: the run to resume has reached its end")
                     break
 
                 learning_rate = schedule(done)

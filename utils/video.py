@@ -179,6 +179,9 @@ class Video(Source):
         self.colour = Colour(frame.colorspace, full, frame.color_primaries, frame.color_trc)
         if max(part.bits for part in frame.format.components) > 8:
             self.notes += (f"{self.path}: more than 8 bits a colour ({frame.format.name}) become 8",)
+        alpha = any(part.is_alpha for part in frame.format.components)
+        if alpha and frame.to_ndarray(format="rgba")[..., 3].min() < 255:
+            self.notes += (f"{self.path}: transparency is lost; colours are taken as they are",)
         if frame.interlaced_frame:
             self.notes += (f"{self.path}: interlaced; every frame is taken as one moment: deinterlace it first",)
 
