@@ -27,6 +27,7 @@ from datasets.clips import VIDEOS
 from models.baselines import BASELINES, interpolator
 from utils import cli, io, video, video_out
 from utils.metrics import psnr
+from utils.motion import scale_for
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"720p": (720, 1280), "1080p": (1080, 1920), "2160p": (2160, 3840)}
@@ -123,11 +124,13 @@ def quality(args: argparse.Namespace, folder: Path) -> None:
     means = []
     for clip in args.clips:
         source = video.open_source(str(args.data / clip))
-        images = [io.to_float(frame.image) for frame in islice(source.frames(), 2 * args.count + 1)]
+        images = [frame.image for frame in islice(source.frames(), 2 * args.count + 1)]
+        scales = [scale_for(a, b) for a, b in zip(images[::2], images[2::2])]
+        images = [io.to_float(image) for image in images]
         row = []
         for call in calls.values():
-            triplets = zip(images[::2], images[1::2], images[2::2])
-            values = [psnr(call(a, b).cpu(), truth[None]).item() for a, truth, b in triplets]
+            triplets = zip(images[::2], images[1::2], images[2::2], scales)
+            values = [psnr(call(a, b, scale=scale).cpu(), truth[None]).item() for a, truth, b, scale in triplets]
             row.append(sum(values) / len(values))
         means.append(row)
         print(f"{clip:28s}" + "".join(f"{value:12.2f}" for value in row), flush=True)
