@@ -101,7 +101,8 @@ def main(args: argparse.Namespace) -> None:
         job = Job(args, source, grid, call, form, kind)
         (to_pipe if kind == "pipe" else to_parts)(job)
         if source.damaged:
-            say(f"{source.path}: {source.damaged} frames were damaged and are left out")
+            frames = f"{source.damaged} frame{'s' * (source.damaged > 1)}"
+            say(f"{source.path}: {frames} left out, damaged or cut short; the file may not be whole")
 
 
 def say(line: str) -> None:

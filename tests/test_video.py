@@ -870,6 +870,25 @@ def test_damaged_frames_are_left_out_and_counted(tmp_path, capsys):
         assert "damaged" in capsys.readouterr().err
 
 
+def y4m(count):
+    rng = np.random.default_rng(0)
+    frames = [b"FRAME\n" + rng.integers(0, 256, HEIGHT * WIDTH * 3 // 2, np.uint8).tobytes() for _ in range(count)]
+    return f"YUV4MPEG2 W{WIDTH} H{HEIGHT} F25:1 C420jpeg\n".encode() + b"".join(frames)
+
+
+@pytest.mark.parametrize("lost", [0, 1, 5000, HEIGHT * WIDTH * 3 // 2 + 3])
+@pytest.mark.parametrize("piped", [False, True])
+def test_a_raw_video_whose_last_frame_is_cut_keeps_the_others_and_says_so(tmp_path, monkeypatch, capsys, lost, piped):
+    data = y4m(4)[: -lost or None]
+    (tmp_path / "in.y4m").write_bytes(data)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=BytesIO(data)))
+    run("-" if piped else tmp_path / "in.y4m", tmp_path / "out.mp4", "--factor", "1")
+    assert len(decode(tmp_path / "out.mp4")[0]) == (3 if lost else 4)
+    name = "standard input" if piped else "in.y4m"
+    told = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert len(told) == (lost > 0) and all(f"{name}: 1 frame left out, damaged or cut short" in line for line in told)
+
+
 @pytest.mark.parametrize("alpha", [255, 100])
 def test_lost_transparency_is_told(tmp_path, alpha):
     image = np.full((16, 32, 4), (9, 9, 9, alpha), np.uint8)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import av
 import numpy as np
@@ -34,6 +34,7 @@ MATRICES = {BT709, 4, 7, 9}  # those with a conversion of their own: also FCC, S
 LARGEST_SD = 576  # rows up to which an unspecified matrix is BT.601, as players take it
 SLACK = Fraction(1, 2)  # seconds that a whole file may be shorter than it says
 COPIED = ("audio", "subtitle")  # streams that go into the output as they are
+Y4M = "yuv4mpegpipe"  # FFmpeg's name; it passes over a last frame that is not whole
 TURNS = {90: ("transpose=cclock",), -90: ("transpose=clock",), 180: ("hflip", "vflip")}
 
 
@@ -58,6 +59,7 @@ class Source:
     width, height: of upright frames. rate: frames a second, nominal. step: the unit of the input's times. origin: time
     of the first frame in the file. count: frames, and last: time of the last one; None where only reading can tell.
     aspect: of a pixel. pix_fmt: FFmpeg's name of the pixels' format. notes: what a person should know, one line each.
+    damaged: frames that were left out so far.
     """
 
     path: str
@@ -177,8 +179,7 @@ class Video(Source):
         self.pix_fmt = frame.format.name.replace("yuvj", "yuv")
         full = FULL if frame.format.name.startswith("yuvj") else frame.color_range
         self.colour = Colour(frame.colorspace, full, frame.color_primaries, frame.color_trc)
-        if max(part.bits for part in frame.format.components) > 8:
-            self.notes += (f"{self.path}: more than 8 bits a colour ({frame.format.name}) become 8",)
+        self.notes += _depth_notes(self.path, frame.format)
         alpha = any(part.is_alpha for part in frame.format.components)
         if alpha and frame.to_ndarray(format="rgba")[..., 3].min() < 255:
             self.notes += (f"{self.path}: transparency is lost; colours are taken as they are",)
@@ -186,21 +187,23 @@ class Video(Source):
             self.notes += (f"{self.path}: interlaced; every frame is taken as one moment: deinterlace it first",)
 
     def _scan(self) -> None:
-        count, last, end = 0, self.origin, Fraction(0)
+        count, last, end, read = 0, self.origin, Fraction(0), 0
         with self._open() as container:
             video, duration = _video_stream(container, self.path), container.duration
             for packet in container.demux():
                 if packet.pts is None:
                     continue
+                read = (packet.pos or 0) + packet.size
                 time = packet.pts * packet.time_base
                 end = max(end, time + (packet.duration or 0) * packet.time_base)
                 if packet.stream.index == video.index and not packet.is_discard:
                     count, last = count + 1, max(last, time)
             start = Fraction(container.start_time or 0, av.time_base)
-        whole = Fraction(duration or 0, av.time_base) + start
-        if end < whole - SLACK:
+            self.damaged += container.format.name == Y4M and read < container.size
+        promised = Fraction(duration or 0, av.time_base) + start
+        if end < promised - SLACK:
             raise ValueError(
-                f"{self.path}: cut short: {float(end - start):.1f} of {float(whole - start):.1f} s are there; "
+                f"{self.path}: cut short: {float(end - start):.1f} of {float(promised - start):.1f} s are there; "
                 "copy it again, or have what there is rewritten by ffmpeg -i IN -c copy OUT"
             )
         self.count, self.last = count, snapped(last - self.origin, self.rate, self.step)
@@ -230,8 +233,9 @@ class Pipe(Source):
     path = "standard input"
 
     def __init__(self):
+        self.bytes = Counted(sys.stdin.buffer)
         try:
-            self.container = av.open(sys.stdin.buffer, format="yuv4mpegpipe")
+            self.container = av.open(self.bytes, format=Y4M)
         except av.FFmpegError as error:
             raise ValueError(f"{self.path}: no y4m; ffmpeg -i IN -f yuv4mpegpipe - makes it of any video") from error
         self.stream = self.container.streams.video[0]
@@ -241,13 +245,33 @@ class Pipe(Source):
         self.aspect = self.stream.sample_aspect_ratio or Fraction(1)
         self.pix_fmt = self.stream.pix_fmt.replace("yuvj", "yuv")
         self.colour = Colour(range=FULL if "yuvj" in self.stream.pix_fmt else self.stream.codec_context.color_range)
+        self.notes += _depth_notes(self.path, av.VideoFormat(self.stream.pix_fmt))
 
     def frames(self, start: Fraction = Fraction(0)) -> Iterator[Frame]:
         reformatter = VideoReformatter()
         with _errors(self.path):
-            for i, frame in enumerate(self.container.decode(self.stream)):
+            for i, frame in enumerate(self._decode()):
                 if i / self.rate >= start:
                     yield Frame(i / self.rate, to_rgb(frame, self.colour, reformatter), frame)
+
+    def _decode(self) -> Iterator[av.VideoFrame]:
+        whole = 0
+        for packet in self.container.demux(self.stream):
+            whole = max(whole, (packet.pos or 0) + packet.size)
+            yield from packet.decode()
+        self.damaged += whole < self.bytes.count
+
+
+class Counted:
+    """A file to read once that knows how many bytes were read. FFmpeg looks for no more than `read`."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.count = file, 0
+
+    def read(self, size: int) -> bytes:
+        data = self.file.read(size)
+        self.count += len(data)
+        return data
 
 
 def to_rgb(frame: av.VideoFrame, colour: Colour, reformatter: VideoReformatter) -> np.ndarray:
@@ -280,6 +304,11 @@ def _errors(path: str) -> Iterator[None]:
 def _opened(path: str, file) -> Iterator[av.container.InputContainer]:
     with _errors(path), av.open(file) as container:
         yield container
+
+
+def _depth_notes(path: str, form: av.VideoFormat) -> tuple[str, ...]:
+    deep = max(part.bits for part in form.components) > 8
+    return (f"{path}: more than 8 bits a colour ({form.name}) become 8",) if deep else ()
 
 
 def _video_stream(container: av.container.InputContainer, path: str) -> av.VideoStream:
