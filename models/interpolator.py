@@ -125,6 +125,7 @@ class Interpolator:
         self.mode, self.precision = mode, precision or default_precision(mode, self.device)
         self.scale = scale if scale == "auto" else exact(scale)
         self.padding, self.tile = padding, tile
+        self._budget: int | None = None
         self.fast = None
         if mode == "fast":
             network = fast.FastIFRNet(self.model, self.device, PRECISIONS[self.precision])
@@ -180,12 +181,15 @@ class Interpolator:
         return int(batch * height * width * (FRAME_BYTES + FEATURE_BYTES * features * scale**2))
 
     def budget(self) -> int:
-        """How many bytes one call may take on this device."""
+        """How many bytes one call may take on this device; on a GPU, of what was free when first asked: asking takes as
+        long as a part of a small frame, and what one's own CUDA graphs hold must not make the next frame too large."""
         if self.device.type != "cuda":
             return CPU_BUDGET
-        free = torch.cuda.mem_get_info(self.device)[0]
-        unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        return int(0.8 * (free + unused))
+        if self._budget is None:
+            free = torch.cuda.mem_get_info(self.device)[0]
+            unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+            self._budget = int(0.8 * (free + unused))
+        return self._budget
 
     def pairs_at_once(self, height: int, width: int) -> int:
         """How many pairs of such frames to hand over as one batch: on the CPU more than one gains nothing."""

@@ -30,6 +30,8 @@ class Triton(Eager):
     def step(self, answer, coarse):
         batch, channels, height, width = answer.shape
         answer, flow = answer.contiguous(memory_format=torch.channels_last), empty(answer, 4, dtype=torch.float32)
+        if coarse is not None:
+            coarse = coarse.contiguous(memory_format=torch.channels_last)
         total = batch * height * width
         with torch.cuda.device_of(answer):
             _step[(triton.cdiv(total, PIXELS),)](

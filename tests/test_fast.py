@@ -180,8 +180,9 @@ def test_the_interpolator_gives_the_same_frames_in_either_mode(small, scale):
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5, 0.8, 0.75])
-def test_strips_give_the_same_frames(small, scale):
-    img0, img1 = formula_image(160, 64, 1), formula_image(160, 64, 2)
+@pytest.mark.parametrize("count", [1, 2])
+def test_strips_give_the_same_frames(small, scale, count):
+    img0, img1 = pairs(160, 64, count)
     whole = models.Interpolator(small, CPU, "fp32", scale, mode="fast")(img0, img1)
     part = models.Interpolator(small, CPU, "fp32", scale, tile=32, mode="fast")(img0, img1)
     torch.testing.assert_close(part, whole, atol=1e-5, rtol=0)
@@ -306,13 +307,74 @@ print(time.process_time() - start)
 
 # On a GPU
 
+
+class Repeated:
+    """In place of a Recording where there is no GPU: does what was to be recorded again."""
+
+    made = 0
+
+    def __init__(self, function, *_):
+        self.function = function
+        type(self).made += 1
+
+    def __call__(self, *inputs):
+        return self.function(*inputs)
+
+
+@pytest.fixture
+def recorded(small, monkeypatch):
+    """A network that keeps one size, and how to ask it for a frame, which must be right."""
+    for name, value in (("RECORDINGS", 1), ("PATIENCE", 3), ("Recording", Repeated)):
+        monkeypatch.setattr(recording, name, value)
+    monkeypatch.setattr(torch.cuda, "Stream", object)
+    monkeypatch.setattr(Repeated, "made", 0)
+    network = fast.FastIFRNet(small, CPU, torch.float32)
+    quick = recording.RecordedIFRNet(network)
+
+    def ask(height, width, times=1):
+        img0, img1 = pairs(height, width, 1)
+        expected = network.decode(network.encode(img0, img1), 0.5).imgt
+        for _ in range(times):
+            assert torch.equal(quick.decode(quick.encode(img0, img1), 0.5).imgt, expected)
+        return Repeated.made
+
+    return quick, ask
+
+
+def test_what_comes_again_is_recorded_and_gives_way_to_what_comes_often(recorded):
+    quick, ask = recorded
+    assert ask(32, 48) == 0 and ask(32, 48) == 2 and ask(32, 48, 3) == 2  # to encode and to decode
+    assert ask(48, 32, 3) == 2 and ask(48, 32) == 4 and ask(48, 32, 3) == 4
+    assert len(quick.recordings) == 2
+    assert ask(32, 48, 3) == 4 and ask(32, 48) == 6
+
+
+def test_what_is_too_large_to_pay_is_not_recorded(recorded, monkeypatch):
+    _, ask = recorded
+    monkeypatch.setattr(recording, "LARGEST", 32 * 32)
+    assert ask(32, 48, 3) == 0 and ask(32, 32, 3) == 2
+
+
+def test_where_recording_fails_it_says_so_once_and_goes_on(recorded, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("out of memory")
+
+    _, ask = recorded
+    monkeypatch.setattr(recording, "Recording", fails)
+    with pytest.warns(UserWarning, match="without CUDA graphs: out of memory") as caught:
+        ask(32, 48, 4)
+    assert len(caught) == 1
+
+
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
 
 @pytest.mark.gpu
 @gpu
 @pytest.mark.parametrize("scale", [1.0, 0.5])
-def test_recorded_frames_are_those_of_the_network_however_calls_interleave(network, scale):
+def test_recorded_frames_are_those_of_the_network_however_calls_interleave(network, scale, monkeypatch):
+    monkeypatch.setattr(recording, "RECORDINGS", 2)
+    monkeypatch.setattr(recording, "PATIENCE", 2)
     device = torch.device("cuda")
     quick = recording.RecordedIFRNet(fast.FastIFRNet(network, device, torch.float16))
     sizes = [(64, 96), (96, 64), (128, 64), (64, 96)]
@@ -325,7 +387,7 @@ def test_recorded_frames_are_those_of_the_network_however_calls_interleave(netwo
         frames = [quick.decode(pair, 0.5).imgt for pair in encoded]  # both encoded before either is decoded
         for frame, right in zip(frames, expected):
             assert psnr(frame.cpu(), right) > 50
-    assert 0 < len(quick.recordings) <= 2 * recording.RECORDINGS
+    assert quick.records and len(quick.recordings) == 2 * recording.RECORDINGS
 
 
 @pytest.mark.gpu
