@@ -103,14 +103,18 @@ def in_turn(calls: list[Callable[[], object]], device: torch.device, seconds: fl
 def peak_memory(call: Callable[[], object], device: torch.device) -> float | None:
     """MB that a call takes at most; of the whole process on a CPU, None where the system does not tell.
 
-    On a GPU the call must be a new one: what it keeps from the first time on is part of what it takes.
+    On a GPU the call must be a new one: what it keeps from the first time on is part of what it takes. What cuDNN tries
+    its algorithms with is not: where there is less memory, it tries those that need less.
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved(device)
-        torch.cuda.reset_peak_memory_stats(device)
         for _ in range(WARM_UP[device.type]):
             call()
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
         torch.cuda.synchronize(device)
         return (torch.cuda.max_memory_reserved(device) - before) / 2**20
     status, marks = Path("/proc/self/status"), Path("/proc/self/clear_refs")

@@ -12,6 +12,7 @@ Frames are (n, 3, 3, H, W) in [0, 1], in the order of time: t = 0, t, 1; then ch
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +63,7 @@ class Effects:
         if len(which := self._some(NOISE, frames)):
             deviation = torch.exp(self._uniform(math.log(0.5), math.log(8), which)) / 255
             random = torch.Generator(frames.device).manual_seed(int(torch.randint(2**62, (), generator=self.random)))
-            outer = which[:, None], torch.tensor([0, 2], device=which.device)
+            outer = which[:, None], constant([0, 2], which.device)
             frames[outer] = noise(frames[outer], deviation, random)
         if len(which := self._some(OVERLAY, frames)):
             marks = self._marks(which, *frames.shape[-2:])
@@ -87,7 +88,7 @@ class Effects:
     def _marks(self, which: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Text, logos and letterboxes: distance, fill, rim and opacity as `overlay` takes them."""
         n, short, p = len(which), min(height, width), pixels((height, width), which.device)
-        extent = torch.tensor([width, height], device=which.device)
+        extent = constant([width, height], which.device)
         number = torch.randint(len(self.marks), (n,), generator=self.random)
         stencil = self.marks[to_device(number, which.device)][:, None].float()
         radius = short * 0.08 * 4 ** self._uniform(0, 1, which)
@@ -147,21 +148,25 @@ def compress(frames: Tensor, quality: Tensor, corner: tuple[int, int]) -> Tensor
     below, beside = -(top + height) % (2 * BLOCK), -(left + width) % (2 * BLOCK)
     images = F.pad(images, (left, beside, top, below), mode="replicate")
     scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality).repeat_interleave(frames.shape[1])
-    to_ycc = torch.tensor(YCC, device=frames.device)
-    ycc = torch.einsum("ij,njyx->niyx", to_ycc, images)
+    to_ycc = torch.tensor(YCC)
+    to_rgb = torch.linalg.inv(to_ycc)
+    ycc = torch.einsum("ij,njyx->niyx", to_device(to_ycc, frames.device), images)
     luma = quantise(ycc[:, :1] - 0.5, LUMA, scale) + 0.5
     chroma = F.interpolate(quantise(F.avg_pool2d(ycc[:, 1:], 2), CHROMA, scale), scale_factor=2, mode="bilinear")
-    images = torch.einsum(
-        "ij,njyx->niyx", torch.linalg.inv(to_ycc.cpu()).to(frames.device), torch.cat([luma, chroma], 1)
-    )
+    images = torch.einsum("ij,njyx->niyx", to_device(to_rgb, frames.device), torch.cat([luma, chroma], 1))
     return images[..., top : top + height, left : left + width].clamp(0, 1).view_as(frames)
+
+
+def constant(values: Sequence, device: torch.device) -> Tensor:
+    """Numbers on a device, for which the CPU does not wait, as it would in torch.tensor(values, device=device)."""
+    return to_device(torch.tensor(values), device)
 
 
 def quantise(planes: Tensor, table: tuple, scale: Tensor) -> Tensor:
     """Planes (m, C, h, w), sides multiples of 8, around 0, with their cosine transform rounded to the steps of `table`
     in 1/255, times scale (m,) percent."""
     dct = transform(planes.device)
-    steps = torch.tensor(table, device=planes.device) * scale[:, None, None]
+    steps = constant(table, planes.device) * scale[:, None, None]
     steps = ((steps + 50) / 100).floor().clamp(1, 255)[:, None, None, :, None] / 255
     blocks = planes.unflatten(3, (-1, BLOCK)).unflatten(2, (-1, BLOCK))  # (m, C, h / 8, 8, w / 8, 8)
     waves = torch.einsum("ij,mcyjxk,lk->mcyixl", dct, blocks, dct)
