@@ -26,7 +26,7 @@ import models
 import models.flow
 from datasets import Sample, clips, effects, synthetic, transforms
 from losses import ifrnet_loss
-from losses.terms import flow_error, full_size
+from losses.terms import flow_error, full_size, log_error
 from models.layers import warp
 from models.weights import bare
 from models.widen import widen
@@ -81,10 +81,10 @@ class Mixture(IterableDataset):
         for iteration in count(self.start + first, step):
             rng = np.random.default_rng((self.seed, self.rank, iteration))
             self.source.random.manual_seed(int(rng.integers(2**62)))
-            scenes = self.source.batch(self.scenes, any_time=True)
-            real = [self.window(rng) for _ in range(self.real)]
-            batch = (torch.cat([s, *(r[None].to(s.device) for r in rs)]) for s, *rs in zip(scenes, *real))
-            yield self.effects(Sample(*batch))
+            parts = [self.source.batch(self.scenes, any_time=True)] if self.scenes else []
+            real = (self.window(rng) for _ in range(self.real))
+            parts += [Sample(*(x[None].to(self.source.device) for x in sample)) for sample in real]
+            yield self.effects(Sample(*map(torch.cat, zip(*parts))))
 
     def window(self, rng: np.random.Generator) -> Sample:
         """A crop of three frames of a window: both ends and one between. Clips count alike, whatever their length."""
@@ -127,10 +127,11 @@ def batch_size(args: argparse.Namespace, crop: int) -> int:
     return max(round(args.batch_size * CROP / crop), 2)
 
 
-def terms(out: models.Interpolation, imgt: Tensor, flow: Tensor) -> dict[str, Tensor]:
-    """The paper's terms, and that of the exact flow on all levels, unweighted."""
+def terms(out: models.Interpolation, imgt: Tensor, flow: Tensor, psnr: float = 0.0) -> dict[str, Tensor]:
+    """The paper's terms and that of the exact flow on all levels, unweighted; with a weight `psnr` that of PSNR too."""
     out = out._replace(flows=tuple(full_size(level, flow.shape[-2:]) for level in out.flows))  # once, for two terms
-    return ifrnet_loss(out, imgt, flow) | {"flow": flow_error(out.flows, flow)}
+    terms = ifrnet_loss(out, imgt, flow) | {"flow": flow_error(out.flows, flow)}
+    return terms | {"psnr": psnr * log_error(out.imgt, imgt)} if psnr else terms
 
 
 def weighted(terms: dict[str, Tensor], progress: float, without: Sequence[str] = ()) -> dict[str, Tensor]:
@@ -273,7 +274,7 @@ def train(args, model, material, footage, val_set, folder, device, content, crop
     return fit(
         model,
         batches,
-        lambda out, batch, done: weighted(terms(out, batch.imgt, batch.flow), done * end, args.without),
+        lambda out, batch, done: weighted(terms(out, batch.imgt, batch.flow, args.psnr), done * end, args.without),
         recipe,
         folder,
         device,
@@ -305,6 +306,8 @@ def parser() -> cli.Parser:
     add("--clip_flow", choices=["none", "dis"], default="none", help=flows)
     about = "terms of the loss to leave out, to see what they are good for"
     add("--without", nargs="+", choices=["geo", "dis", "flow"], default=[], help=about)
+    about = "weight of a dB of PSNR in the loss, 0.005 or so to end a run with (default: 0, the paper's terms alone)"
+    add("--psnr", type=cli.amount, default=0.0, help=about)
     add("--speed", type=cli.amount, default=4.0, help="median motion of a scene's objects, pixels (%(default)s)")
     add("--minutes", type=cli.amount, default=30.0, help="length of the run (default: %(default)s)")
     add("--crops", type=epochs.crop, nargs="+", default=[32, 64, 96, 128, 160], help="sides of the crops (%(default)s)")

@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
+import skimage.metrics
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from losses.terms import census, flow_distillation, flow_error, full_size, geometry
+from losses.terms import census, flow_distillation, flow_error, full_size, geometry, log_error
 
 
 def features(seed, channels=5, height=12, width=16):
@@ -35,6 +37,19 @@ def test_both_terms_are_their_definition():
     torch.testing.assert_close(geometry(x, y), by_definition(x, y, 3))
     grey = [z.mean(1, keepdim=True) for z in (x, y)]
     torch.testing.assert_close(census(x, y), by_definition(*grey, 7))
+
+
+def test_the_logarithm_of_the_error_is_the_psnr_of_the_frames_one_by_one():
+    target = features(0, 3)
+    prediction = target + torch.tensor([0.1, 0.01]).view(2, 1, 1, 1) * features(1, 3)
+    dB = [
+        skimage.metrics.peak_signal_noise_ratio(*(z.numpy() for z in pair), data_range=1)
+        for pair in zip(target, prediction)
+    ]
+    assert -log_error(prediction, target).item() == pytest.approx(np.mean(dB), abs=0.1)
+    right = target.clone().requires_grad_()
+    log_error(right, target).backward()
+    assert (right.grad == 0).all()
 
 
 def test_the_gradient_is_that_of_the_definition():
