@@ -1,11 +1,13 @@
-"""How fast a training run reads, how fast it steps, and whether one waits for the other.
+"""How fast a training run reads or makes its samples, how fast it steps, and whether one waits for the other.
 
     python benchmarks/training_throughput.py
     python benchmarks/training_throughput.py --model_name IFRNet --batch_size 24 --crop 224
     python benchmarks/training_throughput.py --parts loader
+    python benchmarks/training_throughput.py --parts scenes --batch_size 64
 
 It makes triplets of Vimeo90K's size (448x256, three PNGs and two .flo each) out of scikit-image's photographs, so that
-a sample costs what it costs in training; they are read again and again, so the disk is not measured. Every number is
+a sample costs what it costs in training; they are read again and again, so the disk is not measured. Scenes are those
+of train_synthetic.py, which makes them on the device on which it trains, one batch before each step. Every number is
 the best of some rounds in which all candidates took turns. Reading, and stepping on a CPU, are in CPU seconds, which
 count what the work takes and not what else the machine does; for steps set OMP_NUM_THREADS=1, threads that wait for
 each other count too. Stepping on a GPU, and both together, are by the clock.
@@ -30,7 +32,7 @@ from torch.utils.data import Dataset, default_collate
 
 import models
 from benchmarks import store
-from datasets import synthetic
+from datasets import effects, synthetic
 from datasets.packed import Packed, Resident, pack
 from datasets.transforms import Take, finish
 from datasets.vimeo90k import FLOW, FRAMES, TRAIN_LIST, Vimeo90K, read_list
@@ -44,6 +46,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 SIZE = (256, 448)  # of Vimeo90K
 PAPER = 641_400 * 24  # samples of the 300-epoch recipe
+PARTS = ("scenes", "loader", "step", "both")
 MEASURES = (  # of the step, each added to those before it
     ("eager float32, contiguous", {}),
     ("+ channels_last", {"channels_last": True}),
@@ -234,6 +237,36 @@ def together(root: Path, packed: Path, args, device: torch.device) -> dict[str, 
     return results
 
 
+def scenes(args, device: torch.device) -> dict[str, dict]:
+    """Seconds to make a batch of procedural scenes with all effects, to step on one that is there, and to do both."""
+    material = synthetic.material(procedural=0.5).to(device)
+    source = synthetic.Synthetic(material, (args.crop, args.crop), blur=effects.BLUR)
+    finishing = effects.Effects(1.0, material.stencils, source.random)
+    stream = (finishing(source.batch(args.batch_size, any_time=True)) for _ in itertools.count())
+    measures = {"channels_last": True, "amp": "bf16", "ema": 0.999, "clip": 1.0}  # of train_synthetic.py
+    alone, both = (Run(args, device, measures, batches) for batches in (itertools.repeat(next(stream)), stream))
+
+    def making(count: int = args.steps) -> float:
+        clock = time.perf_counter if device.type == "cuda" else time.process_time
+        start = clock()
+        for _ in range(count):
+            next(stream)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return (clock() - start) / count
+
+    for warm_up in (making, alone.seconds, both.seconds):
+        warm_up(args.warm_up)
+    seconds = in_turn(
+        {"making": making, "a step": lambda: alone.seconds(args.steps), "both": lambda: both.seconds(args.steps)},
+        args.rounds,
+    )
+    return {
+        name: {"s": s, "samples_per_s": args.batch_size / s, "share": s / seconds["both"]}
+        for name, s in seconds.items()
+    }
+
+
 def main(args) -> None:
     device = args.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
@@ -246,6 +279,20 @@ def main(args) -> None:
     print(f"{what}, torch {torch.__version__}; {args.model_name}, batch {args.batch_size}, crop {args.crop}")
     result = {"benchmark": store.THROUGHPUT, "device": what, "torch": torch.__version__}
     result |= {name: str(value) for name, value in vars(args).items()}
+    if "scenes" in args.parts:
+        result["scenes"] = scenes(args, device)
+        row = "{s:8.4f} s a batch {samples_per_s:9.0f} samples a second {share:7.1%} of both"
+        table("scenes", result["scenes"], row)
+        if device.type == "cuda":
+            print(f"  {torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB at most")
+    if set(args.parts) - {"scenes"}:
+        with_triplets(args, device, result)
+    io.write_bytes(args.out, json.dumps(result, indent=1).encode())
+    print(f"wrote {args.out}")
+
+
+def with_triplets(args, device: torch.device, result: dict) -> None:
+    """The parts that read from a disk, into `result`."""
     with tempfile.TemporaryDirectory() as folder:
         root, packed = make_set(Path(folder) / "png", max(args.samples, args.batch_size)), Path(folder) / "packed"
         pack(Vimeo90K(root, read_list(root)), packed, workers=1)
@@ -263,8 +310,6 @@ def main(args) -> None:
             result["both"] = together(root, packed, args, device)
             row = "{samples_per_s:9.1f} samples a second {waiting:7.1%} of the time waiting"
             table("together", result["both"], row)
-    io.write_bytes(args.out, json.dumps(result, indent=1).encode())
-    print(f"wrote {args.out}")
 
 
 def table(title: str, rows: dict[str, dict], form: str) -> None:
@@ -279,7 +324,7 @@ def parser() -> cli.Parser:
     add("--model_name", choices=models.VARIANTS, default="IFRNet_S", help="network (default: %(default)s)")
     add("--batch_size", type=cli.positive, help="samples a step (default: 24 on a GPU, 8 on a CPU)")
     add("--crop", type=cli.positive, help="side of the crops, a multiple of 16 (default: 224 on a GPU, 128 on a CPU)")
-    add("--parts", nargs="+", choices=["loader", "step", "both"], default=["loader", "step", "both"], help="what to do")
+    add("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to do")
     add("--samples", type=cli.positive, default=64, help="triplets to make (default: %(default)s)")
     add("--loader_samples", type=cli.positive, default=64, help="read in a round (default: %(default)s)")
     add("--steps", type=cli.positive, default=4, help="steps in a round (default: %(default)s)")
