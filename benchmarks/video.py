@@ -63,8 +63,8 @@ def options(args: argparse.Namespace) -> list[str]:
 
 
 def network(args: argparse.Namespace) -> str | None:
-    """Of several models the last: that whose memory and overhead are measured."""
-    return args.model_name[-1]
+    """Of several models the last network, if there is one: that whose memory and overhead are measured."""
+    return ([name for name in args.model_name if name not in BASELINES] or args.model_name)[-1]
 
 
 def peak(source: Path, out: Path, *words: str) -> float:

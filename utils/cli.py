@@ -8,13 +8,16 @@ import argparse
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from models.baselines import NAMES
+from models.baselines import BASELINES, NAMES
 from models.interpolator import PRECISIONS
+
+OF_NETWORKS = ("--scale", "--tile", "--precision", "--fast")  # options without a meaning for baselines
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,7 +28,15 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else args
-        return super().parse_known_args([underscored(arg) for arg in args], namespace)
+        args = [underscored(arg) for arg in args]
+        parsed, rest = super().parse_known_args(args, namespace)
+        names = getattr(parsed, "model_name", None)
+        names = names if isinstance(names, list) else [names]
+        given = {arg.partition("=")[0] for arg in args}
+        for option in OF_NETWORKS:
+            if option in given and all(name in BASELINES for name in names):
+                self.error(f"{option} means nothing to {', '.join(names)}; leave it away, or name a network")
+        return parsed, rest
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
@@ -40,8 +51,14 @@ def underscored(argument: str) -> str:
 
 
 def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
-    """Parse the command line and call main(args); turn what a user can cause into one line and exit status 2."""
+    """Parse the command line and call main(args); turn what a user can cause into one line and exit status 2.
+
+    A warning is one line, too, without the place in the code that it comes from.
+    """
     args = parser.parse_args()
+    usual = warnings.formatwarning
+    if not debugging():
+        warnings.formatwarning = lambda message, *_, **__: f"{one_line(str(message))}\n"
     try:
         main(args)
     except KeyboardInterrupt as interrupt:
@@ -58,13 +75,19 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
         message = str(error)
     else:
         return
+    finally:
+        warnings.formatwarning = usual
     sys.exit(complain(f"{Path(sys.argv[0]).name}: {message}"))
 
 
 def complain(line: str) -> int:
     """Print one line to standard error, whatever progress bar was there; returns the exit status of a user's error."""
-    print("\n" * sys.stderr.isatty() + " ".join(line.split()), file=sys.stderr, flush=True)
+    print("\n" * sys.stderr.isatty() + one_line(line), file=sys.stderr, flush=True)
     return 2
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def debugging() -> bool:

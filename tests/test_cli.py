@@ -1,0 +1,75 @@
+"""The command line that scripts share: what is refused before anything is done, and how a warning looks."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+import demo_2x
+import interpolate_video
+from benchmarks import common, video
+from models.baselines import BASELINES
+
+SCRIPTS = {
+    "a demo": (demo_2x.parser, [""], []),
+    "a video": (interpolate_video.parser, [], ["in.mp4", "out.mp4"]),
+    "a benchmark": (common.parser, [""], []),
+    "a benchmark of videos": (video.parser, [], []),
+}
+SCRIPT = """
+import sys, warnings
+sys.path.insert(0, {root!r})
+from utils import cli
+
+def main(args):
+    warnings.warn("clips: left out,\\nsmaller than 32x32: a.mp4")
+    print(warnings.formatwarning is usual)
+
+usual = warnings.formatwarning
+cli.run(main, cli.Parser("A script."))
+print(warnings.formatwarning is usual)
+"""
+
+
+def takes(parser, option):
+    return any(option in action.option_strings for action in parser._actions)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("option", ["--scale auto", "--scale=1", "--tile none", "--precision fp32", "--fast"])
+def test_an_option_of_networks_is_refused_where_there_is_none(script, option, capsys):
+    make, given, words = SCRIPTS[script]
+    parser, name = make(*given), option.replace("=", " ").split()[0]
+    if not takes(parser, name):
+        pytest.skip(f"no {name} here")
+    for baseline in BASELINES:
+        with pytest.raises(SystemExit) as stopped:
+            parser.parse_args([*words, "--model-name", baseline, *option.split()])
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2 and error.count("\n") == 1
+        assert f"{name} means nothing to {baseline}; leave it away, or name a network" in error
+        parser.parse_args([*words, "--model_name", baseline])
+    for network in ([], ["--model_name", "IFRNet_S"]):
+        parser.parse_args([*words, *network, *option.split()])
+
+
+def test_of_several_models_one_network_is_enough(capsys):
+    parser = common.parser("")
+    assert parser.parse_args(["--model_name", "dis", "IFRNet_S", "--scale", "0.5", "--fast"]).scale == 0.5
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--model_name", "dis", "average", "--scale", "0.5"])
+    assert "--scale means nothing to dis, average" in capsys.readouterr().err
+    assert video.network(video.parser().parse_args(["--model_name", "IFRNet_S", "dis", "--fast"])) == "IFRNet_S"
+
+
+@pytest.mark.parametrize("debug", ["0", "1"])
+def test_a_warning_is_one_plain_line_but_for_who_looks_for_its_place(debug, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(root=str(ROOT)))
+    done = subprocess.run([sys.executable, script], env={"VFI_DEBUG": debug}, capture_output=True, text=True)
+    assert done.returncode == 0
+    if debug == "1":
+        assert "script.py:7: UserWarning" in done.stderr and done.stdout == "True\nTrue\n"
+    else:
+        assert done.stderr == "clips: left out, smaller than 32x32: a.mp4\n" and done.stdout == "False\nTrue\n"
