@@ -35,6 +35,7 @@ def between(args: argparse.Namespace, times: Sequence[float]) -> np.ndarray:
     pair = args.img0, args.img1
     if pair.count(None) == 1:
         raise ValueError(f"{args.img0 or args.img1}: --img0 and --img1 are a pair; give both")
+    io.check_writable(args.out)
     first, last = io.read_frames([FIGURES / "img0.png", FIGURES / "img1.png"] if None in pair else pair)
     height, width = first.shape[:2]
     scale = scale_for(first, last) if args.scale == "auto" else args.scale

@@ -27,13 +27,21 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a state_dict or of a training checkpoint ("ema" before "model"), on the CPU.
 
     The prefixes of DataParallel and torch.compile are dropped. Raises as `read_checkpoint` does, and ValueError where
-    there are no weights.
+    there are no weights, or some that are not finite.
     """
     content = read_checkpoint(path)
     state = bare(content) if isinstance(content, dict) else {}
     if not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path}: holds no weights; a state_dict or a training checkpoint of this project is needed")
+    check_finite(path, state)
     return state
+
+
+def check_finite(path: str | Path, state: dict) -> None:
+    """ValueError, naming the file, where one of the tensors holds a number that is NaN or infinite."""
+    for name, value in state.items():
+        if isinstance(value, Tensor) and not value.isfinite().all():
+            raise ValueError(f"{path}: {name} holds numbers that are not finite, as after a training that diverged")
 
 
 def bare(content: dict) -> dict:

@@ -1,5 +1,6 @@
 """The demos: their pictures against the Interpolator's frames, and one line for whatever can be wrong."""
 
+import os
 import re
 import signal
 import subprocess
@@ -43,6 +44,9 @@ def files(tmp_path_factory):
     torch.save({"model": RunsCode(folder / "executed")}, folder / "code.pth")
     torch.save({"a.weight": torch.zeros(3)}, folder / "other.pth")
     torch.save([1, 2], folder / "list.pth")
+    for name, value in (("nan", torch.nan), ("infinite", -torch.inf)):
+        model.decoder1.convblock[2].bias.data[3] = value
+        torch.save(model.state_dict(), folder / f"{name}.pth")
     for name in ("img1.png", "weights.pth"):
         data = (folder / name).read_bytes()
         (folder / f"cut_{name}").write_bytes(data[: len(data) // 2])
@@ -55,7 +59,7 @@ def options(files, out, **changes):
     """The options of a demo; those that are files are names in `files`."""
     chosen = {name: files / changes.pop(name, default) for name, default in FILES.items()} | changes
     pairs = {"device": "cpu", "out": out, "scale": 1, **chosen}
-    return [text for name, value in pairs.items() for text in (f"--{name}", value)]
+    return [text for name, value in pairs.items() if value is not None for text in (f"--{name}", value)]
 
 
 FILES = {"img0": "img0.png", "img1": "img1.png", "checkpoint": "weights.pth"}
@@ -131,7 +135,10 @@ BAD_INPUT = {
     "weights of something else": ({"checkpoint": "other.pth"}, "other.pth: its 1 tensors fit none of IFRNet_S"),
     "no weights": ({"checkpoint": "list.pth"}, "list.pth: holds no weights"),
     "weights of another variant": ({"model_name": "IFRNet_L"}, "an IFRNet_S, not an IFRNet_L; change --model_name"),
-    "weights for a baseline": ({"model_name": "dis"}, "dis has no weights"),
+    "weights that are no numbers": ({"checkpoint": "nan.pth"}, "nan.pth: .*bias holds numbers that are not finite"),
+    "infinite weights": ({"checkpoint": "infinite.pth"}, "infinite.pth: .*bias holds numbers that are not finite"),
+    "weights for a baseline": ({"model_name": "dis", "scale": None}, "dis has no weights"),
+    "scale for a baseline": ({"model_name": "dis"}, "--scale means nothing to dis; leave it away, or name a network"),
     "unknown model": ({"model_name": "IFRNet_M"}, "'IFRNet_M' .*IFRNet_S.*dis"),
     "unknown device": ({"device": "tpu9"}, "unknown device 'tpu9'; give cpu"),
     "unknown precision": ({"precision": "fp8"}, "'fp8' .*fp32.*bf16"),
@@ -162,10 +169,18 @@ def test_times_that_the_weights_do_not_know_are_refused(files, tmp_path, typed):
     assert re.fullmatch(r"script.py: t = 0.125: these weights .* ignore t; use .*_GoPro.pth\n", done.err)
 
 
-def test_an_output_folder_that_cannot_be_made_is_named(files, tmp_path, typed):
+@pytest.mark.parametrize("demo", [demo_2x, demo_8x], ids=lambda demo: demo.__name__)
+@pytest.mark.parametrize("out", ["file", "file/out", "shut/new/out"])
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_computed(
+    files, tmp_path, typed, monkeypatch, demo, out
+):
     (tmp_path / "file").touch()
-    done = typed(demo_2x.main, demo_2x.parser(""), *options(files, tmp_path / "file" / "out"))
-    assert done.status == 2 and re.fullmatch(f"script.py: {tmp_path}/file.*\n", done.err)
+    (tmp_path / "shut").mkdir()
+    access = os.access  # nothing is shut to root, as whom tests may run
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "shut" and access(path, mode))
+    monkeypatch.setattr(models.IFRNet, "decode", lambda *_: pytest.fail("this was to be found out before"))
+    done = typed(demo.main, demo_2x.parser(""), *options(files, tmp_path / out))
+    assert done.status == 2 and re.fullmatch(f"script.py: {tmp_path / out.split('/')[0]}: .*folder.*\n", done.err)
 
 
 def test_ctrl_c_in_the_middle_of_the_work_is_one_line(files, tmp_path, typed, monkeypatch):

@@ -1,8 +1,11 @@
 """Files in and out: against bytes built by hand and against other libraries, and no broken file gets through."""
 
 import errno
+import mmap
+import multiprocessing
 import os
 import struct
+import warnings
 import zlib
 
 import imageio.v3 as imageio
@@ -175,6 +178,45 @@ def test_a_folder_that_cannot_be_made_is_an_os_error_that_names_it(tmp_path, pic
     with pytest.raises(OSError) as error:
         io.write_image(tmp_path / "file" / "a.png", picture)
     assert str(tmp_path / "file") in str(error.value)
+
+
+def test_the_first_picture_of_more_than_8_bits_is_named_once(tmp_path, picture, monkeypatch):
+    monkeypatch.setattr(io, "BITS_LOST", bytearray(1))
+    (tmp_path / "8.png").write_bytes(png_by_hand(picture))
+    (tmp_path / "8.ppm").write_bytes(b"P6 28 20 255\n" + picture.tobytes())
+    deep = picture.astype(np.uint16) * 256 + 77
+    (tmp_path / "16.png").write_bytes(png_by_hand(deep))
+    (tmp_path / "16.ppm").write_bytes(b"P6 # 10 bits\n28 20 1023\n" + (deep >> 6).astype(">u2").tobytes())
+    for first, second in (("16.png", "16.ppm"), ("16.ppm", "16.png")):
+        io.BITS_LOST[0] = 0
+        with warnings.catch_warnings(record=True) as caught:
+            for name in ("8.png", "8.ppm", first, second, first):
+                assert np.abs(io.read_image(tmp_path / name).astype(int) - picture).max() <= 1
+        assert [str(warning.message) for warning in caught] == [
+            f"{tmp_path / first}: more than 8 bits a colour; 8 are kept, of all such pictures"
+        ]
+
+
+class Pictures(torch.utils.data.Dataset):
+    def __init__(self, path):
+        self.path = path
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, _):
+        return io.read_image(self.path)
+
+
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="these processes share nothing")
+def test_processes_that_read_ahead_tell_once_for_all_of_them(tmp_path, picture, monkeypatch, capfd):
+    monkeypatch.setattr(io, "BITS_LOST", mmap.mmap(-1, 1))
+    monkeypatch.setattr(warnings, "warn", lambda text, **_: os.write(2, f"{text}\n".encode()))
+    (tmp_path / "16.png").write_bytes(png_by_hand(picture.astype(np.uint16) * 256))
+    for _ in range(2):
+        list(torch.utils.data.DataLoader(Pictures(tmp_path / "16.png"), batch_size=None, num_workers=2))
+    io.read_image(tmp_path / "16.png")
+    assert capfd.readouterr().err.count("8 are kept") == 1
 
 
 # Optical flow

@@ -362,6 +362,14 @@ def test_the_newest_whole_checkpoint_is_found_and_a_cut_one_named(tmp_path):
     assert found["iteration"] == 1 and len(warnings) == 1 and "latest.pth: not a whole checkpoint" in warnings[0]
 
 
+def test_a_checkpoint_of_weights_that_are_not_finite_is_passed_over_and_named(tmp_path):
+    content = dict.fromkeys(checkpoint.NEEDED, {}) | {"model": {"w": torch.ones(2)}, "iteration": 1}
+    checkpoint.save(tmp_path, content)
+    checkpoint.save(tmp_path, content | {"model": {"w": torch.tensor([1, torch.nan])}})
+    found, warnings = checkpoint.newest(tmp_path)
+    assert found["iteration"] == 1 and len(warnings) == 1 and "latest.pth: w holds numbers that are not" in warnings[0]
+
+
 def test_a_full_disk_is_told_and_the_run_goes_on_and_saves_when_there_is_room(tmp_path, monkeypatch, capsys):
     original, calls = torch.save, []
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from models.weights import read_checkpoint
+from models.weights import bare, check_finite, read_checkpoint
 from utils.io import replacing
 
 LATEST, PREVIOUS, BEST = "latest.pth", "previous.pth", "best.pth"
@@ -33,13 +33,15 @@ def _dump(path: Path, content: dict) -> None:
 
 
 def read(path: str | Path) -> dict:
-    """A dict of tensors and numbers, on the CPU. FileNotFoundError, or ValueError for what is cut or foreign.
+    """A dict of tensors and numbers, on the CPU. FileNotFoundError, or ValueError for what is cut or foreign, or holds
+    weights that are not finite.
 
     Nothing in the file is executed.
     """
     content = read_checkpoint(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds no dict; a training checkpoint or a state_dict is needed")
+    check_finite(path, bare(content))
     return content
 
 

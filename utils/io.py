@@ -5,9 +5,11 @@ ValueError naming the file, for one that is cut short or is not what its name sa
 name and renames, so that a file with its final name is whole.
 """
 
+import mmap
 import os
 import re
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,8 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import distributed
+
 PNG, JPEG, PPM = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"P6"
 IMAGES = {".png": PNG, ".jpg": JPEG, ".jpeg": JPEG, ".ppm": PPM}
+PPM_HEADER = re.compile(rb"P6(?:\s+#[^\n]*)*\s+(\d+)(?:\s+#[^\n]*)*\s+(\d+)(?:\s+#[^\n]*)*\s+(\d+)\s")
+BITS_LOST = mmap.mmap(-1, 1)  # whether it was told; processes that are forked off to read ahead share it
 FLO_MAGIC = b"PIEH"  # 202021.25 as a float32: the Middlebury flow format
 KITTI_ZERO, KITTI_STEPS = 2**15, 64  # the KITTI flow format: steps of 1/64 pixel around 2^15
 KITTI_REACH = (2**15 - 1) / KITTI_STEPS  # pixels; it holds a little less than 512
@@ -57,6 +63,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_writable(folder: str | Path) -> None:
+    """OSError where nothing can be written into a folder, which need not be there yet; it is not made."""
+    folder = Path(folder)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"{there}: is a file and no folder to write to; give another name")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"{there}: nothing may be written into this folder; give another one")
+
+
 def write_bytes(path: str | Path, data: bytes) -> None:
     with replacing(path) as temporary:
         temporary.write_bytes(data)
@@ -66,7 +82,10 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """A picture as RGB uint8 (H, W, 3); grey becomes RGB, transparency is dropped, a JPEG's orientation is applied."""
+    """A picture as RGB uint8 (H, W, 3); grey becomes RGB, transparency is dropped, a JPEG's orientation is applied.
+
+    More than 8 bits a colour become 8; a warning names the first such picture of a run.
+    """
     return cv2.cvtColor(_decode(path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)  # forty times as fast as [..., ::-1].copy()
 
 
@@ -137,6 +156,15 @@ def _decode(path: str | Path, flags: int) -> np.ndarray:
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if whole(data) else None
     if image is None:
         raise ValueError(f"{path}: the picture is cut short or damaged; copy or make it again")
+    if flags != cv2.IMREAD_COLOR:
+        return image
+    top = int(PPM_HEADER.match(data)[3]) if magic == PPM else 2 ** data[24] - 1 if magic == PNG else 255
+    if magic == PPM and top not in (255, 65535):  # OpenCV takes all values for shares of one of these two
+        image = cv2.convertScaleAbs(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED), alpha=255 / top)
+    if top > 255 and not BITS_LOST[0]:
+        BITS_LOST[0] = 1
+        if distributed.is_main():
+            warnings.warn(f"{path}: more than 8 bits a colour; 8 are kept, of all such pictures", stacklevel=3)
     return image
 
 
@@ -158,7 +186,7 @@ def _jpeg_whole(data: bytes) -> bool:
 
 
 def _ppm_whole(data: bytes) -> bool:
-    header = re.match(rb"P6(?:\s+#[^\n]*)*\s+(\d+)(?:\s+#[^\n]*)*\s+(\d+)(?:\s+#[^\n]*)*\s+(\d+)\s", data)
+    header = PPM_HEADER.match(data)
     if not header:
         return False
     width, height, top = map(int, header.groups())

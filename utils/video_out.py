@@ -356,9 +356,8 @@ def check_crf(codec: str, crf: int) -> None:
 
 
 def check_folder(out: Path) -> None:
-    """ValueError where something else than pictures of ours would be lost if this folder were replaced."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out}: is a file and no folder for pictures; give another name")
+    """OSError where this is no folder to write to, ValueError where replacing it would lose more than our pictures."""
+    io.check_writable(out)
     for path in out.iterdir() if out.exists() else ():
         if not PICTURE.fullmatch(path.name):
             raise ValueError(f"{out}: holds {path.name}, too, which would be lost; name a folder of its own")
