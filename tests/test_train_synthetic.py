@@ -1,4 +1,5 @@
 import argparse
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ from datasets import Sample, clips, effects, synthetic
 from datasets.stencils import drawn_stencils
 from losses.terms import flow_error
 from models.layers import warp
-from utils import checkpoint, io
+from utils import checkpoint, io, metrics, training
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,13 @@ def test_footage_has_its_share_and_no_flow_and_scenes_have_theirs(material):
     assert batch.flow[:4].isfinite().all() and batch.flow[4:].isnan().all()
     k = batch.t[4:] * 8
     assert torch.equal(k, k.round())  # k / (N - 1) for windows of 3, 5 or 9 frames
+
+
+@pytest.mark.parametrize("real, unknown", [(0, 0), (1, 8)])
+def test_batches_may_be_of_scenes_or_of_footage_alone(material, real, unknown):
+    batch = take(script.Mixture(material, footage(clip("a")), 48, options(real=real), start=0), 1)[0]
+    assert batch.img0.shape == (8, 3, 48, 48)
+    assert batch.flow.isnan().flatten(1).all(1).sum() == unknown
 
 
 def test_effects_0_leaves_scenes_as_they_are_drawn_and_1_does_not(material):
@@ -171,6 +179,8 @@ def test_exact_flow_leads_at_first_and_the_picture_in_the_end(material):
     assert first / last == pytest.approx(script.FLOW_START / script.FLOW_END, rel=1e-4)
     left = script.weighted(terms, 0.7, without=["flow", "dis"])
     assert set(left) == {"rec", "geo"} and left["geo"] == terms["geo"]
+    missing = script.terms(out, batch.imgt, batch.flow, psnr=0.01)["psnr"]
+    assert missing.item() == pytest.approx(-0.01 * metrics.psnr(out.imgt, batch.imgt).mean().item(), rel=1e-3)
 
 
 def test_a_run_begins_with_the_weights_it_is_told_of_in_its_own_network_or_a_wider_one(tmp_path):
@@ -222,7 +232,16 @@ def write_folder(folder, frames):
         io.write_image(folder / f"{number:02d}.png", frame)
 
 
-def test_a_run_by_the_clock_ends_whole_and_goes_on_to_a_later_horizon(tmp_path, monkeypatch):
+def test_a_run_by_the_clock_ends_whole_and_goes_on_to_a_later_horizon(tmp_path, monkeypatch, capsys):
+    """By a clock on which every step takes a second, and nothing else takes any time."""
+    clock, step, sides = SimpleNamespace(now=0.0, monotonic=lambda: clock.now), training.step, []
+
+    def ticking(network, state, stream, *rest):
+        clock.now += 1
+        return step(network, state, (sides.append(b.img0.shape[-1]) or b for b in stream), *rest)
+
+    monkeypatch.setattr(training, "time", clock)
+    monkeypatch.setattr(training, "step", ticking)
     monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
     for name in "abcde":
         write_folder(tmp_path / "clips" / name, clip(name, seed=ord(name)).frames)
@@ -231,10 +250,11 @@ def test_a_run_by_the_clock_ends_whole_and_goes_on_to_a_later_horizon(tmp_path, 
         "--batch_size 3 --log_every 2 --workers 0 --window 96 --device cpu --amp none --clip_flow dis"
     ).split()
     monkeypatch.setattr(synthetic, "TEXTURES", 4)
-    script.main(script.parser().parse_args([*command, "--minutes", "0.06"]))
+    script.main(script.parser().parse_args([*command, "--minutes", "0.1", "--resume", "auto"]))
     folder = tmp_path / "run" / "IFRNet_S"
     first = checkpoint.read(folder / checkpoint.LATEST)
-    assert first["seconds"] >= 3.6 and first["iteration"] > 0
+    assert f"{folder}: no run to go on with in this folder; a new one begins" in capsys.readouterr().out
+    assert first["seconds"] == first["iteration"] == 6 and sides == [32] * 3 + [48] * 3
     shipped = torch.load(folder / "IFRNet_S.pth", weights_only=True)
     assert all(value.dtype == torch.float16 for value in shipped.values())
     average = first["ema"]
@@ -243,10 +263,10 @@ def test_a_run_by_the_clock_ends_whole_and_goes_on_to_a_later_horizon(tmp_path, 
 
     with pytest.raises(ValueError, match="a run is here"):
         script.main(script.parser().parse_args([*command, "--minutes", "9"]))
-    later = first["seconds"] / 60 + 0.06
-    script.main(script.parser().parse_args([*command, "--minutes", str(later), "--resume", "auto"]))
+    script.main(script.parser().parse_args([*command, "--minutes", "0.15", "--resume", "auto"]))
     second = checkpoint.read(folder / checkpoint.LATEST)
-    assert second["iteration"] > first["iteration"] and second["seconds"] >= 60 * later
+    assert second["seconds"] == second["iteration"] == 9 and sides[6:] == [48] * 3
+    assert "a new one begins" not in capsys.readouterr().out
 
 
 def test_clips_to_validate_on_are_never_trained_on(tmp_path, monkeypatch):

@@ -176,10 +176,12 @@ def announce(
 
 
 def newest(folder: Path) -> dict | None:
-    """The newest whole checkpoint of a run, if any; what is passed over is said."""
+    """The newest whole checkpoint of a run, if any; what is passed over is said, and that there is none."""
     content, warnings = checkpoint.newest(folder)
     for line in warnings if distributed.is_main() else ():
         print(f"passed over: {line}", flush=True)
+    if content is None and distributed.is_main():
+        print(f"{folder}: no run to go on with in this folder; a new one begins", flush=True)
     return content
 
 
