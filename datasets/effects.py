@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import Sample
+from .scenes import chart, pixels, read
 from .stencils import INNER, OUTLINE, STEPS, Stencils
-from .synthetic import chart, pixels, read, to_device
+from .synthetic import to_device
 
 # The share of the samples that has each, at strength 1; blur is that of synthetic.Synthetic.
 BLUR, DRIFT, NOISE, OVERLAY, COMPRESSION = 0.08, 0.2, 0.25, 0.15, 0.2

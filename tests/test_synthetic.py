@@ -7,21 +7,20 @@ import torch
 import torch.nn.functional as F
 
 from datasets import synthetic
-from datasets.stencils import INNER, STEPS, Cutouts, drawn_stencils, signed_distance
-from datasets.synthetic import (
+from datasets.scenes import (
     Layer,
-    Material,
     Motion,
-    Synthetic,
+    chart,
     flow_of,
     frame_of,
     from_layer,
     homographies,
-    photo_windows,
     pixels,
     to_layer,
     view_at,
 )
+from datasets.stencils import INNER, STEPS, Cutouts, drawn_stencils, signed_distance
+from datasets.synthetic import Material, Synthetic, photo_windows
 from models.layers import warp
 from utils import io
 
@@ -67,9 +66,9 @@ def still(scene, **changes):
 def object_layer(texture, mask, radius, **changes):
     """An object in the middle whose shape, a mask (H, H), would fill INNER on either side at `radius`."""
     stencil = torch.from_numpy(signed_distance(mask, 160))[None]
-    chart = synthetic.chart(torch.zeros(1, 2), torch.zeros(1), torch.full((1, 2), radius / (2 * INNER)))
+    place = chart(torch.zeros(1, 2), torch.zeros(1), torch.full((1, 2), radius / (2 * INNER)))
     sharp = torch.tensor([radius / (INNER * 160 * STEPS * 0.25)])
-    return Layer(texture, chart, torch.ones(1, 3), motion(**changes), None, stencil, chart, sharp)
+    return Layer(texture, place, torch.ones(1, 3), motion(**changes), None, stencil, place, sharp)
 
 
 def disc(side=320):
