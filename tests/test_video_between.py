@@ -1,0 +1,244 @@
+"""What interpolate_video.py puts between frames: nothing across cuts, motion in place of repeats, and the pipeline."""
+
+import subprocess
+import sys
+import time
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, formula_image, formula_weights
+from video_files import decode, encode, moving, run
+
+import interpolate_video
+import models
+from models.baselines import Average
+from utils import io, timeline, video
+from utils.ahead import ahead
+from utils.pipeline import between, infer
+from utils.timeline import Frame, Grid, Step
+
+# Cuts and repeats
+
+
+def test_nothing_is_invented_across_a_cut(tmp_path):
+    frames = moving(6, seed=1) + moving(6, seed=2)
+    run(encode(tmp_path / "in.mp4", frames), tmp_path / "out.mp4", "--factor", "4", "--codec", "ffv1")
+    _, images = decode(tmp_path / "out.mp4")
+    assert len(images) == 45
+    assert all((images[20 + k] == images[20]).all() for k in range(4))  # the last frame before the cut, repeated
+    assert not (images[17] == images[16]).all() and not (images[25] == images[24]).all()
+    run(tmp_path / "in.mp4", tmp_path / "no.mp4", "--factor", "4", "--codec", "ffv1", "--cuts", "no")
+    assert not (decode(tmp_path / "no.mp4")[1][21] == images[20]).all()
+
+
+def test_cuts_between_real_clips_are_found_and_motion_is_not_taken_for_one(real_data):
+    """carphone and dogs-jump: little motion; bmx-trees, running_car: much, up to 69 pixels in 972."""
+    names = ("carphone.mp4", "davis_dogs-jump.mp4", "davis_bmx-trees", "propainter_running_car.mp4", "pysot_bag.avi")
+    clips = []
+    for name in names:
+        frames = video.open_source(str(real_data / "clips" / name)).frames()
+        clips.append([timeline.thumbnail(frame.image) for _, frame in zip(range(50), frames)])
+    for thumbnails in clips:
+        assert max(map(timeline.unexplained, thumbnails, thumbnails[1:])) < timeline.CUT
+    joints = [(a[i], b[-1 - i]) for a in clips for b in clips if a is not b for i in (0, 20, 40)]
+    assert min(timeline.unexplained(a, b) for a, b in joints) > timeline.CUT
+
+
+def test_repeated_frames_are_dropped_and_their_times_filled_with_motion(tmp_path):
+    """12 frames a second shown as 24: without the repeats the average lies half-way at every second time."""
+    frames = moving(5, step=4)
+    for i in range(10):
+        io.write_image(tmp_path / "frames" / f"{i}.png", frames[i // 2])
+    run(tmp_path / "frames", tmp_path / "out", "--factor", "1", "--dedup")
+    images = [io.read_image(path).astype(float) for path in io.list_images(tmp_path / "out")]
+    assert len(images) == 10 and all((a == b).all() for a, b in zip(images[::2], frames))
+    for before, made, after in zip(images[::2], images[1::2], images[2::2]):
+        assert np.abs(made - (before + after) / 2).max() <= 0.51
+
+
+def test_a_picture_that_stands_still_is_not_stretched_into_motion():
+    still = [Frame(Fraction(i), np.zeros((64, 64, 3), np.uint8)) for i in range(10)]
+    moved = Frame(Fraction(10), np.full((64, 64, 3), 50, np.uint8))
+    pairs = list(timeline.steps([*still, moved], Grid(2), Fraction(100), cut=None, repeat=timeline.is_repeat))
+    spans = [(int(step.first.time), int(step.second.time)) for step in pairs]
+    assert spans == [(0, 4), (4, 8), (8, 10), (10, 10)]
+
+
+# What is in between
+
+
+def test_weights_that_know_the_middle_alone_halve_again_and_again(tmp_path):
+    model = formula_weights(models.build("IFRNet_S"))
+    model.decoder4.convblock[0][0].weight.data[:, -1] = 0
+    call = models.Interpolator(model, "cpu")
+    img0, img1 = (formula_image(32, 48, seed)[None] for seed in (0, 1))
+    half = call(img0, img1)[:, 0]
+    quarter = call(img0, half)[:, 0]
+    late = call(call(half, img1)[:, 0], img1)[:, 0]
+    ts = [Fraction(1, 4), Fraction(1, 2), Fraction(7, 8)]
+    made = list(between(call, img0, img1, ts))
+    assert all(torch.equal(a, b) for a, b in zip(made, (quarter, half, late), strict=True))
+    path = tmp_path / "half.pth"
+    torch.save(model.state_dict(), path)
+    source, out = encode(tmp_path / "in.mp4", moving(3)), tmp_path / "out.mp4"
+    options = interpolate_video.parser().parse_args([str(source), str(out), "--factor", "3", "--checkpoint", str(path)])
+    with pytest.raises(ValueError, match="trained at t = 0.5 alone.*IFRNet_S"):
+        interpolate_video.main(options)
+    options.factor, options.fps = None, Fraction(30)
+    with pytest.raises(ValueError, match="trained at t = 0.5 alone.*IFRNet_S"):
+        interpolate_video.main(options)
+    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith(".")) == ["half.pth", "in.mp4"]
+
+
+def test_batches_of_pairs_give_the_frames_of_single_ones():
+    class Several(models.Interpolator):
+        most = 3
+
+        def pairs_at_once(self, height, width):
+            return self.most
+
+    call = Several(formula_weights(models.build("IFRNet_S")), "cpu")
+    frames = [Frame(Fraction(i), image) for i, image in enumerate(moving(6))]
+    grid = Grid(3)
+    several = list(infer(timeline.steps(frames, grid, Fraction(3), cut=None), call, 3))
+    call.most = 1
+    single = list(infer(timeline.steps(frames, grid, Fraction(3), cut=None), call, 3))
+    assert [(p.segment, p.time) for p in several] == [(p.segment, p.time) for p in single]
+    assert [p.segment for p in single] == [0] * 9 + [1] * 7
+    difference = [np.abs(a.image().astype(int) - b.image()).max() for a, b in zip(several, single)]
+    assert max(difference) <= 1
+
+
+def test_every_pair_has_the_scale_that_is_asked_for_and_a_batch_the_smallest():
+    class Asked(models.Interpolator):
+        most, scales = 1, []
+
+        def pairs_at_once(self, height, width):
+            return self.most
+
+        def each(self, img0, img1, times=(0.5,), scale=None):
+            self.scales.append((len(img0), scale))
+            return super().each(img0, img1, times, scale)
+
+    call = Asked(formula_weights(models.build("IFRNet_S")), "cpu")
+    frames = [Frame(Fraction(i), image) for i, image in enumerate(moving(5))]
+    wanted = dict(zip((frame.image.sum() for frame in frames), (1.0, 0.5, 1.0, 0.25)))
+    for call.most in (1, 2):
+        list(infer(timeline.steps(frames, Grid(2), Fraction(9), cut=None), call, 9, lambda a, b: wanted[a.sum()]))
+    assert call.scales == [(1, 1.0), (1, 0.5), (1, 1.0), (1, 0.25), (2, 0.5), (2, 0.25)]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_frames_pass_through_a_gpu_unmixed():
+    frames = [Frame(Fraction(i), image) for i, image in enumerate(moving(40))]
+
+    def made(device: str) -> list[np.ndarray]:
+        steps = timeline.steps(iter(frames), Grid(4), Fraction(3), cut=None)
+        several = list(infer(steps, Average(device), 3))  # all of them on their way before the first is looked at
+        return [picture.image() for picture in several]
+
+    for there, here in zip(made("cuda"), made("cpu"), strict=True):
+        assert np.abs(there.astype(int) - here).max() <= 1
+
+
+def test_the_network_makes_the_frames_of_the_interpolator(tmp_path):
+    model = formula_weights(models.build("IFRNet_S"))
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    frames = moving(3)
+    for i, frame in enumerate(frames):
+        io.write_image(tmp_path / "frames" / f"{i}.png", frame)
+    arguments = [
+        str(tmp_path / "frames"),
+        str(tmp_path / "out"),
+        "--factor",
+        "4",
+        "--checkpoint",
+        str(tmp_path / "weights.pth"),
+    ]
+    interpolate_video.main(interpolate_video.parser().parse_args(arguments))
+    call = models.Interpolator(model, "cpu")
+    expected = io.to_uint8(call(io.to_float(frames[1]), io.to_float(frames[2]), [0.25, 0.5, 0.75]))
+    got = [io.read_image(tmp_path / "out" / f"{number:08d}.png") for number in (6, 7, 8)]
+    assert all((a == b).all() for a, b in zip(expected, got))
+
+
+# The pipeline
+
+
+def test_a_step_across_a_cut_asks_for_nothing_in_between():
+    asked = []
+
+    def cut(first, second):
+        asked.append((first.mean(), second.mean()))
+        return second.mean() > 100
+
+    frames = [Frame(Fraction(i), np.full((8, 8, 3), value, np.uint8)) for i, value in enumerate((0, 10, 200, 210))]
+    pairs: list[Step] = list(timeline.steps(frames, Grid(2), Fraction(10), cut=cut))
+    assert [step.ts for step in pairs] == [[0, Fraction(1, 2)], [0, 0], [0, 0], [0]]
+    assert len(asked) == 3
+    made = list(infer(iter(pairs), Average("cpu"), 10))
+    assert [picture.made is not None for picture in made] == [False, True, False, False, False, False, False]
+
+
+def test_work_ahead_keeps_the_order_and_waits_when_enough_is_ready():
+    made = []
+
+    def numbers():
+        for i in range(100):
+            made.append(i)
+            yield i
+
+    iterator = ahead(numbers(), 3)
+    assert next(iterator) == 0
+    time.sleep(0.1)
+    assert len(made) <= 5
+    assert list(iterator) == list(range(1, 100))
+
+
+def test_work_ahead_hands_on_what_was_raised_and_ends_when_closed():
+    closed = []
+
+    def failing():
+        try:
+            yield 1
+            raise ValueError("no more")
+        finally:
+            closed.append("failing")
+
+    def endless():
+        try:
+            while True:
+                yield 0
+        finally:
+            closed.append("endless")
+
+    with pytest.raises(ValueError, match="no more"):
+        list(ahead(ahead(failing(), 2), 2))
+    iterator = ahead(ahead(endless(), 2), 2)
+    next(iterator)
+    iterator.close()
+    assert closed == ["failing", "endless"]
+
+
+MEMORY = """
+import sys
+sys.path.insert(0, {root!r})
+import interpolate_video
+interpolate_video.main(interpolate_video.parser().parse_args(sys.argv[1:]))
+print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of memory from /proc")
+def test_memory_does_not_grow_with_the_length(tmp_path):
+    peaks = []
+    for count in (300, 3000):
+        source = encode(tmp_path / f"{count}.mp4", moving(100) * (count // 100), preset="ultrafast")
+        command = [sys.executable, "-c", MEMORY.format(root=str(ROOT)), str(source), str(tmp_path / f"out{count}.mp4")]
+        options = ["--model_name", "average", "--segment", "5"]
+        done = subprocess.run([*command, *options], capture_output=True, timeout=120, check=True)
+        peaks.append(int(done.stdout.split()[-1]))
+    assert peaks[1] < 1.05 * peaks[0], peaks

@@ -1,0 +1,335 @@
+"""Runs of interpolate_video.py: interrupted and resumed, on ranks, through pipes, into folders, and what goes wrong."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from io import BytesIO
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import pytest
+from PIL import Image, ImageSequence
+from video_files import HEIGHT, SCRIPT, WIDTH, complaint, decode, encode, moving, packets, planes, run, start
+
+import interpolate_video
+from utils import io, video
+
+
+@pytest.fixture
+def clip(tmp_path):
+    return encode(tmp_path / "in.mp4", moving(20))
+
+
+# Going on
+
+
+def long_clip(tmp_path):
+    return encode(tmp_path / "in.mp4", moving(25) * 12, sound=True)
+
+
+def wait_for(path, process):
+    until = time.monotonic() + 60
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < until, process.stderr.read()
+        time.sleep(0.002)
+
+
+def test_a_killed_run_goes_on_and_ends_in_the_same_file(tmp_path):
+    source = long_clip(tmp_path)
+    run(source, tmp_path / "whole.mp4", "--segment", "1", model="dis")
+    process = start(source, tmp_path / "out.mp4", "--segment", "1", model="dis")
+    wait_for(tmp_path / ".out.mp4.parts" / "000003.mp4", process)
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "out.mp4").exists()
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / ".out.mp4.parts").glob("0*")}
+    assert 4 <= len(before) < 12
+    with pytest.raises(ValueError, match="begun with factor 2.*not 4|begun with factor None, not 4"):
+        run(source, tmp_path / "out.mp4", "--segment", "1", "--resume", "--factor", "4", model="dis")
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / ".out.mp4.parts").glob("0*")} == before
+    run(source, tmp_path / "out.mp4", "--segment", "1", "--resume", model="dis")
+    assert packets(tmp_path / "out.mp4", "video") == packets(tmp_path / "whole.mp4", "video")
+    assert packets(tmp_path / "out.mp4", "audio") == packets(tmp_path / "whole.mp4", "audio")
+    assert not (tmp_path / ".out.mp4.parts").exists()
+
+
+def test_an_interrupt_leaves_a_playable_file_and_can_be_resumed(tmp_path):
+    source = long_clip(tmp_path)
+    process = start(source, tmp_path / "out.mp4", "--segment", "1", model="dis")
+    wait_for(tmp_path / ".out.mp4.parts" / "000002.mp4", process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2 and b"--resume goes on" in errors.splitlines()[-1] and b"Traceback" not in errors
+    times, _ = decode(tmp_path / "out.mp4")
+    assert 150 <= len(times) < 599 and times == [Fraction(k, 50) for k in range(len(times))]
+    sound = packets(tmp_path / "out.mp4", "audio")
+    assert sound[-1][0] < times[-1] + 1
+    run(source, tmp_path / "out.mp4", "--segment", "1", "--resume", model="dis")
+    run(source, tmp_path / "whole.mp4", "--segment", "1", model="dis")
+    assert packets(tmp_path / "out.mp4", "video") == packets(tmp_path / "whole.mp4", "video")
+
+
+@pytest.mark.parametrize("options", [(), ("--fps", "60", "--dedup")])
+def test_two_ranks_make_the_file_of_one(tmp_path, options):
+    source = encode(tmp_path / "in.mp4", moving(70), sound=True)
+    run(source, tmp_path / "one.mp4", "--segment", "1", *options)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", SCRIPT]
+    command += [str(source), str(tmp_path / "two.mp4"), "--segment", "1", "--model_name", "average", *options]
+    done = subprocess.run(command, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120)
+    assert done.returncode == 0, done.stderr.decode()
+    assert packets(tmp_path / "two.mp4", "video") == packets(tmp_path / "one.mp4", "video")
+    assert packets(tmp_path / "two.mp4", "audio") == packets(source, "audio")
+
+
+# Other ways in and out
+
+
+def test_gif_in_and_out(tmp_path):
+    # Grey: its levels fit a palette of 256 colours, so that what is compared is the frame and not the dithering.
+    grey = [image[..., 1:2].repeat(3, 2) for image in moving(6)]
+    run(encode(tmp_path / "in.mp4", grey, 20), tmp_path / "out.gif")
+    with av.open(str(tmp_path / "out.gif")) as container:
+        times = [frame.pts * frame.time_base for frame in container.decode(video=0)]
+    assert times == [Fraction(round(100 * k / 40), 100) for k in range(11)]
+    _, images = decode(tmp_path / "out.gif")
+    _, original = decode(tmp_path / "in.mp4")
+    assert len(images) == 11 and np.abs(images[0].astype(int) - original[0]).mean() < 4
+    run(tmp_path / "out.gif", tmp_path / "back.mp4", "--factor", "1", "--codec", "ffv1")
+    _, back = decode(tmp_path / "back.mp4")
+    assert all((a == b).all() for a, b in zip(images, back, strict=True))
+
+
+def test_the_last_frame_of_a_gif_is_shown_as_long_as_the_others(tmp_path, clip):
+    run(clip, tmp_path / "out.gif", "--factor", "1")
+    with Image.open(tmp_path / "out.gif") as animation:
+        assert [frame.info["duration"] for frame in ImageSequence.Iterator(animation)] == [40] * 20
+
+
+def test_y4m_pipes_both_ways(tmp_path):
+    source = encode(tmp_path / "in.mp4", moving(6), aspect=Fraction(4, 3))
+    first = start(source, "-", stdout=subprocess.PIPE)
+    stream = first.communicate(timeout=60)[0]
+    assert first.returncode == 0 and stream.startswith(b"YUV4MPEG2 W128 H64 F50:1 ") and b" A4:3 " in stream[:80]
+    second = start("-", tmp_path / "out.mp4", "--crf", "0", stdin=subprocess.PIPE)
+    second.communicate(stream, timeout=60)
+    times, _ = decode(tmp_path / "out.mp4")
+    assert second.returncode == 0 and times == [Fraction(k, 100) for k in range(21)]
+    assert all((a == b).all() for a, b in zip(planes(source), planes(tmp_path / "out.mp4")[::4]))
+
+
+def test_a_deep_pipe_tells_that_8_bits_are_kept(monkeypatch):
+    data = b"YUV4MPEG2 W32 H16 F25:1 C420p10 XYSCSS=420P10\n" + 2 * (b"FRAME\n" + bytes(32 * 16 * 3))
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=BytesIO(data)))
+    assert video.Pipe().notes == ("standard input: more than 8 bits a colour (yuv420p10le) become 8",)
+
+
+def test_a_pipe_without_frames_is_refused(tmp_path, monkeypatch):
+    for data, words in (
+        (b"", "no y4m; ffmpeg"),
+        (b"an mp4", "no y4m; ffmpeg"),
+        (b"YUV4MPEG2 W64 H48 F25:1 C420jpeg\n", "not a single frame"),
+    ):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=BytesIO(data)))
+        with pytest.raises(ValueError, match=f"standard input.*{words}"):
+            run("-", tmp_path / "out.mp4")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("how", ["side", "split"])
+def test_a_comparison_shows_repeated_frames_beside_made_ones(tmp_path, clip, how):
+    run(clip, tmp_path / "plain", "--factor", "2")
+    run(clip, tmp_path / "both", "--factor", "2", "--compare", how)
+    made = io.read_image(tmp_path / "plain" / "00000002.png")
+    repeated = io.read_image(tmp_path / "plain" / "00000001.png")
+    both = io.read_image(tmp_path / "both" / "00000002.png")
+    if how == "side":
+        assert (both == np.concatenate([repeated, made], 1)).all()
+    else:
+        assert (both[:, :64] == repeated[:, :64]).all() and (both[:, 65:] == made[:, 65:]).all()
+        assert (both[:, 64] == 255).all()
+
+
+def test_a_preview_is_one_picture_of_several_places(tmp_path, clip):
+    run(clip, tmp_path / "sheet.png", "--preview", "3", "--factor", "4")
+    sheet = io.read_image(tmp_path / "sheet.png")
+    assert sheet.shape == (3 * HEIGHT, 5 * WIDTH, 3)
+    _, images = decode(clip)
+    # The first place is 19/25 s / 6: the next frame is the one of 4/25 s, and the one after it ends the row.
+    for cell, number in ((sheet[:HEIGHT, :WIDTH], 4), (sheet[:HEIGHT, -WIDTH:], 5)):
+        assert np.argmin([np.abs(cell.astype(int) - image).mean() for image in images]) == number
+
+
+# What goes wrong
+
+
+def truncated(path, source, share):
+    data = source.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    return path
+
+
+def test_broken_inputs_are_named_in_one_line(tmp_path, capsys):
+    whole = encode(tmp_path / "whole.mp4", moving(50))
+    stream = encode(tmp_path / "whole.mkv", moving(50))
+    out = tmp_path / "out.mp4"
+    (tmp_path / "text.mp4").write_text("this is no video")
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    with av.open(str(tmp_path / "sound.m4a"), "w", format="mp4") as output:
+        audio = output.add_stream("aac", rate=44100, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 44100, 0
+        output.mux(audio.encode(frame))
+        output.mux(audio.encode(None))
+    (tmp_path / "none").mkdir()
+    io.write_image(tmp_path / "one" / "1.png", moving(1)[0])
+    for i, width in enumerate((128, 96)):
+        io.write_image(tmp_path / "two" / f"{i}.png", moving(1)[0][:, :width])
+    cases = {
+        tmp_path / "missing.mp4": "no such video",
+        tmp_path / "text.mp4": "cannot be read as video",
+        tmp_path / "empty.mp4": "cannot be read as video",
+        tmp_path / "sound.m4a": "no video in this file",
+        encode(tmp_path / "single.mp4", moving(1)): "1 frame",
+        truncated(tmp_path / "half.mp4", whole, 0.5): "cannot be read as video",
+        truncated(tmp_path / "half.mkv", stream, 0.5): "cut short",
+        tmp_path / "none": "no pictures",
+        tmp_path / "one": "1 frame",
+        tmp_path / "two": "frames must have one size",
+    }
+    for path, words in cases.items():
+        line = complaint(capsys, path, out)
+        assert words in line and path.name in line, line
+        assert not list(tmp_path.glob("out*")) and not list(tmp_path.glob(".out*"))
+
+
+def test_a_file_cut_short_behind_its_index_is_noticed(tmp_path, capsys):
+    source = encode(tmp_path / "in.mp4", moving(100))
+    with (
+        av.open(str(source)) as first,
+        av.open(str(tmp_path / "fast.mp4"), "w", options={"movflags": "+faststart"}) as output,
+    ):
+        stream = output.add_stream_from_template(first.streams.video[0], opaque=True)
+        for packet in first.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                output.mux(packet)
+    path = truncated(tmp_path / "half.mp4", tmp_path / "fast.mp4", 0.6)
+    assert "cut short" in complaint(capsys, path, tmp_path / "out.mp4")
+
+
+def test_outputs_that_cannot_be_are_refused_before_anything_is_done(tmp_path, clip, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "exists.mp4").write_text("precious")
+    assert "--overwrite" in complaint(capsys, clip, tmp_path / "exists.mp4")
+    assert "is finished" in complaint(capsys, clip, tmp_path / "exists.mp4", "--resume")
+    assert (tmp_path / "exists.mp4").read_text() == "precious"
+    assert "file" in complaint(capsys, clip, tmp_path / "file" / "out.mp4")
+    assert "unknown kind of output" in complaint(capsys, clip, tmp_path / "out.txt")
+    assert "is the input" in complaint(capsys, clip, clip, "--overwrite")
+    assert "give one of them" in complaint(capsys, clip, tmp_path / "out.mp4", "--factor", "2", "--fps", "60")
+    assert "cannot be stored in .webm" in complaint(capsys, clip, tmp_path / "out.webm", "--codec", "h264")
+    assert "'0' is not a whole number" in complaint(capsys, clip, tmp_path / "out.mp4", "--factor", "0")
+    assert "no frame rate" in complaint(capsys, clip, tmp_path / "out.mp4", "--fps", "1/0")
+    assert not list(tmp_path.glob("out*"))
+    run(clip, tmp_path / "exists.mp4", "--overwrite")
+    assert len(decode(tmp_path / "exists.mp4")[0]) == 39
+
+
+def test_a_full_disk_is_one_line_and_what_is_complete_stays(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (60, 96, 128, 3), np.uint8)
+    source = encode(tmp_path / "in.mp4", list(noise), preset="ultrafast", crf="30")
+
+    def limit():  # of a file's size, which the system reports as it does a full disk
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, 2**18))
+
+    process = start(source, tmp_path / "out.mp4", "--crf", "0", "--cuts", "no", "--segment", "1", preexec_fn=limit)
+    _, errors = process.communicate(timeout=60)
+    last = errors.decode().splitlines()[-1]
+    assert process.returncode == 2 and "File too large" in last and "Traceback" not in errors.decode(), errors.decode()
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_only_a_folder_of_its_own_pictures_is_overwritten(tmp_path, clip, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    run(clip, out)  # an empty one is nothing to be lost
+    assert len(list(out.iterdir())) == 39
+    run(clip, out, "--overwrite", "--factor", "1")
+    assert len(list(out.iterdir())) == 20
+    (out / "letter.txt").write_text("precious")
+    assert "letter.txt" in complaint(capsys, clip, out, "--overwrite")
+    assert "in.mp4" in complaint(capsys, clip, tmp_path, "--overwrite")
+    assert (out / "letter.txt").read_text() == "precious" and clip.exists() and len(list(out.iterdir())) == 21
+    (tmp_path / "letter").write_text("precious")
+    assert "no folder" in complaint(capsys, clip, tmp_path / "letter", "--overwrite")
+
+
+def test_what_a_killed_run_has_done_is_not_thrown_away_unasked(tmp_path, clip, capsys):
+    part = tmp_path / ".out.mp4.parts" / "000000.mp4"
+    part.parent.mkdir()
+    part.write_text("hours of work")
+    assert "--resume goes on" in complaint(capsys, clip, tmp_path / "out.mp4")
+    (tmp_path / "out.mp4").write_text("what was done until Ctrl-C")
+    assert "--resume goes on" in complaint(capsys, clip, tmp_path / "out.mp4")
+    assert part.exists()
+    run(clip, tmp_path / "out.mp4", "--overwrite")
+    assert len(decode(tmp_path / "out.mp4")[0]) == 39 and not part.exists()
+
+
+def test_an_interrupt_before_anything_is_done_leaves_nothing(tmp_path, clip, capsys, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(interpolate_video.Job, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(clip, tmp_path / "out.mp4")
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_options_that_the_output_cannot_follow_are_refused(tmp_path, clip, capsys):
+    assert "--crf 99: h264 takes 0 to 51" in complaint(capsys, clip, tmp_path / "out.mp4", "--crf", "99")
+    assert "--crf -5" in complaint(capsys, clip, tmp_path / "out.webm", "--crf", "-5")
+    assert "--crf 18" in complaint(capsys, clip, tmp_path / "out.mkv", "--crf", "18", "--codec", "ffv1")
+    for name in ("out.gif", "out", "-"):
+        assert "--codec h265" in complaint(capsys, clip, name if name == "-" else tmp_path / name, "--codec", "h265")
+        assert "--crf 5" in complaint(capsys, clip, name if name == "-" else tmp_path / name, "--crf", "5")
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_damaged_frames_are_left_out_and_counted(tmp_path, capsys):
+    source = encode(tmp_path / "in.mkv", moving(60), codec="ffv1", pix_fmt="yuv420p", g="1")
+    data = bytearray(source.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 3000] = b"\xff" * 3000
+    source.write_bytes(data)
+    try:
+        run(source, tmp_path / "out.mp4")
+    except ValueError as error:
+        assert "in.mkv" in str(error)
+    else:
+        assert "damaged" in capsys.readouterr().err
+
+
+def y4m(count):
+    rng = np.random.default_rng(0)
+    frames = [b"FRAME\n" + rng.integers(0, 256, HEIGHT * WIDTH * 3 // 2, np.uint8).tobytes() for _ in range(count)]
+    return f"YUV4MPEG2 W{WIDTH} H{HEIGHT} F25:1 C420jpeg\n".encode() + b"".join(frames)
+
+
+@pytest.mark.parametrize("lost", [0, 1, 5000, HEIGHT * WIDTH * 3 // 2 + 3])
+@pytest.mark.parametrize("piped", [False, True])
+def test_a_raw_video_whose_last_frame_is_cut_keeps_the_others_and_says_so(tmp_path, monkeypatch, capsys, lost, piped):
+    data = y4m(4)[: -lost or None]
+    (tmp_path / "in.y4m").write_bytes(data)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=BytesIO(data)))
+    run("-" if piped else tmp_path / "in.y4m", tmp_path / "out.mp4", "--factor", "1")
+    assert len(decode(tmp_path / "out.mp4")[0]) == (3 if lost else 4)
+    name = "standard input" if piped else "in.y4m"
+    told = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert len(told) == (lost > 0) and all(f"{name}: 1 frame left out, damaged or cut short" in line for line in told)

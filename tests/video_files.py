@@ -1,0 +1,118 @@
+"""What the tests of videos are made of: small files made and read with PyAV alone, and ways to run the script."""
+
+import os
+import subprocess
+import sys
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import interpolate_video
+from utils import cli
+
+SCRIPT = str(ROOT / "interpolate_video.py")
+HEIGHT, WIDTH = 64, 128  # x264's decisions vary from run to run for frames of less than eight blocks in width
+NTSC = Fraction(30000, 1001)
+
+
+def texture(seed, height=HEIGHT, width=WIDTH + 256):
+    """A random texture of coarse cells, RGB uint8."""
+    cells = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3))
+    return np.kron(cells, np.ones((8, 8, 1))).astype(np.uint8)
+
+
+def moving(count, seed=0, step=2):
+    """A texture that moves to the left by `step` pixels a frame."""
+    wide = texture(seed, width=(WIDTH + step * count) // 8 * 8 + 16)
+    return [np.ascontiguousarray(wide[:, step * i : step * i + WIDTH]) for i in range(count)]
+
+
+def encode(path, images, rate=25, times=None, codec="libx264", pix_fmt="yuv420p", sound=False, colour=None, **options):
+    """A video file, made with PyAV alone. times: in seconds, or at the constant rate. colour: matrix, range."""
+    rate = Fraction(rate)
+    times = times or [i / rate for i in range(len(images))]
+    tick = Fraction(1, 90000) if any((t * rate).denominator != 1 for t in times) else 1 / rate
+    turned, aspect = options.pop("turned", 0), options.pop("aspect", Fraction(1))
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream(codec, rate=rate, options=options or ({"crf": "5"} if codec == "libx264" else {}))
+        stream.height, stream.width = images[0].shape[:2]
+        stream.pix_fmt, stream.time_base = pix_fmt, tick
+        stream.codec_context.time_base, stream.codec_context.sample_aspect_ratio = tick, aspect
+        matrix, extent = colour or (6, 1)
+        if colour:
+            stream.codec_context.colorspace, stream.codec_context.color_range = colour
+        if turned:
+            stream.set_display_rotation(turned)
+        audio = output.add_stream("aac", rate=44100, layout="mono") if sound else None
+        for image, moment in zip(images, times):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            space = {1: 1, 6: 5}[matrix]
+            if not pix_fmt.startswith(("rgb", "bgr", "gbr")):
+                frame = frame.reformat(format=pix_fmt, dst_colorspace=space, dst_color_range=extent)
+            frame.pts, frame.time_base = round(moment / tick), tick
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+        if sound:
+            wave = np.sin(np.arange(int(44100 * (times[-1] + 1 / rate))) * 0.06).astype(np.float32)[None] / 3
+            for start in range(0, wave.shape[1], 1024):
+                block = np.ascontiguousarray(wave[:, start : start + 1024])
+                frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="mono")
+                frame.sample_rate, frame.pts = 44100, start
+                output.mux(audio.encode(frame))
+            output.mux(audio.encode(None))
+    return path
+
+
+def decode(path):
+    """Times in seconds from the first frame, and RGB frames, by PyAV alone."""
+    with av.open(str(path)) as container:
+        frames = list(container.decode(video=0))
+    times = [frame.pts * frame.time_base for frame in frames]
+    return [t - times[0] for t in times], [frame.to_ndarray(format="rgb24") for frame in frames]
+
+
+def planes(path):
+    """The decoded samples of every frame, plane after plane, no colour conversion."""
+
+    def samples(plane, bits):
+        rows = np.frombuffer(plane, np.uint16 if bits > 8 else np.uint8).reshape(plane.height, -1)
+        return rows[:, : plane.width].ravel()
+
+    with av.open(str(path)) as container:
+        return [
+            np.concatenate([samples(plane, frame.format.components[0].bits) for plane in frame.planes])
+            for frame in container.decode(video=0)
+        ]
+
+
+def packets(path, kind):
+    with av.open(str(path)) as container:
+        stream = next(stream for stream in container.streams if stream.type == kind)
+        return [(p.pts * p.time_base, bytes(p)) for p in container.demux(stream) if p.size]
+
+
+def run(*args, model="average"):
+    """The script in this process; errors are raised."""
+    interpolate_video.main(interpolate_video.parser().parse_args([*map(str, args), "--model_name", model]))
+
+
+def complaint(capsys, *args):
+    """What a person sees who makes a mistake: exit status 2 and one line."""
+    sys_argv, sys.argv = sys.argv, ["interpolate_video.py", *map(str, args), "--model_name", "average"]
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            cli.run(interpolate_video.main, interpolate_video.parser())
+    finally:
+        sys.argv = sys_argv
+    assert stopped.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "frame/s" not in line and line.strip()]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def start(*args, model="average", **kwargs):
+    command = [sys.executable, SCRIPT, *map(str, args), "--model_name", model]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}, **kwargs)
