@@ -6,7 +6,7 @@ import torch
 from datasets import Sample, effects
 from datasets.effects import Effects, compress, drift, noise, overlay
 from datasets.stencils import drawn_stencils
-from datasets.synthetic import photo_windows
+from datasets.synthetic import photo_windows, to_device
 from utils import io
 
 SHARES = ("DRIFT", "NOISE", "OVERLAY", "COMPRESSION")
@@ -173,6 +173,6 @@ def test_compression_changes_the_target_as_its_neighbours(stencils, alone):
 def test_a_seed_means_the_same_effects_on_the_gpu(stencils, alone):
     alone("DRIFT", "OVERLAY", "COMPRESSION")  # noise itself differs
     here = seeded(1, stencils)(batch())
-    there = seeded(1, stencils)(Sample(*(x.cuda() for x in batch())))
+    there = seeded(1, to_device(stencils, torch.device("cuda")))(Sample(*(x.cuda() for x in batch())))
     for a, b in zip(here, there):
         assert (a - b.cpu()).abs().median() < 1e-4
