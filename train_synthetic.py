@@ -12,8 +12,9 @@ made with this script is told in checkpoints/README.md.
 """
 
 import argparse
+import copy
 from collections.abc import Iterator, Sequence
-from itertools import count
+from itertools import count, repeat
 from pathlib import Path
 
 import numpy as np
@@ -79,12 +80,25 @@ class Mixture(IterableDataset):
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         for iteration in count(self.start + first, step):
-            rng = np.random.default_rng((self.seed, self.rank, iteration))
-            self.source.random.manual_seed(int(rng.integers(2**62)))
-            parts = [self.source.batch(self.scenes, any_time=True)] if self.scenes else []
-            real = (self.window(rng) for _ in range(self.real))
-            parts += [Sample(*(x[None].to(self.source.device) for x in sample)) for sample in real]
-            yield self.effects(Sample(*map(torch.cat, zip(*parts))))
+            yield self.batch(iteration, self.windows(iteration))
+
+    def dice(self, iteration: int) -> tuple[int, np.random.Generator]:
+        """The seed of an iteration's scenes, and what its footage is drawn with."""
+        rng = np.random.default_rng((self.seed, self.rank, iteration))
+        return int(rng.integers(2**62)), rng
+
+    def windows(self, iteration: int) -> Sample | None:
+        """The footage of an iteration, on the CPU."""
+        _, rng = self.dice(iteration)
+        real = [self.window(rng) for _ in range(self.real)]
+        return Sample(*map(torch.stack, zip(*real))) if real else None
+
+    def batch(self, iteration: int, real: Sample | None) -> Sample:
+        """The scenes of an iteration, on the material's device, and its footage."""
+        self.source.random.manual_seed(self.dice(iteration)[0])
+        parts = [self.source.batch(self.scenes, any_time=True)] if self.scenes else []
+        parts += [] if real is None else [synthetic.to_device(real, self.source.device)]
+        return self.effects(Sample(*map(torch.cat, zip(*parts))))
 
     def window(self, rng: np.random.Generator) -> Sample:
         """A crop of three frames of a window: both ends and one between. Clips count alike, whatever their length."""
@@ -98,6 +112,20 @@ class Mixture(IterableDataset):
             stack, dice = surroundings(stack, dice, self.crop)
             stack = stack._replace(flow=dis_flow(stack.frames))
         return transforms.apply(stack, dice, self.crop).sample()
+
+
+class Footage(IterableDataset):
+    """The footage of a mixture alone, read by processes beside a GPU: a window takes a millisecond, and a batch has
+    tens of them."""
+
+    def __init__(self, mixture: Mixture):
+        self.mixture = copy.copy(mixture)
+        self.mixture.source = self.mixture.effects = None  # what lies on a GPU stays out of other processes
+
+    def __iter__(self) -> Iterator[Sample]:
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        return map(self.mixture.windows, count(self.mixture.start + first, step))
 
 
 def surroundings(stack: transforms.Stack, dice: transforms.Dice, crop: int) -> tuple[transforms.Stack, transforms.Dice]:
@@ -266,10 +294,13 @@ def train(args, model, material, footage, val_set, folder, device, content, crop
 
     def batches(start: int):
         mixture = Mixture(material, footage, crop, args, start)
-        # On a GPU scenes are made where they are used; on the CPU beside the training.
-        workers = args.workers if device.type == "cpu" else 0
-        ahead = {"prefetch_factor": 4, "worker_init_fn": begin_worker} if workers else {}
-        return DataLoader(mixture, batch_size=None, num_workers=workers, **ahead)
+        ahead = {"num_workers": args.workers, "prefetch_factor": 4, "worker_init_fn": begin_worker}
+        ahead = ahead if args.workers else {}
+        if device.type == "cpu":
+            return DataLoader(mixture, batch_size=None, **ahead)
+        # On a GPU scenes are made where they are used; footage is read beside the training.
+        real = DataLoader(Footage(mixture), batch_size=None, pin_memory=True, **ahead) if mixture.real else repeat(None)
+        return map(mixture.batch, count(start), real)
 
     return fit(
         model,
@@ -322,7 +353,7 @@ def parser() -> cli.Parser:
     add("--ema", type=cli.decay, default=0.999, help="decay of the averaged weights (default: %(default)s)")
     add("--clip", type=cli.amount, default=1.0, help="greatest norm of the gradient (default: %(default)s)")
     add("--seed", type=cli.whole, default=0, help="of weights and data (default: %(default)s)")
-    add("--workers", type=cli.whole, default=1, help="processes that make batches, on the CPU (default: %(default)s)")
+    add("--workers", type=cli.whole, default=1, help="processes that make batches, on a GPU of footage (%(default)s)")
     add("--eval_interval", type=cli.positive, default=1000, help="iterations between validations (%(default)s)")
     add("--log_path", type=Path, default=Path("runs/synthetic"), help="folder of the run (default: %(default)s)")
     add("--log_every", type=cli.positive, default=100, help="iterations between lines of the log (%(default)s)")

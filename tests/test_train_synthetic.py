@@ -75,6 +75,14 @@ def test_footage_has_its_share_and_no_flow_and_scenes_have_theirs(material):
     assert torch.equal(k, k.round())  # k / (N - 1) for windows of 3, 5 or 9 frames
 
 
+def test_footage_read_beside_a_gpu_makes_the_same_batches(material):
+    windows = footage(clip("a"), clip("b", seed=1))
+    mixture = script.Mixture(material, windows, 48, options(), start=3)
+    whole = take(mixture, 3)
+    read = take(script.Footage(mixture), 3, workers=2)
+    assert all(same(batch, mixture.batch(3 + i, real)) for i, (batch, real) in enumerate(zip(whole, read)))
+
+
 @pytest.mark.parametrize("real, unknown", [(0, 0), (1, 8)])
 def test_batches_may_be_of_scenes_or_of_footage_alone(material, real, unknown):
     batch = take(script.Mixture(material, footage(clip("a")), 48, options(real=real), start=0), 1)[0]
