@@ -8,7 +8,7 @@ from models import interpolator
 from .timeline import THUMBNAIL, thumbnail
 
 PERCENTILE = 95  # of the lengths of flow: what moves most, but for stray vectors
-# Pixels of motion up to which flow is estimated at this scale. Measured with the shipped IFRNet_S on 135 windows of the
+# Pixels of motion up to which flow is estimated at this scale. Measured with an earlier IFRNet_S on 135 windows of the
 # clips that it was trained on: at 640 pixels 31.72 dB, at scale 1 throughout 31.50; at up to 1280 31.48 and 30.87.
 SCALES = ((12, 1.0), (40, 0.5))
 
