@@ -3,7 +3,7 @@
     python demo_2x.py
     python demo_2x.py --img0 a.png --img1 b.png --out out --model_name IFRNet --checkpoint IFRNet_Vimeo90K.pth
 
-Large frames and large motion: flow is estimated in smaller frames, see --scale.
+Large motion and fine detail: flow is estimated at several sizes of the frames, see --scale.
 """
 
 import argparse
@@ -25,7 +25,8 @@ def parser(doc: str) -> cli.Parser:
     options.add_argument("--img0", type=Path, help="frame at t = 0 (default: of a sample pair)")
     options.add_argument("--img1", type=Path, help="frame at t = 1 (default: of a sample pair)")
     options.add_argument("--out", type=Path, default=Path("out"), help="folder to write to (default: out)")
-    options.add_argument("--scale", type=cli.scale, default="auto", help="of flow estimation (default: by motion)")
+    about = "size at which flow is estimated; auto: by motion; multi (default): several, the best of each place"
+    options.add_argument("--scale", type=cli.scale, default="multi", help=about)
     cli.add_model(options)
     return options
 
@@ -40,7 +41,8 @@ def between(args: argparse.Namespace, times: Sequence[float]) -> np.ndarray:
     height, width = first.shape[:2]
     scale = scale_for(first, last) if args.scale == "auto" else args.scale
     options = (args.model_name, args.checkpoint, args.device, args.precision, scale)
-    call = interpolator(*options, mode=args.mode, pixels=len(times) * height * width * scale**2)
+    pixels = len(times) * height * width * (1 if scale == "multi" else scale**2)
+    call = interpolator(*options, mode=args.mode, pixels=pixels)
     start = time.perf_counter()
     frames = io.to_uint8(call(io.to_float(first), io.to_float(last), times))
     seconds = time.perf_counter() - start

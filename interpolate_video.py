@@ -71,7 +71,10 @@ def parser() -> cli.Parser:
     options.add_argument("--codec", choices=video_out.CODECS, help="default: h264, for .webm vp9; ffv1 is lossless")
     options.add_argument("--crf", type=int, help="the encoder's quality, less is better (default: the codec's)")
     options.add_argument(
-        "--scale", type=cli.scale, default="auto", help="of flow estimation (default: auto, by motion)"
+        "--scale",
+        type=cli.scale,
+        default="auto",
+        help="of flow estimation; auto (default): by motion; multi: several, a third slower than 1 and better",
     )
     options.add_argument("--tile", type=tile, default="auto", help="rows at a time, none, or auto (default): by memory")
     options.add_argument("--compare", choices=("side", "split"), help="show repeated frames beside interpolated ones")

@@ -77,10 +77,7 @@ class Mixture(IterableDataset):
         self.rank = distributed.rank()
 
     def __iter__(self) -> Iterator[Sample]:
-        worker = get_worker_info()
-        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        for iteration in count(self.start + first, step):
-            yield self.batch(iteration, self.windows(iteration))
+        return (self.batch(iteration, self.windows(iteration)) for iteration in own_iterations(self.start))
 
     def dice(self, iteration: int) -> tuple[int, np.random.Generator]:
         """The seed of an iteration's scenes, and what its footage is drawn with."""
@@ -123,9 +120,14 @@ class Footage(IterableDataset):
         self.mixture.source = self.mixture.effects = None  # what lies on a GPU stays out of other processes
 
     def __iter__(self) -> Iterator[Sample]:
-        worker = get_worker_info()
-        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        return map(self.mixture.windows, count(self.mixture.start + first, step))
+        return map(self.mixture.windows, own_iterations(self.mixture.start))
+
+
+def own_iterations(start: int) -> Iterator[int]:
+    """The iterations from `start` on that this process makes the batches of: all, or one in as many as there are."""
+    worker = get_worker_info()
+    first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+    return count(start + first, step)
 
 
 def surroundings(stack: transforms.Stack, dice: transforms.Dice, crop: int) -> tuple[transforms.Stack, transforms.Dice]:

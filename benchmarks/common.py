@@ -132,7 +132,7 @@ def parser(doc: str) -> cli.Parser:
     cli.add_model(options, several=True)
     about = "paper (default): unrounded; uint8: rounded, as RIFE does; ema: rounded, and averaged with turned frames"
     options.add_argument("--protocol", choices=PROTOCOLS, default="paper", help=about)
-    about = "size at which flow is estimated, or auto, by motion (default: the protocol's)"
+    about = "size at which flow is estimated, auto: by motion, or multi: several (default: the protocol's)"
     options.add_argument("--scale", type=cli.scale, help=about)
     known = (*METRICS, *MORE_METRICS)
     options.add_argument("--metrics", nargs="+", choices=known, default=[], help="scores beside the benchmark's own")
@@ -500,7 +500,7 @@ def flow_to_first(
         return -t * call.motion(img0, img1)
     if isinstance(call, Baseline):
         return None
-    scale = scale or call.scale
+    scale = call.scales(*img0.shape[-2:], scale)[0]
     left, right, top, bottom = call.padding.amounts(*img0.shape[-2:], scale)
     padded = [F.pad(x, (left, right, top, bottom), mode="replicate") for x in (img0, img1)]
     too_large = call.memory(padded[0].shape, scale) > call.budget()

@@ -125,7 +125,8 @@ def quality(args: argparse.Namespace, folder: Path) -> None:
     for clip in args.clips:
         source = video.open_source(str(args.data / clip))
         images = [frame.image for frame in islice(source.frames(), 2 * args.count + 1)]
-        scales = [scale_for(a, b) for a, b in zip(images[::2], images[2::2])]
+        pairs = zip(images[::2], images[2::2])
+        scales = [scale_for(*pair) if args.scale == "auto" else args.scale for pair in pairs]
         images = [io.to_float(image) for image in images]
         row = []
         for call in calls.values():
@@ -156,6 +157,8 @@ def parser() -> cli.Parser:
     options.add_argument("--data", type=Path, default=ROOT / "data" / "clips", help="folder of clips (quality)")
     options.add_argument("--clips", nargs="+", help="names in it: videos or folders of frames (default: all)")
     options.add_argument("--count", type=cli.positive, default=20, help="frames a clip to make (default: 20)")
+    about = "of flow estimation, for quality: a number, multi, or auto (default), by motion"
+    options.add_argument("--scale", type=cli.scale, default="auto", help=about)
     options.add_argument("--rounds", type=cli.positive, default=2, help="of overhead (default: 2)")
     cli.add_model(options, several=True)
     return options

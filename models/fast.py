@@ -165,8 +165,8 @@ class FastDecoder:
 
 
 class FastIFRNet:
-    """A copy of an IFRNet for inference. encode and decode are called as the network's are; `decode` has no other
-    result than the frame.
+    """A copy of an IFRNet for inference. encode and decode are called as the network's are; `decode` answers
+    the frame and the flow of half its size alone.
 
     model: with PReLU; ValueError otherwise. dtype: of the features, float32, bfloat16 or float16.
     """
@@ -229,7 +229,7 @@ class FastIFRNet:
 
     @torch.inference_mode()
     def decode(self, pair: Pair, t: Tensor | float) -> Interpolation:
-        """See IFRNet.decode. The result holds the frame alone."""
+        """See IFRNet.decode. The result holds the frame, and of the flows the one of half its (scaled) size."""
         kernel, (t, times) = self.kernel, times_of(pair, t)
         top = [f.repeat_interleave(times, 0) for f in (pair.pyramid0[-1], pair.pyramid1[-1])]
         plane = t.to(self.dtype).expand(len(top[0]), 1, *top[0].shape[-2:])
@@ -248,7 +248,7 @@ class FastIFRNet:
             whole = (4 / pair.scale) % 1 > 0
             rows = answer.shape[-2] if whole else self._rows(answer, 1, STRIP * pair.scale**2)
             frame = by_rows(partial(self._enlarge, pair), rows, answer, flow)
-        return Interpolation(frame, (), (), None)
+        return Interpolation(frame, (flow,), (), None)
 
     def _enlarge(self, pair: Pair, answer: Tensor, flow: Tensor, top: int) -> Tensor:
         """The frame from a smaller one's flow, mask and residual. answer and flow may be some rows, from `top` on."""

@@ -1,6 +1,7 @@
 """Interpolator: from frames of any size to frames at any times, on any device, at any precision."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -8,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import fast
+from . import fast, multiscale
 from .ifrnet import DIVISOR, IFRNet
 from .recording import RecordedIFRNet
 from .strips import StripIFRNet
 
 SCALES = ((2560, 1.0), (5120, 0.5))  # longer side in pixels up to which flow is estimated at this scale
 SMALLEST_SCALE = 0.25  # beyond
+NAMED_SCALES = ("auto", "multi")
 FINEST = 16  # denominator of a scale: of 333/1000, sides would have to be multiples of 16000
 CPU_BUDGET = 2 * 2**30  # bytes that one call may take: more is no faster there
 MOST_PAIRS = 8  # in a batch: beyond, a GPU is busy anyway
@@ -27,7 +29,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 class Padding(NamedTuple):
     """How a frame is brought to a size that the network takes; the result is cropped back.
 
-    mode: "replicate" or "zeros". divisor: sides become multiples of it; None is the smallest that serves.
+    mode: "replicate" or "zeros". divisor: sides become multiples of it and of the smallest that serves.
     size: (height, width) to pad to at least, for protocols with one fixed size. centred: both sides, or right and
     bottom alone.
     """
@@ -39,7 +41,7 @@ class Padding(NamedTuple):
 
     def amounts(self, height: int, width: int, scale: float) -> tuple[int, int, int, int]:
         """Pixels to add left, right, top, bottom."""
-        divisor = self.divisor or smallest_divisor(scale)
+        divisor = math.lcm(self.divisor or 1, smallest_divisor(scale))
         least = self.size or (0, 0)
         more = [-(-max(side, low) // divisor) * divisor - side for side, low in zip((width, height), least[::-1])]
         before = [m // 2 if self.centred else 0 for m in more]
@@ -92,7 +94,8 @@ class Interpolator:
     model: an IFRNet; it is moved to `device` (default: where a GPU is, the GPU). precision: of the convolutions,
     "fp32", "bf16" or "fp16" (default: see default_precision); flow and coordinates are always float32. scale: size at
     which flow is estimated, relative to the frames (0.5 and below for 4K and large motion; the nearest fraction with a
-    denominator up to 16 is taken), or "auto": see scale_for.
+    denominator up to 16 is taken), "auto": see scale_for, or "multi": at that scale and smaller ones, for a third more
+    work; the frame is made, place by place, of those that find the motion there (see multiscale.py).
     padding: see Padding. tile: None works on whole frames; a number works on strips of so many rows, which takes less
     memory and gives the same frames (see strips.py); "auto" does so where a whole frame would not fit into the memory.
     mode: "eager" is the network as it is written, "fast" the same weights at the pace of the machine (see fast.py);
@@ -123,7 +126,7 @@ class Interpolator:
         if mode == "fast" and pixels is not None and not fast.pays(self.model, pixels, self.device):
             mode = "eager"
         self.mode, self.precision = mode, precision or default_precision(mode, self.device)
-        self.scale = scale if scale == "auto" else exact(scale)
+        self.scale = scale if scale in NAMED_SCALES else exact(scale)
         self.padding, self.tile = padding, tile
         self._budget: int | None = None
         self.fast = None
@@ -142,7 +145,7 @@ class Interpolator:
                 )
 
     def __call__(
-        self, img0: Tensor, img1: Tensor, times: Sequence[float] = (0.5,), scale: float | None = None
+        self, img0: Tensor, img1: Tensor, times: Sequence[float] = (0.5,), scale: float | str | None = None
     ) -> Tensor:
         """The frames at `times` between img0 and img1.
 
@@ -154,25 +157,38 @@ class Interpolator:
 
     @torch.inference_mode()
     def each(
-        self, img0: Tensor, img1: Tensor, times: Sequence[float] = (0.5,), scale: float | None = None
+        self, img0: Tensor, img1: Tensor, times: Sequence[float] = (0.5,), scale: float | str | None = None
     ) -> Iterator[Tensor]:
         """The same frames one after another, (3, H, W) or (B, 3, H, W): memory does not grow with their number."""
         check_pair(img0, img1)
         self.check_times(times)
         batch = img0.ndim == 4
         height, width = img0.shape[-2:]
-        scale = self._scale(height, width) if scale is None else exact(scale)
+        scales = self.scales(height, width, scale)
+        img0, img1 = (x if batch else x[None] for x in (img0, img1))
+        estimates = [self._estimates(img0, img1, scale, len(scales) == 1) for scale in scales]
+        for t in times:
+            found = [estimate(t) for estimate in estimates]
+            frame = multiscale.blend(*zip(*found)) if len(found) > 1 else found[0][0]
+            yield frame if batch else frame[0]
+
+    def _estimates(self, img0: Tensor, img1: Tensor, scale: float, alone: bool) -> Callable:
+        """What answers with the frame at t, (B, 3, H, W), as it is seen at one scale; unless alone, with its doubt."""
+        height, width = img0.shape[-2:]
         amounts = self.padding.amounts(height, width, scale)
-        img0, img1 = (self._pad(x if batch else x[None], amounts) for x in (img0, img1))
+        img0, img1 = (self._pad(x, amounts) for x in (img0, img1))
         model = self._fitting(img0.shape, scale)
         left, _, top, _ = amounts
         with self._autocast():
             pair = model.encode(img0, img1, scale)
-        for t in times:
+
+        def estimate(t: float) -> list[Tensor]:
             with self._autocast():
-                frame = model.decode(pair, t).imgt.float()
-            frame = frame[..., top : top + height, left : left + width]
-            yield frame if batch else frame[0]
+                out = model.decode(pair, t)
+            found = [out.imgt.float()] if alone else [out.imgt.float(), multiscale.doubt(out.flows[0], img0, img1)]
+            return [x[..., top : top + height, left : left + width] for x in found]
+
+        return estimate
 
     def memory(self, shape: Sequence[int], scale: float = 1.0) -> int:
         """About how many bytes one call takes for frames of shape (B, 3, H, W), worked on as a whole. Measured."""
@@ -195,11 +211,15 @@ class Interpolator:
         """How many pairs of such frames to hand over as one batch: on the CPU more than one gains nothing."""
         if self.device.type != "cuda":
             return 1
-        scale = self._scale(height, width)
+        scale = self.scales(height, width)[0]
         return max(1, min(MOST_PAIRS, self.budget() // (2 * self.memory((1, 3, height, width), scale))))
 
-    def _scale(self, height: int, width: int) -> float:
-        return scale_for(height, width) if self.scale == "auto" else self.scale
+    def scales(self, height: int, width: int, scale: float | str | None = None) -> tuple[float, ...]:
+        """The scales to work at, the largest first. scale: in place of the interpolator's."""
+        scale = self.scale if scale is None else scale
+        if scale == "multi":
+            return tuple(scale_for(height, width) * smaller for smaller in multiscale.SCALES)
+        return (scale_for(height, width) if scale == "auto" else exact(scale),)
 
     def _autocast(self) -> torch.autocast:
         # The types of autocast must match the precision; float32 runs without it, and fast mode knows its types.

@@ -79,12 +79,13 @@ class RecordedIFRNet:
     def decode(self, pair: Pair, t: Tensor | float) -> Interpolation:
         def function(img0: Tensor, img1: Tensor, mean: Tensor, t: Tensor, *pyramids: Tensor) -> list[Tensor]:
             inputs = Pair(img0, img1, mean, pyramids[:LEVELS], pyramids[LEVELS:], pair.scale)
-            return [self.network.decode(inputs, t).imgt]
+            out = self.network.decode(inputs, t)
+            return [out.imgt, *out.flows]
 
         t, _ = times_of(pair, t)
         inputs = (pair.img0, pair.img1, pair.mean, t, *pair.pyramid0, *pair.pyramid1)
-        (frame,) = self._call(("decode", pair.img0.shape, t.shape, pair.scale), function, *inputs)
-        return Interpolation(frame, (), (), None)
+        frame, *flows = self._call(("decode", pair.img0.shape, t.shape, pair.scale), function, *inputs)
+        return Interpolation(frame, tuple(flows), (), None)
 
     def _call(self, key: tuple, function: Callable[..., Sequence[Tensor]], *inputs: Tensor) -> Sequence[Tensor]:
         with torch.cuda.device_of(inputs[0]):

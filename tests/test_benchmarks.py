@@ -279,19 +279,21 @@ def test_weights_that_ignore_t_are_refused_where_other_times_are_asked_for(weigh
     assert not list((tmp_path / "out").glob("*.json"))
 
 
-def test_frames_of_a_video_are_put_back_as_interpolate_video_would(tmp_path, typed, monkeypatch):
+@pytest.mark.parametrize("scale", [None, "multi"])
+def test_frames_of_a_video_are_put_back_as_interpolate_video_would(tmp_path, typed, monkeypatch, scale):
     pictures = [frame(k, 64, 96) for k in range(5)]
     for k, picture in enumerate(pictures):
         io.write_image(tmp_path / f"clips/a/{k}.png", picture)
     asked = []
     monkeypatch.setattr(video, "scale_for", lambda *pair: asked.append(pair) or 0.5)
     words = ["--parts", "quality", "--data", tmp_path / "clips", "--count", 2, "--device", "cpu"]
+    words += ["--scale", scale] if scale else []
     done = typed(video.main, video.parser(), *words, "--model_name", "average", "IFRNet_S")
-    call = models.Interpolator(models.load("IFRNet_S"), "cpu", scale=0.5)
+    call = models.Interpolator(models.load("IFRNet_S"), "cpu", scale=scale or 0.5)
     expected = []
     for between in (lambda a, b: (a + b) / 2, lambda a, b: call(a, b)[0]):
         floats = [io.to_float(picture) for picture in pictures]
         errors = [(between(floats[i], floats[i + 2]) - floats[i + 1]).square().mean() for i in (0, 2)]
         expected.append(np.mean([-10 * np.log10(error.item()) for error in errors]))
-    assert done.status == 0 and len(asked) == 2
+    assert done.status == 0 and len(asked) == (0 if scale else 2)
     assert [float(value) for value in done.out.split()[-2:]] == pytest.approx(expected, abs=0.006)

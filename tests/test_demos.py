@@ -99,10 +99,10 @@ def test_large_motion_is_looked_for_in_smaller_frames(files, tmp_path, typed):
         io.write_image(tmp_path / f"{k}.png", wide[:, 20 * k : 20 * k + 256])
     first, last = (io.to_float(io.read_image(tmp_path / f"{k}.png")) for k in range(2))
     call = models.Interpolator(models.load(files / "weights.pth"), "cpu")
-    for scale in ("auto", 1):
+    for scale, meant in (("auto", 0.5), (1, 1), ("multi", "multi"), (None, "multi")):
         chosen = options(files, tmp_path, img0=tmp_path / "0.png", img1=tmp_path / "1.png", scale=scale)
         assert typed(demo_2x.main, demo_2x.parser(""), *chosen).status == 0
-        middle = io.to_uint8(call(first, last, scale=0.5 if scale == "auto" else scale)[0])
+        middle = io.to_uint8(call(first, last, scale=meant)[0])
         np.testing.assert_array_equal(io.read_image(tmp_path / "demo_2x.png"), middle)
 
 

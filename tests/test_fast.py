@@ -168,6 +168,16 @@ def test_frames_are_those_of_the_network(network, size, plain):
             assert psnr(frame, expected) > least
 
 
+def test_the_flow_that_is_told_is_that_of_half_the_size(small):
+    img0, img1 = pairs(64, 96)
+    quick = fast.FastIFRNet(small, CPU, torch.float32)
+    for scale in (1, 0.5):
+        with torch.inference_mode():
+            expected = small(img0, img1, 0.5, scale=scale).flows[1]
+        (flow,) = quick.decode(quick.encode(img0, img1, scale), 0.5).flows
+        torch.testing.assert_close(flow, expected, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("scale", [1.0, 0.5, 0.8])
 def test_the_interpolator_gives_the_same_frames_in_either_mode(small, scale):
     img0, img1 = formula_image(75, 131, 1), formula_image(75, 131, 2)
@@ -333,9 +343,10 @@ def recorded(small, monkeypatch):
 
     def ask(height, width, times=1):
         img0, img1 = pairs(height, width, 1)
-        expected = network.decode(network.encode(img0, img1), 0.5).imgt
+        expected = network.decode(network.encode(img0, img1), 0.5)
         for _ in range(times):
-            assert torch.equal(quick.decode(quick.encode(img0, img1), 0.5).imgt, expected)
+            got = quick.decode(quick.encode(img0, img1), 0.5)
+            assert torch.equal(got.imgt, expected.imgt) and torch.equal(got.flows[0], expected.flows[0])
         return Repeated.made
 
     return quick, ask

@@ -113,13 +113,13 @@ def test_batches_of_pairs_give_the_frames_of_single_ones():
 
 def test_every_pair_has_the_scale_that_is_asked_for_and_a_batch_the_smallest():
     class Asked(models.Interpolator):
-        most, scales = 1, []
+        most, asked = 1, []
 
         def pairs_at_once(self, height, width):
             return self.most
 
         def each(self, img0, img1, times=(0.5,), scale=None):
-            self.scales.append((len(img0), scale))
+            self.asked.append((len(img0), scale))
             return super().each(img0, img1, times, scale)
 
     call = Asked(formula_weights(models.build("IFRNet_S")), "cpu")
@@ -127,7 +127,7 @@ def test_every_pair_has_the_scale_that_is_asked_for_and_a_batch_the_smallest():
     wanted = dict(zip((frame.image.sum() for frame in frames), (1.0, 0.5, 1.0, 0.25)))
     for call.most in (1, 2):
         list(infer(timeline.steps(frames, Grid(2), Fraction(9), cut=None), call, 9, lambda a, b: wanted[a.sum()]))
-    assert call.scales == [(1, 1.0), (1, 0.5), (1, 1.0), (1, 0.25), (2, 0.5), (2, 0.25)]
+    assert call.asked == [(1, 1.0), (1, 0.5), (1, 1.0), (1, 0.25), (2, 0.5), (2, 0.25)]
 
 
 @pytest.mark.gpu

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from models.baselines import BASELINES, NAMES
-from models.interpolator import PRECISIONS
+from models.interpolator import NAMED_SCALES, PRECISIONS
 
 OF_NETWORKS = ("--scale", "--tile", "--precision", "--fast")  # options without a meaning for baselines
 
@@ -129,8 +129,8 @@ def device(name: str) -> torch.device:
 
 
 def scale(text: str) -> float | str:
-    """The type of --scale: a number, or auto."""
-    return text if text == "auto" else float(text)
+    """The type of --scale: a number, or one of NAMED_SCALES."""
+    return text if text in NAMED_SCALES else float(text)
 
 
 def positive(text: str) -> int:

@@ -1,0 +1,100 @@
+"""Frames made of estimates at several scales (models/multiscale.py)."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import formula_image, formula_weights
+
+import models
+from models import multiscale
+from models.layers import resize
+
+SHIFT = 16  # pixels between the frames below
+INSIDE = (..., slice(64, -64), slice(64, -64))  # of what is doubted: nothing beyond the frames' borders counts
+
+
+@pytest.fixture(scope="module")
+def frames():
+    """Two frames of a smooth random texture that moves to the right by SHIFT pixels."""
+    noise = torch.rand(1, 3, 40, 84, generator=torch.Generator().manual_seed(0))
+    wide = resize(noise, 4.0)
+    return wide[..., SHIFT:], wide[..., :-SHIFT]
+
+
+def flow(shift, height, width, factor=1.0):
+    """The flow at t = 0.5 of a motion to the right, at a size of its own."""
+    one = torch.zeros(1, 4, round(height * factor), round(width * factor))
+    one[:, 0], one[:, 2] = -shift / 2 * factor, shift / 2 * factor
+    return one
+
+
+def test_a_right_flow_is_not_doubted_and_a_wrong_one_is(frames):
+    height, width = frames[0].shape[-2:]
+    right, wrong = (multiscale.doubt(flow(shift, height, width), *frames)[INSIDE] for shift in (SHIFT, 0))
+    assert right.max() < 1e-4 and wrong.min() > 0.02
+
+
+def test_light_that_drifts_is_no_reason_to_doubt(frames):
+    height, width = frames[0].shape[-2:]
+    drift = torch.linspace(0.05, 0.15, width)
+    assert multiscale.doubt(flow(SHIFT, height, width), frames[0], frames[1] + drift)[INSIDE].max() < 0.005
+
+
+@pytest.mark.parametrize("factor", [0.25, 0.5])
+def test_a_flow_of_another_size_means_the_same(frames, factor):
+    height, width = frames[0].shape[-2:]
+    expected = multiscale.doubt(flow(SHIFT, height, width), *frames)
+    torch.testing.assert_close(multiscale.doubt(flow(SHIFT, height, width, factor), *frames), expected)
+
+
+def test_of_two_frames_the_one_that_is_not_doubted_is_taken_place_by_place():
+    one, other = torch.full((1, 3, 8, 8), 0.2), torch.full((1, 3, 8, 8), 0.8)
+    doubt = torch.zeros(1, 1, 8, 8)
+    doubt[..., :4] = 1  # of the first, on the left
+    frame = multiscale.blend([one, other], [doubt, 1 - doubt])
+    torch.testing.assert_close(frame[..., :4], other[..., :4])
+    torch.testing.assert_close(frame[..., 4:], one[..., 4:])
+    torch.testing.assert_close(multiscale.blend([one, other], [doubt, doubt]), (one + other) / 2)
+
+
+@pytest.mark.parametrize("mode", ["eager", "fast"])
+@pytest.mark.parametrize("count", [None, 2], ids=["pair", "batch"])
+def test_a_frame_lies_between_those_of_its_scales(mode, count):
+    model = formula_weights(models.build("IFRNet_S"))
+    img0, img1 = (formula_image(75, 131, i) for i in (0, 1))
+    if count:
+        img0, img1 = torch.stack([img0, img1]), torch.stack([img1, img0])
+    call = models.Interpolator(model, "cpu", "fp32", scale="multi", mode=mode)
+    times = [0.25, 0.5]
+    frame = call(img0, img1, times)
+    single = torch.stack([call(img0, img1, times, scale) for scale in multiscale.SCALES])
+    assert frame.shape == single.shape[1:] and (single[0] - single[1]).abs().max() > 0.1
+    assert (frame >= single.amin(0) - 1e-5).all() and (frame <= single.amax(0) + 1e-5).all()
+
+
+def test_large_frames_are_seen_at_smaller_scales():
+    call = models.Interpolator(models.build("IFRNet_S"), "cpu", scale="multi")
+    assert call.scales(1080, 1920) == (1, 0.5, 0.25)
+    assert call.scales(2160, 3840) == (0.5, 0.25, 0.125)
+    assert call.scales(4320, 7680) == (0.25, 0.125, 0.0625)
+    assert call.scales(1080, 1920, 0.5) == (0.5,) and call.scales(2160, 3840, "auto") == (0.5,)
+
+
+def scene(t):
+    """Fine texture that rests, and a wide object that crosses it, 64 pixels from t = 0 to 1."""
+    random = torch.Generator().manual_seed(3)
+    fine = resize(torch.rand(1, 3, 128, 192, generator=random), 2.0)
+    coarse = resize(torch.rand(1, 3, 10, 10, generator=random), 16.0)
+    place = round(80 + 64 * t)
+    return (
+        F.pad(coarse, (place, 384 - 160 - place, 48, 48), value=-1)
+        .clamp(-1, 1)
+        .where(F.pad(torch.ones_like(coarse), (place, 384 - 160 - place, 48, 48)) > 0, fine)
+    )
+
+
+def test_large_motion_before_fine_detail_is_better_than_at_any_one_scale():
+    call = models.Interpolator(models.load("IFRNet_S"), "cpu")
+    img0, truth, img1 = map(scene, (0, 0.5, 1))
+    error = {s: (call(img0, img1, scale=s) - truth).square().mean().item() for s in (*multiscale.SCALES, "multi")}
+    assert error.pop("multi") < 0.8 * min(error.values()), error
