@@ -76,10 +76,10 @@ def peak(source: Path, out: Path, *words: str) -> float:
 
 
 def memory(args: argparse.Namespace, folder: Path) -> None:
-    for name, words in (("1080p", ()), ("2160p", ()), ("2160p", ("--scale", "1"))):
+    for name, words in (("1080p", ()), *(("2160p", ("--scale", scale)) for scale in ("auto", "1", "multi"))):
         source = moving_clip(folder / f"{name}.mp4", *SIZES[name], 3)
         most = peak(source, folder / "out.mp4", "--overwrite", *words, *options(args))
-        print(f"{name} {' '.join(words):10s} {most:.2f} GiB", flush=True)
+        print(f"{name} {' '.join(words):13s} {most:.2f} GiB", flush=True)
     for count in (300, 3000):
         source = moving_clip(folder / f"{count}.mp4", 120, 160, count)
         words = ("--overwrite", "--model_name", "average")
