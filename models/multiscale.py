@@ -17,12 +17,12 @@ SCALES = (1.0, 0.5, 0.25)  # the largest first
 # Frames are compared at a fourth of their size, which no flow is too coarse for. Brightness that changes over more than
 # DETAIL pixels there is left out: light drifts between frames. The difference counts over NEAR pixels around.
 SHRINK, DETAIL, NEAR = 4, 5, 17
-STRICT = 100.0  # an estimate whose doubt is greater by 1 / STRICT counts e times less
+POWER, LEAST = 4, 1e-3  # an estimate counts by the inverse of its doubt to this power; less doubt than LEAST is none
 
 
 def blend(frames: Sequence[Tensor], doubts: Sequence[Tensor]) -> Tensor:
     """The frame, (B, 3, H, W). frames: as it was found at every scale; doubts: of each, (B, 1, H, W)."""
-    shares = (-STRICT * torch.stack(tuple(doubts))).softmax(0)
+    shares = (-POWER * (torch.stack(tuple(doubts)) + LEAST).log()).softmax(0)
     return sum(share * frame for share, frame in zip(shares, frames))
 
 
