@@ -165,8 +165,8 @@ class FastDecoder:
 
 
 class FastIFRNet:
-    """A copy of an IFRNet for inference. encode and decode are called as the network's are; `decode` answers
-    the frame and the flow of half its size alone.
+    """A copy of an IFRNet for inference. encode and decode are called as the network's are; `decode` has no other
+    results than the frame and the flow of half its size.
 
     model: with PReLU; ValueError otherwise. dtype: of the features, float32, bfloat16 or float16.
     """

@@ -29,12 +29,11 @@ def blend(frames: Sequence[Tensor], doubts: Sequence[Tensor]) -> Tensor:
 def doubt(flow: Tensor, img0: Tensor, img1: Tensor) -> Tensor:
     """How much two frames differ around a place when both are moved along a flow, (B, 1, H, W) from 0 up.
 
-    flow: (B, 4, h, w) as in Interpolation, of any size. img0, img1: (B, 3, H, W) in [0, 1], sides multiples of SHRINK.
+    flow: (B, 4, h, w) as in Interpolation, with the frames' proportions. img0, img1: (B, 3, H, W) in [0, 1], sides
+    multiples of SHRINK.
     """
     img0, img1 = (F.avg_pool2d(img, SHRINK) for img in (img0, img1))
-    height, width = img0.shape[-2:]
-    growth = flow.new_tensor([width / flow.shape[-1], height / flow.shape[-2]] * 2).view(1, 4, 1, 1)
-    flow = resize(flow, size=(height, width)) * growth
+    flow = resize(flow, size=img0.shape[-2:]) * (img0.shape[-1] / flow.shape[-1])
     difference = warp(img0, flow[:, :2]) - warp(img1, flow[:, 2:])
     detail = (difference - mean_around(difference, DETAIL)).abs().mean(1, keepdim=True)
     return resize(mean_around(detail, NEAR), SHRINK)
