@@ -143,7 +143,7 @@ BAD_INPUT = {
     "unknown device": ({"device": "tpu9"}, "unknown device 'tpu9'; give cpu"),
     "unknown precision": ({"precision": "fp8"}, "'fp8' .*fp32.*bf16"),
     "scale out of range": ({"scale": -1}, "scale -1 is out of range; give a number from 1/16"),
-    "scale that is no number": ({"scale": "half"}, "'half'"),
+    "scale that is no number": ({"scale": "half"}, "'half' is no number and none of auto, multi"),
 }
 
 

@@ -130,7 +130,10 @@ def device(name: str) -> torch.device:
 
 def scale(text: str) -> float | str:
     """The type of --scale: a number, or one of NAMED_SCALES."""
-    return text if text in NAMED_SCALES else float(text)
+    try:
+        return text if text in NAMED_SCALES else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number and none of {', '.join(NAMED_SCALES)}") from None
 
 
 def positive(text: str) -> int:
