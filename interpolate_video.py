@@ -74,7 +74,7 @@ def parser() -> cli.Parser:
         "--scale",
         type=cli.scale,
         default="auto",
-        help="of flow estimation; auto (default): by motion; multi: several, for a third more work than 1",
+        help="of flow estimation; auto (default): by motion; multi: several, for a third more arithmetic than 1",
     )
     options.add_argument("--tile", type=tile, default="auto", help="rows at a time, none, or auto (default): by memory")
     options.add_argument("--compare", choices=("side", "split"), help="show repeated frames beside interpolated ones")

@@ -495,12 +495,15 @@ def _show_case(
 def flow_to_first(
     call: Interpolator | Baseline, img0: Tensor, img1: Tensor, t: float, scale: float | None = None
 ) -> Tensor | None:
-    """The flow t->0 that a model makes its frame with, (1, 2, H, W) in pixels; None for one that knows no motion."""
+    """The flow t->0 that a model makes its frame with, (1, 2, H, W) in pixels; None for one that knows no motion,
+    and where there are several, of several scales."""
     if isinstance(call, Dis):
         return -t * call.motion(img0, img1)
     if isinstance(call, Baseline):
         return None
-    scale = call.scales(*img0.shape[-2:], scale)[0]
+    scale, *more = call.scales(*img0.shape[-2:], scale)
+    if more:
+        return None
     left, right, top, bottom = call.padding.amounts(*img0.shape[-2:], scale)
     padded = [F.pad(x, (left, right, top, bottom), mode="replicate") for x in (img0, img1)]
     too_large = call.memory(padded[0].shape, scale) > call.budget()

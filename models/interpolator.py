@@ -95,7 +95,8 @@ class Interpolator:
     "fp32", "bf16" or "fp16" (default: see default_precision); flow and coordinates are always float32. scale: size at
     which flow is estimated, relative to the frames (0.5 and below for 4K and large motion; the nearest fraction with a
     denominator up to 16 is taken), "auto": see scale_for, or "multi": at that scale and smaller ones, for a third more
-    work; the frame is made, place by place, of those that find the motion there (see multiscale.py).
+    arithmetic; the frame is made, place by place, of those that find the motion there (see multiscale.py). Fast mode
+    judges that by a flow of half the size, so that there the two modes differ by more than rounding.
     padding: see Padding. tile: None works on whole frames; a number works on strips of so many rows, which takes less
     memory and gives the same frames (see strips.py); "auto" does so where a whole frame would not fit into the memory.
     mode: "eager" is the network as it is written, "fast" the same weights at the pace of the machine (see fast.py);

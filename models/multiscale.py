@@ -2,7 +2,7 @@
 
 A network sees large motion in small frames alone and fine detail in large ones alone, and most frames hold both. Where
 a flow is right, both frames moved along it look alike; where it is wrong, they rarely do. The smaller scales together
-cost a third of the work at full size.
+take a third of the arithmetic at full size; enlarging what they answer takes more of the time in fast mode.
 """
 
 from collections.abc import Sequence
