@@ -59,7 +59,9 @@ def scale_for(height: int, width: int) -> float:
 
 
 def exact(scale: float) -> float:
-    """The nearest scale at which frames need little padding. ValueError where it is out of range."""
+    """The nearest scale at which frames need little padding. ValueError where it is none, or out of range."""
+    if isinstance(scale, str):
+        raise ValueError(f"unknown scale {scale!r}; give a number or one of {', '.join(NAMED_SCALES)}")
     if not 1 / FINEST <= scale <= 4:
         raise ValueError(f"scale {scale:g} is out of range; give a number from 1/{FINEST} to 4")
     return float(Fraction(scale).limit_denominator(FINEST))

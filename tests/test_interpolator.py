@@ -106,6 +106,8 @@ def test_a_call_may_have_a_scale_of_its_own(model, pair):
     assert torch.equal(call(*pair), models.Interpolator(model, "cpu")(*pair)) and not torch.equal(call(*pair), half)
     with pytest.raises(ValueError, match="scale 0 is out of range"):
         call(*pair, scale=0)
+    with pytest.raises(ValueError, match="unknown scale 'half'; give a number or one of auto, multi"):
+        call(*pair, scale="half")
 
 
 def test_a_scale_is_the_nearest_fraction_that_needs_little_padding(model, pair):

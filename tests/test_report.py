@@ -172,6 +172,13 @@ def test_plots_of_cases_times_size_and_speed(scored, tmp_path, typed):
     assert ": 2.804, " in size
 
 
+def test_a_time_at_another_scale_is_not_told_as_that_of_scale_1():
+    rows = [{"model": "IFRNet_S", "precision": "fp32", "size": "1280x720", "mode": "eager", "seconds": 0.5}]
+    for scale, seconds in ((1.0, 0.5), (0.5, None), ("multi", None)):
+        one = {"model": "IFRNet_S", "precision": "fp32", "scale": scale}
+        assert report._seconds({"rows": rows}, one) == seconds
+
+
 # The page
 
 
