@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from models.baselines import interpolator
+from models.interpolator import scales_for
 from utils import cli, io
 from utils.motion import scale_for
 
@@ -41,7 +42,7 @@ def between(args: argparse.Namespace, times: Sequence[float]) -> np.ndarray:
     height, width = first.shape[:2]
     scale = scale_for(first, last) if args.scale == "auto" else args.scale
     options = (args.model_name, args.checkpoint, args.device, args.precision, scale)
-    pixels = len(times) * height * width * (1 if scale == "multi" else scale**2)
+    pixels = len(times) * height * width * sum(each**2 for each in scales_for(height, width, scale))
     call = interpolator(*options, mode=args.mode, pixels=pixels)
     start = time.perf_counter()
     frames = io.to_uint8(call(io.to_float(first), io.to_float(last), times))

@@ -166,7 +166,7 @@ class FastDecoder:
 
 class FastIFRNet:
     """A copy of an IFRNet for inference. encode and decode are called as the network's are; `decode` has no other
-    results than the frame and the flow of half its size.
+    results than the frame and, where it is asked for, the last flow.
 
     model: with PReLU; ValueError otherwise. dtype: of the features, float32, bfloat16 or float16.
     """
@@ -228,31 +228,29 @@ class FastIFRNet:
         return Pair(img0, img1, torch.zeros_like(mean), pyramid0, pyramid1, scale)
 
     @torch.inference_mode()
-    def decode(self, pair: Pair, t: Tensor | float) -> Interpolation:
-        """See IFRNet.decode. The result holds the frame, and of the flows the one of half its (scaled) size."""
+    def decode(self, pair: Pair, t: Tensor | float, flow: bool = False) -> Interpolation:
+        """See IFRNet.decode. flow: whether the result holds, beside the frame, the last flow, of its scaled size."""
         kernel, (t, times) = self.kernel, times_of(pair, t)
         top = [f.repeat_interleave(times, 0) for f in (pair.pyramid0[-1], pair.pyramid1[-1])]
         plane = t.to(self.dtype).expand(len(top[0]), 1, *top[0].shape[-2:])
-        decoder, flow = self.decoders[LEVELS], None
+        decoder, coarse = self.decoders[LEVELS], None
         x = F.pad(torch.cat([*top, plane], 1), (0, 0, 0, 0, 0, decoder.inputs - 2 * top[0].shape[1] - 1))
         answer = decoder(kernel, x.contiguous(memory_format=torch.channels_last))
         for level in range(LEVELS - 1, 0, -1):
-            flow = kernel.step(answer, flow)
+            coarse = kernel.step(answer, coarse)
             f0, f1 = pair.pyramid0[level - 1], pair.pyramid1[level - 1]
             refine = partial(self.decoders[level].refine, kernel, f0=f0, f1=f1)
-            answer = by_rows(refine, self._rows(answer, level, STRIP), answer, flow)
-        if pair.scale == 1:
-            frame = kernel.blend(answer, flow, pair.img0, pair.img1)
-        else:
-            # Strips of the frame must begin at whole rows of the answer.
-            whole = (4 / pair.scale) % 1 > 0
-            rows = answer.shape[-2] if whole else self._rows(answer, 1, STRIP * pair.scale**2)
-            frame = by_rows(partial(self._enlarge, pair), rows, answer, flow)
-        return Interpolation(frame, (flow,), (), None)
+            answer = by_rows(refine, self._rows(answer, level, STRIP), answer, coarse)
+        flows = (kernel.flow(answer, coarse),) if flow else ()
+        return Interpolation(self._blend(pair, answer, coarse), flows, (), None)
 
-    def _enlarge(self, pair: Pair, answer: Tensor, flow: Tensor, top: int) -> Tensor:
-        """The frame from a smaller one's flow, mask and residual. answer and flow may be some rows, from `top` on."""
-        growth = 2 / pair.scale  # of the answer before it is shuffled
-        size = (round(growth * answer.shape[-2]), pair.img0.shape[-1])
-        flow, mask, residual = (resize(x, size=size) for x in self.kernel.last(answer, flow))
-        return kernels.blend(flow / pair.scale, mask, residual, pair.img0, pair.img1, round(growth * top))
+    def _blend(self, pair: Pair, answer: Tensor, coarse: Tensor) -> Tensor:
+        """The frame from the last decoder's answer."""
+        blend = partial(self.kernel.blend, img0=pair.img0, img1=pair.img1)
+        if self.kernel.one_pass:
+            return blend(answer, coarse)
+        growth = 2 / pair.scale
+        # Strips of the frame must begin at whole rows of the answer.
+        whole = (2 * growth) % 1 > 0
+        rows = answer.shape[-2] if whole else self._rows(answer, 1, STRIP * pair.scale**2)
+        return by_rows(lambda *x, top: blend(*x, top=round(growth * top)), rows, answer, coarse)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -67,6 +68,13 @@ def exact(scale: float) -> float:
     return float(Fraction(scale).limit_denominator(FINEST))
 
 
+def scales_for(height: int, width: int, scale: float | str) -> tuple[float, ...]:
+    """The scales that one of Interpolator's stands for, the largest first."""
+    if scale == "multi":
+        return tuple(scale_for(height, width) * smaller for smaller in multiscale.SCALES)
+    return (scale_for(height, width) if scale == "auto" else exact(scale),)
+
+
 def check_pair(img0: Tensor, img1: Tensor) -> None:
     """ValueError where two tensors are not frames of one size, (3, H, W) or (B, 3, H, W), 2x2 or larger, as floats."""
     if not (img0.is_floating_point() and img1.is_floating_point()):
@@ -97,8 +105,7 @@ class Interpolator:
     "fp32", "bf16" or "fp16" (default: see default_precision); flow and coordinates are always float32. scale: size at
     which flow is estimated, relative to the frames (0.5 and below for 4K and large motion; the nearest fraction with a
     denominator up to 16 is taken), "auto": see scale_for, or "multi": at that scale and smaller ones, for a third more
-    arithmetic; the frame is made, place by place, of those that find the motion there (see multiscale.py). Fast mode
-    judges that by a flow of half the size, so that there the two modes differ by more than rounding.
+    arithmetic; the frame is made, place by place, of those that find the motion there (see multiscale.py).
     padding: see Padding. tile: None works on whole frames; a number works on strips of so many rows, which takes less
     memory and gives the same frames (see strips.py); "auto" does so where a whole frame would not fit into the memory.
     mode: "eager" is the network as it is written, "fast" the same weights at the pace of the machine (see fast.py);
@@ -181,13 +188,14 @@ class Interpolator:
         amounts = self.padding.amounts(height, width, scale)
         img0, img1 = (self._pad(x, amounts) for x in (img0, img1))
         model = self._fitting(img0.shape, scale)
+        decode = partial(model.decode, flow=True) if self.fast is not None and not alone else model.decode
         left, _, top, _ = amounts
         with self._autocast():
             pair = model.encode(img0, img1, scale)
 
         def estimate(t: float) -> list[Tensor]:
             with self._autocast():
-                out = model.decode(pair, t)
+                out = decode(pair, t)
             found = [out.imgt.float()] if alone else [out.imgt.float(), multiscale.doubt(out.flows[0], img0, img1)]
             return [x[..., top : top + height, left : left + width] for x in found]
 
@@ -214,15 +222,12 @@ class Interpolator:
         """How many pairs of such frames to hand over as one batch: on the CPU more than one gains nothing."""
         if self.device.type != "cuda":
             return 1
-        scale = self.scales(height, width)[0]
-        return max(1, min(MOST_PAIRS, self.budget() // (2 * self.memory((1, 3, height, width), scale))))
+        needed = sum(self.memory((1, 3, height, width), scale) for scale in self.scales(height, width))
+        return max(1, min(MOST_PAIRS, self.budget() // (2 * needed)))
 
     def scales(self, height: int, width: int, scale: float | str | None = None) -> tuple[float, ...]:
         """The scales to work at, the largest first. scale: in place of the interpolator's."""
-        scale = self.scale if scale is None else scale
-        if scale == "multi":
-            return tuple(scale_for(height, width) * smaller for smaller in multiscale.SCALES)
-        return (scale_for(height, width) if scale == "auto" else exact(scale),)
+        return scales_for(height, width, self.scale if scale is None else scale)
 
     def _autocast(self) -> torch.autocast:
         # The types of autocast must match the precision; float32 runs without it, and fast mode knows its types.

@@ -32,6 +32,8 @@ def for_each(x: Tensor, count: int) -> Tensor:
 class Eager:
     """The kernels in plain PyTorch."""
 
+    one_pass = False  # whether `blend` keeps nothing but the frame, so that it need not work in strips
+
     def prepare(self, img0: Tensor, img1: Tensor, mean: Tensor, dtype: torch.dtype) -> Tensor:
         """Both frames minus `mean`, one after the other along the batch. mean: (B, 1, 1, 1)."""
         return torch.cat([img0 - mean, img1 - mean]).to(dtype, memory_format=torch.channels_last)
@@ -69,32 +71,45 @@ class Eager:
         used = 4 + 3 * f0.shape[1]
         return F.pad(torch.cat(parts, 1), (0, 0, 0, 0, 0, width - used)).contiguous(memory_format=torch.channels_last)
 
-    def blend(self, answer: Tensor, coarse: Tensor, img0: Tensor, img1: Tensor) -> Tensor:
-        """The frame, (B, 3, H, W). answer: (B, 32, H/2, W/2), see `shuffle`. All frames, (P, 3, H, W), are planar."""
-        return blend(*self.last(answer, coarse), img0, img1)
+    def blend(self, answer: Tensor, coarse: Tensor, img0: Tensor, img1: Tensor, top: int = 0) -> Tensor:
+        """The frame, (B, 3, H, W). img0, img1: (P, 3, H, W). All three are planar.
+
+        answer: (B, 32, h/2, w/2), see `shuffle`; coarse: (B, 4, h/2, w/2). Where h and w are not those of the frames,
+        flow, mask and residual are resized. Unless one_pass, answer and coarse may be some rows: `top` is the frame's
+        row that they begin with.
+        """
+        flow, mask, residual = self.last(answer, coarse)
+        growth = img0.shape[-1] / flow.shape[-1]
+        if growth != 1:
+            size = (round(growth * flow.shape[-2]), img0.shape[-1])
+            flow, mask, residual = (resize(x, size=size) for x in (growth * flow, mask, residual))
+        img0, img1 = (for_each(x, len(flow)) for x in (img0, img1))
+        frame = mask * warp(img0, flow[:, :2], top) + (1 - mask) * warp(img1, flow[:, 2:], top)
+        return (frame + residual).clamp(0, 1)
+
+    def flow(self, answer: Tensor, coarse: Tensor) -> Tensor:
+        """The last flow, (B, 4, h, w): see blend."""
+        return self.step(shuffle(answer, 4), coarse)
 
     def last(self, answer: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Flow, mask and residual of full size, from the last decoder's answer before it is shuffled."""
+        """Flow, mask and residual, (B, 4 | 1 | 3, h, w), from the last decoder's answer before it is shuffled."""
         answer = shuffle(answer)
         return self.step(answer, coarse), torch.sigmoid(answer[:, 4:5].float()), answer[:, 5:].float()
 
 
-def shuffle(answer: Tensor) -> Tensor:
-    """(B, 4 * C, H, W) -> (B, C, 2 * H, 2 * W): channels hold the four pixels of a 2x2 square one after the other."""
-    batch, channels, height, width = answer.shape
-    squares = answer.reshape(batch, 2, 2, channels // 4, height, width).permute(0, 3, 4, 1, 5, 2)
-    return squares.reshape(batch, channels // 4, 2 * height, 2 * width)
+def shuffle(answer: Tensor, most: int | None = None) -> Tensor:
+    """(B, 4 * C, H, W) -> (B, C, 2 * H, 2 * W): channels hold the four pixels of a 2x2 square one after the other.
 
-
-def blend(flow: Tensor, mask: Tensor, residual: Tensor, img0: Tensor, img1: Tensor, top: int = 0) -> Tensor:
-    """The frame from what Eager.last answers, all of full size, or of some rows of it, from `top` on."""
-    img0, img1 = (for_each(x, len(flow)) for x in (img0, img1))
-    frame = mask * warp(img0, flow[:, :2], top) + (1 - mask) * warp(img1, flow[:, 2:], top)
-    return (frame + residual).clamp(0, 1)
+    most: how many of the C channels are wanted.
+    """
+    squares = answer.permute(0, 2, 3, 1).unflatten(-1, (2, 2, -1))[..., :most]
+    return squares.transpose(2, 3).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
 
 class Native(Eager):
     """The kernels of native.c. OSError where there is no compiler that can build it."""
+
+    one_pass = True
 
     def __init__(self, dtype: torch.dtype):
         self.call = Library(dtype).call
@@ -131,10 +146,11 @@ class Native(Eager):
         return out
 
     def blend(self, answer, coarse, img0, img1):
-        batch, (height, width) = len(answer), img0.shape[-2:]
+        (batch, _, *half), (height, width) = answer.shape, img0.shape[-2:]
         out = torch.empty(batch, 3, height, width)
+        answer, coarse = (x.contiguous(memory_format=torch.channels_last) for x in (answer, coarse))
         img0, img1 = img0.contiguous(), img1.contiguous()
-        self.call("blend", answer, coarse, img0, img1, out, batch, batch // len(img0), height, width)
+        self.call("blend", answer, coarse, img0, img1, out, batch, batch // len(img0), *half, height, width)
         return out
 
 

@@ -32,11 +32,17 @@ def doubt(flow: Tensor, img0: Tensor, img1: Tensor) -> Tensor:
     flow: (B, 4, h, w) as in Interpolation, with the frames' proportions. img0, img1: (B, 3, H, W) in [0, 1], sides
     multiples of SHRINK.
     """
+    flow = resize_flow(flow, img0.shape[-2:])  # as large as eager mode answers
     img0, img1 = (F.avg_pool2d(img, SHRINK) for img in (img0, img1))
-    flow = resize(flow, size=img0.shape[-2:]) * (img0.shape[-1] / flow.shape[-1])
+    flow = resize_flow(flow, img0.shape[-2:])
     difference = warp(img0, flow[:, :2]) - warp(img1, flow[:, 2:])
     detail = (difference - mean_around(difference, DETAIL)).abs().mean(1, keepdim=True)
     return resize(mean_around(detail, NEAR), SHRINK)
+
+
+def resize_flow(flow: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, C, H, W) to (height, width), in pixels there."""
+    return flow if flow.shape[-2:] == size else resize(flow, size=size) * (size[-1] / flow.shape[-1])
 
 
 def mean_around(x: Tensor, side: int) -> Tensor:

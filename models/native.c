@@ -139,23 +139,63 @@ void join(const value *answer, const float *flow, const value *f0, const value *
     }
 }
 
+/* Flow, mask and residual, 8 floats a pixel, of one row of the last decoder's answer; rows, columns: of all of it, half
+   of the size that they stand for. */
+static void last_row(float *row, const value *answer, const float *coarse, long y, long rows, long columns) {
+    /* A square of 2x2 pixels lies in one wide pixel: the upper two, then the lower two. */
+    const value *a = answer + (y / 2 * columns * 4 + y % 2 * 2) * 8;
+    float flow[8 * columns], *v = flow;
+    flow_row(flow, a, 32, 8, coarse, y, 2 * rows, 2 * columns);
+    for (long x = 0; x < 2 * columns; x++, v += 4, row += 8) {
+        const value *last = a + (x / 2 * 4 + x % 2) * 8;
+        memcpy(row, v, 4 * sizeof(float));
+        row[4] = 1 / (1 + expf(-get(last[4])));
+        for (int k = 5; k < 8; k++) row[k] = get(last[k]);
+    }
+}
+
+/* The two lines of `size` between which one of the enlarged ones lies, and the weight of the second. */
+static inline void between(long line, float ratio, long size, long *a, long *b, float *weight) {
+    float place = clamp((line + 0.5f) * ratio - 0.5f, size - 1);
+    *a = (long)place;
+    *b = *a + (*a + 1 < size);
+    *weight = place - *a;
+}
+
+/* The same of a row of the frame, where that is larger: height and width. */
+static void enlarged_row(float *row, const value *answer, const float *coarse, long y, long rows, long columns,
+                         long height, long width) {
+    long a, b;
+    float weight, upper[16 * columns], lower[16 * columns];
+    between(y, 2.0f * rows / height, 2 * rows, &a, &b, &weight);
+    last_row(upper, answer, coarse, a, rows, columns);
+    last_row(lower, answer, coarse, b, rows, columns);
+    for (long i = 0; i < 16 * columns; i++) upper[i] += weight * (lower[i] - upper[i]);
+    for (long x = 0; x < width; x++, row += 8) {
+        between(x, 2.0f * columns / width, 2 * columns, &a, &b, &weight);
+        for (int k = 0; k < 8; k++) row[k] = (1 - weight) * upper[8 * a + k] + weight * upper[8 * b + k];
+        for (int k = 0; k < 4; k++) row[k] *= width / (2.0f * columns);
+    }
+}
+
 void blend(const value *answer, const float *coarse, const float *img0, const float *img1, float *out, long count,
-           long times, long height, long width, int threads) {
-    long size = height * width, answers = 8;
+           long times, long rows, long columns, long height, long width, int threads) {
+    long size = height * width;
 #pragma omp parallel for num_threads(threads)
     for (long line = 0; line < count * height; line++) {
         long n = line / height, y = line % height;
-        /* A square of 2x2 pixels lies in one pixel of half the size: the upper two, then the lower two. */
-        const value *a = answer + ((n * height + y) / 2 * (width / 2) * 4 + y % 2 * 2) * answers;
-        float flow[4 * width], *v = flow;
-        flow_row(v, a, 4 * answers, answers, coarse + n * size, y, height, width);
-        for (long x = 0; x < width; x++, v += 4) {
-            const value *last = a + (x / 2 * 4 + x % 2) * answers;
-            float mask = 1 / (1 + expf(-get(last[4]))), pixel[3];
-            for (int k = 0; k < 3; k++) pixel[k] = get(last[5 + k]);
+        const value *said = answer + n * rows * columns * 32;
+        const float *flow = coarse + n * rows * columns * 4;
+        float row[8 * width], *v = row;
+        if (height == 2 * rows && width == 2 * columns)
+            last_row(row, said, flow, y, rows, columns);
+        else
+            enlarged_row(row, said, flow, y, rows, columns, height, width);
+        for (long x = 0; x < width; x++, v += 8) {
+            float pixel[3] = {v[5], v[6], v[7]};
             for (int side = 0; side < 2; side++) {
                 const float *img = (side ? img1 : img0) + n / times * 3 * size;
-                float share = side ? 1 - mask : mask;
+                float share = side ? 1 - v[4] : v[4];
                 float px = clamp(x + v[2 * side], width - 1), py = clamp(y + v[2 * side + 1], height - 1);
                 long left = (long)px, top = (long)py;
                 long right = left + (left + 1 < width), bottom = top + (top + 1 < height);

@@ -76,15 +76,15 @@ class RecordedIFRNet:
         return Pair(img0, img1, mean, tuple(pyramids[:LEVELS]), tuple(pyramids[LEVELS:]), scale)
 
     @torch.inference_mode()
-    def decode(self, pair: Pair, t: Tensor | float) -> Interpolation:
+    def decode(self, pair: Pair, t: Tensor | float, flow: bool = False) -> Interpolation:
         def function(img0: Tensor, img1: Tensor, mean: Tensor, t: Tensor, *pyramids: Tensor) -> list[Tensor]:
             inputs = Pair(img0, img1, mean, pyramids[:LEVELS], pyramids[LEVELS:], pair.scale)
-            out = self.network.decode(inputs, t)
+            out = self.network.decode(inputs, t, flow)
             return [out.imgt, *out.flows]
 
         t, _ = times_of(pair, t)
         inputs = (pair.img0, pair.img1, pair.mean, t, *pair.pyramid0, *pair.pyramid1)
-        frame, *flows = self._call(("decode", pair.img0.shape, t.shape, pair.scale), function, *inputs)
+        frame, *flows = self._call(("decode", pair.img0.shape, t.shape, pair.scale, flow), function, *inputs)
         return Interpolation(frame, tuple(flows), (), None)
 
     def _call(self, key: tuple, function: Callable[..., Sequence[Tensor]], *inputs: Tensor) -> Sequence[Tensor]:

@@ -13,6 +13,8 @@ TILE = 4096  # values of a program of `join`: pixels times channels
 class Triton(Eager):
     """The kernels on a GPU. Both frames are prepared in plain PyTorch: that is one pass already."""
 
+    one_pass = True
+
     def prelu(self, x, slope, add=None, into=None, tail=0):
         out = x if into is None else into
         side = empty(x, tail) if tail else x
@@ -59,12 +61,15 @@ class Triton(Eager):
         return out
 
     def blend(self, answer, coarse, img0, img1):
-        batch, (height, width) = len(answer), img0.shape[-2:]
+        (batch, _, *half), (height, width) = answer.shape, img0.shape[-2:]
+        answer, coarse = (x.contiguous(memory_format=torch.channels_last) for x in (answer, coarse))
         out, total = img0.new_empty(batch, 3, height, width), batch * height * width
         img0, img1 = img0.contiguous(), img1.contiguous()
         with torch.cuda.device_of(answer):
             _blend[(triton.cdiv(total, PIXELS),)](
-                *(answer, coarse, img0, img1, out, total, batch // len(img0), height, width),
+                *(answer, coarse, img0, img1, out, total, batch // len(img0), *half, height, width),
+                height / (2 * half[0]),
+                ENLARGED=(height, width) != (2 * half[0], 2 * half[1]),
                 PIXELS=PIXELS,
             )
         return out
@@ -197,27 +202,65 @@ def _join(
 
 
 @triton.jit
-def _blend(answer, coarse, img0, img1, out, total, times, height, width, PIXELS: tl.constexpr):
+def _last(answer, coarse, n, y, x, rows, columns, inside):
+    """Flow, mask and residual at pixel (y, x) of the last decoder's answer. rows, columns: of its squares of 2x2."""
+    said = answer + ((n * rows + y // 2) * columns + x // 2) * 32 + y % 2 * 16 + x % 2 * 8
+    dx0 = tl.load(said, mask=inside, other=0).to(tl.float32) + _doubled(coarse, n, y, x, rows, columns, 0, inside)
+    dy0 = tl.load(said + 1, mask=inside, other=0).to(tl.float32) + _doubled(coarse, n, y, x, rows, columns, 1, inside)
+    dx1 = tl.load(said + 2, mask=inside, other=0).to(tl.float32) + _doubled(coarse, n, y, x, rows, columns, 2, inside)
+    dy1 = tl.load(said + 3, mask=inside, other=0).to(tl.float32) + _doubled(coarse, n, y, x, rows, columns, 3, inside)
+    mask = 1 / (1 + tl.exp(-tl.load(said + 4, mask=inside, other=0).to(tl.float32)))
+    red = tl.load(said + 5, mask=inside, other=0).to(tl.float32)
+    green = tl.load(said + 6, mask=inside, other=0).to(tl.float32)
+    blue = tl.load(said + 7, mask=inside, other=0).to(tl.float32)
+    return dx0, dy0, dx1, dy1, mask, red, green, blue
+
+
+@triton.jit
+def _mix(a, b, c, d, wx, wy):
+    return (1 - wy) * ((1 - wx) * a + wx * b) + wy * ((1 - wx) * c + wx * d)
+
+
+@triton.jit
+def _blend(
+    answer,
+    coarse,
+    img0,
+    img1,
+    out,
+    total,
+    times,
+    rows,
+    columns,
+    height,
+    width,
+    growth,
+    ENLARGED: tl.constexpr,
+    PIXELS: tl.constexpr,
+):
     p = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
     inside = p < total
     size = height * width
     n, y, x = p // size, p // width % height, p % width
-    square = (n * (height // 2) + y // 2) * (width // 2) + x // 2
-    said = answer + square * 32 + y % 2 * 16 + x % 2 * 8
-    mask = 1 / (1 + tl.exp(-tl.load(said + 4, mask=inside, other=0).to(tl.float32)))
+    if ENLARGED:
+        left, right, top, bottom, wx, wy = _corners(
+            (x + 0.5) / growth - 0.5, (y + 0.5) / growth - 0.5, 2 * rows, 2 * columns
+        )
+        a0, a1, a2, a3, a4, a5, a6, a7 = _last(answer, coarse, n, top, left, rows, columns, inside)
+        b0, b1, b2, b3, b4, b5, b6, b7 = _last(answer, coarse, n, top, right, rows, columns, inside)
+        c0, c1, c2, c3, c4, c5, c6, c7 = _last(answer, coarse, n, bottom, left, rows, columns, inside)
+        d0, d1, d2, d3, d4, d5, d6, d7 = _last(answer, coarse, n, bottom, right, rows, columns, inside)
+        dx0, dy0 = growth * _mix(a0, b0, c0, d0, wx, wy), growth * _mix(a1, b1, c1, d1, wx, wy)
+        dx1, dy1 = growth * _mix(a2, b2, c2, d2, wx, wy), growth * _mix(a3, b3, c3, d3, wx, wy)
+        mask, red = _mix(a4, b4, c4, d4, wx, wy), _mix(a5, b5, c5, d5, wx, wy)
+        green, blue = _mix(a6, b6, c6, d6, wx, wy), _mix(a7, b7, c7, d7, wx, wy)
+    else:
+        dx0, dy0, dx1, dy1, mask, red, green, blue = _last(answer, coarse, n, y, x, rows, columns, inside)
     source, place = n // times * 3 * size, n * 3 * size + p % size
-    dx0 = tl.load(said, mask=inside, other=0).to(tl.float32)
-    dy0 = tl.load(said + 1, mask=inside, other=0).to(tl.float32)
-    dx1 = tl.load(said + 2, mask=inside, other=0).to(tl.float32)
-    dy1 = tl.load(said + 3, mask=inside, other=0).to(tl.float32)
-    dx0 += _doubled(coarse, n, y, x, height // 2, width // 2, 0, inside)
-    dy0 += _doubled(coarse, n, y, x, height // 2, width // 2, 1, inside)
-    dx1 += _doubled(coarse, n, y, x, height // 2, width // 2, 2, inside)
-    dy1 += _doubled(coarse, n, y, x, height // 2, width // 2, 3, inside)
     for k in tl.static_range(3):
         from0 = _planar(img0 + source + k * size, x + dx0, y + dy0, height, width, inside)
         from1 = _planar(img1 + source + k * size, x + dx1, y + dy1, height, width, inside)
-        residual = tl.load(said + 5 + k, mask=inside, other=0).to(tl.float32)
+        residual = red if k == 0 else (green if k == 1 else blue)
         value = mask * from0 + (1 - mask) * from1 + residual
         tl.store(out + place + k * size, tl.minimum(tl.maximum(value, 0.0), 1.0), mask=inside)
 
@@ -229,4 +272,4 @@ def _planar(img, x, y, height, width, inside):
     b = tl.load(img + top * width + right, mask=inside, other=0)
     c = tl.load(img + bottom * width + left, mask=inside, other=0)
     d = tl.load(img + bottom * width + right, mask=inside, other=0)
-    return (1 - wy) * ((1 - wx) * a + wx * b) + wy * ((1 - wx) * c + wx * d)
+    return _mix(a, b, c, d, wx, wy)

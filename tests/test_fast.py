@@ -15,7 +15,7 @@ from conftest import ROOT, formula_image, formula_weights
 import demo_2x
 import demo_8x
 import models
-from models import fast, kernels, layers, recording, strips
+from models import fast, kernels, layers, multiscale, recording, strips
 from models.interpolator import default_precision
 from models.native import build
 from utils import io
@@ -113,14 +113,17 @@ def test_a_decoders_input_is_that_of_the_twin_and_strips_are_its_rows(kernel, ch
     torch.testing.assert_close(part.cpu(), expected[:, :, 5:12], atol=3e-5, rtol=1e-5)
 
 
-def test_the_last_blend_is_that_of_the_twin(kernel):
+@pytest.mark.parametrize("growth", [1, 0.75, 1.25, 2, 4], ids=lambda growth: f"{growth}x")
+def test_the_last_blend_and_flow_are_those_of_the_twin(kernel, growth):
     kernel, device = kernel
     torch.manual_seed(0)
-    answer, coarse = torch.randn(4, 32, 9, 11), 3 * torch.randn(4, 4, 9, 11)
-    images = torch.rand(2, 3, 18, 22), torch.rand(2, 3, 18, 22)
+    answer, coarse = torch.randn(4, 32, 8, 10), 3 * torch.randn(4, 4, 8, 10)
+    images = torch.rand(2, 2, 3, round(16 * growth), round(20 * growth))
     expected = kernels.Eager().blend(last(answer), last(coarse), *images)
-    got = kernel.blend(last(answer, device), last(coarse, device), *(x.to(device) for x in images))
+    got = kernel.blend(last(answer, device), last(coarse, device), *images.to(device))
     torch.testing.assert_close(got.cpu(), expected, atol=3e-5, rtol=1e-5)
+    flow = kernel.flow(last(answer, device), last(coarse, device)).cpu()
+    torch.testing.assert_close(flow, kernels.Eager().last(answer, coarse)[0], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1e30])
@@ -168,17 +171,19 @@ def test_frames_are_those_of_the_network(network, size, plain):
             assert psnr(frame, expected) > least
 
 
-def test_the_flow_that_is_told_is_that_of_half_the_size(small):
+def test_the_flow_that_is_told_is_the_last(small):
     img0, img1 = pairs(64, 96)
     quick = fast.FastIFRNet(small, CPU, torch.float32)
+    assert quick.decode(quick.encode(img0, img1), 0.5).flows == ()
     for scale in (1, 0.5):
         with torch.inference_mode():
-            expected = small(img0, img1, 0.5, scale=scale).flows[1]
-        (flow,) = quick.decode(quick.encode(img0, img1, scale), 0.5).flows
-        torch.testing.assert_close(flow, expected, atol=1e-4, rtol=0)
+            expected = small(img0, img1, 0.5, scale=scale).flows[0]
+        (flow,) = quick.decode(quick.encode(img0, img1, scale), 0.5, flow=True).flows
+        enlarged = multiscale.resize_flow(flow, (64, 96))
+        torch.testing.assert_close(enlarged, expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.5, 0.8])
+@pytest.mark.parametrize("scale", [1.0, 0.5, 0.8, "multi"])
 def test_the_interpolator_gives_the_same_frames_in_either_mode(small, scale):
     img0, img1 = formula_image(75, 131, 1), formula_image(75, 131, 2)
     expected = models.Interpolator(small, CPU, scale=scale)(img0, img1, [0.3, 0.5])
@@ -191,11 +196,13 @@ def test_the_interpolator_gives_the_same_frames_in_either_mode(small, scale):
 
 @pytest.mark.parametrize("scale", [1.0, 0.5, 0.8, 0.75])
 @pytest.mark.parametrize("count", [1, 2])
-def test_strips_give_the_same_frames(small, scale, count):
+@pytest.mark.parametrize("plain", [False, True], ids=["kernels", "twins"])
+def test_strips_give_the_same_frames(small, scale, count, plain):
     img0, img1 = pairs(160, 64, count)
-    whole = models.Interpolator(small, CPU, "fp32", scale, mode="fast")(img0, img1)
-    part = models.Interpolator(small, CPU, "fp32", scale, tile=32, mode="fast")(img0, img1)
-    torch.testing.assert_close(part, whole, atol=1e-5, rtol=0)
+    whole, part = (models.Interpolator(small, CPU, "fp32", scale, tile=tile, mode="fast") for tile in (None, 32))
+    if plain:
+        whole.fast.kernel = part.fast.kernel = kernels.Eager()
+    torch.testing.assert_close(part(img0, img1), whole(img0, img1), atol=1e-5, rtol=0)
 
 
 def test_a_large_frame_is_worked_on_in_strips(small, monkeypatch):
@@ -343,9 +350,9 @@ def recorded(small, monkeypatch):
 
     def ask(height, width, times=1):
         img0, img1 = pairs(height, width, 1)
-        expected = network.decode(network.encode(img0, img1), 0.5)
+        expected = network.decode(network.encode(img0, img1), 0.5, flow=True)
         for _ in range(times):
-            got = quick.decode(quick.encode(img0, img1), 0.5)
+            got = quick.decode(quick.encode(img0, img1), 0.5, flow=True)
             assert torch.equal(got.imgt, expected.imgt) and torch.equal(got.flows[0], expected.flows[0])
         return Repeated.made
 
@@ -418,7 +425,7 @@ def test_the_triton_kernels_compile_for_gpus_that_are_not_here():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-c", COMPILE.format(root=str(ROOT))]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout == "compiled 4\n", done.stderr
+    assert done.returncode == 0 and done.stdout == "compiled 5\n", done.stderr
 
 
 COMPILE = """
@@ -429,11 +436,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from models import triton_kernels
 
-pointers = {{"slope": "*fp32", "coarse": "*fp32", "flow": "*fp32", "img0": "*fp32", "img1": "*fp32"}}
+pointers = dict.fromkeys(("slope", "coarse", "flow", "img0", "img1"), "*fp32") | {{"growth": "fp32"}}
 halves = dict.fromkeys(("x", "add", "out", "tail", "answer", "f0", "f1"), "*fp16")
-constants = dict(ADD=True, COARSE=True, CHANNELS=24, TAIL=8, VALUES=1024, PIXELS=128, LANES=32, WIDTH=80)
+constants = dict(ADD=True, COARSE=True, ENLARGED=0, CHANNELS=24, TAIL=8, VALUES=1024, PIXELS=128, LANES=32, WIDTH=80)
 count = 0
-for kernel in (triton_kernels._prelu, triton_kernels._step, triton_kernels._join, triton_kernels._blend):
+blend = triton_kernels._blend
+for kernel in (triton_kernels._prelu, triton_kernels._step, triton_kernels._join, blend, blend):
+    constants["ENLARGED"] = count == 4
     kinds = dict.fromkeys(kernel.arg_names, "i32") | dict.fromkeys(constants, "constexpr") | pointers | halves
     given = {{k: v for k, v in constants.items() if k in kernel.arg_names}}
     source = ASTSource(kernel, {{name: kinds[name] for name in kernel.arg_names}}, given)
