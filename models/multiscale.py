@@ -47,4 +47,6 @@ def resize_flow(flow: Tensor, size: Sequence[int]) -> Tensor:
 
 def mean_around(x: Tensor, side: int) -> Tensor:
     """The mean of a square around each pixel, of what of it lies inside. side: odd."""
-    return F.avg_pool2d(x, side, 1, side // 2, count_include_pad=False)
+    half = side // 2
+    x = F.avg_pool2d(x, (side, 1), 1, (half, 0), count_include_pad=False)
+    return F.avg_pool2d(x, (1, side), 1, (0, half), count_include_pad=False)
