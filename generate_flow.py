@@ -308,9 +308,8 @@ def why(teacher: str, folder: Path) -> str:
 
 def parser() -> cli.Parser:
     options = cli.Parser(__doc__)
-    options.add_argument(
-        "--data", type=Path, default=Path("data/vimeo_triplet"), help="folder of the set (default: %(default)s)"
-    )
+    about = "folder of the set (default: %(default)s)"
+    options.add_argument("--data", type=Path, default=cli.DATA / "vimeo_triplet", help=about)
     options.add_argument("--teacher", choices=teachers.TEACHERS, help="default: the best one whose weights are here")
     options.add_argument("--weights", type=Path, help="weights file of the teacher")
     options.add_argument("--format", choices=FORMATS, default="flo", help="of the files (default: %(default)s)")

@@ -49,9 +49,8 @@ def windows(args) -> tuple[list, list, int | None]:
 
 def parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
-    parser.add_argument(
-        "--data", default="data/GOPRO", help="folder of the set, or clips:FOLDER (default: %(default)s)"
-    )
+    about = "folder of the set, or clips:FOLDER (default: %(default)s)"
+    parser.add_argument("--data", default=str(cli.DATA / "GOPRO"), help=about)
     epochs.add_options(parser, epochs=600, batch_size=2, eval_interval=8, log_path="runs/gopro")
     return parser
 

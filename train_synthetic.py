@@ -282,6 +282,10 @@ def main(args: argparse.Namespace) -> None:
 
 def train(args, model, material, footage, val_set, folder, device, content, crop, end) -> dict:
     """One stage: crops of one size, until the share `end` of the run."""
+    first = [windows[0] for by_clip in footage.values() for windows in by_clip]
+    small = sorted({window.clip.name for window in first if min(window.clip.frames.shape[1:3]) < crop})
+    if small and distributed.is_main():
+        print(f"crop {crop}: {len(small)} clips are smaller and left out: {', '.join(small)}")
     recipe = Recipe(
         minutes=args.minutes * end,
         eval_every=args.eval_interval,

@@ -58,8 +58,21 @@ def main(args) -> None:
                 f"no teacher flow in {args.data}: training without flow distillation (see generate_flow.py, --teacher)"
             )
         torch.manual_seed(args.seed)
-        model = models.build(args.model_name, args.activation)
+        model = without_time(models.build(args.model_name, args.activation))
         epochs.train(args, device, model, train_set, val_set, finish, loss_with(teacher), paper)
+
+
+def without_time(model: models.IFRNet) -> models.IFRNet:
+    """The network with input weights of the t plane that are zero and stay so, as in the published weights.
+
+    What was trained at t = 0.5 alone can then be told from what knows other times (IFRNet.any_time).
+    """
+    weight = model.decoder4.convblock[0][0].weight
+    used = torch.ones(1, weight.shape[1], 1, 1)
+    used[:, -1] = 0
+    weight.data *= used
+    weight.register_hook(lambda gradient: gradient * used.to(gradient))
+    return model
 
 
 def sets(args, device: torch.device, flow: bool | None) -> tuple[Dataset, Dataset, int | None]:
@@ -81,9 +94,8 @@ def sets(args, device: torch.device, flow: bool | None) -> tuple[Dataset, Datase
 
 def parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
-    parser.add_argument(
-        "--data", default="data/vimeo_triplet", help="folder of the set, packed or not, or clips:FOLDER"
-    )
+    about = "folder of the set, packed or not, or clips:FOLDER (default: %(default)s)"
+    parser.add_argument("--data", default=str(cli.DATA / "vimeo_triplet"), help=about)
     parser.add_argument(
         "--cache", choices=["gpu"], help="gpu: hold a packed set in GPU memory (default: read as it goes)"
     )

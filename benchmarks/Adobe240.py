@@ -21,7 +21,9 @@ PAGE = "http://www.cs.ubc.ca/labs/imager/tr/2017/DeepVideoDeblurring"
 
 def splits(root, args):
     videos = args.videos or [folder.name for folder in sorted(filter(Path.is_dir, root.iterdir()), key=natural)]
-    return [Split("8x", [case for video in videos for case in windows(find_folder(root, video))], centre_512)]
+    if not videos:
+        raise ValueError(f"{root}: no folders of frames; make one of each video: ffmpeg -i VIDEO.mov VIDEO/%05d.png")
+    return [Split("8x", [case for video in videos for case in windows(find_folder(root, video, PAGE))], centre_512)]
 
 
 BENCHMARK = Benchmark("Adobe240", "Adobe240", "", PAGE, splits, options=("videos",))

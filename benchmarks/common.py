@@ -185,7 +185,7 @@ def run(benchmark: Benchmark, args: argparse.Namespace) -> None:
 
 def find_data(benchmark: Benchmark, folder: Path | None) -> Path:
     """The folder of the data. FileNotFoundError that says what was looked for, where, and where to get it."""
-    root = folder or ROOT / "data" / benchmark.folder
+    root = folder or cli.DATA / benchmark.folder
     if not (root / benchmark.looked_for).exists():
         hint = f" ({benchmark.looked_for} is looked for)" if benchmark.looked_for else ""
         raise FileNotFoundError(
@@ -194,10 +194,12 @@ def find_data(benchmark: Benchmark, folder: Path | None) -> Path:
     return root
 
 
-def find_folder(parent: Path, name: str) -> Path:
-    """A video's folder of pictures. FileNotFoundError without it."""
+def find_folder(parent: Path, name: str, page: str) -> Path:
+    """A video's folder of pictures. FileNotFoundError without it. page: where the set is described."""
     if not (parent / name).is_dir():
-        raise FileNotFoundError(f"{parent / name}: no such folder of frames, which the benchmark needs")
+        raise FileNotFoundError(
+            f"{parent / name}: no such folder of frames, which the benchmark needs; it is described at {page}"
+        )
     return parent / name
 
 

@@ -154,7 +154,7 @@ def main(args: argparse.Namespace) -> None:
 def parser() -> cli.Parser:
     options = cli.Parser(__doc__)
     options.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
-    options.add_argument("--data", type=Path, default=ROOT / "data" / "clips", help="folder of clips (quality)")
+    options.add_argument("--data", type=Path, default=cli.DATA / "clips", help="folder of clips (quality)")
     options.add_argument("--clips", nargs="+", help="names in it: videos or folders of frames (default: all)")
     options.add_argument("--count", type=cli.positive, default=20, help="frames a clip to make (default: 20)")
     about = "of flow estimation, for quality: a number, multi, or auto (default), by motion"

@@ -278,8 +278,8 @@ def main(args) -> None:
 
 def parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--data", default="data/vimeo_triplet", help="folder of the set (default: %(default)s)")
-    parser.add_argument("--out", default="data/vimeo_packed", help="folder to write (default: %(default)s)")
+    parser.add_argument("--data", default=str(cli.DATA / "vimeo_triplet"), help="folder of the set (%(default)s)")
+    parser.add_argument("--out", default=str(cli.DATA / "vimeo_packed"), help="folder to write (%(default)s)")
     parser.add_argument("--list", default=TRAIN_LIST, help="which triplets (default: %(default)s)")
     parser.add_argument("--no_flow", action="store_true", help="leave the teacher's flow out")
     parser.add_argument("--workers", type=cli.positive, default=4, help="processes (default: %(default)s)")

@@ -309,7 +309,7 @@ def main(args: argparse.Namespace) -> None:
 
 def parser() -> cli.Parser:
     options = cli.Parser(__doc__)
-    options.add_argument("--out", type=Path, default=Path("data/vimeo_triplet_demo"), help="folder to write to")
+    options.add_argument("--out", type=Path, default=cli.DATA / "vimeo_triplet_demo", help="folder to write to")
     options.add_argument("--images", type=Path, help="folder of photographs (default: those inside scikit-image)")
     options.add_argument("--train", type=cli.positive, default=48, help="triplets in tri_trainlist.txt")
     options.add_argument("--test", type=cli.positive, default=12, help="triplets in tri_testlist.txt")

@@ -27,8 +27,10 @@ def log_error(prediction: Tensor, target: Tensor) -> Tensor:
 def _census_distance(x: Tensor, y: Tensor, patch: int) -> Tensor:
     """Mean soft Hamming distance of the census signatures of all channels, zero within patch//2 of the border.
 
-    A pixel's signature: all neighbours in its patch minus the pixel, compressed to (-1, 1).
+    A pixel's signature: all neighbours in its patch minus the pixel, compressed to (-1, 1). ValueError for two shapes.
     """
+    if x.shape != y.shape:
+        raise ValueError(f"what is compared has two shapes: {tuple(x.shape)} and {tuple(y.shape)}")
     full = torch.promote_types(x.dtype, torch.float32)  # half precision cannot hold the sums
     # The border counts as pixels without a distance: divide by all of them.
     return _CensusSum.apply(x.to(full), y.to(full), patch) / (x.numel() * patch**2)

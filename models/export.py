@@ -151,6 +151,8 @@ def main(args: argparse.Namespace) -> None:
     if args.check is None:
         export(model, args.format, path, args.size)
         print(f"wrote {path}")
+    if not model.any_time:
+        print("these weights were trained at t = 0.5 alone: the file answers that time whatever t it is given")
     height, width = args.size or OTHER
     run = runner(path, args.providers)
     try:
@@ -176,7 +178,9 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.error = lambda message: options.exit(2, f"models.export: {message} (--help lists the options)\n")
     options.add_argument("--format", choices=SUFFIXES, default="onnx", help="of the file (default: onnx)")
-    options.add_argument("--model_name", choices=VARIANTS, default="IFRNet_S", help="network (default: IFRNet_S)")
+    options.add_argument(
+        "--model_name", "--model-name", choices=VARIANTS, default="IFRNet_S", help="network (default: IFRNet_S)"
+    )
     options.add_argument("--checkpoint", help="weights: a path (default: the shipped ones of that name)")
     options.add_argument("--size", type=size, help="WIDTHxHEIGHT, or dynamic (default) for any multiple of 16")
     options.add_argument("--out", type=Path, help="file to write (default: the network's name)")

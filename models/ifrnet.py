@@ -210,12 +210,15 @@ class IFRNet(nn.Module):
 
         img0, img1: (B, 3, H, W) in [0, 1]. t: one number, B numbers, or N * B numbers: N for every pair, pair by pair;
         the result then holds N * B frames, and the pairs are encoded once. imgt: the true frames, of the result's
-        shape, to have `targets`. scale: see `encode`.
+        shape, to have `targets`, at the size of `features`. scale: see `encode`.
         """
         pair = self.encode(img0, img1, scale)
         out = self.decode(pair, t)
         if imgt is None:
             return out
         mean = pair.mean.repeat_interleave(len(imgt) // len(img0), 0)
+        truth = imgt - mean
+        if scale != 1:
+            truth = resize(truth, size=tuple(round(side * scale) for side in truth.shape[-2:]))
         # Not _replace, at which the compiler of PyTorch 2.6 breaks the graph.
-        return Interpolation(out.imgt, out.flows, out.features, self.encoder(imgt - mean)[:3])
+        return Interpolation(out.imgt, out.flows, out.features, self.encoder(truth)[:3])

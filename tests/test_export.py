@@ -87,8 +87,17 @@ def test_it_writes_the_file_and_says_how_far_it_is_from_the_network(weights, tmp
     typed("--format", "pt2", "--checkpoint", weights, "--size", "64x32", "--out", out)
     printed = capsys.readouterr().out
     assert f"wrote {out}" in printed and "network at 64x32, of 1: " in printed
+    assert "t = 0.5 alone" not in printed
     with pytest.raises(ValueError, match="does not run at 48x32; give the --size"):
         typed("--check", out, "--checkpoint", weights, "--size", "48x32")
+
+
+def test_of_weights_that_ignore_t_it_says_so(model, tmp_path, capsys):
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    state["decoder4.convblock.0.0.weight"][:, -1] = 0
+    torch.save(state, tmp_path / "half.pth")
+    typed("--format", "pt2", "--checkpoint", tmp_path / "half.pth", "--size", "64x32", "--out", tmp_path / "half.pt2")
+    assert "t = 0.5 alone" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

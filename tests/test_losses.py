@@ -175,3 +175,8 @@ def test_an_unknown_flow_adds_nothing_and_a_broken_one_is_seen():
     with torch.no_grad():
         flows[1][0, 0, 0, 0] = torch.nan
     assert flow_distillation(flows, teacher).isnan() and flow_error(flows[1:], teacher).isnan()
+
+
+def test_features_of_two_sizes_are_refused():
+    with pytest.raises(ValueError, match=r"two shapes: \(2, 5, 12, 16\) and \(2, 5, 24, 32\)"):
+        geometry(features(0), features(1, height=24, width=32))

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import formula_image, formula_weights
 
 import models
@@ -34,3 +35,16 @@ def test_frames_and_losses_are_those_of_the_published_code(golden, name, size):
         terms = ifrnet_loss(out, imgt, torch.from_numpy(flow))
         got = [terms[key].item() for key in ("rec", "geo", "dis")]
         np.testing.assert_allclose(got, golden[f"{name}/{height}x{width}/t{t}/losses"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.5, 2.0])
+def test_at_another_scale_the_truth_is_seen_at_that_scale(scale):
+    model, imgt = formula_weights(models.build("IFRNet_S")), formula_image(64, 96, 3)[None]
+    pair = [formula_image(64, 96, seed)[None] for seed in (1, 2)]
+    with torch.no_grad():
+        out = model(*pair, 0.5, imgt=imgt, scale=scale)
+        mean = torch.cat(pair).mean()
+        expected = model.encoder(F.interpolate(imgt - mean, scale_factor=scale, mode="bilinear"))
+    for feature, target, own in zip(out.features, out.targets, expected, strict=False):
+        assert feature.shape == target.shape
+        torch.testing.assert_close(target, own, atol=1e-4, rtol=1e-4)

@@ -88,6 +88,7 @@ def test_a_run_leaves_what_it_learnt_and_what_it_said(whole):
     assert len(losses) == 12 and np.mean(losses[-4:]) < 0.9 * np.mean(losses[:4])
     best = models.load(folder / "best.pth")
     assert sum(p.numel() for p in best.parameters()) == 2_803_610
+    assert not best.any_time  # of what was trained at t = 0.5 alone
 
 
 def test_two_ranks_make_the_weights_of_one(vimeo, whole, tmp_path):

@@ -17,6 +17,7 @@ import torch
 from models.baselines import BASELINES, NAMES
 from models.interpolator import NAMED_SCALES, PRECISIONS
 
+DATA = Path(__file__).resolve().parents[1] / "data"  # where sets are looked for
 OF_NETWORKS = ("--scale", "--tile", "--precision", "--fast")  # options without a meaning for baselines
 
 
