@@ -10,6 +10,8 @@ All seven frames between the first and the last of a window are targets of one s
 no flow distillation. A run can be stopped at any time and goes on with --resume auto.
 """
 
+import argparse
+
 import torch
 
 import models
@@ -27,7 +29,7 @@ def loss(out: models.Interpolation, batch: Sample, progress: float) -> dict[str,
     return {name: terms[name] for name in ("rec", "geo")}
 
 
-def main(args) -> None:
+def main(args: argparse.Namespace) -> None:
     with distributed.ranks(args) as device:
         train, val, paper = windows(args)
         train_set = clips.Windows(train, Take(args.crop, args.seed))
@@ -37,7 +39,7 @@ def main(args) -> None:
         epochs.train(args, device, model, train_set, val_set, finish, loss, paper)
 
 
-def windows(args) -> tuple[list, list, int | None]:
+def windows(args: argparse.Namespace) -> tuple[list, list, int | None]:
     """To train on, to validate on, and the paper's iterations where this is the paper's set."""
     held = args.val_list and epochs.read_names(args.val_list)
     if args.data.startswith(epochs.CLIPS):

@@ -280,7 +280,18 @@ def main(args: argparse.Namespace) -> None:
             print(f"wrote {shipped}: the weights at the end, 16 bits; {folder / checkpoint.LATEST}: to go on from")
 
 
-def train(args, model, material, footage, val_set, folder, device, content, crop, end) -> dict:
+def train(
+    args: argparse.Namespace,
+    model: models.IFRNet,
+    material: synthetic.Material,
+    footage: dict[int, list],
+    val_set: Sequence[Sample],
+    folder: Path,
+    device: torch.device,
+    content: dict | None,
+    crop: int,
+    end: float,
+) -> dict:
     """One stage: crops of one size, until the share `end` of the run."""
     first = [windows[0] for by_clip in footage.values() for windows in by_clip]
     small = sorted({window.clip.name for window in first if min(window.clip.frames.shape[1:3]) < crop})

@@ -20,6 +20,7 @@ estimates it for every batch: no disk, but a slower step, and on the crops alone
 goes on with --resume auto.
 """
 
+import argparse
 from collections.abc import Callable
 
 import torch
@@ -47,7 +48,7 @@ def loss_with(teacher: models.flow.Teacher | None) -> Callable[..., dict[str, to
     return loss
 
 
-def main(args) -> None:
+def main(args: argparse.Namespace) -> None:
     with distributed.ranks(args) as device:
         if args.teacher_weights and not args.teacher:
             raise ValueError(f"--teacher_weights {args.teacher_weights} needs --teacher, the network that they are of")
@@ -75,7 +76,7 @@ def without_time(model: models.IFRNet) -> models.IFRNet:
     return model
 
 
-def sets(args, device: torch.device, flow: bool | None) -> tuple[Dataset, Dataset, int | None]:
+def sets(args: argparse.Namespace, device: torch.device, flow: bool | None) -> tuple[Dataset, Dataset, int | None]:
     """What to train on, what to validate on, and the paper's iterations where this is the paper's set."""
     take, held = Take(args.crop, args.seed), args.val_list
     if args.cache == "gpu" and not is_packed(args.data):

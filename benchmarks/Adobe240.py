@@ -8,6 +8,7 @@ Data, from http://www.cs.ubc.ca/labs/imager/tr/2017/DeepVideoDeblurring, with ff
     data/Adobe240/720p_240fps_1/00001.png ..
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from utils.io import natural
 PAGE = "http://www.cs.ubc.ca/labs/imager/tr/2017/DeepVideoDeblurring"
 
 
-def splits(root, args):
+def splits(root: Path, args: argparse.Namespace) -> list[Split]:
     videos = args.videos or [folder.name for folder in sorted(filter(Path.is_dir, root.iterdir()), key=natural)]
     if not videos:
         raise ValueError(f"{root}: no folders of frames; make one of each video: ffmpeg -i VIDEO.mov VIDEO/%05d.png")
@@ -29,7 +30,7 @@ def splits(root, args):
 BENCHMARK = Benchmark("Adobe240", "Adobe240", "", PAGE, splits, options=("videos",))
 
 
-def command_line():
+def command_line() -> argparse.ArgumentParser:
     options = parser(__doc__)
     options.add_argument("--videos", nargs="+", help="folders of the test videos (default: all there are)")
     return options

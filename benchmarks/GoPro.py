@@ -8,6 +8,7 @@ Data, from https://seungjunnah.github.io/Datasets/gopro (GOPRO_Large_all); the f
     data/GOPRO/test/GOPR0384_11_00/000001.png ..
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from benchmarks.common import Benchmark, Split, centre_512, find_folder, parser,
 from datasets.gopro import PAGE, TEST_VIDEOS
 
 
-def splits(root, args):
+def splits(root: Path, args: argparse.Namespace) -> list[Split]:
     parent = root / "test" if (root / "test").is_dir() else root  # the set is also seen flat
     cases = [case for video in TEST_VIDEOS for case in windows(find_folder(parent, video, PAGE))]
     return [Split("8x", cases, centre_512, full=len(cases))]

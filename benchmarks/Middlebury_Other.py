@@ -8,6 +8,7 @@ Data, from https://vision.middlebury.edu/flow/data; for the submission eval-data
     data/Middlebury/other-gt-interp/Beanbags/frame10i11.png
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -25,14 +26,14 @@ SUBMISSION = ("Mequon", "Schefflera", "Urban", "Teddy", "Backyard", "Basketball"
 TARGET = "frame10i11.png"
 
 
-def splits(root, args):
+def splits(root: Path, args: argparse.Namespace) -> list[Split]:
     cases = [
         Case(name, *inputs(root / "other-data" / name), (root / "other-gt-interp" / name / TARGET,)) for name in NAMES
     ]
     return [Split("other", cases, full=len(NAMES))]
 
 
-def inputs(folder):
+def inputs(folder: Path) -> tuple[Path, Path]:
     return folder / "frame10.png", folder / "frame11.png"
 
 
@@ -48,7 +49,7 @@ BENCHMARK = Benchmark(
 EVALUATION = BENCHMARK._replace(name="Middlebury_Evaluation", looked_for="eval-data")
 
 
-def main(args):
+def main(args: argparse.Namespace) -> None:
     if not args.submission:
         return run(BENCHMARK, args)
     root = find_data(EVALUATION, args.data)
@@ -56,7 +57,7 @@ def main(args):
     write_predictions(EVALUATION, args, pairs)
 
 
-def command_line():
+def command_line() -> argparse.ArgumentParser:
     options = parser(__doc__)
     options.add_argument("--submission", action="store_true", help="write what the online benchmark asks for")
     return options

@@ -8,6 +8,7 @@ Data, from https://myungsub.github.io/CAIN; a line of a list: first frame, targe
     data/SNU-FILM/test/
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -19,11 +20,11 @@ SPLITS = ("easy", "medium", "hard", "extreme")
 SCALE, SCALE_EMA = 0.8, 0.5  # the paper's protocol; sides become multiples of 20 there, the least that serves
 
 
-def splits(root, args):
+def splits(root: Path, args: argparse.Namespace) -> list[Split]:
     return [Split(name, cases(root, root / f"test-{name}.txt"), full=310) for name in SPLITS]
 
 
-def cases(root, path):
+def cases(root: Path, path: Path) -> list[Case]:
     """One for each line: the paths of the first frame, the target and the last, relative to the root."""
     found = []
     if not path.is_file():

@@ -7,6 +7,7 @@ Data, from https://people.cs.umass.edu/~hzjiang/projects/superslomo:
     data/UCF101/ucf101_interp_ours/1/frame_00.png frame_01_gt.png frame_02.png
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from utils.io import natural
 FOLDER = "ucf101_interp_ours"
 
 
-def splits(root, args):
+def splits(root: Path, args: argparse.Namespace) -> list[Split]:
     cases = []
     for folder in sorted(filter(Path.is_dir, (root / FOLDER).iterdir()), key=natural):
         img0, target, img1 = (folder / name for name in ("frame_00.png", "frame_01_gt.png", "frame_02.png"))

@@ -9,6 +9,7 @@ Data, from http://toflow.csail.mit.edu (triplets):
     data/vimeo_triplet/sequences/00001/0266/im1.png im2.png im3.png
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from benchmarks.common import Benchmark, Case, Split, parser, start
 from datasets.vimeo90k import FRAMES, PAGE, TEST_LIST, read_list
 
 
-def splits(root, args):
+def splits(root: Path, args: argparse.Namespace) -> list[Split]:
     cases = []
     for name in read_list(root, TEST_LIST):
         img0, target, img1 = (root / "sequences" / name / frame for frame in FRAMES)

@@ -8,6 +8,7 @@ Data, from https://github.com/JihyongOh/XVFI:
     data/X_TEST/Type1/TEST01_003_f0433/0000.png .. 0032.png
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -19,13 +20,13 @@ from utils.io import list_images, natural
 FRAMES, STEP = 33, 4
 
 
-def splits(root, args):
+def splits(root: Path, args: argparse.Namespace) -> list[Split]:
     scenes = [scene for kind in sorted(root.glob("Type*")) for scene in sorted(kind.iterdir(), key=natural)]
     cases = [window(scene) for scene in scenes if scene.is_dir()]
     return [Split("2K", cases, halved, full=15), Split("4K", cases, full=15)]
 
 
-def window(scene):
+def window(scene: Path) -> Case:
     frames = list_images(scene)
     if len(frames) != FRAMES:
         raise ValueError(f"{scene}: {len(frames)} frames, not {FRAMES}; copy the scene again")

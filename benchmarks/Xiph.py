@@ -9,6 +9,7 @@ ffmpeg -i Netflix_Tango_4096x2160_60fps_10bit_420.y4m -pix_fmt rgb24 -vframes 10
     data/Xiph/Tango-001.png .. Tango-100.png        # or Tango/001.png .. Tango/100.png
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -23,7 +24,7 @@ CLIPS = (
 FIRST, LAST = 2, 98
 
 
-def splits(root, args):
+def splits(root: Path, args: argparse.Namespace) -> list[Split]:
     cases = []
     for clip in CLIPS:
         name = f"{clip}/{{:03d}}.png" if (root / clip).is_dir() else f"{clip}-{{:03d}}.png"

@@ -13,6 +13,7 @@ count what the work takes and not what else the machine does; for steps set OMP_
 each other count too. Stepping on a GPU, and both together, are by the clock.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -119,7 +120,7 @@ def in_turn(candidates: dict[str, Callable[[], float]], rounds: int) -> dict[str
     return best
 
 
-def loaders(root: Path, packed: Path, args, device: torch.device) -> dict[str, dict]:
+def loaders(root: Path, packed: Path, args: argparse.Namespace, device: torch.device) -> dict[str, dict]:
     """Seconds a sample, of one core, and relative to the published way, of every way to read."""
     names, batch = read_list(root), args.batch_size
     take = Take(args.crop, 0)
@@ -164,7 +165,7 @@ def loaders(root: Path, packed: Path, args, device: torch.device) -> dict[str, d
 class Run:
     """A network that steps on batches of a stream."""
 
-    def __init__(self, args, device: torch.device, measures: dict, stream: Iterator):
+    def __init__(self, args: argparse.Namespace, device: torch.device, measures: dict, stream: Iterator):
         self.recipe = Recipe(iterations=10**6, **measures)
         layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
         torch.manual_seed(0)
@@ -190,7 +191,7 @@ class Run:
         return self.meter.waited / self.took
 
 
-def steps(root: Path, args, device: torch.device) -> dict[str, dict]:
+def steps(root: Path, args: argparse.Namespace, device: torch.device) -> dict[str, dict]:
     """Seconds a step on data that is there already, each measure added in turn."""
     data = Vimeo90K(root, read_list(root), Take(args.crop, 0))
     keys = next(iter(Order(len(data), args.batch_size)))
@@ -216,7 +217,7 @@ def steps(root: Path, args, device: torch.device) -> dict[str, dict]:
     }
 
 
-def together(root: Path, packed: Path, args, device: torch.device) -> dict[str, dict]:
+def together(root: Path, packed: Path, args: argparse.Namespace, device: torch.device) -> dict[str, dict]:
     """Reading and stepping at once, with all measures: samples a second, and the share of time spent waiting."""
     measures = {key: value for _, added in MEASURES for key, value in added.items()}
     if args.no_compile:
@@ -237,7 +238,7 @@ def together(root: Path, packed: Path, args, device: torch.device) -> dict[str, 
     return results
 
 
-def scenes(args, device: torch.device) -> dict[str, dict]:
+def scenes(args: argparse.Namespace, device: torch.device) -> dict[str, dict]:
     """Seconds to make a batch of procedural scenes with all effects, to step on one that is there, and to do both."""
     material = synthetic.material(procedural=0.5).to(device)
     source = synthetic.Synthetic(material, (args.crop, args.crop), blur=effects.BLUR)
@@ -267,7 +268,7 @@ def scenes(args, device: torch.device) -> dict[str, dict]:
     }
 
 
-def main(args) -> None:
+def main(args: argparse.Namespace) -> None:
     device = args.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -291,7 +292,7 @@ def main(args) -> None:
     print(f"wrote {args.out}")
 
 
-def with_triplets(args, device: torch.device, result: dict) -> None:
+def with_triplets(args: argparse.Namespace, device: torch.device, result: dict) -> None:
     """The parts that read from a disk, into `result`."""
     with tempfile.TemporaryDirectory() as folder:
         root, packed = make_set(Path(folder) / "png", max(args.samples, args.batch_size)), Path(folder) / "packed"

@@ -12,6 +12,7 @@
 Killed or short of space, the same command goes on where it stopped.
 """
 
+import argparse
 import json
 import shutil
 import signal
@@ -267,7 +268,7 @@ def _prepare(source: Vimeo90K, out: Path, plan: dict) -> None:
     write_bytes(begun, json.dumps(plan).encode())
 
 
-def main(args) -> None:
+def main(args: argparse.Namespace) -> None:
     names = read_list(args.data, args.list)
     source = Vimeo90K(args.data, names, flow=False if args.no_flow else None)
     pack(source, Path(args.out), args.workers)

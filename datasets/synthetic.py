@@ -14,7 +14,7 @@ import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ def material(
     return Material(torch.cat([windows for windows, _ in parts]), odds, drawn_stencils(seed=seed), cut)
 
 
-def to_device(value, device: torch.device):
+def to_device(value: Any, device: torch.device) -> Any:
     """Tensors, and tuples of them, on a device; the CPU does not wait for a GPU."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=device.type == "cuda")

@@ -55,14 +55,14 @@ class Baseline:
 class Repeat(Baseline):
     """The nearer of the two frames, at t = 0.5 the first."""
 
-    def frames(self, img0, img1, times):
+    def frames(self, img0: Tensor, img1: Tensor, times: Sequence[float]) -> Iterator[Tensor]:
         return (img0 if t <= 0.5 else img1 for t in times)
 
 
 class Average(Baseline):
     """Both frames, weighted by their nearness in time."""
 
-    def frames(self, img0, img1, times):
+    def frames(self, img0: Tensor, img1: Tensor, times: Sequence[float]) -> Iterator[Tensor]:
         return ((1 - t) * img0 + t * img1 for t in times)
 
 
@@ -85,7 +85,7 @@ class Dis(Baseline):
         """f above, (B, 2, H, W) in pixels."""
         return (self.flow.estimate(img0, img1) - self.flow.estimate(img1, img0)) / 2
 
-    def frames(self, img0, img1, times):
+    def frames(self, img0: Tensor, img1: Tensor, times: Sequence[float]) -> Iterator[Tensor]:
         motion = self.motion(img0, img1)
         for t in times:
             frame = (1 - t) * _remap(img0, -t * motion) + t * _remap(img1, (1 - t) * motion)

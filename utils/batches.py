@@ -6,7 +6,7 @@ with the samples that iteration n would have had.
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
@@ -57,7 +57,11 @@ class Order:
 
 
 def load(
-    dataset: Dataset, batch_sampler, workers: int = 0, pin: bool = False, collate: Callable = default_collate
+    dataset: Dataset,
+    batch_sampler: Iterable[list],
+    workers: int = 0,
+    pin: bool = False,
+    collate: Callable = default_collate,
 ) -> Iterator:
     """Batches by `collate`, read by `workers` processes (0: by this one), some ahead of their use.
 
@@ -83,7 +87,7 @@ def load(
         yield batch
 
 
-def read(dataset, order: Order, workers: int = 0, pin: bool = False) -> Iterator:
+def read(dataset: Dataset, order: Order, workers: int = 0, pin: bool = False) -> Iterator:
     """Batches of a training set in this order, by the quickest way that it offers.
 
     A set with `batch(keys)` needs no processes: one thread copies some batches ahead, or, where it lies on the device

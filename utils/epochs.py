@@ -22,7 +22,9 @@ CLIPS = "clips:"  # what --data begins with where it is a folder of videos or fr
 TOLERANCE = 0.1  # of the paper's iterations x learning rate, before a run is told that it leaves the recipe
 
 
-def add_options(parser: argparse.ArgumentParser, *, epochs: int, batch_size: int, eval_interval: int, log_path: str):
+def add_options(
+    parser: argparse.ArgumentParser, *, epochs: int, batch_size: int, eval_interval: int, log_path: str
+) -> None:
     """The options of a recipe; the keywords are the paper's values where recipes differ."""
     add = parser.add_argument
     add("--model_name", choices=models.VARIANTS, default="IFRNet", help="network (default: %(default)s)")
@@ -154,7 +156,13 @@ def train(
 
 
 def announce(
-    args, order: Order, iterations: int, paper: int | None, train: int, val: int, device: torch.device
+    args: argparse.Namespace,
+    order: Order,
+    iterations: int,
+    paper: int | None,
+    train: int,
+    val: int,
+    device: torch.device,
 ) -> None:
     """What this run will do, and a warning where it is another recipe than the paper's."""
     ranks = f"{distributed.world_size()} x {args.batch_size}" + f" x {args.accumulate}" * (args.accumulate > 1)
