@@ -1,9 +1,11 @@
 """Windows of neighbouring frames out of one's own footage: videos, folders of frames, Vimeo90K's septuplets.
 
-Each clip is decoded once into a memory-mapped array, uint8 (F, H, W, 3), in a cache folder; from then on any window is
-a slice of it. Windows with a cut or a repeated frame are left out: there is no motion between such frames to learn.
+Each clip is decoded once into a memory-mapped array, uint8 (F, H, W, 3), in a cache folder that may be deleted at any
+time (a minute of 1080p at 25 frames a second takes 9 GB); from then on any window is a slice of it. Windows with a cut
+or a repeated frame are left out: there is no motion between such frames to learn.
 """
 
+import glob
 import hashlib
 import mmap
 import warnings
@@ -169,15 +171,22 @@ def _sources(folder: Path) -> Iterator[Path]:
 
 def _open(path: Path, name: str, longest: int | None, cache: Path) -> Clip:
     state = path.stat()
-    key = f"{path.resolve()} {state.st_size} {state.st_mtime_ns} {longest}"
-    stem = cache / f"{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    frames, breaks = (stem.with_name(f"{stem.name}.{part}.npy") for part in ("frames", "breaks"))
+    stem = f"{path.stem}-{_digest(path.resolve(), longest)}"
+    current = f"{stem}-{_digest(state.st_size, state.st_mtime_ns)}"
+    frames, breaks = (cache / f"{current}.{part}.npy" for part in ("frames", "breaks"))
     if not (frames.is_file() and breaks.is_file()):
+        for old in cache.glob(f"{glob.escape(stem)}-*.npy"):
+            if not old.name.startswith(current):  # the clip as it was before it changed
+                old.unlink(missing_ok=True)
         with io.replacing(frames) as temporary, open(temporary, "wb") as file:
             found = find_breaks(_saved((_shrink(frame, longest) for frame in _decode(path)), file))
         with io.replacing(breaks) as temporary, open(temporary, "wb") as file:
             np.save(file, found)
     return _read(name, frames, np.load(breaks))
+
+
+def _digest(*what: object) -> str:
+    return hashlib.sha256(repr([str(part) for part in what]).encode()).hexdigest()[:16]
 
 
 def _saved(frames: Iterable[np.ndarray], file: BinaryIO) -> Iterator[np.ndarray]:

@@ -50,6 +50,7 @@ def test_the_second_opening_reads_the_cache_and_a_changed_clip_is_decoded_anew(t
     monkeypatch.setattr(clips, "_decode", decode)
     write_video(tmp_path / "a.mkv", moving(seed=2, frames=14))
     assert len(clips.open_clips(tmp_path, cache=tmp_path / "cache")[0].frames) == 14
+    assert len(list((tmp_path / "cache").iterdir())) == 2  # what was there before is not kept: frames are large
 
 
 def test_windows_hold_neither_cuts_nor_repeated_frames(tmp_path):
