@@ -20,7 +20,7 @@ $(VENV)/installed: requirements.txt
 
 demo: setup
 	@echo "== 1/5  Photographs in motion, in the layout of Vimeo90K, with exact flow (10 s)"
-	$(PY) -m datasets.synthetic --out $(DEMO)
+	$(PY) -m datasets.synthetic --out $(DEMO) --overwrite
 	@echo "== 2/5  A network after its first iteration, beside averaging and the shipped weights (15 s)"
 	rm -rf $(RUN)
 	$(TRAIN) --iterations 1 --log_every 1

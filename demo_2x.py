@@ -40,6 +40,8 @@ def between(args: argparse.Namespace, times: Sequence[float]) -> np.ndarray:
     io.check_writable(args.out)
     first, last = io.read_frames([FIGURES / "img0.png", FIGURES / "img1.png"] if None in pair else pair)
     height, width = first.shape[:2]
+    if min(height, width) < 2:
+        raise ValueError(f"{args.img0}: {width}x{height}; frames of 2x2 pixels or more are needed")
     scale = scale_for(first, last) if args.scale == "auto" else args.scale
     options = (args.model_name, args.checkpoint, args.device, args.precision, scale)
     pixels = len(times) * height * width * sum(each**2 for each in scales_for(height, width, scale))

@@ -31,7 +31,7 @@ import numpy as np
 from tqdm import tqdm
 
 from models.baselines import Baseline, interpolator
-from models.interpolator import Interpolator
+from models.interpolator import LEAST_ROWS, Interpolator
 from utils import cli, distributed, io, video, video_out
 from utils.motion import scale_for
 from utils.parts import Parts, begun, folder_of
@@ -55,7 +55,12 @@ def rate(text: str) -> Fraction:
 
 
 def tile(text: str) -> int | str | None:
-    return {"auto": "auto", "none": None}.get(text) if text in ("auto", "none") else int(text)
+    """The type of --tile: a number of rows, "auto" or "none"."""
+    if text in ("auto", "none"):
+        return {"auto": "auto", "none": None}[text]
+    if not text.isdecimal() or int(text) < LEAST_ROWS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not auto, none or a number of rows from {LEAST_ROWS} up")
+    return int(text)
 
 
 def parser() -> cli.Parser:
@@ -79,8 +84,9 @@ def parser() -> cli.Parser:
     options.add_argument("--tile", type=tile, default="auto", help="rows at a time, none, or auto (default): by memory")
     options.add_argument("--compare", choices=("side", "split"), help="show repeated frames beside interpolated ones")
     options.add_argument("--preview", type=cli.positive, metavar="N", help="only a picture of N places of the video")
-    options.add_argument("--overwrite", action="store_true", help="replace what exists under the name of the output")
-    options.add_argument("--resume", action="store_true", help="go on where a run of the same settings ended")
+    existing = options.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace what exists under the name of the output")
+    existing.add_argument("--resume", action="store_true", help="go on where a run of the same settings ended")
     options.add_argument("--segment", type=cli.positive, default=10, help="seconds of a restart point (default: 10)")
     cli.add_model(options)
     distributed.add_options(options)
@@ -135,6 +141,7 @@ def check_output(args: argparse.Namespace) -> str:
         video_out.check_folder(out)
         if out.exists() and not any(out.iterdir()):
             return kind
+    io.check_writable(out.parent)
     if begun(out) and not (args.resume or args.overwrite or args.preview):
         raise ValueError(f"{out}: was begun and is not finished; --resume goes on, --overwrite starts anew")
     if out.exists() and not args.overwrite and not (args.resume and folder_of(out).exists()):

@@ -25,6 +25,7 @@ from datasets import Sample
 from datasets.scenes import Layer, Motion, Scene, Waves, chart, flow_of, frame_of, view_at
 from datasets.stencils import INNER, KINDS, STEPS, THIN, Cutouts, Stencils, cutouts, drawn_stencils
 from datasets.textures import procedural_windows
+from datasets.vimeo90k import TEST_LIST, TRAIN_LIST
 from utils import cli, io
 
 # Those of scikit-image's photographs that are in the public domain or CC0 and lie inside the package.
@@ -36,6 +37,7 @@ WINDOW = 384  # photographs are kept as square windows of this side
 WAVES = 3  # of the wobble
 TAIL = 1.2  # of the log-normal speeds: one in twenty is 7 times the median, one in a hundred 16 times
 TEXTURES = 160  # as many are made; each is a window, of which scenes show parts
+LEAST_SIDE, LEAST_SPEED = 32, 0.5  # pixels; of frames on disk, of the median motion in them
 CUTOUT = 192  # side of the objects cut out of photographs
 CUT_OUT = 0.5  # share of the objects that are cut out of photographs, where there are such
 SUBFRAMES, SHUTTER = 5, (0.05, 0.3)  # of a frame with motion blur; how long it is exposed, of the time from 0 to 1
@@ -284,6 +286,8 @@ def write_vimeo90k(out: Path, source: Synthetic, train: int, test: int) -> None:
     lists come last: where they are, all else is."""
     from tqdm import tqdm
 
+    for split in (TRAIN_LIST, TEST_LIST):
+        (out / split).unlink(missing_ok=True)
     names = [f"{1 + i // 1000:05d}/{1 + i % 1000:04d}" for i in range(train + test)]
     for name in tqdm(names, desc=str(out), unit="triplet"):
         change = 0
@@ -295,11 +299,18 @@ def write_vimeo90k(out: Path, source: Synthetic, train: int, test: int) -> None:
         for end in (0, 1):
             half = flow[0, 1, 2 * end : 2 * end + 2].movedim(0, -1)
             io.write_flow(out / "flow" / name / f"flow_t{end}.flo", half.cpu().numpy())
-    for split, part in (("train", names[:train]), ("test", names[train:])):
-        io.write_bytes(out / f"tri_{split}list.txt", "".join(f"{name}\n" for name in part).encode())
+    for split, part in ((TRAIN_LIST, names[:train]), (TEST_LIST, names[train:])):
+        io.write_bytes(out / split, "".join(f"{name}\n" for name in part).encode())
 
 
 def main(args: argparse.Namespace) -> None:
+    if min(args.width, args.height) < LEAST_SIDE:
+        raise ValueError(f"{args.width}x{args.height} is too small; give --width and --height of {LEAST_SIDE} or more")
+    if args.speed < LEAST_SPEED:
+        raise ValueError(f"--speed {args.speed:g}: hardly anything would be seen to move; give {LEAST_SPEED} or more")
+    io.check_writable(args.out)
+    if (args.out / TRAIN_LIST).exists() and not args.overwrite:
+        raise ValueError(f"{args.out}: a set is there; give --overwrite to replace it, or another --out")
     images = io.list_images(args.images, below=True) if args.images else None
     source = Synthetic(material(images), (args.height, args.width), speed=args.speed, seed=args.seed)
     write_vimeo90k(args.out, source, args.train, args.test)
@@ -315,8 +326,9 @@ def parser() -> cli.Parser:
     options.add_argument("--test", type=cli.positive, default=12, help="triplets in tri_testlist.txt")
     options.add_argument("--width", type=cli.positive, default=448, help="of the frames, pixels")
     options.add_argument("--height", type=cli.positive, default=256, help="of the frames, pixels")
-    options.add_argument("--speed", type=float, default=4.0, help="median motion of an object, im1 to im3, pixels")
-    options.add_argument("--seed", type=int, default=0, help="another number, other scenes")
+    options.add_argument("--speed", type=cli.amount, default=4.0, help="median motion of an object, im1 to im3, pixels")
+    options.add_argument("--seed", type=cli.whole, default=0, help="another number, other scenes")
+    options.add_argument("--overwrite", action="store_true", help="replace the set that is in the folder")
     return options
 
 

@@ -20,7 +20,8 @@ def read_checkpoint(path: str | Path) -> object:
             return torch.load(file, map_location="cpu", weights_only=True)
         # OSError: a file that was cut makes torch seek to before its beginning.
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-            raise ValueError(f"{path}: not a whole checkpoint of tensors alone, so it was not loaded") from error
+            what = "not a whole checkpoint of tensors alone, so it was not loaded; copy or make it again"
+            raise ValueError(f"{path}: {what}") from error
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

@@ -102,6 +102,10 @@ CASES = {
     "a batch size of nothing": (TRAIN.replace("--batch_size 1", "--batch_size 0"), None, "--batch_size"),
     "a run to resume that is not there": (TRAIN + " --resume_path none.pth", None, "none.pth"),
     "a world size that the launcher did not make": (TRAIN + " --world_size 4", None, "4"),
+    "made-up scenes that stand still": ("datasets/synthetic.py --out made --speed 0", None, "--speed 0"),
+    "a made-up set of no size": ("datasets/synthetic.py --out made --width 1 --height 1", None, "1x1"),
+    "a made-up set in place of another": ("datasets/synthetic.py --out set", None, "set: a set is there"),
+    "a made-up set in place of a file": ("datasets/synthetic.py --out set/tri_testlist.txt", None, "is a file"),
     "a folder without photographs": (
         "datasets/synthetic.py --out made --images none_here",
         lambda files: (files / "none_here").mkdir(),

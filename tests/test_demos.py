@@ -127,7 +127,7 @@ BAD_INPUT = {
     "text for an image": ({"img0": "text.png"}, "text.png: not a PNG file, whatever its name says"),
     "other format": ({"img0": "weights.pth"}, "weights.pth: unknown picture format; .png, .jpg"),
     "frames of two sizes": ({"img1": "larger.png"}, "larger.png: 72x48, but .*img0.png is 70x48"),
-    "one pixel": ({"img0": "pixel.png", "img1": "pixel.png"}, "at least 2x2 pixels"),
+    "one pixel": ({"img0": "pixel.png", "img1": "pixel.png"}, "pixel.png: 1x1; frames of 2x2 pixels or more"),
     "missing weights": ({"checkpoint": "gone.pth"}, "gone.pth: no such checkpoint; give a path, or IFRNet_S, or"),
     "cut weights": ({"checkpoint": "cut_weights.pth"}, "cut_weights.pth: not a whole checkpoint"),
     "empty weights": ({"checkpoint": "empty.pth"}, "empty.pth: not a whole checkpoint"),

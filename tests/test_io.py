@@ -8,6 +8,7 @@ import struct
 import warnings
 import zlib
 
+import cv2
 import imageio.v3 as imageio
 import numpy as np
 import pytest
@@ -76,7 +77,8 @@ def test_pictures_built_by_hand_are_read(tmp_path, picture):
         np.testing.assert_array_equal(io.read_image(tmp_path / name), picture)
 
 
-def test_grey_transparent_and_turned_pictures_become_upright_rgb(tmp_path, picture):
+def test_grey_transparent_and_turned_pictures_become_upright_rgb(tmp_path, picture, monkeypatch):
+    monkeypatch.setattr(io, "TOLD", bytearray([1, 1]))
     Image.fromarray(picture[..., 0]).save(tmp_path / "grey.png")
     np.testing.assert_array_equal(io.read_image(tmp_path / "grey.png"), np.repeat(picture[..., :1], 3, 2))
     alpha = np.full((*SIZE, 1), 7, np.uint8)
@@ -181,20 +183,37 @@ def test_a_folder_that_cannot_be_made_is_an_os_error_that_names_it(tmp_path, pic
 
 
 def test_the_first_picture_of_more_than_8_bits_is_named_once(tmp_path, picture, monkeypatch):
-    monkeypatch.setattr(io, "BITS_LOST", bytearray(1))
+    monkeypatch.setattr(io, "TOLD", bytearray(2))
     (tmp_path / "8.png").write_bytes(png_by_hand(picture))
     (tmp_path / "8.ppm").write_bytes(b"P6 28 20 255\n" + picture.tobytes())
     deep = picture.astype(np.uint16) * 256 + 77
     (tmp_path / "16.png").write_bytes(png_by_hand(deep))
     (tmp_path / "16.ppm").write_bytes(b"P6 # 10 bits\n28 20 1023\n" + (deep >> 6).astype(">u2").tobytes())
     for first, second in (("16.png", "16.ppm"), ("16.ppm", "16.png")):
-        io.BITS_LOST[0] = 0
+        io.TOLD[io.BITS] = 0
         with warnings.catch_warnings(record=True) as caught:
             for name in ("8.png", "8.ppm", first, second, first):
                 assert np.abs(io.read_image(tmp_path / name).astype(int) - picture).max() <= 1
         assert [str(warning.message) for warning in caught] == [
             f"{tmp_path / first}: more than 8 bits a colour; 8 are kept, of all such pictures"
         ]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_the_first_picture_that_is_transparent_somewhere_is_named_once(tmp_path, picture, monkeypatch, kind):
+    monkeypatch.setattr(io, "TOLD", bytearray([1, 0]))  # that bits are lost is another matter
+    top = np.iinfo(kind).max
+    opaque = np.dstack([picture.astype(kind) * (top // 255), np.full(picture.shape[:2], top, kind)])
+    through = opaque.copy()
+    through[3, 4, 3] = top - 1
+    for name, image in (("opaque", opaque), ("through", through), ("again", through)):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), cv2.cvtColor(image, cv2.COLOR_RGBA2BGRA))
+    with warnings.catch_warnings(record=True) as caught:
+        for name in ("opaque", "through", "again"):
+            assert np.array_equal(io.read_image(tmp_path / f"{name}.png"), picture)
+    assert [str(warning.message) for warning in caught] == [
+        f"{tmp_path / 'through.png'}: transparency is lost, of all such pictures; colours are taken as they are"
+    ]
 
 
 class Pictures(torch.utils.data.Dataset):
@@ -210,7 +229,7 @@ class Pictures(torch.utils.data.Dataset):
 
 @pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="these processes share nothing")
 def test_processes_that_read_ahead_tell_once_for_all_of_them(tmp_path, picture, monkeypatch, capfd):
-    monkeypatch.setattr(io, "BITS_LOST", mmap.mmap(-1, 1))
+    monkeypatch.setattr(io, "TOLD", mmap.mmap(-1, 2))
     monkeypatch.setattr(warnings, "warn", lambda text, **_: os.write(2, f"{text}\n".encode()))
     (tmp_path / "16.png").write_bytes(png_by_hand(picture.astype(np.uint16) * 256))
     for _ in range(2):

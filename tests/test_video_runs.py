@@ -222,19 +222,30 @@ def test_a_file_cut_short_behind_its_index_is_noticed(tmp_path, capsys):
     assert "cut short" in complaint(capsys, path, tmp_path / "out.mp4")
 
 
+def test_a_little_that_is_missing_at_the_end_is_told(tmp_path, capsys):
+    """Some whole files are shorter than they say, so that it is no reason to refuse one."""
+    whole = encode(tmp_path / "whole.mkv", moving(50), codec="ffv1", g="1")
+    for path, told in ((whole, 0), (truncated(tmp_path / "less.mkv", whole, 0.9), 1)):
+        run(path, tmp_path / f"{path.stem}.mp4", "--factor", "1")
+        lines = [line for line in capsys.readouterr().err.splitlines() if "before it says" in line]
+        assert len(lines) == told and all("less.mkv: ends 0.2" in line for line in lines), lines
+
+
 def test_outputs_that_cannot_be_are_refused_before_anything_is_done(tmp_path, clip, capsys):
     (tmp_path / "file").write_text("")
     (tmp_path / "exists.mp4").write_text("precious")
     assert "--overwrite" in complaint(capsys, clip, tmp_path / "exists.mp4")
     assert "is finished" in complaint(capsys, clip, tmp_path / "exists.mp4", "--resume")
     assert (tmp_path / "exists.mp4").read_text() == "precious"
-    assert "file" in complaint(capsys, clip, tmp_path / "file" / "out.mp4")
+    assert "file: is a file and no folder" in complaint(capsys, clip, tmp_path / "file" / "out.mp4")
     assert "unknown kind of output" in complaint(capsys, clip, tmp_path / "out.txt")
     assert "is the input" in complaint(capsys, clip, clip, "--overwrite")
     assert "give one of them" in complaint(capsys, clip, tmp_path / "out.mp4", "--factor", "2", "--fps", "60")
     assert "cannot be stored in .webm" in complaint(capsys, clip, tmp_path / "out.webm", "--codec", "h264")
     assert "'0' is not a whole number" in complaint(capsys, clip, tmp_path / "out.mp4", "--factor", "0")
     assert "no frame rate" in complaint(capsys, clip, tmp_path / "out.mp4", "--fps", "1/0")
+    assert "not auto, none or a number" in complaint(capsys, clip, tmp_path / "out.mp4", "--tile", "half")
+    assert "not allowed with" in complaint(capsys, clip, tmp_path / "out.mp4", "--resume", "--overwrite")
     assert not list(tmp_path.glob("out*"))
     run(clip, tmp_path / "exists.mp4", "--overwrite")
     assert len(decode(tmp_path / "exists.mp4")[0]) == 39

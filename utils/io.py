@@ -27,7 +27,9 @@ from . import distributed
 PNG, JPEG, PPM = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"P6"
 IMAGES = {".png": PNG, ".jpg": JPEG, ".jpeg": JPEG, ".ppm": PPM}
 PPM_HEADER = re.compile(rb"P6(?:\s+#[^\n]*)*\s+(\d+)(?:\s+#[^\n]*)*\s+(\d+)(?:\s+#[^\n]*)*\s+(\d+)\s")
-BITS_LOST = mmap.mmap(-1, 1)  # whether it was told; processes that are forked off to read ahead share it
+TOLD = mmap.mmap(-1, 2)  # whether a loss was told, by its number; processes that are forked off to read ahead share it
+BITS, TRANSPARENCY = range(2)
+PNG_WITH_ALPHA = (4, 6)  # kinds of colour, in byte 25
 FLO_MAGIC = b"PIEH"  # 202021.25 as a float32: the Middlebury flow format
 KITTI_ZERO, KITTI_STEPS = 2**15, 64  # the KITTI flow format: steps of 1/64 pixel around 2^15
 KITTI_REACH = (2**15 - 1) / KITTI_STEPS  # pixels; it holds a little less than 512
@@ -82,9 +84,9 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """A picture as RGB uint8 (H, W, 3); grey becomes RGB, transparency is dropped, a JPEG's orientation is applied.
+    """A picture as RGB uint8 (H, W, 3); grey becomes RGB, a JPEG's orientation is applied.
 
-    More than 8 bits a colour become 8; a warning names the first such picture of a run.
+    Transparency is dropped, and more than 8 bits a colour become 8; a warning names the first such picture of a run.
     """
     return cv2.cvtColor(_decode(path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)  # forty times as fast as [..., ::-1].copy()
 
@@ -161,11 +163,21 @@ def _decode(path: str | Path, flags: int) -> np.ndarray:
     top = int(PPM_HEADER.match(data)[3]) if magic == PPM else 2 ** data[24] - 1 if magic == PNG else 255
     if magic == PPM and top not in (255, 65535):  # OpenCV takes all values for shares of one of these two
         image = cv2.convertScaleAbs(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED), alpha=255 / top)
-    if top > 255 and not BITS_LOST[0]:
-        BITS_LOST[0] = 1
-        if distributed.is_main():
-            warnings.warn(f"{path}: more than 8 bits a colour; 8 are kept, of all such pictures", stacklevel=3)
+    if top > 255:
+        _tell(BITS, f"{path}: more than 8 bits a colour; 8 are kept, of all such pictures")
+    if magic == PNG and data[25] in PNG_WITH_ALPHA and not TOLD[TRANSPARENCY]:
+        alpha = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)[..., -1]
+        if alpha.min() < np.iinfo(alpha.dtype).max:
+            _tell(TRANSPARENCY, f"{path}: transparency is lost, of all such pictures; colours are taken as they are")
     return image
+
+
+def _tell(loss: int, text: str) -> None:
+    """A warning, once a run."""
+    if not TOLD[loss]:
+        TOLD[loss] = 1
+        if distributed.is_main():
+            warnings.warn(text, stacklevel=4)
 
 
 def _png_whole(data: bytes) -> bool:

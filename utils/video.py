@@ -32,7 +32,7 @@ UNKNOWN, FULL = 2, 2  # FFmpeg's numbers for an unspecified matrix and for the f
 BT709, BT601 = 1, 5
 MATRICES = {BT709, 4, 7, 9}  # those with a conversion of their own: also FCC, SMPTE 240M, BT.2020
 LARGEST_SD = 576  # rows up to which an unspecified matrix is BT.601, as players take it
-SLACK = Fraction(1, 2)  # seconds that a whole file may be shorter than it says
+SLACK, NOTED = Fraction(1, 2), Fraction(1, 10)  # seconds that a file may be shorter than it says; what is told of that
 COPIED = ("audio", "subtitle")  # streams that go into the output as they are
 Y4M = "yuv4mpegpipe"  # FFmpeg's name; it passes over a last frame that is not whole
 TURNS = {90: ("transpose=cclock",), -90: ("transpose=clock",), 180: ("hflip", "vflip")}
@@ -201,7 +201,10 @@ class Video(Source):
             start = Fraction(container.start_time or 0, av.time_base)
             self.damaged += container.format.name == Y4M and read < container.size
         promised = Fraction(duration or 0, av.time_base) + start
-        if end < promised - SLACK:
+        missing = promised - end
+        if missing > max(NOTED, 2 / self.rate):
+            self.notes += (f"{self.path}: ends {float(missing):.2f} s before it says; it may be cut short",)
+        if missing > SLACK:
             raise ValueError(
                 f"{self.path}: cut short: {float(end - start):.1f} of {float(promised - start):.1f} s are there; "
                 "copy it again, or have what there is rewritten by ffmpeg -i IN -c copy OUT"
