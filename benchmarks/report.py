@@ -100,14 +100,10 @@ def _over_time(name: str, result: dict, split: str) -> Series:
 
 
 def _seconds(speed: dict, result: dict) -> float | None:
-    """The fastest way that a speed result has for one frame of this model and precision, at 1280x720.
-
-    None where flow was estimated at another scale than 1, which is what is timed.
-    """
-    if result.get("scale", 1) != 1:
-        return None
+    """The fastest way that a speed result has for one frame of this model, precision and scale, at 1280x720."""
     wanted = {"model": result["model"], "precision": result["precision"], "size": "1280x720"}
-    single = [row for row in speed["rows"] if row.get("frames", 1) == 1]
+    scale = result.get("scale", 1)
+    single = [row for row in speed["rows"] if row.get("frames", 1) == 1 and row.get("scale", 1) == scale]
     found = [row["seconds"] for row in single if all(row[key] == value for key, value in wanted.items())]
     return min(found, default=None)
 

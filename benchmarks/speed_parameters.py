@@ -14,6 +14,7 @@ precision, timed in the same turns, these MACs reach. Memory is the peak of the 
 what one way takes of it beyond weights and frames, CUDA graphs included. There, float32 is PyTorch's default, with TF32
 in the convolutions. What would take longer than --minutes allows is left out by name.
 
+--scales times flow estimation at other scales, too, "multi" among them; their ratio, as all, is to float32 at scale 1.
 --ablation times the parts of fast mode one by one (see ablation.py). --compare measures again what an older result
 holds, and ends with status 1 where a ratio to float32 has fallen by more than --tolerance: a guard against regressions
 that asks nothing of the machine's pace.
@@ -27,7 +28,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -46,7 +47,6 @@ from utils import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = ("448x256", "1280x720", "1920x1080", "3840x2160")
-EAGER = ("eager", "fp32")  # what all others are compared with
 PARTS = ("parts", "compiled")  # of fast mode, one by one; the same and torch.compile, which takes minutes
 WARM_UP = {"cpu": 1, "cuda": 3}  # calls before; a GPU's kernels are compiled at the first and recorded at the second
 LEAST, MOST = 3, {"cpu": 30, "cuda": 300}  # rounds of calls that are timed
@@ -61,15 +61,20 @@ class Way(NamedTuple):
 
     mode: str
     precision: str
+    scale: float | str = 1.0
 
 
-def ways(device: torch.device) -> list[Way]:
-    """Every mode and precision that a device is built for, float32 first."""
+EAGER = Way("eager", "fp32")  # what all others are compared with
+
+
+def ways(device: torch.device, scales: Sequence[float | str] = ()) -> list[Way]:
+    """Every mode and precision that a device is built for, float32 first; then, at other scales, the first and last."""
     half = best_precision(device)
     eager = {"fp32": ("fp32",), "bf16": ("fp32", "bf16"), "fp16": ("fp32", "fp16", "bf16")}[half]
     if device.type == "cuda" and not torch.cuda.is_bf16_supported():
         eager = tuple(precision for precision in eager if precision != "bf16")
-    return [*(Way("eager", precision) for precision in eager), Way("fast", half)]
+    at_1 = [*(Way("eager", precision) for precision in eager), Way("fast", half)]
+    return at_1 + [way._replace(scale=scale) for scale in scales for way in (at_1[0], at_1[-1])]
 
 
 def macs(model: models.IFRNet, height: int, width: int, frames: int = 1) -> int:
@@ -151,7 +156,9 @@ def measure(
     if parts:
         made = {Way(*way): call for way, call in ablation.calls(model, device, compiled=parts == "compiled").items()}
     else:
-        made = {way: Interpolator(model, device, way.precision, tile="auto", mode=way.mode) for way in chosen}
+        made = {
+            way: Interpolator(model, device, way.precision, way.scale, tile="auto", mode=way.mode) for way in chosen
+        }
     moments = [k / (frames + 1) for k in range(1, frames + 1)]
     chosen, calls = list(made), [partial(call, *pair, moments) for call in made.values()]
     half, peaks = best_precision(device), None
@@ -161,7 +168,7 @@ def measure(
     times = [[took / frames for took in of_way] for of_way in times]
     pace = MATRICES[device.type] ** 3 / statistics.median(products)
     work = macs(model, -(-height // 16) * 16, -(-width // 16) * 16, frames) / frames
-    reference = dict(zip(chosen, times)).get(Way(*EAGER))
+    reference = dict(zip(chosen, times)).get(EAGER)
     peaks = peaks or [peak_memory(call, device) for call in calls]  # on a CPU, of what is warm
     rows = []
     for way, of_way, peak in zip(chosen, times, peaks):
@@ -173,12 +180,13 @@ def measure(
                 "frames": frames,
                 "mode": way.mode,
                 "precision": way.precision,
+                "scale": way.scale,
                 "seconds": median,
                 "low": low,
                 "high": high,
                 "rounds": len(of_way),
                 "ratio": statistics.median(reference) / median if reference else None,
-                "of_matmul": work / median / pace if way.precision == half else None,
+                "of_matmul": work / median / pace if (way.precision, way.scale) == (half, 1) else None,
                 "peak_mb": peak,
                 "macs": round(work),
                 "parameters": sum(p.numel() for p in model.parameters()),
@@ -203,7 +211,7 @@ def measure_all(args: argparse.Namespace, chosen: list[Way]) -> Iterator[list[di
             continue
         seconds = min(SECONDS, (end - time.monotonic()) / 4)
         # Of several frames, the first and the last way alone: there are more to compute, and these tell the ratio.
-        ends = [way for way in chosen if way == EAGER or way.mode == "fast"]
+        ends = [way for way in chosen if way[:2] == EAGER[:2] or way.mode == "fast"]
         those = chosen if frames == 1 else ends or chosen
         rows = measure(name, size, those, args.device, seconds, args.ablation, frames)
         if frames == 1:
@@ -212,9 +220,10 @@ def measure_all(args: argparse.Namespace, chosen: list[Way]) -> Iterator[list[di
 
 
 def mode(row: dict) -> str:
-    """Of a row, as it is shown: "fast", or "fast, 8x" for the seven frames of a pair."""
-    frames = row.get("frames", 1)  # results of older versions do not tell
-    return row["mode"] if frames == 1 else f"{row['mode']}, {frames + 1}x"
+    """Of a row, as it is shown: "fast", "fast, 8x" for the seven frames of a pair, "fast, multi" for another scale."""
+    frames, scale = row.get("frames", 1), row.get("scale", 1)  # results of older versions do not tell
+    parts = [row["mode"], *([f"{frames + 1}x"] if frames > 1 else []), *([str(scale)] if scale != 1 else [])]
+    return ", ".join(parts)
 
 
 def table(rows: list[dict], head: bool = True) -> str:
@@ -257,7 +266,7 @@ def compared(rows: list[dict], older: list[dict], tolerance: float) -> tuple[str
     """
 
     def ratios(of: list[dict]) -> dict[tuple, float]:
-        others = [row for row in of if row["ratio"] is not None and (row["mode"], row["precision"]) != EAGER]
+        others = [row for row in of if row["ratio"] is not None and (mode(row), row["precision"]) != EAGER[:2]]
         return {(row["model"], row["size"], mode(row), row["precision"]): row["ratio"] for row in others}
 
     now, then = ratios(rows), ratios(older)
@@ -281,13 +290,19 @@ def to_compare(path: Path, args: argparse.Namespace) -> list[dict]:
     args.ablation = args.ablation or ("parts" if modes - {"eager", "fast"} else None)
     args.model_name = list(dict.fromkeys(row["model"] for row in older["rows"]))
     args.sizes = list(dict.fromkeys(size(row["size"]) for row in older["rows"]))
+    args.scales = list(dict.fromkeys(scale for row in older["rows"] if (scale := row.get("scale", 1)) != 1))
     return older["rows"]
 
 
 def main(args: argparse.Namespace) -> None:
     older = to_compare(args.compare, args) if args.compare else None
     args.device = args.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = [way for way in ways(args.device) if args.precision in (None, way.precision)]
+    if args.ablation and args.scales:
+        raise ValueError(f"--scales {args.scales[0]}: an ablation is at scale 1; leave one of the two away")
+    if "auto" in args.scales:
+        raise ValueError("--scales auto: these frames are noise, without motion to follow; give numbers or multi")
+    scales = [scale for scale in dict.fromkeys(args.scales) if scale != 1]
+    chosen = [way for way in ways(args.device, scales) if args.precision in (None, way.precision)]
     if not chosen:
         raise ValueError(f"--precision {args.precision}: not one of those that this {args.device.type} is built for")
     name = device_name(args.device)
@@ -340,6 +355,7 @@ def parser() -> cli.Parser:
     names = tuple(models.VARIANTS)
     options.add_argument("--model_name", nargs="+", choices=names, default=names, help="networks (default: all)")
     options.add_argument("--sizes", nargs="+", type=size, default=list(map(size, SIZES)), help="WIDTHxHEIGHT ..")
+    options.add_argument("--scales", nargs="+", type=cli.scale, default=(), help="of flow, beside 1: 0.5, multi, ..")
     options.add_argument("--precision", choices=PRECISIONS, help="only this one (default: all there are)")
     options.add_argument("--ablation", nargs="?", choices=PARTS, const="parts", help="fast mode, part by part")
     options.add_argument("--compare", type=Path, metavar="JSON", help="an older result, measured again")

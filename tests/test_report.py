@@ -174,7 +174,8 @@ def test_plots_of_cases_times_size_and_speed(scored, tmp_path, typed):
 
 def test_a_time_at_another_scale_is_not_told_as_that_of_scale_1():
     rows = [{"model": "IFRNet_S", "precision": "fp32", "size": "1280x720", "mode": "eager", "seconds": 0.5}]
-    for scale, seconds in ((1.0, 0.5), (0.5, None), ("multi", None)):
+    rows.append(rows[0] | {"scale": "multi", "seconds": 0.7})
+    for scale, seconds in ((1.0, 0.5), (0.5, None), ("multi", 0.7)):
         one = {"model": "IFRNet_S", "precision": "fp32", "scale": scale}
         assert report._seconds({"rows": rows}, one) == seconds
 

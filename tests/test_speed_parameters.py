@@ -66,19 +66,41 @@ def test_a_run_tells_and_keeps_what_it_measured(typed, tmp_path):
     assert chosen[0] == speed.EAGER and chosen[-1].mode == "fast"
     single = [row for row in result["rows"] if row["frames"] == 1]
     expected = [(size, *way) for size in ("48x32", "64x64") for way in chosen]
-    assert [(row["size"], row["mode"], row["precision"]) for row in single] == expected
+    assert [(row["size"], row["mode"], row["precision"], row["scale"]) for row in single] == expected
     several = [(row["size"], row["mode"], row["frames"]) for row in result["rows"] if row["frames"] > 1]
     assert several == [("48x32", "eager", 7), ("48x32", "fast", 7)]
     for row in result["rows"]:
         assert 0 < row["low"] <= row["seconds"] <= row["high"] < 10 and row["rounds"] >= speed.LEAST
         alike = [r for r in result["rows"] if (r["size"], r["frames"]) == (row["size"], row["frames"])]
-        reference = next(r for r in alike if (r["mode"], r["precision"]) == speed.EAGER)
+        reference = next(r for r in alike if (r["mode"], r["precision"], r["scale"]) == speed.EAGER)
         assert row["ratio"] == pytest.approx(reference["seconds"] / row["seconds"])
         assert row["peak_mb"] is None or 50 < row["peak_mb"] < 50_000
         assert (row["of_matmul"] is None) == (row["precision"] != chosen[-1].precision)
         line = rf"^ *IFRNet_S +{row['size']} +{speed.mode(row)} +{row['precision']} +{row['seconds']:.4f} "
         assert re.search(line, done.out, re.M)
     assert result["left_out"] == [] and f"wrote {path}" in done.out
+
+
+def test_other_scales_are_timed_beside_scale_1_and_measured_again(typed, tmp_path):
+    done = run(typed, tmp_path, "--model_name", "IFRNet_S", "--sizes", "64x64", "--scales", "1", "0.5", "multi")
+    assert done.status == 0, done.err
+    (path,) = tmp_path.glob("*.json")
+    rows = store.read(path)["rows"]
+    shown = [speed.mode(row) for row in rows]
+    assert shown[-6:] == [
+        "eager, 8x",
+        "fast, 8x",
+        "eager, 8x, 0.5",
+        "fast, 8x, 0.5",
+        "eager, 8x, multi",
+        "fast, 8x, multi",
+    ]
+    assert [name for name in shown[:-6] if "," in name] == ["eager, 0.5", "fast, 0.5", "eager, multi", "fast, multi"]
+    assert rows[0]["ratio"] == 1 and all(row["of_matmul"] is None for row in rows if row["scale"] != 1)
+    ratios = {speed.mode(row): row["ratio"] for row in rows}
+    assert ratios["eager, multi"] < ratios["eager, 0.5"]
+    done = run(typed, tmp_path, "--compare", path, "--tolerance", 1)
+    assert done.status == 0 and "IFRNet_S 64x64 eager, multi fp32" in done.out, done.err
 
 
 def test_what_there_is_no_time_for_is_left_out_by_name(typed, tmp_path):
@@ -122,10 +144,10 @@ def test_peak_memory_sees_what_a_call_holds():
 def test_the_papers_seconds_stand_beside_ours_at_their_size(monkeypatch):
     monkeypatch.setattr(speed, "in_turn", lambda calls, *_: [[0.2, 0.1, 0.3] for _ in calls])
     monkeypatch.setattr(speed, "peak_memory", lambda *_: 100.0)
-    (row,) = speed.measure("IFRNet_L", (1280, 720), [speed.Way(*speed.EAGER)], CPU, 1.0)
+    (row,) = speed.measure("IFRNet_L", (1280, 720), [speed.EAGER], CPU, 1.0)
     assert row["published"] == 0.079 and row["seconds"] == 0.2 and row["macs"] == 705_923_942_400
     assert speed.table([row]).splitlines()[1].split()[-1] == "0.079"
-    (row,) = speed.measure("IFRNet_S", (448, 256), [speed.Way(*speed.EAGER)], CPU, 1.0)
+    (row,) = speed.measure("IFRNet_S", (448, 256), [speed.EAGER], CPU, 1.0)
     assert row["published"] is None
 
 
@@ -135,6 +157,9 @@ def test_wrong_options_are_one_line(typed, tmp_path):
         (["--sizes", "8x8"], "'8x8' is no size"),
         (["--precision", "fp16"], "--precision fp16: not one of those that this cpu is built for"),
         (["--model_name", "dis"], "'dis'"),
+        (["--scales", "9"], "scale 9 is out of range"),
+        (["--scales", "auto"], "--scales auto: these frames are noise"),
+        (["--scales", "0.5", "--ablation"], "--scales 0.5: an ablation is at scale 1"),
     ):
         done = run(typed, tmp_path, *words)
         assert done.status == 2 and re.search(line, done.err) and done.err.count("\n") == 1
