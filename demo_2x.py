@@ -16,7 +16,7 @@ import numpy as np
 from models.baselines import interpolator
 from models.interpolator import scales_for
 from utils import cli, io
-from utils.motion import scale_for
+from utils.motion import scale_by_motion
 
 FIGURES = Path(__file__).resolve().parent / "figures"
 
@@ -42,7 +42,7 @@ def between(args: argparse.Namespace, times: Sequence[float]) -> np.ndarray:
     height, width = first.shape[:2]
     if min(height, width) < 2:
         raise ValueError(f"{args.img0}: {width}x{height}; frames of 2x2 pixels or more are needed")
-    scale = scale_for(first, last) if args.scale == "auto" else args.scale
+    scale = scale_by_motion(first, last) if args.scale == "auto" else args.scale
     options = (args.model_name, args.checkpoint, args.device, args.precision, scale)
     pixels = len(times) * height * width * sum(each**2 for each in scales_for(height, width, scale))
     call = interpolator(*options, mode=args.mode, pixels=pixels)

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from models.baselines import Baseline, interpolator
 from models.interpolator import LEAST_ROWS, Interpolator
 from utils import cli, distributed, io, video, video_out
-from utils.motion import scale_for
+from utils.motion import scale_by_motion
 from utils.parts import Parts, begun, folder_of
 from utils.pipeline import Picture, between, halves, pictures, to_bytes
 from utils.timeline import Grid, is_cut, is_repeat
@@ -203,7 +203,7 @@ def notes(args: argparse.Namespace, source: video.Source, form: video_out.Format
 
 def by_motion(args: argparse.Namespace) -> Callable[[np.ndarray, np.ndarray], float] | None:
     """What tells the scale of a pair of images, where none is given."""
-    return scale_for if args.scale == "auto" else None
+    return scale_by_motion if args.scale == "auto" else None
 
 
 # Doing it

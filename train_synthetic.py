@@ -225,6 +225,8 @@ def read_footage(args: argparse.Namespace) -> tuple[dict[int, list], list[clips.
     for clip in clips.open_clips(args.clips, only=held, longest=LONGEST):
         windows = clips.windows([clip], 3, step=5)
         val += windows[:: max(len(windows) // VALIDATION_WINDOWS, 1)][:VALIDATION_WINDOWS]
+    if not val:
+        raise ValueError(f"{args.clips}: no window of three frames in {', '.join(held)}; name others in --val_clips")
     return footage, val
 
 
@@ -248,10 +250,6 @@ def validation_scenes(material: synthetic.Material, args: argparse.Namespace) ->
 
 def main(args: argparse.Namespace) -> None:
     plan = stages(args.crops, args.crop_ends)
-    if args.effects < 0:
-        raise ValueError(f"--effects {args.effects:g}: 0 switches them off; less there is not")
-    if not 0 <= args.real <= 1:
-        raise ValueError(f"--real {args.real:g}: a share of a batch is needed, from 0 to 1")
     if not args.minutes > 0:
         raise ValueError(f"--minutes {args.minutes:g}: a run takes longer than that")
     with distributed.ranks(args) as device:
@@ -270,7 +268,8 @@ def main(args: argparse.Namespace) -> None:
                 f"{real} windows of footage, {len(val_set)} samples to validate on"
             )
         for crop, end in plan:
-            if content and content["seconds"] >= args.minutes * 60 * end:
+            spent = max(distributed.gather(content["seconds"] if content else 0.0))  # the same on every rank
+            if content and spent >= args.minutes * 60 * end:
                 continue
             content = train(args, model, material, footage, val_set, folder, device, content, crop, end)
         if distributed.is_main():
@@ -329,7 +328,7 @@ def train(
         schedule=lambda progress: rate(progress * end),
         validate=Validation(val_set, device),
         resume=content,
-        config={name: v if isinstance(v, int | float | str | None) else str(v) for name, v in vars(args).items()},
+        config=epochs.recorded(args),
     ).content()
 
 
@@ -342,21 +341,31 @@ def parser() -> cli.Parser:
     add("--images", type=Path, help="folder of photographs (default: those inside scikit-image)")
     add("--window", type=cli.positive, default=320, help="photographs are kept as squares of this side (%(default)s)")
     add("--masks", type=Path, help="folder of their segmentations (BSDS500's .mat or .png), to cut objects out")
-    add("--procedural", type=float, metavar="SHARE", help="of made-up textures (default: half; with --images a tenth)")
+    add(
+        "--procedural",
+        type=cli.share,
+        metavar="SHARE",
+        help="of made-up textures (default: half; with --images a tenth)",
+    )
     some = (
         "factor on the shares of blur, drift, noise, overlays, compression in crops from 96 on (%(default)s; 0: none)"
     )
-    add("--effects", type=float, default=1.0, help=some)
+    add("--effects", type=cli.amount, default=1.0, help=some)
     add("--clips", type=Path, help="folder of videos or frame folders (default: no footage)")
     add("--val_clips", nargs="+", metavar="NAME", help="clips to validate on alone (default: every fourth)")
-    add("--real", type=float, default=1 / 3, help="share of footage in a batch (default: a third)")
+    add("--real", type=cli.share, default=1 / 3, help="share of footage in a batch (default: a third)")
     flows = "exact flow for windows of footage: none, or OpenCV's DIS where it fits (default: %(default)s)"
     add("--clip_flow", choices=["none", "dis"], default="none", help=flows)
     about = "terms of the loss to leave out, to see what they are good for"
     add("--without", nargs="+", choices=["geo", "dis", "flow"], default=[], help=about)
     about = "weight of a dB of PSNR in the loss, 0.005 or so to end a run with (default: 0, the paper's terms alone)"
     add("--psnr", type=cli.amount, default=0.0, help=about)
-    add("--speed", type=cli.amount, default=4.0, help="median motion of a scene's objects, pixels (%(default)s)")
+    add(
+        "--speed",
+        type=cli.amount,
+        default=4.0,
+        help="median motion of objects, pixels, in crops from 96 on (%(default)s)",
+    )
     add("--minutes", type=cli.amount, default=30.0, help="length of the run (default: %(default)s)")
     add("--crops", type=epochs.crop, nargs="+", default=[32, 64, 96, 128, 160], help="sides of the crops (%(default)s)")
     ends = [0.15, 0.35, 0.6, 0.8, 1.0]

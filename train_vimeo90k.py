@@ -66,14 +66,23 @@ def main(args: argparse.Namespace) -> None:
 def without_time(model: models.IFRNet) -> models.IFRNet:
     """The network with input weights of the t plane that are zero and stay so, as in the published weights.
 
-    What was trained at t = 0.5 alone can then be told from what knows other times (IFRNet.any_time).
+    What was trained at t = 0.5 alone can then be told from what knows other times (IFRNet.any_time). Weights that know
+    them, loaded to start from, keep what they do at t = 0.5 but at the borders: it becomes a part of the bias.
     """
-    weight = model.decoder4.convblock[0][0].weight
-    used = torch.ones(1, weight.shape[1], 1, 1)
-    used[:, -1] = 0
-    weight.data *= used
-    weight.register_hook(lambda gradient: gradient * used.to(gradient))
+    model.decoder4.convblock[0][0].weight.data[:, -1] = 0
+    model.decoder4.convblock[0][0].weight.register_hook(without_last)
+    model.register_load_state_dict_post_hook(lambda loaded, _: fold_time(loaded))
     return model
+
+
+def without_last(gradient: torch.Tensor) -> torch.Tensor:
+    return torch.cat([gradient[:, :-1], torch.zeros_like(gradient[:, -1:])], 1)
+
+
+def fold_time(model: models.IFRNet) -> None:
+    first = model.decoder4.convblock[0][0]
+    first.bias.data += 0.5 * first.weight.data[:, -1].sum((1, 2))
+    first.weight.data[:, -1] = 0
 
 
 def sets(args: argparse.Namespace, device: torch.device, flow: bool | None) -> tuple[Dataset, Dataset, int | None]:

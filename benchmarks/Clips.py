@@ -40,7 +40,11 @@ def cut(args: argparse.Namespace) -> Path:
     found = clips.open_clips(args.data, args.clips, longest=args.longest)
     asked = repr(([clip.frames.filename for clip in found], args.frames, args.step, args.per_clip))
     root = clips.CACHE / f"windows-{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
-    if not (root / LIST).is_file():
+    if (root / LIST).is_file():
+        return root
+    with io.alone_in(clips.CACHE):  # of several ranks the first writes, and the others find it done
+        if (root / LIST).is_file():
+            return root
         lines = []
         for clip in found:
             windows = clips.windows([clip], args.frames, step=args.step)
@@ -48,7 +52,7 @@ def cut(args: argparse.Namespace) -> Path:
                 places = np.linspace(0, len(windows) - 1, min(args.per_clip, len(windows)))
                 windows = [windows[place] for place in places.astype(int)]
             for window in windows:
-                name = f"{clip.name.replace('/', '_')}/{window.start:05d}"
+                name = f"{clip.name}/{window.start:05d}"
                 for number, frame in enumerate(window.frames, start=1):
                     io.write_image(root / name / f"im{number}.png", frame)
                 lines.append(f"{motion(window.frames):.2f} {name}\n")
@@ -90,8 +94,8 @@ def main(args: argparse.Namespace) -> None:
 def options() -> cli.Parser:
     options = parser(__doc__)
     options.add_argument("--clips", nargs="+", metavar="NAME", help="names of the clips to take (default: all)")
-    options.add_argument("--frames", type=cli.positive, default=3, help="of a window (default: %(default)s)")
-    options.add_argument("--step", type=cli.positive, default=5, help="windows to go on by (default: %(default)s)")
+    options.add_argument("--frames", type=cli.positive, default=3, help="a window; 3: 2x, 9: 8x (%(default)s)")
+    options.add_argument("--step", type=cli.positive, default=5, help="frames between windows' starts (%(default)s)")
     options.add_argument("--per_clip", type=cli.positive, help="so many windows a clip, evenly spaced (default: all)")
     about = "clips are halved until their longer side is no more (default: %(default)s)"
     options.add_argument("--longest", type=cli.positive, default=640, help=about)

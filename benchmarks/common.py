@@ -34,7 +34,7 @@ from models.strips import StripIFRNet
 from utils import cli, distributed, io, metrics
 from utils.flow_report import flow_colours
 from utils.lpips import LPIPS
-from utils.motion import scale_for
+from utils.motion import scale_by_motion
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = {"psnr": metrics.psnr, "ssim": metrics.ssim, "ssim_2d": metrics.ssim_2d, "ie": metrics.ie}
@@ -160,12 +160,12 @@ def run(benchmark: Benchmark, args: argparse.Namespace) -> None:
     with distributed.ranks(args) as device:
         contenders = [contender(benchmark, args, name, device) for name in _names(args)]
         about_run = settings(benchmark, args, root, splits, device)
-        journal = store.Journal(args.out, [about_run, [one.about for one in contenders]])
+        journal = store.Journal(args.out, [about_run, [one.about for one in contenders], args.save_frames])
         about_run["command"] = shlex.join(["python", *sys.argv])
         scorers = {name: scorer(name, args, device) for name in about_run["metrics"]}
         results = {}
         for one in contenders:
-            path = store.place(args.out, file_stem(benchmark, args, one), about_run)
+            path = store.place(args.out, file_stem(benchmark, args, one, device), about_run)
             scores = score_all(one, splits, args, journal, path.with_suffix("") if args.save_frames else None, scorers)
             if distributed.is_main():
                 shown = show(one, splits, scores, PROTOCOLS[args.protocol], path.with_suffix(""))
@@ -236,7 +236,7 @@ class Contender(NamedTuple):
 
     def scale(self, img0: np.ndarray, img1: np.ndarray) -> float | None:
         """Of flow estimation between two images, where it is to follow their motion; None: that of `call`."""
-        return scale_for(img0, img1) if self.about.get("scale") == "auto" else None
+        return scale_by_motion(img0, img1) if self.about.get("scale") == "auto" else None
 
 
 def _names(args: argparse.Namespace) -> list[str | None]:
@@ -299,14 +299,17 @@ def settings(
     }
 
 
-def file_stem(benchmark: Benchmark, args: argparse.Namespace, one: Contender) -> str:
-    """What a result is called: results that differ in what they measure differ in their names."""
+def file_stem(benchmark: Benchmark, args: argparse.Namespace, one: Contender, device: torch.device) -> str:
+    """What a result is called: other weights, protocols, precisions, modes, scales and limits have other names."""
     marks = [benchmark.name, one.about["model"]]
     if args.checkpoint and "checkpoint" in one.about:
         marks += [Path(args.checkpoint).stem, one.about["checkpoint_sha256"][:8]]
     if args.protocol != "paper":
         marks.append(args.protocol)
-    marks += [mark for mark in (args.precision, args.mode) if mark not in (None, "fp32", "eager")]
+    if args.precision not in (None, default_precision(args.mode, device)):
+        marks.append(args.precision)
+    if args.mode != "eager":
+        marks.append(args.mode)
     if args.scale is not None:
         marks.append(f"scale{args.scale}")
     if args.limit:
@@ -507,7 +510,8 @@ def flow_to_first(
     if more:
         return None
     left, right, top, bottom = call.padding.amounts(*img0.shape[-2:], scale)
-    padded = [F.pad(x, (left, right, top, bottom), mode="replicate") for x in (img0, img1)]
+    mode = "constant" if call.padding.mode == "zeros" else call.padding.mode
+    padded = [F.pad(x, (left, right, top, bottom), mode) for x in (img0, img1)]
     too_large = call.memory(padded[0].shape, scale) > call.budget()
     model = StripIFRNet(call.model, STRIP_ROWS) if too_large else call.model
     flow = model.decode(model.encode(*padded, scale), t).flows[0][:, :2]
@@ -519,7 +523,7 @@ def write_predictions(benchmark: Benchmark, args: argparse.Namespace, pairs: dic
     with distributed.ranks(args) as device:
         for name in _names(args):
             one = contender(benchmark, args, name, device)
-            folder = args.out / file_stem(benchmark, args, one)
+            folder = args.out / file_stem(benchmark, args, one, device)
             for target in distributed.shard(list(pairs)):
                 frames = io.read_frames(pairs[target])
                 img0, img1 = io.to_float(frames, device)[:, None]

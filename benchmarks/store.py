@@ -19,7 +19,8 @@ from utils import distributed, io
 UNITS = {"psnr": "PSNR", "ssim": "SSIM", "ssim_2d": "SSIM 2-D", "ie": "IE", "lpips": "LPIPS", "warp": "warp error"}
 DIGITS = {"psnr": 2, "ie": 3, "warp": 6}  # of the table; the others have 4
 SPEED, THROUGHPUT = "speed_parameters", "training_throughput"  # the `benchmark` of results that are times
-NEEDED = ("benchmark", "model", "protocol", "metrics", "average", "samples", "shown")  # of all other results
+NEEDED = ("benchmark", "model", "protocol", "metrics", "precision", "other_scale", "data", "cases_sha256")
+NEEDED += ("average", "samples", "shown", "versions", "command")  # of all other results
 HIGHER_IS_BETTER = ("psnr", "ssim", "ssim_2d")
 
 

@@ -144,7 +144,7 @@ def loaders(root: Path, packed: Path, args: argparse.Namespace, device: torch.de
     def measure(way: Callable, order: Iterator) -> float:
         batches = [next(order) for _ in range(max(args.loader_samples // batch, 1))]
         # What one core does counts where readers are processes of their own; what the device does counts by the clock.
-        clock = time.perf_counter if device.type == "cuda" and "device" in name_of[way] else time.process_time
+        clock = time.perf_counter if device.type == "cuda" and "augmented" in name_of[way] else time.process_time
         start = clock()
         for keys in batches:
             way(keys)

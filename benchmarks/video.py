@@ -27,7 +27,7 @@ from datasets.clips import VIDEOS
 from models.baselines import BASELINES, interpolator
 from utils import cli, io, video, video_out
 from utils.metrics import psnr
-from utils.motion import scale_for
+from utils.motion import scale_by_motion
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"720p": (720, 1280), "1080p": (1080, 1920), "2160p": (2160, 3840)}
@@ -125,8 +125,10 @@ def quality(args: argparse.Namespace, folder: Path) -> None:
     for clip in args.clips:
         source = video.open_source(str(args.data / clip))
         images = [frame.image for frame in islice(source.frames(), 2 * args.count + 1)]
+        if len(images) < 3:
+            raise ValueError(f"{args.data / clip}: {len(images)} frames; three are needed to put one back")
         pairs = zip(images[::2], images[2::2])
-        scales = [scale_for(*pair) if args.scale == "auto" else args.scale for pair in pairs]
+        scales = [scale_by_motion(*pair) if args.scale == "auto" else args.scale for pair in pairs]
         images = [io.to_float(image) for image in images]
         row = []
         for call in calls.values():
@@ -145,7 +147,10 @@ def main(args: argparse.Namespace) -> None:
     if "quality" in args.parts and not args.clips:
         if not args.data.is_dir():
             raise FileNotFoundError(f"{args.data}: no such folder of clips; name one in --data, or other --parts")
-        args.clips = sorted(path.name for path in args.data.iterdir() if path.is_dir() or path.suffix in VIDEOS)
+        found = (path for path in args.data.iterdir() if not path.name.startswith("."))
+        args.clips = sorted(path.name for path in found if path.is_dir() or path.suffix.lower() in VIDEOS)
+        if not args.clips:
+            raise ValueError(f"{args.data}: no clips in this folder; name another in --data, or other --parts")
     with tempfile.TemporaryDirectory() as folder:
         for part in args.parts:
             PARTS[part](args, Path(folder))

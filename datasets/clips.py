@@ -115,16 +115,13 @@ def split(
         warnings.warn(f"{folder}: left out, smaller than {least}x{least}: {', '.join(small)}", stacklevel=2)
     clips = [clip for clip in clips if clip.name not in small]
     counts = {clip.name: len(windows([clip], length, stride)) for clip in clips}
-    if held is None:
-        held, names = set(), [name for name in counts if counts[name]]
-        while names and sum(counts[name] for name in held) < sum(counts.values()) / 100:
-            held.add(names.pop())
-    held, step = set(held), (length - 1) * stride
-    if not held <= set(counts):
-        raise ValueError(f"{folder}: no clip named {min(held - set(counts))} to validate on, {least}x{least} or larger")
-    train = windows([clip for clip in clips if clip.name not in held], length, stride)
-    val = windows([clip for clip in clips if clip.name in held], length, stride, step)
-    if not train:  # one clip alone: its end
+    chosen, step = set(_last(counts) if held is None else held), (length - 1) * stride
+    if not chosen <= set(counts):
+        name = min(chosen - set(counts))
+        raise ValueError(f"{folder}: no clip named {name} to validate on, {least}x{least} or larger")
+    train = windows([clip for clip in clips if clip.name not in chosen], length, stride)
+    val = windows([clip for clip in clips if clip.name in chosen], length, stride, step)
+    if not train and held is None:  # one clip alone: its end
         whole = windows(clips, length, stride)
         border = whole[-max(len(whole) // 20, 1)].start if whole else 0
         train, val = [w for w in whole if w.start + step < border], [w for w in whole if w.start >= border][::step]
@@ -134,11 +131,19 @@ def split(
     return train, val
 
 
+def _last(counts: dict[str, int]) -> list[str]:
+    """The clips at the end of the list that together hold 1 % of the windows."""
+    names, taken = [name for name in counts if counts[name]], []
+    while names and sum(counts[name] for name in taken) < sum(counts.values()) / 100:
+        taken.append(names.pop())
+    return taken
+
+
 class Windows(Dataset):
     """Windows as Samples: the first and the last frame go in, all between are targets, at t = k / (N - 1); no flow.
 
     windows: whatever has `frames`. augment: for training; without it a sample is the middle of the frames, `limit`
-    pixels a side at most. An index is a number, or (number, epoch) where every epoch shall be augmented in another way.
+    pixels a side at most. Index with i, or (i, epoch) for augmentation that differs from epoch to epoch.
     """
 
     def __init__(self, windows: Sequence[Window], augment: Augment | None = None, limit: int | None = None):
@@ -161,27 +166,31 @@ class Windows(Dataset):
 
 def _sources(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
         if path.suffix.lower() in VIDEOS:
             yield path
-        elif path.is_dir() and not path.name.startswith("."):
-            if any(child.suffix.lower() in io.IMAGES for child in path.iterdir()):
+        elif path.is_dir():
+            if any(io.is_picture(child) for child in path.iterdir()):
                 yield path
             yield from _sources(path)
 
 
 def _open(path: Path, name: str, longest: int | None, cache: Path) -> Clip:
-    state = path.stat()
+    files = io.list_images(path) if path.is_dir() else [path]
+    states = [(file.name, (state := file.stat()).st_size, state.st_mtime_ns) for file in files]
     stem = f"{path.stem}-{_digest(path.resolve(), longest)}"
-    current = f"{stem}-{_digest(state.st_size, state.st_mtime_ns)}"
+    current = f"{stem}-{_digest(states)}"
     frames, breaks = (cache / f"{current}.{part}.npy" for part in ("frames", "breaks"))
-    if not (frames.is_file() and breaks.is_file()):
-        for old in cache.glob(f"{glob.escape(stem)}-*.npy"):
-            if not old.name.startswith(current):  # the clip as it was before it changed
-                old.unlink(missing_ok=True)
-        with io.replacing(frames) as temporary, open(temporary, "wb") as file:
-            found = find_breaks(_saved((_shrink(frame, longest) for frame in _decode(path)), file))
-        with io.replacing(breaks) as temporary, open(temporary, "wb") as file:
-            np.save(file, found)
+    if not breaks.is_file():
+        with io.alone_in(cache):
+            if not breaks.is_file():  # else another rank was here before
+                for old in cache.glob(f"{glob.escape(stem)}-*.npy"):  # the clip as it was before it changed
+                    old.unlink(missing_ok=True)
+                with io.replacing(frames) as temporary, open(temporary, "wb") as file:
+                    found = find_breaks(_saved((_shrink(frame, longest) for frame in _decode(path)), file))
+                with io.replacing(breaks) as temporary, open(temporary, "wb") as file:
+                    np.save(file, found)
     return _read(name, frames, np.load(breaks))
 
 
@@ -250,6 +259,8 @@ def _shrink(frame: np.ndarray, longest: int | None) -> np.ndarray:
 def find_breaks(frames: Iterable[np.ndarray]) -> np.ndarray:
     """Between which neighbours of F frames, uint8 (H, W, 3), there is a cut or nothing new: (F - 1,) bool."""
     small = [cv2.resize(frame, THUMBNAIL, interpolation=cv2.INTER_AREA) for frame in frames]
+    if len(small) < 2:
+        return np.zeros(0, bool)
     grey = np.stack(small).mean(-1, dtype=np.float32)
     change = np.abs(np.diff(grey, axis=0)).mean((1, 2))
     around = np.pad(change, AROUND, mode="symmetric")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.io import list_images, read_image
+from utils.io import list_images, read_frames
 
 PAGE = "https://seungjunnah.github.io/Datasets/gopro"  # where the set is described and downloaded
 LENGTH, STRIDE = 9, 8  # the paper's windows: neighbours share one frame
@@ -37,12 +37,7 @@ class Window(NamedTuple):
     @property
     def frames(self) -> np.ndarray:
         """(N, H, W, 3) uint8. ValueError where they have different sizes."""
-        frames = [read_image(path) for path in self.paths]
-        for path, frame in zip(self.paths, frames):
-            if frame.shape != frames[0].shape:
-                (h, w), (height, width) = frame.shape[:2], frames[0].shape[:2]
-                raise ValueError(f"{path}: {w}x{h}, but the first frame of its window is {width}x{height}")
-        return np.stack(frames)
+        return read_frames(self.paths)
 
 
 def windows(root: str | Path, videos: Sequence[str] = TRAIN_VIDEOS) -> list[Window]:

@@ -7,9 +7,10 @@
     OUT/frames.npy       uint8 (M, 3, H, W, 3): im1, im2, im3 of M triplets; 53 GB for all of Vimeo90K's training list
     OUT/flow.npy         int16 (M, H, W, 4): the teacher's flow in steps of 1/64 pixel, -32768: unknown; 47 GB
     OUT/checksums.npy    uint32 (M,): CRC of each triplet, 0 where it is not written yet
-    OUT/index.json       names and sizes; written last, when every checksum was right
+    OUT/sources.npy      uint32 (M,): CRC of the sizes and times of the files that it was read from
+    OUT/index.json       the names, and whether flow was packed; written last, when every checksum was right
 
-Killed or short of space, the same command goes on where it stopped.
+Killed or short of space, the same command goes on where it stopped; it also packs again what has changed since.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from . import Sample
 from .transforms import FLOW_STEPS, FLOW_UNKNOWN, Augment, Raw, Stack, Take, centre_crop, source
 from .vimeo90k import TRAIN_LIST, Vimeo90K, read_list
 
-INDEX, FRAMES, FLOW, CHECKSUMS = "index.json", "frames.npy", "flow.npy", "checksums.npy"
+INDEX, FRAMES, FLOW, CHECKSUMS, SOURCES = "index.json", "frames.npy", "flow.npy", "checksums.npy", "sources.npy"
 SPARE = 2e9  # bytes of GPU memory that a set must leave to the training
 
 
@@ -119,7 +120,7 @@ class Resident:
     def __init__(self, packed: Packed, device: torch.device):
         if device.type != "cuda":
             raise ValueError("--cache gpu needs a GPU; leave the option away")
-        self.augment, self.device = packed.augment, device
+        self.augment, self.flow, self.device = packed.augment, packed.flow, device
         arrays = [packed.frames] if packed.flows is None else [packed.frames, packed.flows]
         row = sum(array[0].nbytes for array in arrays)
         needed, free = row * len(packed.rows), torch.cuda.mem_get_info(device)[0]
@@ -181,21 +182,22 @@ class _Packer:
 
     def __init__(self, source: Vimeo90K, out: Path):
         self.source = source
-        self.frames, self.checksums = (np.load(out / name, mmap_mode="r+") for name in (FRAMES, CHECKSUMS))
+        maps = (np.load(out / name, mmap_mode="r+") for name in (FRAMES, CHECKSUMS, SOURCES))
+        self.frames, self.checksums, self.sources = maps
         self.flows = np.load(out / FLOW, mmap_mode="r+") if source.flow else None
 
     def write(self, row: int) -> None:
-        stack = self.source.stack(row)
-        name = self.source.names[row]
+        now, stack, name = state(self.source, row), self.source.stack(row), self.source.names[row]
         if stack.frames.shape != self.frames.shape[1:]:
             (height, width), (h, w) = self.frames.shape[2:4], stack.frames.shape[1:3]
             raise ValueError(
                 f"{name}: {w}x{h}, but the set began with {width}x{height}; only equal sizes can be packed"
             )
+        self.checksums[row] = 0
         self.frames[row] = stack.frames
         if self.flows is not None:
             self.flows[row] = encode(stack.flow, name)
-        self.checksums[row] = self.checksum(row)
+        self.sources[row], self.checksums[row] = now, self.checksum(row)
 
     def checksum(self, row: int) -> int:
         crc = zlib.crc32(self.frames[row])
@@ -203,6 +205,12 @@ class _Packer:
 
     def is_whole(self, row: int) -> bool:
         return self.checksum(row) == self.checksums[row]
+
+
+def state(source: Vimeo90K, row: int) -> int:
+    """What tells whether the files of a triplet are still those that were packed: a CRC of their sizes and times."""
+    files = [path.stat() for paths in source.paths(row) for path in paths]
+    return zlib.crc32(repr([(file.st_size, file.st_mtime_ns) for file in files]).encode())
 
 
 _packer: _Packer | None = None  # of this process; set once, when the pool starts it
@@ -229,8 +237,10 @@ def pack(source: Vimeo90K, out: Path, workers: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     plan = {"names": source.names, "flow": bool(source.flow)}
     _prepare(source, out, plan)
-    checksums = np.load(out / CHECKSUMS)
-    missing = np.flatnonzero(checksums == 0).tolist()
+    now = np.array([state(source, row) for row in range(len(source))], np.uint32)
+    missing = np.flatnonzero((np.load(out / CHECKSUMS) == 0) | (np.load(out / SOURCES) != now)).tolist()
+    if missing:
+        (out / INDEX).unlink(missing_ok=True)
     print(f"{len(source)} triplets, {len(source) - len(missing)} of them packed before")
     with Pool(workers, _begin, (source, out)) as pool:
         for _ in tqdm(pool.imap_unordered(_write, missing, 8), total=len(missing), desc="packing", disable=None):
@@ -257,7 +267,8 @@ def _prepare(source: Vimeo90K, out: Path, plan: dict) -> None:
             raise ValueError(f"{out}: another list or another choice of flow is packed here; give another --out")
         return
     frames = source.stack(0).frames.shape
-    shapes = {FRAMES: ((len(source), *frames), np.uint8), CHECKSUMS: ((len(source),), np.uint32)}
+    shapes = {name: ((len(source),), np.uint32) for name in (CHECKSUMS, SOURCES)}
+    shapes[FRAMES] = (len(source), *frames), np.uint8
     if source.flow:
         shapes[FLOW] = ((len(source), *frames[1:3], 4), np.int16)
     needed = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in shapes.values())

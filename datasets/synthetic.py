@@ -38,8 +38,8 @@ WAVES = 3  # of the wobble
 TAIL = 1.2  # of the log-normal speeds: one in twenty is 7 times the median, one in a hundred 16 times
 TEXTURES = 160  # as many are made; each is a window, of which scenes show parts
 LEAST_SIDE, LEAST_SPEED = 32, 0.5  # pixels; of frames on disk, of the median motion in them
-CUTOUT = 192  # side of the objects cut out of photographs
-CUT_OUT = 0.5  # share of the objects that are cut out of photographs, where there are such
+CUTOUT_SIDE = 192  # side of the objects cut out of photographs
+CUTOUT_SHARE = 0.5  # share of the objects that are cut out of photographs, where there are such
 SUBFRAMES, SHUTTER = 5, (0.05, 0.3)  # of a frame with motion blur; how long it is exposed, of the time from 0 to 1
 
 
@@ -76,7 +76,7 @@ def material(
     if procedural:
         parts.append((procedural_windows(TEXTURES, side, seed), procedural))
     odds = torch.cat([torch.full((len(windows),), share / len(windows)) for windows, share in parts])
-    cut = cutouts(images, masks, CUTOUT, seed) if masks else None
+    cut = cutouts(images, masks, CUTOUT_SIDE, seed) if masks else None
     return Material(torch.cat([windows for windows, _ in parts]), odds, drawn_stencils(seed=seed), cut)
 
 
@@ -190,7 +190,7 @@ class Synthetic:
         short, size = min(self.size), self._uniform(0, 1, n)
         centre = self._uniform(-0.5, 0.5, n, 2) * torch.tensor(self.size[::-1])
         # Small objects are as many as large ones: their size is uniform in the logarithm.
-        if cutouts is not None and self._chance(CUT_OUT):
+        if cutouts is not None and self._chance(CUTOUT_SHARE):
             which = to_device(self._index(len(cutouts.picture), n), self.device)
             texture, stencil = cutouts.picture[which].movedim(-1, 1), cutouts.distance[which]
             radius = short * 0.1 * 7**size

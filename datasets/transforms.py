@@ -189,7 +189,8 @@ def source(start: int, zoomed: bool, side: int, size: int) -> tuple[np.ndarray |
 
 
 class Take(Augment):
-    """As Augment, but of a stack -> Raw; `finish` makes the Samples. The stack may be a list of frames and a Pair."""
+    """As Augment, but a stack becomes Raw, of which `finish` makes Samples, a batch at a time and on any device: only
+    the pixels that a crop needs are read. The stack's frames may be a list, its flow a Pair."""
 
     def __call__(self, stack: Stack, index: int, epoch: int) -> Raw:
         frames = np.empty((len(stack.frames), self.size, self.size, 3), np.uint8)
@@ -216,7 +217,7 @@ class Take(Augment):
 
 
 class Pair(NamedTuple):
-    """Flow t->0 and t->1, (H, W, 2) each, as one (H, W, 4) of which crops are taken: joining all of it is slow."""
+    """Flow t->0 and t->1, (H, W, 2) each, in place of Stack's (H, W, 4): joined after the crop, which is quicker."""
 
     first: np.ndarray
     second: np.ndarray
@@ -234,6 +235,7 @@ def _copy(target: np.ndarray, frame: np.ndarray, rows, columns) -> None:
 def finish(raw: Raw, device: torch.device) -> Sample:
     """A batch of Raw, on the CPU or on the device -> the batch of Samples, on the device, as `apply` would make them.
 
+    Raw that is on the device already is used up: its frames and flow are zoomed in place.
     The dice are wanted on the CPU: what is to be zoomed is known without asking the device.
     """
     dice = Dice(*raw.dice.unbind(1))

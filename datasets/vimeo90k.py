@@ -50,7 +50,7 @@ class Vimeo90K(Dataset):
 
     root: the folder of the set. names: which triplets, from `read_list`. augment: for training; without it a sample is
     the middle of the frames, as large as the network takes. flow: whether to read the teacher's; None: where the
-    folder flow/ is there. An index is a number, or (number, epoch) where every epoch shall be augmented in another way.
+    folder flow/ is there. Index with i, or (i, epoch) for augmentation that differs from epoch to epoch.
     What is missing, damaged or of another size is a FileNotFoundError or ValueError that names the file.
     """
 
@@ -68,17 +68,17 @@ class Vimeo90K(Dataset):
         frames, flow, t = self._read(index)
         return Stack(np.stack(frames), flow and np.concatenate(flow, 2), t)
 
+    def paths(self, index: int) -> tuple[list[Path], list[Path]]:
+        """The files of a triplet: its frames, and its flow where that is to be read."""
+        frames = [self.root / "sequences" / self.names[index] / name for name in FRAMES]
+        return frames, [find_flow(self.root / "flow" / self.names[index] / name) for name in FLOW if self.flow]
+
     def _read(self, index: int) -> Stack:
         """As `stack`, but with frames and flows as they were read, not joined into arrays."""
-        folder = self.root / "sequences" / self.names[index]
-        frames = [read_image(folder / name) for name in FRAMES]
-        for name, frame in zip(FRAMES, frames):
-            _check_size(folder / name, frame, frames[0])
-        flows = []
-        for name in FLOW if self.flow else ():
-            path = find_flow(self.root / "flow" / self.names[index] / name)
-            flows.append(read_flow(path))
-            _check_size(path, flows[-1], frames[0])
+        pictures, fields = self.paths(index)
+        frames, flows = [read_image(path) for path in pictures], [read_flow(path) for path in fields]
+        for path, array in zip((*pictures, *fields), (*frames, *flows)):
+            _check_size(path, array, frames[0])
         return Stack(frames, Pair(*flows) if flows else None, np.float32([0.5]))
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample | Raw:

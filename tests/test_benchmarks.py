@@ -233,6 +233,28 @@ def test_a_broken_case_stops_the_run_by_name_and_what_was_scored_is_kept(vimeo, 
     )
 
 
+def test_a_run_that_is_to_keep_its_frames_does_not_go_on_from_one_that_did_not(vimeo, tmp_path, typed):
+    path = vimeo / "sequences/00001/0004/im2.png"
+    data = path.read_bytes()
+    path.write_bytes(data[:500])
+    assert score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path / "out", "--model_name", "average").status == 2
+    path.write_bytes(data)
+    words = ["--model_name", "average", "--save_frames"]
+    done = score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path / "out", *words)
+    assert done.status == 0 and "scored before" not in done.out
+    assert len(list((tmp_path / "out").glob("Vimeo90K-average/test/**/*.png"))) == 7
+
+
+def test_other_precisions_have_files_of_their_own(vimeo, weights, tmp_path, typed):
+    ways = [[], ["--precision", "bf16"], ["--fast", "--precision", "bf16"], ["--fast", "--precision", "fp32"]]
+    for words in ways:
+        done = score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path, "--checkpoint", weights, "--limit", 1, *words)
+        assert done.status == 0, done.err
+    found = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
+    kept = {(result["mode"], result["precision"]) for result in found}
+    assert kept == {("eager", "fp32"), ("eager", "bf16"), ("fast", "bf16"), ("fast", "fp32")}
+
+
 def test_skipped_cases_are_counted_in_the_table_and_named_in_the_file(vimeo, tmp_path, typed):
     (vimeo / "sequences/00001/0002/im3.png").unlink()
     io.write_image(vimeo / "sequences/00001/0005/im1.png", frame(0, 48, 65))
@@ -285,7 +307,7 @@ def test_frames_of_a_video_are_put_back_as_interpolate_video_would(tmp_path, typ
     for k, picture in enumerate(pictures):
         io.write_image(tmp_path / f"clips/a/{k}.png", picture)
     asked = []
-    monkeypatch.setattr(video, "scale_for", lambda *pair: asked.append(pair) or 0.5)
+    monkeypatch.setattr(video, "scale_by_motion", lambda *pair: asked.append(pair) or 0.5)
     words = ["--parts", "quality", "--data", tmp_path / "clips", "--count", 2, "--device", "cpu"]
     words += ["--scale", scale] if scale else []
     done = typed(video.main, video.parser(), *words, "--model_name", "average", "IFRNet_S")

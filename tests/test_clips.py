@@ -1,8 +1,11 @@
 import pickle
+import subprocess
+import sys
 
 import av
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from datasets import clips
 from datasets.transforms import Augment
@@ -50,7 +53,7 @@ def test_the_second_opening_reads_the_cache_and_a_changed_clip_is_decoded_anew(t
     monkeypatch.setattr(clips, "_decode", decode)
     write_video(tmp_path / "a.mkv", moving(seed=2, frames=14))
     assert len(clips.open_clips(tmp_path, cache=tmp_path / "cache")[0].frames) == 14
-    assert len(list((tmp_path / "cache").iterdir())) == 2  # what was there before is not kept: frames are large
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 2  # what was there before is not kept: frames are large
 
 
 def test_windows_hold_neither_cuts_nor_repeated_frames(tmp_path):
@@ -101,6 +104,48 @@ def test_large_clips_are_halved(tmp_path):
     write_folder(tmp_path / "a", moving(3, 48, 64))
     (clip,) = clips.open_clips(tmp_path, longest=40, cache=tmp_path / "cache")
     assert clip.frames.shape == (3, 24, 32, 3)
+
+
+def test_frames_written_over_in_their_folder_are_read_anew(tmp_path):
+    for seed in (1, 2):
+        write_folder(tmp_path / "a", moving(seed=seed))
+        (clip,) = clips.open_clips(tmp_path, cache=tmp_path / "cache")
+        assert np.array_equal(clip.frames, moving(seed=seed))
+
+
+def test_hidden_files_are_no_clips_and_one_frame_has_no_windows(tmp_path):
+    write_folder(tmp_path / "a", moving(3))
+    write_folder(tmp_path / "cover", moving(1))
+    (tmp_path / "._a.mp4").write_bytes(b"what macOS leaves on other disks")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "._1.png").write_bytes(b"the same")
+    found = clips.open_clips(tmp_path, cache=tmp_path / "cache")
+    assert [clip.name for clip in found] == ["a", "cover"]
+    assert {window.clip.name for window in clips.windows(found, 3)} == {"a"}
+
+
+def test_processes_that_come_together_decode_a_clip_once(tmp_path):
+    (tmp_path / "in").mkdir()
+    write_video(tmp_path / "in" / "a.mkv", moving(40))
+    work = (
+        "import sys, time; from datasets import clips; decode = clips._decode\n"
+        "def slow(path):\n    print('decoded', flush=True); time.sleep(0.5); yield from decode(path)\n"
+        "clips._decode = slow; print(len(clips.open_clips(sys.argv[1], cache=sys.argv[2])[0].frames))"
+    )
+    command = [sys.executable, "-c", work, str(tmp_path / "in"), str(tmp_path / "cache")]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
+    said = "".join(process.communicate(timeout=60)[0] for process in both).split()
+    assert sorted(said) == ["40", "40", "decoded"]
+
+
+def test_clips_to_validate_on_are_never_trained_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
+    for name in "ab":
+        write_folder(tmp_path / "in" / name, moving(12))
+    train, val = clips.split(tmp_path / "in", 3, held=["a"])
+    assert {window.clip.name for window in train} == {"b"} and {window.clip.name for window in val} == {"a"}
+    with pytest.raises(ValueError, match="too few windows"):
+        clips.split(tmp_path / "in", 3, held=["a", "b"])
 
 
 @pytest.mark.parametrize(

@@ -53,11 +53,11 @@ def test_windows_are_told_apart_by_their_motion(typed, footage):
 def test_scale_auto_follows_the_motion_of_every_case(typed, footage, monkeypatch):
     asked = []
 
-    def scale_for(first, last):
+    def scale_by_motion(first, last):
         asked.append(np.abs(first.astype(int) - last).mean())
         return 0.5 if len(asked) % 2 else 1.0
 
-    monkeypatch.setattr(common, "scale_for", scale_for)
+    monkeypatch.setattr(common, "scale_by_motion", scale_by_motion)
     found = {}
     for scale in ("auto", 0.5, 1):
         out = score(typed, footage, "--model_name", "IFRNet_S", "--scale", scale)

@@ -26,11 +26,11 @@ def test_motion_is_in_pixels_of_the_frames(pixels):
     [(0, (256, 448), 1), (6, (256, 448), 1), (20, (256, 448), 0.5), (60, (256, 448), 0.25), (6, (256, 3840), 0.5)],
 )
 def test_the_scale_follows_the_motion_and_is_never_above_that_of_the_size(pixels, size, scale):
-    assert motion.scale_for(*shifted(pixels, *size)) == scale
+    assert motion.scale_by_motion(*shifted(pixels, *size)) == scale
 
 
 def test_a_few_things_that_move_far_do_not_decide():
     first, _ = shifted(0)
     second = first.copy()
     second[:30, :60] = first[100:130, 200:260]
-    assert motion.scale_for(first, second) == 1
+    assert motion.scale_by_motion(first, second) == 1

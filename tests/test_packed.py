@@ -94,6 +94,17 @@ def test_damage_is_found_and_mended(files, packed_set, capsys):
     assert torch.equal(Packed(packed_set)[3].imgt, source[3].imgt)
 
 
+def test_what_has_changed_since_is_packed_again(files, packed_set, capsys):
+    write_set(files, NAMES[2:3])  # other pictures and another flow, under the same names
+    source = Vimeo90K(files, NAMES)
+    assert not torch.equal(Packed(packed_set)[2].imgt, source[2].imgt)
+    capsys.readouterr()
+    pack(source, packed_set, workers=1)
+    assert "7 triplets, 6 of them packed before" in capsys.readouterr().out
+    for k in range(7):
+        assert all(torch.equal(a, b) for a, b in zip(Packed(packed_set)[k], source[k]))
+
+
 def test_another_list_is_not_written_over(files, packed_set):
     with pytest.raises(ValueError, match="another list or another choice of flow is packed here"):
         pack(Vimeo90K(files, NAMES[:3]), packed_set, workers=1)
@@ -169,6 +180,7 @@ def test_a_set_in_gpu_memory_gives_the_same_batches(packed_set):
     data, device = Packed(packed_set, NAMES, Take(32)), torch.device("cuda")
     drawn = batches.on_device(batches.read(Resident(data, device), batches.Order(7, 3)), finish, device)
     whole = batches.on_device(batches.read(data, batches.Order(7, 3), 1, pin=True), finish, device)
+    assert Resident(data, device).flow
     for a, b in itertools.islice(zip(drawn, whole), 8):
         for x, y in zip(a, b):
             torch.testing.assert_close(x, y, atol=1e-6, rtol=0, equal_nan=True)

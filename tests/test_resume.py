@@ -35,16 +35,18 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 @pytest.fixture(scope="module")
 def vimeo(tmp_path_factory):
-    """Nine triplets of smooth pictures that move two pixels a frame, with their flow: eight to train on."""
+    """Nine triplets of smooth pictures that move two pixels a frame, with their flow: eight to train on, the last to
+    validate on, beside two smaller ones in a list of their own."""
     root = tmp_path_factory.mktemp("vimeo")
-    names = [f"00001/{k:04}" for k in range(1, 10)]
+    names = [f"00001/{k:04}" for k in range(1, 12)]
     for seed, name in enumerate(names):
-        picture = to_uint8(formula_image(48, 80, seed))
+        picture = to_uint8(formula_image(48 if seed < 10 else 32, 80, seed))
         for k in range(3):
             write_image(root / "sequences" / name / f"im{k + 1}.png", picture[:, 4 - 2 * k : 68 - 2 * k])
         for k, dx in ((0, -2), (1, 2)):
             write_flow(root / "flow" / name / f"flow_t{k}.flo", np.float32([dx, 0]) * np.ones((48, 64, 1), np.float32))
-    (root / "tri_trainlist.txt").write_text("\n".join(names))
+    (root / "tri_trainlist.txt").write_text("\n".join(names[:9]))
+    (root / "val.txt").write_text("\n".join(names[8:]))
     return root
 
 
@@ -72,7 +74,8 @@ def weights(log_path):
 def whole(vimeo, tmp_path_factory):
     """An uninterrupted run on one process: 6 epochs of two steps of four."""
     folder = tmp_path_factory.mktemp("whole")
-    done = train(vimeo, folder, "--epochs", 6, "--batch_size", 4, "--log_every", 1)
+    options = ["--epochs", 6, "--batch_size", 4, "--log_every", 1, "--val_list", vimeo / "val.txt"]
+    done = train(vimeo, folder, *options)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -92,7 +95,7 @@ def test_a_run_leaves_what_it_learnt_and_what_it_said(whole):
 
 
 def test_two_ranks_make_the_weights_of_one(vimeo, whole, tmp_path):
-    options = ["--world_size", 2, "--epochs", 6, "--batch_size", 2]
+    options = ["--world_size", 2, "--epochs", 6, "--batch_size", 1, "--accumulate", 2, "--val_list", vimeo / "val.txt"]
     done = train(vimeo, tmp_path, *options, launcher=TORCHRUN)
     assert done.returncode == 0, done.stderr
     one, two = weights(whole), weights(tmp_path)
@@ -101,6 +104,27 @@ def test_two_ranks_make_the_weights_of_one(vimeo, whole, tmp_path):
     assert max((one[name] - fresh[name]).abs().max() for name in one) > 5e-4  # twelve steps of 1e-4 and less
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=0)
+    scores = [validations(folder) for folder in (whole, tmp_path)]  # of three samples: neither rank has as many
+    assert len(scores[0]) == 6 and scores[1] == pytest.approx(scores[0], abs=1e-3)
+
+
+def validations(folder):
+    with open(folder / "IFRNet_S" / "metrics.csv") as file:
+        return [float(row["psnr"]) for row in csv.DictReader(file) if row["psnr"]]
+
+
+def test_weights_that_know_t_go_on_as_those_of_one_half():
+    for act in models.ACTIVATIONS:
+        known, begun = models.build("IFRNet_S", act), train_vimeo90k.without_time(models.build("IFRNet_S", act))
+        assert known.any_time and not begun.any_time
+        begun.load_state_dict(known.state_dict())
+        assert not begun.any_time
+        frames = torch.rand(1, known.decoder4.convblock[0][0].in_channels, 8, 8)
+        frames[:, -1] = 0.5
+        for inside in (known, begun):
+            inside.requires_grad_(False)
+        expected, got = (model.decoder4.convblock[0][0](frames)[..., 1:-1, 1:-1] for model in (known, begun))
+        torch.testing.assert_close(got, expected)
 
 
 def start(log, *args, **kwargs):

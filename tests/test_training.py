@@ -233,13 +233,6 @@ def test_clipping_bounds_the_gradient(tmp_path):
     assert norms[:2] == pytest.approx([0.01, 0.01], rel=1e-3) and min(norms[2:]) > 0.02
 
 
-def panned(seed, size=2):
-    """Pictures that move by three pixels from frame to frame."""
-    pictures = [formula_image(32, 38, 10 * seed + k) for k in range(size)]
-    frames = [torch.stack([picture[..., x : x + 32] for picture in pictures]) for x in (0, 3, 6)]
-    return Sample(*frames, torch.full((size,), 0.5), torch.full((size, 4, 32, 32), torch.nan))
-
-
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_half_precision_trains_almost_as_single(tmp_path, amp):
     half = {"amp": amp, "channels_last": True}

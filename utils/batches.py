@@ -1,7 +1,7 @@
 """Which samples make which batch, and how they are read: a function of (seed, iteration) alone.
 
-Neither the number of ranks nor that of workers changes what a step sees, and a run that goes on at iteration n goes on
-with the samples that iteration n would have had.
+The number of workers never changes what a step sees, nor does that of ranks while ranks * batch_size * accumulate stays
+the same; a run that goes on at iteration n goes on with the samples that iteration n would have had.
 """
 
 import signal

@@ -165,6 +165,11 @@ def amount(text: str) -> float:
     return _number(text, math.inf, "a number from 0 up")
 
 
+def share(text: str) -> float:
+    """The type of an option that is a part of a whole: a number from 0 to 1."""
+    return _number(text, math.nextafter(1, 2), "a share, from 0 to 1")
+
+
 def decay(text: str) -> float:
     """The type of an option that is the decay of an average: a number from 0 up and below 1."""
     return _number(text, 1, "a number from 0 up and below 1")

@@ -43,8 +43,8 @@ def add_options(
     add("--compile", action="store_true", help="torch.compile the network: minutes at the start, then faster")
     add("--ema", type=cli.decay, default=0.0, help="decay of averaged weights, such as 0.999 (default: none)")
     add("--clip", type=cli.amount, default=0.0, help="greatest norm of the gradient (default: any)")
-    add("--val_list", help="names to validate on, a file, left out of training (default: the last 1 %% of the set)")
-    add("--clip_stride", type=cli.positive, default=1, help="of clips: distance of frames (default: %(default)s)")
+    add("--val_list", help="text file of names, to validate on and not to train on (default: last 1 %% of the set)")
+    add("--clip_stride", type=cli.positive, default=1, help="of clips: take every N-th frame (default: %(default)s)")
     add("--clip_longest", type=cli.positive, default=640, help="of clips: halved while a side is longer (%(default)s)")
     add("--eval_interval", type=cli.positive, default=eval_interval, help="epochs between validations (%(default)s)")
     add("--eval_iterations", type=cli.positive, help="iterations between validations, in place of --eval_interval")
@@ -149,10 +149,15 @@ def train(
         validate=validate,
         pictures=validate.pictures,
         resume=resume,
-        config={name: v if isinstance(v, int | float | str | None) else str(v) for name, v in vars(args).items()},
+        config=recorded(args),
     )
     if distributed.is_main():
         print(f"the run is in {folder}: {checkpoint.BEST}, weights to use; {checkpoint.LATEST}, to go on from")
+
+
+def recorded(args: argparse.Namespace) -> dict:
+    """The options as a checkpoint holds them: numbers and strings alone."""
+    return {name: v if isinstance(v, int | float | str | None) else str(v) for name, v in vars(args).items()}
 
 
 def announce(

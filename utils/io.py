@@ -7,6 +7,7 @@ name and renames, so that a file with its final name is whole.
 
 import mmap
 import os
+import platform
 import re
 import struct
 import warnings
@@ -53,7 +54,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it at the end, removed if anything goes wrong. Makes the folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{platform.node()}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
         temporary.replace(path)
@@ -63,6 +64,21 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone_in(folder: str | Path) -> Iterator[None]:
+    """One process of a machine at a time: others that come here with the same folder wait. Makes the folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except (ImportError, OSError):  # Windows, or a disk without locks: all do the same work, as well
+            pass
+        yield
 
 
 def check_writable(folder: str | Path) -> None:
@@ -122,10 +138,15 @@ def list_images(folder: str | Path, below: bool = False) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
     within = folder.rglob("*") if below else folder.iterdir()
-    found = [path for path in within if path.suffix.lower() in IMAGES and not path.name.startswith(".")]
+    found = [path for path in within if is_picture(path)]
     if not found:
         raise ValueError(f"{folder}: no pictures in this folder; {', '.join(IMAGES)} are looked for")
     return sorted(found, key=natural)
+
+
+def is_picture(path: Path) -> bool:
+    """By its name; hidden ones are none."""
+    return path.suffix.lower() in IMAGES and not path.name.startswith(".")
 
 
 def natural(path: Path) -> list:

@@ -21,7 +21,7 @@ def motion(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.percentile(np.linalg.norm(flow * growth, axis=-1), PERCENTILE))
 
 
-def scale_for(first: np.ndarray, second: np.ndarray) -> float:
+def scale_by_motion(first: np.ndarray, second: np.ndarray) -> float:
     """The scale at which to estimate the flow between two frames, RGB uint8 (H, W, 3): by motion (SCALES), for large
     frames by their size too (models.interpolator.scale_for)."""
     length = motion(first, second)
