@@ -84,7 +84,7 @@ def test_a_run_leaves_what_it_learnt_and_what_it_said(whole):
     folder = whole / "IFRNet_S"
     assert {"best.pth", "latest.pth", "train.log", "metrics.csv"} <= {path.name for path in folder.iterdir()}
     board = EventAccumulator(str(folder)).Reload().Tags()
-    assert {"loss", "lr", "psnr"} <= set(board["scalars"]) and board["images"] == ["validation/0"]
+    assert {"loss", "lr", "psnr"} <= set(board["scalars"]) and board["images"] == [f"validation/{k}" for k in range(3)]
     lines = (folder / "metrics.csv").read_text().splitlines()
     columns = lines[0].split(",")
     losses = [float(line.split(",")[columns.index("loss")]) for line in lines[1:] if line.split(",")[2]]
