@@ -17,12 +17,14 @@ subtitles are copied. 4K takes under 4 GB of memory: see --scale and --tile.
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from fractions import Fraction
-from itertools import groupby
+from itertools import chain, groupby, takewhile
+from itertools import count as infinity
 from pathlib import Path
 from typing import NamedTuple
 
@@ -123,12 +125,19 @@ def say(line: str) -> None:
 
 
 def check_output(args: argparse.Namespace) -> str:
+    """What kind of output is asked for, see video_out.kind_of. ValueError or OSError where it cannot be, or would take
+    the place of what nobody asked to replace."""
+    if args.output != video.PIPE:
+        args.output = pointed_to(args.output)
     out = Path(args.output)
     if args.factor and args.fps:
         raise ValueError(f"--factor {args.factor} and --fps {args.fps}: give one of them")
     if args.preview:
         if out.suffix.lower() not in io.IMAGES:
             raise ValueError(f"{out}: a preview is a picture; end its name in {', '.join(io.IMAGES)}")
+        for option in ("compare", "codec", "crf"):
+            if getattr(args, option) is not None:
+                raise ValueError(f"--{option} {getattr(args, option)}: means nothing to a preview; leave it away")
         kind = "picture"
     else:
         kind = video_out.kind_of(args.output)
@@ -139,14 +148,25 @@ def check_output(args: argparse.Namespace) -> str:
         raise ValueError(f"{out}: is the input; give the output another name")
     if kind == "folder":
         video_out.check_folder(out)
-        if out.exists() and not any(out.iterdir()):
-            return kind
     io.check_writable(out.parent)
     if begun(out) and not (args.resume or args.overwrite or args.preview):
         raise ValueError(f"{out}: was begun and is not finished; --resume goes on, --overwrite starts anew")
-    if out.exists() and not args.overwrite and not (args.resume and folder_of(out).exists()):
+    empty = kind == "folder" and out.is_dir() and not any(out.iterdir())
+    if out.exists() and not empty and not args.overwrite and not (args.resume and folder_of(out).exists()):
         raise ValueError(f"{out}: exists and is finished; give --overwrite to replace it, or another name")
     return kind
+
+
+def pointed_to(output: str) -> str:
+    """The name that an output is replaced under, which is not that of a link. ValueError where that has another ending,
+    which would make it another kind of file."""
+    out = Path(output)
+    if out.name and not out.is_symlink():
+        return output
+    target = Path(os.path.realpath(out))
+    if out.name and (target.is_symlink() or target.suffix.lower() != out.suffix.lower()):
+        raise ValueError(f"{out}: is a link to {target}, which has another ending or no end; name the file itself")
+    return str(target)
 
 
 def check_encoding(args: argparse.Namespace, kind: str) -> None:
@@ -168,7 +188,7 @@ def check_grid(call: Interpolator | Baseline, grid: Grid) -> None:
 
 def output_format(args: argparse.Namespace, source: video.Source, grid: Grid, kind: str) -> video_out.Format:
     shown = grid.rate or source.rate * grid.factor / grid.slow
-    codec = "ffv1" if kind == ".gif" else args.codec or video_out.DEFAULTS.get(kind, "h264")
+    codec = {".gif": "ffv1", "pipe": video_out.RAW}.get(kind) or args.codec or video_out.DEFAULTS.get(kind, "h264")
     if args.compare or kind == ".gif":
         keep = "rgb24"
     else:
@@ -193,8 +213,9 @@ def notes(args: argparse.Namespace, source: video.Source, form: video_out.Format
         yield f"{args.output}: without sound and subtitles, because --slow {args.slow} stretches time"
     elif source.has_sound and kind not in video_out.DEFAULTS:
         yield f"{args.output}: without sound and subtitles, which have no place there"
-    if kind in video_out.DEFAULTS and form.pix_fmt == "yuv420p" and (form.width % 2 or form.height % 2):
-        yield f"{args.output}: {form.width}x{form.height} is odd; the last row or column is doubled, as H.264 needs it"
+    if kind in video_out.DEFAULTS and form.even and (form.width % 2 or form.height % 2):
+        name = f"{args.output}: {form.width}x{form.height} is odd"
+        yield f"{name}; the last row or column is doubled, as {form.codec} needs it"
     if kind == ".gif" and form.rate > 50:
         yield f"{args.output}: {float(form.rate):g} frames a second; most viewers show a GIF's at 50 at most"
     if kind in (".mkv", ".webm") and form.aspect != 1 and form.codec in ("ffv1", "vp9"):
@@ -268,9 +289,12 @@ def to_parts(job: Job) -> None:
     distributed.barrier()
     runs = parts.missing(count * rank // world, count * (rank + 1) // world)
     kind = video_out.FolderWriter if job.kind == "folder" else video_out.VideoWriter
+    expected = infinity() if job.source.count is None else chain.from_iterable(runs)
     try:
         with closing(counted(job.pictures(runs), job.count(sum(map(len, runs))), job.form.rate)) as made:
             for number, segment in groupby(made, key=lambda picture: picture.segment):
+                for passed in takewhile(number.__ne__, expected):
+                    parts.skip(passed)  # nothing is shown anew for so long
                 with parts.making(number, lambda path: kind(path, job.form)) as writer:
                     for picture in segment:
                         job.write(writer, picture)

@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -96,6 +97,8 @@ def overhead(args: argparse.Namespace, folder: Path) -> None:
     def alone() -> None:
         for first, second in zip(tensors, tensors[1:]):
             call(first, second)
+        if call.device.type == "cuda":
+            torch.cuda.synchronize(call.device)
 
     def whole() -> None:
         interpolate_video.main(interpolate_video.parser().parse_args(words))

@@ -123,9 +123,10 @@ def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path, picture):
 
 
 def test_pictures_are_listed_in_the_order_of_their_numbers(tmp_path, picture):
-    for name in ("f10.png", "f9.png", "f1.jpg", ".hidden.png", "notes.txt"):
+    for name in ("f10.png", "f9.png", "f1.jpg", "1²3.png", "frame².png", ".hidden.png", "notes.txt"):
         (tmp_path / name).touch()
-    assert [path.name for path in io.list_images(tmp_path)] == ["f1.jpg", "f9.png", "f10.png"]
+    ordered = ["1²3.png", "f1.jpg", "f9.png", "f10.png", "frame².png"]  # a raised digit is no number
+    assert [path.name for path in io.list_images(tmp_path)] == ordered
 
 
 def test_an_empty_or_missing_folder_of_pictures_is_named(tmp_path):
@@ -336,3 +337,12 @@ def test_pictures_below_a_folder_are_found_where_asked_for(tmp_path):
         (tmp_path / name).touch()
     assert [path.name for path in io.list_images(tmp_path)] == ["a10.png"]
     assert [path.name for path in io.list_images(tmp_path, below=True)] == ["a1.png", "a2.png", "a10.png"]
+
+
+def test_pictures_of_one_name_are_listed_in_the_order_of_their_folders(tmp_path):
+    for name in "dhbfagce":  # a disk lists them in an order of its own
+        for number in (10, 9):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / f"{number}.png").touch()
+    found = [path.relative_to(tmp_path).as_posix() for path in io.list_images(tmp_path, below=True)]
+    assert found == [f"{name}/{number}.png" for number in (9, 10) for name in "abcdefgh"]

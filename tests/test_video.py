@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from video_files import HEIGHT, NTSC, WIDTH, decode, encode, moving, packets, planes, run
 
-from utils import io, video
+from utils import io, video, video_out
 from utils.timeline import Grid
 
 # Times
@@ -182,12 +182,38 @@ def test_the_shape_of_pixels_survives(tmp_path, name):
         assert container.streams.video[0].sample_aspect_ratio == Fraction(16, 11)
 
 
-def test_ten_bits_become_eight_and_it_is_said(tmp_path, capsys):
-    source = encode(tmp_path / "in.mp4", moving(4), pix_fmt="yuv420p10le")
-    run(source, tmp_path / "out.mp4", "--crf", "0")
-    assert "yuv420p10le" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "pix_fmt, option",
+    [
+        ("yuv420p10le", ("--crf", "0")),
+        ("yuv422p10le", ("--codec", "ffv1")),
+        ("yuv444p10le", ("--codec", "ffv1")),
+        ("gray10le", ("--codec", "ffv1")),
+    ],
+)
+def test_ten_bits_become_eight_and_it_is_said(tmp_path, capsys, pix_fmt, option):
+    source = encode(tmp_path / "in.mp4", moving(4), codec="ffv1", pix_fmt=pix_fmt)
+    run(source, tmp_path / "out.mp4", *option)
+    assert pix_fmt in capsys.readouterr().err
     deep, flat = planes(source), planes(tmp_path / "out.mp4")
     assert all(np.abs(a / 4 - b).max() <= 1 for a, b in zip(deep, flat[::2]))
+
+
+@pytest.mark.parametrize(
+    "keep, lossless, raw",
+    [
+        ("yuv420p10le", "yuv420p", "yuv420p"),
+        ("yuva422p", "yuv422p", "yuv422p"),
+        ("yuvj444p", "yuv444p", "yuv444p"),
+        ("gray16be", "gray", "gray"),
+        ("rgb24", "bgr0", "yuv420p"),
+        ("pal8", "bgr0", "yuv420p"),
+    ],
+)
+def test_chroma_is_kept_where_nothing_is_lost_and_only_there(keep, lossless, raw):
+    made = [video_out.Format(64, 48, 25, Fraction(1, 25), codec=codec, keep=keep) for codec in ("ffv1", "y4m", "h264")]
+    assert [form.pix_fmt for form in made] == [lossless, raw, "yuv420p"]
+    assert [form.even for form in made] == [False, False, True]
 
 
 @pytest.mark.parametrize("size", [(47, 64), (48, 63), (33, 65), (16, 16)])

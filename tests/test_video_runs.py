@@ -1,5 +1,6 @@
 """Runs of interpolate_video.py: interrupted and resumed, on ranks, through pipes, into folders, and what goes wrong."""
 
+import errno
 import os
 import resource
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 from fractions import Fraction
 from io import BytesIO
+from pathlib import Path
 from types import SimpleNamespace
 
 import av
@@ -18,6 +20,7 @@ from video_files import HEIGHT, SCRIPT, WIDTH, complaint, decode, encode, moving
 
 import interpolate_video
 from utils import io, video
+from utils.parts import Parts
 
 
 @pytest.fixture
@@ -74,6 +77,27 @@ def test_an_interrupt_leaves_a_playable_file_and_can_be_resumed(tmp_path):
     assert packets(tmp_path / "out.mp4", "video") == packets(tmp_path / "whole.mp4", "video")
 
 
+def test_an_interrupt_behind_a_gap_in_time_leaves_and_resumes_all_that_is_done(tmp_path, monkeypatch):
+    """From 9/25 s to 17/5 s one frame is shown: there is nothing for the seconds 1 and 2."""
+    times = [Fraction(i, 25) for i in (*range(10), *range(85, 125))]
+    source = encode(tmp_path / "in.mp4", moving(50), times=times)
+    out, write = tmp_path / "out.mp4", interpolate_video.Job.write
+
+    def interrupted(job, writer, picture):
+        if picture.time > Fraction(9, 2):
+            raise KeyboardInterrupt
+        write(job, writer, picture)
+
+    run(source, tmp_path / "whole.mp4", "--segment", "1")
+    with monkeypatch.context() as during, pytest.raises(KeyboardInterrupt, match="--resume goes on"):
+        during.setattr(interpolate_video.Job, "write", interrupted)
+        run(source, out, "--segment", "1")
+    assert decode(out)[0] == [time for time in decode(tmp_path / "whole.mp4")[0] if time <= Fraction(9, 2)]
+    assert Parts(out, ".mp4", {}).missing(0, 5) == [range(4, 5)]
+    run(source, out, "--segment", "1", "--resume")
+    assert packets(out, "video") == packets(tmp_path / "whole.mp4", "video")
+
+
 @pytest.mark.parametrize("options", [(), ("--fps", "60", "--dedup")])
 def test_two_ranks_make_the_file_of_one(tmp_path, options):
     source = encode(tmp_path / "in.mp4", moving(70), sound=True)
@@ -122,6 +146,19 @@ def test_y4m_pipes_both_ways(tmp_path):
     assert all((a == b).all() for a, b in zip(planes(source), planes(tmp_path / "out.mp4")[::4]))
 
 
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv422p", "yuv444p", "gray"])
+def test_frames_of_odd_size_pass_through_pipes_with_all_their_chroma(tmp_path, monkeypatch, pix_fmt):
+    frames = [np.ascontiguousarray(frame[:47, :63]) for frame in moving(3)]
+    source = encode(tmp_path / "in.mkv", frames, codec="ffv1", pix_fmt=pix_fmt)
+    pipe = BytesIO()
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=pipe))
+    run(source, "-")
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=BytesIO(pipe.getvalue())))
+    run("-", tmp_path / "out.mkv", "--factor", "1", "--codec", "ffv1")
+    after = planes(tmp_path / "out.mkv")
+    assert len(after) == 5 and all((a == b).all() for a, b in zip(planes(source), after[::2], strict=True))
+
+
 def test_a_deep_pipe_tells_that_8_bits_are_kept(monkeypatch):
     data = b"YUV4MPEG2 W32 H16 F25:1 C420p10 XYSCSS=420P10\n" + 2 * (b"FRAME\n" + bytes(32 * 16 * 3))
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=BytesIO(data)))
@@ -138,6 +175,17 @@ def test_a_pipe_without_frames_is_refused(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=f"standard input.*{words}"):
             run("-", tmp_path / "out.mp4")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_the_same_on_a_disk_that_knows_no_hard_links(tmp_path, clip, monkeypatch):
+    def unknown(*_):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    run(clip, tmp_path / "linked")
+    monkeypatch.setattr(Path, "hardlink_to", unknown)
+    run(clip, tmp_path / "copied")
+    linked, copied = ({path.name: path.read_bytes() for path in (tmp_path / n).iterdir()} for n in ("linked", "copied"))
+    assert len(copied) == 39 and copied == linked
 
 
 @pytest.mark.parametrize("how", ["side", "split"])
@@ -293,6 +341,37 @@ def test_what_a_killed_run_has_done_is_not_thrown_away_unasked(tmp_path, clip, c
     assert len(decode(tmp_path / "out.mp4")[0]) == 39 and not part.exists()
 
 
+def test_what_a_killed_run_has_done_for_an_empty_folder_is_not_thrown_away_either(tmp_path, clip, capsys):
+    part = tmp_path / ".out.parts" / "000000"
+    for folder in (part, tmp_path / "out"):
+        folder.mkdir(parents=True)
+    assert "--resume goes on" in complaint(capsys, clip, tmp_path / "out")
+    assert part.exists()
+    run(clip, tmp_path / "out", "--overwrite")
+    assert len(list((tmp_path / "out").iterdir())) == 39 and not part.exists()
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out"])
+def test_a_link_stays_and_what_it_points_to_is_made_and_replaced(tmp_path, clip, capsys, name):
+    link, target = tmp_path / name, tmp_path / "large disk" / name
+    link.symlink_to(target)
+    part = target.with_name(f".{name}.parts") / f"000000{target.suffix}"
+    part.mkdir(parents=True)
+    assert "--resume goes on" in complaint(capsys, clip, link)
+    for factor, expected in ((1, 20), (2, 39)):
+        run(clip, link, "--overwrite", "--factor", factor)
+        made = list(target.iterdir()) if target.is_dir() else decode(target)[0]
+        assert link.is_symlink() and len(made) == expected and not part.exists()
+
+
+def test_a_link_to_another_kind_of_file_or_to_nowhere_is_refused(tmp_path, clip, capsys):
+    (tmp_path / "out.mp4").symlink_to(tmp_path / "blob")
+    (tmp_path / "round.mp4").symlink_to(tmp_path / "round.mp4")
+    for name in ("out.mp4", "round.mp4"):
+        assert "has another ending or no end" in complaint(capsys, clip, tmp_path / name, "--overwrite")
+    assert not (tmp_path / "blob").exists()
+
+
 def test_an_interrupt_before_anything_is_done_leaves_nothing(tmp_path, clip, capsys, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
@@ -310,6 +389,9 @@ def test_options_that_the_output_cannot_follow_are_refused(tmp_path, clip, capsy
     for name in ("out.gif", "out", "-"):
         assert "--codec h265" in complaint(capsys, clip, name if name == "-" else tmp_path / name, "--codec", "h265")
         assert "--crf 5" in complaint(capsys, clip, name if name == "-" else tmp_path / name, "--crf", "5")
+    for words in (("--compare", "side"), ("--codec", "h264"), ("--crf", "0")):
+        line = complaint(capsys, clip, tmp_path / "out.png", "--preview", "2", *words)
+        assert f"{' '.join(words)}: means nothing to a preview" in line
     assert not list(tmp_path.glob("*out*"))
 
 
@@ -325,6 +407,36 @@ def test_damaged_frames_are_left_out_and_counted(tmp_path, capsys):
         assert "in.mkv" in str(error)
     else:
         assert "damaged" in capsys.readouterr().err
+
+
+def spoilt(path, source, damaged=(), repeated=()):
+    """The same packets, but that these numbers cannot be decoded, and that those have the time of the one before."""
+    with av.open(str(source)) as first, av.open(str(path), "w") as output:
+        stream, latest = output.add_stream_from_template(first.streams.video[0], opaque=True), None
+        for number, packet in enumerate(packet for packet in first.demux(video=0) if packet.size):
+            if number in damaged:
+                packet.update(b"\xff" * packet.size)
+            if number in repeated:
+                packet.pts = packet.dts = latest
+            latest, packet.stream = packet.pts, stream
+            output.mux(packet)
+    return path
+
+
+def test_damaged_frames_are_counted_once_wherever_reading_begins(tmp_path):
+    groups = encode(tmp_path / "groups.mkv", moving(100), g="30", bf="0")
+    path = spoilt(tmp_path / "in.mkv", groups, damaged=(35, 70), repeated=(32, 80))
+    source = video.open_source(str(path))
+    assert len(list(source.frames())) == 96 and source.damaged == 4
+    source = video.open_source(str(path))
+    list(source.frames(Fraction(55, 25)))  # is decoded from number 30 on, which needs no other
+    assert source.damaged == 2
+
+
+def test_damaged_frames_before_the_first_whole_one_are_counted_once(tmp_path):
+    single = encode(tmp_path / "single.mkv", moving(100), g="1")
+    source = video.open_source(str(spoilt(tmp_path / "in.mkv", single, damaged=range(30))))
+    assert len(list(source.frames())) == 70 and source.damaged == 30
 
 
 def y4m(count):

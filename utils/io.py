@@ -141,7 +141,7 @@ def list_images(folder: str | Path, below: bool = False) -> list[Path]:
     found = [path for path in within if is_picture(path)]
     if not found:
         raise ValueError(f"{folder}: no pictures in this folder; {', '.join(IMAGES)} are looked for")
-    return sorted(found, key=natural)
+    return sorted(found, key=lambda path: (natural(path), path.parts))
 
 
 def is_picture(path: Path) -> bool:
@@ -151,7 +151,7 @@ def is_picture(path: Path) -> bool:
 
 def natural(path: Path) -> list:
     """A sort key under which frame10 comes after frame9."""
-    return [(not part.isdigit(), int(part) if part.isdigit() else part) for part in re.split(r"(\d+)", path.name)]
+    return [(not part.isdecimal(), int(part) if part.isdecimal() else part) for part in re.split(r"(\d+)", path.name)]
 
 
 def to_float(image: np.ndarray, device: str | torch.device = "cpu") -> Tensor:

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,21 @@ class Parts:
     def path(self, number: int) -> Path:
         return self.folder / f"{number:06d}{self.suffix}"
 
+    def skip(self, number: int) -> None:
+        """Note that there is nothing to be in a part."""
+        self._skipped(number).touch()
+
+    def _skipped(self, number: int) -> Path:
+        return self.folder / f"nothing-{number:06d}"
+
+    def _done(self, number: int) -> bool:
+        return self.path(number).exists() or self._skipped(number).exists()
+
     def missing(self, first: int, last: int) -> list[range]:
         """The runs of numbers in [first, last) whose parts are not complete."""
         runs: list[range] = []
         for number in range(first, last):
-            if self.path(number).exists():
+            if self._done(number):
                 continue
             if runs and runs[-1].stop == number:
                 runs[-1] = range(runs[-1].start, number + 1)
@@ -64,10 +75,9 @@ class Parts:
 
     def unfinished(self) -> list[Path]:
         """All complete parts up to the first gap, and the one that an interrupt closed early, if it comes next."""
-        parts = []
-        while self.path(len(parts)).exists():
-            parts.append(self.path(len(parts)))
-        return parts + sorted(self.folder.glob(f"unfinished-{len(parts):06d}{self.suffix}"))
+        gap = next(number for number in count() if not self._done(number))
+        whole = [self.path(number) for number in range(gap) if self.path(number).exists()]
+        return whole + sorted(self.folder.glob(f"unfinished-{gap:06d}{self.suffix}"))
 
     @contextmanager
     def making(self, number: int, writer: Callable[[Path], Any]) -> Iterator[Any]:

@@ -112,12 +112,11 @@ def infer(
 ) -> Iterator[Picture]:
     """What is to be shown, in order; what lies between two frames is made here.
 
-    scale: asked about the images of every pair, in place of the interpolator's. Pairs that a GPU takes together share
-    the smallest.
+    scale: asked about the images of every pair, in place of the interpolator's.
     """
     copies = Copies(call.device)
     latest: tuple[Frame | None, Tensor | None] = (None, None)
-    for group in batches(pairs, call):
+    for group, asked in batches(pairs, call, scale):
         ts = [t for t in group[0].ts if t]
         made: Iterator[Tensor] = iter(())
         if ts:
@@ -126,7 +125,6 @@ def infer(
                 first = latest[1] if step.first is latest[0] else copies.to_device(step.first.image)
                 latest = step.second, copies.to_device(step.second.image)
                 uploaded.append((first, latest[1]))
-            asked = scale and min(scale(step.first.image, step.second.image) for step in group)
             made = between(call, *map(torch.stack, zip(*uploaded)), ts, asked)
         # One pair's frames are handed on one at a time; those of several pairs come time by time, but go pair by pair.
         rows = [(frames[0] for frames in made)] if len(group) == 1 else zip(*made)
@@ -136,17 +134,24 @@ def infer(
                 yield Picture(int(step.first.time // segment), time, step.first, here)
 
 
-def batches(pairs: Iterable[Step], call: Interpolator | Baseline) -> Iterator[list[Step]]:
-    """Neighbouring pairs with the same times, as many as the device takes at once."""
+def batches(
+    pairs: Iterable[Step],
+    call: Interpolator | Baseline,
+    scale: Callable[[np.ndarray, np.ndarray], float] | None = None,
+) -> Iterator[tuple[list[Step], float | None]]:
+    """Neighbouring pairs with the same times and scale, as many as the device takes at once, and this scale."""
     group: list[Step] = []
+    shared = None
     for step in pairs:
         most = call.pairs_at_once(*step.first.image.shape[:2]) if isinstance(call, Interpolator) else 1
-        if group and (step.ts != group[0].ts or not any(step.ts) or len(group) >= most):
-            yield group
+        asked = scale(step.first.image, step.second.image) if scale and any(step.ts) else None
+        if group and (step.ts != group[0].ts or asked != shared or not any(step.ts) or len(group) >= most):
+            yield group, shared
             group = []
         group.append(step)
+        shared = asked
     if group:
-        yield group
+        yield group, shared
 
 
 def between(

@@ -126,6 +126,7 @@ class Video(Source):
             if frame is None:
                 raise ValueError(f"{path}: not a single frame can be decoded")
             self._describe(frame, stream)
+        self.damaged = 0  # what came before the first frame is met again
         self._scan()
         _check_count(self)
 
@@ -139,12 +140,12 @@ class Video(Source):
                 if back is not None:
                     container.seek(int((self.origin + start - back) / self.step), stream=stream)
                 latest = None
-                for frame in self._decode(container, stream):
+                for frame in self._decode(container, stream, start):
                     time = self._time(frame, latest)
                     if latest is None and back is not None and time > start:
                         break
                     if latest is not None and time <= latest:
-                        self.damaged += 1
+                        self.damaged += time >= start
                         continue
                     latest = time
                     if time >= start:
@@ -156,12 +157,15 @@ class Video(Source):
     def _open(self):
         return _opened(self.path, self.path)
 
-    def _decode(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    def _decode(
+        self, container: av.container.InputContainer, stream: av.VideoStream, start: Fraction = Fraction(0)
+    ) -> Iterator[av.VideoFrame]:
+        """All frames from here on; counts those from `start` on that cannot be decoded, where it is 0 all of them."""
         for packet in container.demux(stream):
             try:
                 yield from packet.decode()
             except av.error.InvalidDataError:
-                self.damaged += 1
+                self.damaged += not start or packet.pts is None or packet.pts * self.step - self.origin >= start
 
     def _time(self, frame: av.VideoFrame, latest: Fraction | None) -> Fraction:
         if frame.pts is None:
@@ -323,4 +327,4 @@ def _video_stream(container: av.container.InputContainer, path: str) -> av.Video
 
 def _check_count(source: Source) -> None:
     if source.count < 2:
-        raise ValueError(f"{source.path}: {source.count} frame; there is something between two or more alone")
+        raise ValueError(f"{source.path}: {source.count} frame; at least two are needed")

@@ -46,7 +46,8 @@ DEFAULTS = {".mp4": "h264", ".m4v": "h264", ".mov": "h264", ".mkv": "h264", ".we
 MP4 = (".mp4", ".m4v", ".mov")
 PART = ".mp4"  # whatever the whole will be: it keeps times exactly, and the order of decoding
 LOSSLESS = "ffv1"
-KEPT = ("yuv420p", "yuv422p", "yuv444p", "gray")  # formats that the lossless codec takes as they are
+RAW = "y4m"  # no codec: frames as they are, down a pipe
+KEPT = re.compile(r"(gray)|yuva?j?(420|422|444)p")  # of which these two keep the chroma; deeper ones become 8 bits
 FINEST = 2**31 - 1  # ticks a second: containers count in 32 bits
 PICTURE = re.compile(r"\d{8}\.png")
 GIF_TICK = Fraction(1, 100)
@@ -71,9 +72,15 @@ class Format(NamedTuple):
 
     @property
     def pix_fmt(self) -> str:
-        if self.codec != LOSSLESS:
+        kept = KEPT.match(self.keep)
+        if self.codec not in (LOSSLESS, RAW) or self.codec == RAW and not kept:
             return "yuv420p"  # what every player plays
-        return self.keep if self.keep in KEPT else "yuv420p" if self.keep.startswith("yuv4") else "bgr0"
+        return kept[1] or f"yuv{kept[2]}p" if kept else "bgr0"
+
+    @property
+    def even(self) -> bool:
+        """Whether sides must be even numbers."""
+        return self.codec not in (LOSSLESS, RAW)
 
     @property
     def exact_tick(self) -> Fraction:
@@ -87,13 +94,12 @@ class VideoWriter:
 
     def __init__(self, path: Path | str, form: Format, file=None, container: str | None = None):
         self.path, self.form, self.written = path, form, 0
-        self.even = form.pix_fmt == "yuv420p" and form.codec != LOSSLESS
         self.reformatter = VideoReformatter()
         codec = CODECS[form.codec] if file is None else Codec("wrapped_avframe", None, {})
         with errors(path):
             self.output = av.open(file or str(path), "w", format=container)
             stream = self.output.add_stream(codec.encoder, rate=form.rate)
-            stream.width, stream.height = (n + n % 2 if self.even else n for n in (form.width, form.height))
+            stream.width, stream.height = (n + n % 2 if form.even else n for n in (form.width, form.height))
             stream.pix_fmt = form.pix_fmt
             context = stream.codec_context
             stream.time_base = context.time_base = form.exact_tick
@@ -130,7 +136,7 @@ class VideoWriter:
 
     def _converted(self, image: np.ndarray, original: av.VideoFrame | None) -> av.VideoFrame:
         form = self.form
-        odd = self.even and (form.width % 2 or form.height % 2)
+        odd = form.even and (form.width % 2 or form.height % 2)
         usable = original is not None and not odd and form.pix_fmt.startswith("yuv")
         if usable and not original.format.is_rgb and not original.format.has_palette:
             extent = {"src_color_range": self.range, "dst_color_range": self.range}
@@ -196,11 +202,15 @@ class _Aspect:
 
 
 def join_folders(parts: Sequence[Path], out: Path) -> None:
-    """The pictures of all parts, numbered through, hard links rather than copies."""
+    """The pictures of all parts, numbered through, hard links rather than copies where the disk knows them."""
     with _replacing_folder(out) as temporary:
         pictures = (picture for part in parts for picture in io.list_images(part))
         for number, picture in enumerate(pictures, 1):
-            (temporary / f"{number:08d}.png").hardlink_to(picture)
+            numbered = temporary / f"{number:08d}.png"
+            try:
+                numbered.hardlink_to(picture)
+            except OSError:  # a disk that knows none
+                shutil.copyfile(picture, numbered)
 
 
 def join_gif(parts: Sequence[Path], out: Path) -> None:
