@@ -316,7 +316,7 @@ def parser() -> cli.Parser:
     options.add_argument("--batch_size", type=cli.positive, default=8, help="triplets at once (default: %(default)s)")
     options.add_argument(
         "--workers",
-        type=int,
+        type=cli.whole,
         default=default_workers(),
         help="processes that decode, threads that write (default: %(default)s)",
     )

@@ -71,7 +71,7 @@ def ways(device: torch.device, scales: Sequence[float | str] = ()) -> list[Way]:
     """Every mode and precision that a device is built for, float32 first; then, at other scales, the first and last."""
     half = best_precision(device)
     eager = {"fp32": ("fp32",), "bf16": ("fp32", "bf16"), "fp16": ("fp32", "fp16", "bf16")}[half]
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):  # before, bf16 is emulated
         eager = tuple(precision for precision in eager if precision != "bf16")
     at_1 = [*(Way("eager", precision) for precision in eager), Way("fast", half)]
     return at_1 + [way._replace(scale=scale) for scale in scales for way in (at_1[0], at_1[-1])]

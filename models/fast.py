@@ -86,7 +86,8 @@ class Conv:
         """The convolution alone."""
         function = F.conv_transpose2d if self.transposed else F.conv2d
         if not self.packs:
-            return function(x, self.weight, self.bias, self.stride, self.padding)
+            y = function(x, self.weight, self.bias, self.stride, self.padding)
+            return y.contiguous(memory_format=torch.channels_last)  # cuDNN's is, other libraries' may not be
         if x.shape[-1] < NARROW:
             whole = (tensor.float() for tensor in (x, self.weight, self.bias))
             y = function(*whole, self.stride, self.padding)
@@ -177,7 +178,7 @@ class FastIFRNet:
         if model.act != "prelu":
             raise ValueError(f"fast mode is for networks with PReLU, not {model.act}; use mode eager")
         self.name, self.any_time, self.dtype = model.name, model.any_time, dtype
-        self.kernel = kernels.choose(device.type, dtype)
+        self.kernel = kernels.choose(device, dtype)
         to = {"device": device, "dtype": dtype}
         self.encoder = [[Conv(*layer, to) for layer in stage] for stage in model.encoder.children()]
         self.decoders = {

@@ -77,8 +77,9 @@ def scales_for(height: int, width: int, scale: float | str) -> tuple[float, ...]
 
 def check_pair(img0: Tensor, img1: Tensor) -> None:
     """ValueError where two tensors are not frames of one size, (3, H, W) or (B, 3, H, W), 2x2 or larger, as floats."""
-    if not (img0.is_floating_point() and img1.is_floating_point()):
-        raise ValueError(f"frames of type {img0.dtype}; floats in [0, 1] are needed: divide bytes by 255")
+    for frame in (img0, img1):
+        if not frame.is_floating_point():
+            raise ValueError(f"frames of type {frame.dtype}; floats in [0, 1] are needed: divide bytes by 255")
     if img0.shape != img1.shape:
         sizes = " and ".join(f"{x.shape[-1]}x{x.shape[-2]}" for x in (img0, img1))
         raise ValueError(f"the two frames have different sizes: {sizes}")
@@ -128,8 +129,8 @@ class Interpolator:
             raise ValueError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
         if mode not in MODES:
             raise ValueError(f"unknown mode {mode!r}; choose one of {', '.join(MODES)}")
-        if tile not in (None, "auto") and tile < LEAST_ROWS:
-            raise ValueError(f"tile {tile} is too small; give {LEAST_ROWS} rows or more")
+        if tile not in (None, "auto") and not (isinstance(tile, int) and tile >= LEAST_ROWS):
+            raise ValueError(f'tile {tile!r}; give {LEAST_ROWS} rows or more, "auto" or None')
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
         self.any_time = model.any_time

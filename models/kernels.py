@@ -155,16 +155,16 @@ class Native(Eager):
 
 
 @cache
-def choose(device: str, dtype: torch.dtype) -> Eager:
-    """The quickest kernels for a type of device ("cpu", "cuda"); says once where it must do with plain PyTorch."""
+def choose(device: torch.device, dtype: torch.dtype) -> Eager:
+    """The quickest kernels for a device; says once where it must do with plain PyTorch."""
     try:
-        if device == "cuda":
+        if device.type == "cuda":
             from .triton_kernels import Triton
 
             kernels = Triton()
             kernels.step(torch.zeros(1, 4, 2, 2, device=device), None)  # needs a compiler and a GPU that it knows
             return kernels
-        if device == "cpu" and dtype in DEFINES:
+        if device.type == "cpu" and dtype in DEFINES:
             return Native(dtype)
         return Eager()
     except Exception as error:  # Triton has many kinds: no compiler, no headers, a GPU that it does not know

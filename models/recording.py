@@ -124,9 +124,12 @@ class RecordedIFRNet:
 
 @contextmanager
 def _all_algorithms_tried(wanted: bool) -> Iterator[None]:
-    """Whether cuDNN looks for the quickest way to compute a convolution that it has not seen."""
-    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, wanted
+    """Whether cuDNN looks for the quickest way to compute a convolution."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
+    # PyTorch keeps what was taken unsearched and looks no further; "deterministic" is a part of what it is kept under.
+    cudnn.benchmark, cudnn.deterministic = wanted, not wanted
     try:
         yield
     finally:
-        torch.backends.cudnn.benchmark = before
+        cudnn.benchmark, cudnn.deterministic = before

@@ -1,6 +1,7 @@
 """Checkpoints in: tensors, numbers and nothing that runs, whatever a training script wrapped around the weights."""
 
 import pickle
+import re
 from pathlib import Path
 
 import torch
@@ -50,4 +51,4 @@ def bare(content: dict) -> dict:
     state = content.get("ema") or content.get("model") or content
     if not isinstance(state, dict):
         return {}
-    return {str(name).removeprefix("module.").removeprefix("_orig_mod."): value for name, value in state.items()}
+    return {re.sub(r"^(module\.|_orig_mod\.)+", "", str(name)): value for name, value in state.items()}

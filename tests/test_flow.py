@@ -264,6 +264,12 @@ def test_a_pair_has_the_same_flow_alone_and_in_a_batch(raft_weights):
         torch.testing.assert_close(together, alone, atol=1e-3, rtol=0)
 
 
+def test_teachers_keep_nothing_for_a_backward_pass(raft_weights):
+    img0, img1 = frames(2)[:, None]
+    for teacher in (formula_liteflownet(), RAFT("small", raft_weights), DIS()):
+        assert not teacher.estimate(img0, img1).requires_grad
+
+
 def test_teachers_are_asked_for_by_name(tmp_path, raft_weights, monkeypatch):
     assert isinstance(flow.build("raft_small", raft_weights), RAFT)
     monkeypatch.setattr(flow, "LITEFLOWNET", tmp_path / "network-default.pytorch")
@@ -317,6 +323,13 @@ def test_the_best_teacher_whose_weights_are_here_is_chosen(tmp_path, monkeypatch
         assert flow.choose() == f"raft_{size}"
     flow.LITEFLOWNET.touch()
     assert flow.choose() == "liteflownet"
+
+
+def test_without_torchvision_a_teacher_that_does_not_need_it_is_chosen(tmp_path, monkeypatch):
+    monkeypatch.setattr(flow, "LITEFLOWNET", tmp_path / "network-default.pytorch")
+    monkeypatch.delitem(sys.modules, "models.flow.raft")
+    monkeypatch.setitem(sys.modules, "torchvision.models", None)  # importing it is an ImportError
+    assert flow.choose() == "dis"
 
 
 def test_opencv_and_torchvision_are_imported_only_with_the_teacher_that_needs_them():

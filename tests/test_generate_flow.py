@@ -316,7 +316,7 @@ WRONG = {
     "options of another teacher": (None, ["--rgb"], "rgb: of liteflownet alone"),
     "unknown format": (None, ["--format", "exr"], "invalid choice: 'exr'"),
     "no batch": (None, ["--batch_size", "0"], "'0' is not a whole number from 1 up"),
-    "less than no workers": (None, ["--workers", "-1"], "num_workers option should be non-negative"),
+    "less than no workers": (None, ["--workers", "-1"], "'-1' is not a whole number from 0 up"),
     "unknown split": (None, ["--split", "val"], "invalid choice: 'val'"),
     "nothing to check": (None, ["--check", "0"], "'0' is not a whole number from 1 up"),
     "ranks that were not started": (None, ["--world_size", "4"], "--world_size 4, but the number of processes is 1"),

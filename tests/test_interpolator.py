@@ -119,8 +119,10 @@ def test_a_scale_is_the_nearest_fraction_that_needs_little_padding(model, pair):
 
 
 def test_bytes_are_refused_as_frames(model):
-    with pytest.raises(ValueError, match="torch.uint8"):
-        models.Interpolator(model, "cpu")(*torch.full((2, 3, 32, 32), 200, dtype=torch.uint8))
+    bytes_ = torch.full((3, 32, 32), 200, dtype=torch.uint8)
+    for pair in ((bytes_, bytes_), (bytes_ / 255, bytes_), (bytes_, bytes_ / 255)):
+        with pytest.raises(ValueError, match="torch.uint8"):
+            models.Interpolator(model, "cpu")(*pair)
 
 
 # Times
@@ -186,10 +188,15 @@ def test_a_gpu_gives_what_the_cpu_gives(calm, pair, precision):
     assert -10 * torch.log10((other - single).square().mean()) > 40
 
 
-@pytest.mark.parametrize("option", [{"precision": "int8"}, {"scale": 0}, {"scale": -1}, {"scale": 5}, {"tile": 8}])
-def test_options_out_of_range_are_refused(model, option):
-    with pytest.raises(ValueError, match="precision 'int8'|scale .* out of range|tile 8 is too small"):
-        models.Interpolator(model, "cpu", **option)
+WRONG = [("precision", "int8"), ("scale", 0), ("scale", -1), ("scale", 5)]
+WRONG += [("tile", 8), ("tile", 3.5), ("tile", 64.5), ("tile", "rows")]
+
+
+@pytest.mark.parametrize("option, value", WRONG)
+def test_options_out_of_range_are_refused(model, option, value):
+    words = "precision 'int8'|scale .* out of range|tile (8|3.5|64.5|'rows'); give 32 rows or more"
+    with pytest.raises(ValueError, match=words):
+        models.Interpolator(model, "cpu", **{option: value})
 
 
 # Strips
@@ -295,6 +302,8 @@ def test_published_and_own_files_load_alike(model, pair, tmp_path):
         saved(tmp_path / "bare.pth", state),
         saved(tmp_path / "module.pth", {f"module.{name}": value for name, value in state.items()}),
         saved(tmp_path / "compiled.pth", {f"_orig_mod.{name}": value for name, value in state.items()}),
+        saved(tmp_path / "inside.pth", {f"module._orig_mod.{name}": value for name, value in state.items()}),
+        saved(tmp_path / "outside.pth", {f"_orig_mod.module.{name}": value for name, value in state.items()}),
         saved(tmp_path / "training.pth", {"model": state, "epoch": 3}),
         saved(tmp_path / "averaged.pth", {"model": {k: v * 0 for k, v in state.items()}, "ema": state}),
     ]

@@ -59,8 +59,10 @@ def labels(teacher: Teacher, img0: Tensor, imgt: Tensor, img1: Tensor) -> Tensor
 def _at_hand(name: str) -> bool:
     if name == "liteflownet":
         return LITEFLOWNET.is_file()
-    from .raft import downloaded
-
+    try:
+        from .raft import downloaded
+    except ImportError:
+        return False
     return downloaded(name.removeprefix("raft_"))
 
 

@@ -240,6 +240,7 @@ class LiteFlowNet(nn.Module):
             flow = self.netRegularization[i](images0[number], images1[number], feature0, flow)
         return UNIT * flow
 
+    @torch.no_grad()
     def estimate(self, img0: Tensor, img1: Tensor) -> Tensor:
         """Flow (B, 2, H, W) in pixels: what img0 shows at p, img1 shows at p + flow(p).
 

@@ -43,6 +43,7 @@ class RAFT(nn.Module):
                 raise ValueError(f"{weights}: not the weights of torchvision's raft_{size}") from error
         self.eval()
 
+    @torch.no_grad()
     def estimate(self, img0: Tensor, img1: Tensor) -> Tensor:
         """Flow (B, 2, H, W) in pixels: what img0 shows at p, img1 shows at p + flow(p).
 
