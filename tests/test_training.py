@@ -233,6 +233,18 @@ def test_clipping_bounds_the_gradient(tmp_path):
     assert norms[:2] == pytest.approx([0.01, 0.01], rel=1e-3) and min(norms[2:]) > 0.02
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_a_run_goes_on_in_another_memory_layout(tmp_path, first):
+    """A fused optimizer reads its moments in the order in which the weights lie in memory."""
+    fit(network(), endless, loss, Recipe(iterations=2, channels_last=first), tmp_path / "begun", CPU)
+    content, states = checkpoint.read(tmp_path / "begun" / checkpoint.LATEST), []
+    for layout in (False, True):
+        recipe = Recipe(iterations=4, channels_last=layout)
+        states.append(fit(network(), endless, loss, recipe, tmp_path / str(layout), CPU, resume=content))
+    for a, b in zip(*(state.model.parameters() for state in states)):
+        torch.testing.assert_close(a, b, atol=5e-5, rtol=0)
+
+
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_half_precision_trains_almost_as_single(tmp_path, amp):
     half = {"amp": amp, "channels_last": True}

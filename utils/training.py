@@ -125,6 +125,9 @@ class State:
         if "optimizer" not in content:
             return
         self.optimizer.load_state_dict(content["optimizer"])
+        for weight, moments in self.optimizer.state.items():  # a fused step reads them in the weight's memory layout
+            for name in ("exp_avg", "exp_avg_sq"):
+                moments[name] = torch.empty_like(weight).copy_(moments[name])
         if self.scaler.is_enabled() and content["scaler"]:
             self.scaler.load_state_dict(content["scaler"])
         self.best = content["best"]
@@ -322,7 +325,8 @@ def parallel(model: nn.Module, recipe: Recipe, device: torch.device) -> nn.Modul
     if distributed.world_size() > 1:
         ids = [device.index] if device.type == "cuda" else None
         network = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
-    return torch.compile(network) if recipe.compile else network
+    # For the sizes that come, few of them: code for any size is slower.
+    return torch.compile(network, dynamic=False) if recipe.compile else network
 
 
 def _report(journal: Journal | None, state: State, meter: Meter, recipe: Recipe, learning_rate: float) -> None:
