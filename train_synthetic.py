@@ -40,6 +40,7 @@ SPANS = {3: 0.4, 5: 0.4, 9: 0.2}  # frames of a window of footage -> share of th
 FLOW_START, FLOW_END = 0.1, 0.002  # weight of the exact flow: it leads at first, the picture decides in the end
 GEOMETRY_FROM = 0.5  # share of the run after which the geometry term joins: see `weighted`
 CROP = 96  # the side that --batch_size and --speed are told of; smaller: more samples, slower motion, no effects
+FORETASTE = 4  # one batch in so many has the next stage's crops: what saw only small ones fails on larger ones
 MARGIN = 48  # pixels that DIS sees around a crop
 TRUSTED = 0.06  # DIS is believed where colour changes by less along its flow, and by more in the neighbourhood
 LONGEST = 640  # footage is halved until its longer side is no more, which also cleans compression
@@ -50,7 +51,7 @@ class Mixture(IterableDataset):
     """Endless batches of Samples, each a function of (seed, rank, iteration): procedural scenes, then footage.
 
     material: what scenes are made of. footage: for each span its windows, by clip; empty: scenes alone. start: the
-    iteration to begin at.
+    iteration to begin at. ahead: a mixture of larger crops, of which every FORETASTE-th batch is.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Mixture(IterableDataset):
         crop: int,
         args: argparse.Namespace,
         start: int,
+        ahead: "Mixture | None" = None,
     ):
         size, strength = batch_size(args, crop), args.effects * (crop >= CROP)
         speed = args.speed * min(1, crop / CROP)
@@ -74,7 +76,7 @@ class Mixture(IterableDataset):
         self.crop, self.seed, self.start = crop, args.seed, start
         self.real = round(args.real * size) if self.footage else 0
         self.scenes = size - self.real
-        self.rank = distributed.rank()
+        self.rank, self.ahead = distributed.rank(), ahead
 
     def __iter__(self) -> Iterator[Sample]:
         return (self.batch(iteration, self.windows(iteration)) for iteration in own_iterations(self.start))
@@ -84,14 +86,21 @@ class Mixture(IterableDataset):
         rng = np.random.default_rng((self.seed, self.rank, iteration))
         return int(rng.integers(2**62)), rng
 
+    def goes_ahead(self, iteration: int) -> bool:
+        return self.ahead is not None and iteration % FORETASTE == FORETASTE - 1
+
     def windows(self, iteration: int) -> Sample | None:
         """The footage of an iteration, on the CPU."""
+        if self.goes_ahead(iteration):
+            return self.ahead.windows(iteration)
         _, rng = self.dice(iteration)
         real = [self.window(rng) for _ in range(self.real)]
         return Sample(*map(torch.stack, zip(*real))) if real else None
 
     def batch(self, iteration: int, real: Sample | None) -> Sample:
         """The scenes of an iteration, on the material's device, and its footage."""
+        if self.goes_ahead(iteration):
+            return self.ahead.batch(iteration, real)
         self.source.random.manual_seed(self.dice(iteration)[0])
         parts = [self.source.batch(self.scenes, any_time=True)] if self.scenes else []
         parts += [] if real is None else [synthetic.to_device(real, self.source.device)]
@@ -118,6 +127,8 @@ class Footage(IterableDataset):
     def __init__(self, mixture: Mixture):
         self.mixture = copy.copy(mixture)
         self.mixture.source = self.mixture.effects = None  # what lies on a GPU stays out of other processes
+        if mixture.ahead:
+            self.mixture.ahead = Footage(mixture.ahead).mixture
 
     def __iter__(self) -> Iterator[Sample]:
         return map(self.mixture.windows, own_iterations(self.mixture.start))
@@ -267,11 +278,11 @@ def main(args: argparse.Namespace) -> None:
                 f"{len(material.windows)} windows of photographs and textures, {cut} objects cut out of photographs, "
                 f"{real} windows of footage, {len(val_set)} samples to validate on"
             )
-        for crop, end in plan:
+        for (crop, end), following in zip(plan, [*args.crops[1:], None]):
             spent = max(distributed.gather(content["seconds"] if content else 0.0))  # the same on every rank
             if content and spent >= args.minutes * 60 * end:
                 continue
-            content = train(args, model, material, footage, val_set, folder, device, content, crop, end)
+            content = train(args, model, material, footage, val_set, folder, device, content, crop, end, following)
         if distributed.is_main():
             shipped = folder / f"{args.model_name}.pth"
             halves = {name: value.half() for name, value in bare(content).items()}
@@ -290,8 +301,9 @@ def train(
     content: dict | None,
     crop: int,
     end: float,
+    following: int | None,
 ) -> dict:
-    """One stage: crops of one size, until the share `end` of the run."""
+    """One stage: crops of one size, and some of the `following` stage's, until the share `end` of the run."""
     first = [windows[0] for by_clip in footage.values() for windows in by_clip]
     small = sorted({window.clip.name for window in first if min(window.clip.frames.shape[1:3]) < crop})
     if small and distributed.is_main():
@@ -306,16 +318,19 @@ def train(
         **{name: getattr(args, name) for name in ("lr_start", "compile", "ema", "clip")},
     )
     rate = cosine(args.lr_start, args.lr_end)
-    torch.compiler.reset()  # a stage is compiled for its own crop: code for any size is slower
+    torch.compiler.reset()  # a stage is compiled for its own crops: those of all would be too many
 
     def batches(start: int):
-        mixture = Mixture(material, footage, crop, args, start)
-        ahead = {"num_workers": args.workers, "prefetch_factor": 4, "worker_init_fn": begin_worker}
-        ahead = ahead if args.workers else {}
+        ahead = following and Mixture(material, footage, following, args, start)
+        mixture = Mixture(material, footage, crop, args, start, ahead)
+        workers = {"num_workers": args.workers, "prefetch_factor": 4, "worker_init_fn": begin_worker}
+        workers = workers if args.workers else {}
         if device.type == "cpu":
-            return DataLoader(mixture, batch_size=None, **ahead)
+            return DataLoader(mixture, batch_size=None, **workers)
         # On a GPU scenes are made where they are used; footage is read beside the training.
-        real = DataLoader(Footage(mixture), batch_size=None, pin_memory=True, **ahead) if mixture.real else repeat(None)
+        real = (
+            DataLoader(Footage(mixture), batch_size=None, pin_memory=True, **workers) if mixture.real else repeat(None)
+        )
         return map(mixture.batch, count(start), real)
 
     return fit(

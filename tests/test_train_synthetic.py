@@ -93,6 +93,19 @@ def test_batches_may_be_of_scenes_or_of_footage_alone(material, real, unknown):
     assert batch.flow.isnan().flatten(1).all(1).sum() == unknown
 
 
+def test_every_fourth_batch_is_one_of_the_next_stage(material):
+    windows = footage(clip("a"))
+    following = script.Mixture(material, windows, 48, options(), 0)
+    mixture = script.Mixture(material, windows, 32, options(), 0, following)
+    here, beside = take(mixture, 8), take(mixture, 8, workers=2)
+    alone, larger = (take(script.Mixture(material, windows, side, options(), 0), 8) for side in (32, 48))
+    real = take(script.Footage(mixture), 8)  # what reads beside a GPU
+    for i in range(8):
+        expected = (larger if i % 4 == 3 else alone)[i]
+        assert same(here[i], expected) and same(beside[i], expected)
+        assert same(mixture.batch(i, real[i]), expected)
+
+
 def test_effects_0_leaves_scenes_as_they_are_drawn_and_1_does_not(material):
     drawn = synthetic.Synthetic(material, (96, 96), speed=4.0)
     seed = np.random.default_rng((0, 0, 0)).integers(2**62)
