@@ -28,7 +28,7 @@ def parser(doc: str) -> cli.Parser:
     options.add_argument("--out", type=Path, default=Path("out"), help="folder to write to (default: out)")
     about = "size at which flow is estimated; auto: by motion; multi (default): several, the best of each place"
     options.add_argument("--scale", type=cli.scale, default="multi", help=about)
-    cli.add_model(options)
+    cli.add_model(options, mode="auto")
     return options
 
 

@@ -33,7 +33,7 @@ import numpy as np
 from tqdm import tqdm
 
 from models.baselines import Baseline, interpolator
-from models.interpolator import LEAST_ROWS, Interpolator
+from models.interpolator import LEAST_ROWS, Interpolator, scales_for
 from utils import cli, distributed, io, video, video_out
 from utils.motion import scale_by_motion
 from utils.parts import Parts, begun, folder_of
@@ -90,7 +90,7 @@ def parser() -> cli.Parser:
     existing.add_argument("--overwrite", action="store_true", help="replace what exists under the name of the output")
     existing.add_argument("--resume", action="store_true", help="go on where a run of the same settings ended")
     options.add_argument("--segment", type=cli.positive, default=10, help="seconds of a restart point (default: 10)")
-    cli.add_model(options)
+    cli.add_model(options, mode="auto")
     distributed.add_options(options)
     return options
 
@@ -101,7 +101,7 @@ def main(args: argparse.Namespace) -> None:
     grid = Grid(args.factor or (1 if args.fps else max(2, args.slow)), args.fps, args.slow)
     with distributed.ranks(args) as device:
         options = (args.model_name, args.checkpoint, device, args.precision, args.scale)
-        call = interpolator(*options, tile=args.tile, mode=args.mode)
+        call = interpolator(*options, tile=args.tile, mode=args.mode, pixels=pixels(args, source, grid))
         check_grid(call, grid)
         if args.preview:
             preview(args, source, grid, call)
@@ -184,6 +184,16 @@ def check_grid(call: Interpolator | Baseline, grid: Grid) -> None:
     """ValueError where weights that know t = 0.5 alone cannot make the times, not even by halving again and again."""
     if not call.any_time and grid.rate is None and not halves(Fraction(1, grid.factor)):
         call.check_times([1 / grid.factor])
+
+
+def pixels(args: argparse.Namespace, source: video.Source, grid: Grid) -> float | None:
+    """About how many the network will work on; None where --fast is asked for whatever there is to do, or only reading
+    tells."""
+    if args.mode == "fast" or source.count is None:
+        return None
+    made = args.preview * max(grid.factor - 1, 1) if args.preview else grid.count(source.count, source.rate)
+    scales = scales_for(source.height, source.width, args.scale)
+    return made * source.height * source.width * sum(scale**2 for scale in scales)
 
 
 def output_format(args: argparse.Namespace, source: video.Source, grid: Grid, kind: str) -> video_out.Format:

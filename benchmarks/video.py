@@ -60,7 +60,7 @@ def options(args: argparse.Namespace) -> list[str]:
     given = {name: getattr(args, name) for name in ("checkpoint", "precision", "device")}
     given["model_name"] = network(args)
     words = [word for name, value in given.items() if value for word in (f"--{name}", str(value))]
-    return [*words, "--fast"] if args.mode == "fast" else words
+    return [*words, *{"fast": ["--fast"], "eager": ["--no_fast"]}.get(args.mode, [])]
 
 
 def network(args: argparse.Namespace) -> str | None:
@@ -168,7 +168,7 @@ def parser() -> cli.Parser:
     about = "of flow estimation, for quality: a number, multi, or auto (default), by motion"
     options.add_argument("--scale", type=cli.scale, default="auto", help=about)
     options.add_argument("--rounds", type=cli.positive, default=2, help="of overhead (default: 2)")
-    cli.add_model(options, several=True)
+    cli.add_model(options, several=True, mode="auto")
     return options
 
 

@@ -41,6 +41,16 @@ def best_precision(device: torch.device) -> str:
     return "fp16" if device.type == "cuda" else "bf16"
 
 
+def proven(model: IFRNet, device: torch.device, precision: str | None) -> tuple[str, str]:
+    """The quickest mode and precision among those whose frames and times were measured: on x86 CPUs fast mode, in
+    bfloat16 where there are instructions for it. precision: the only one to be taken, or None."""
+    half = "bf16" if device.type == "cpu" and cpu_has_bf16() else "fp32"
+    x86 = device.type == "cpu" and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    if x86 and model.act == "prelu" and precision in (None, half, "fp32"):
+        return "fast", precision or half
+    return "eager", precision or "fp32"
+
+
 def pays(model: nn.Module, pixels: float, device: torch.device) -> bool:
     """Whether fast mode's start is made up for by frames of so many pixels, all of them together.
 
@@ -61,6 +71,13 @@ def cpu_has_bf16() -> bool:
     return not x86 or any(has() for has in asked if has)
 
 
+def packs(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether oneDNN has a layout of its own for weights."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 class Conv:
     """A convolution, transposed or not, with its weights laid out for the machine, and the activation after it.
 
@@ -78,9 +95,7 @@ class Conv:
         self.weight = weight.to(**to, memory_format=torch.channels_last)
         self.bias = module.bias.detach().to(**to)
         self.slope = None if act is None else act.weight.detach().to(self.weight.device, torch.float32)
-        # The types of native.c are also those that oneDNN is quick with.
-        mkldnn = self.weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
-        self.packs, self.packed = mkldnn and to["dtype"] in kernels.DEFINES, None
+        self.packs, self.packed = packs(self.weight.device, to["dtype"]), None
 
     def __call__(self, x: Tensor) -> Tensor:
         """The convolution alone."""

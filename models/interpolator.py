@@ -23,7 +23,7 @@ CPU_BUDGET = 2 * 2**30  # bytes that one call may take: more is no faster there
 MOST_PAIRS = 8  # in a batch: beyond, a GPU is busy anyway
 STRIP, LEAST_ROWS = 2**19, 32  # pixels and rows of a strip
 FRAME_BYTES, FEATURE_BYTES = 200, 24  # a pixel of the frame, and of a channel of the first level: measured
-MODES = ("eager", "fast")
+MODES = ("eager", "fast", "auto")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -110,8 +110,9 @@ class Interpolator:
     padding: see Padding. tile: None works on whole frames; a number works on strips of so many rows, which takes less
     memory and gives the same frames (see strips.py); "auto" does so where a whole frame would not fit into the memory.
     mode: "eager" is the network as it is written, "fast" the same weights at the pace of the machine (see fast.py);
-    on a CPU that works on strips anyway. pixels: how many the network will work on in all, where they are few: mode
-    "fast" then becomes "eager" where it does not pay (see fast.pays).
+    on a CPU that works on strips anyway; "auto" is fast where that is proven (see fast.proven), otherwise eager.
+    pixels: how many the network will work on in all, where they are few: the mode then becomes "eager" where no other
+    pays (see fast.pays).
     """
 
     def __init__(
@@ -134,8 +135,10 @@ class Interpolator:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
         self.any_time = model.any_time
-        if mode == "fast" and pixels is not None and not fast.pays(self.model, pixels, self.device):
+        if mode != "eager" and pixels is not None and not fast.pays(self.model, pixels, self.device):
             mode = "eager"
+        if mode == "auto":
+            mode, precision = fast.proven(self.model, self.device, precision)
         self.mode, self.precision = mode, precision or default_precision(mode, self.device)
         self.scale = scale if scale in NAMED_SCALES else exact(scale)
         self.padding, self.tile = padding, tile

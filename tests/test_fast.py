@@ -295,6 +295,25 @@ def test_fast_mode_starts_where_it_pays(small, monkeypatch):
     assert torch.equal(call(*pair), models.Interpolator(small, CPU)(*pair))
 
 
+def mode_of(*args, **kwargs):
+    call = models.Interpolator(*args, **kwargs, mode="auto")
+    return call.mode, call.precision
+
+
+def test_auto_is_fast_where_that_is_proven(small, monkeypatch, recwarn):
+    half = "bf16" if fast.cpu_has_bf16() else "fp32"
+    if torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        assert mode_of(small, CPU) == ("fast", half) and mode_of(small, CPU, "fp32") == ("fast", "fp32")
+        monkeypatch.setattr(fast, "cpu_has_bf16", lambda: False)
+        assert mode_of(small, CPU) == ("fast", "fp32")
+    assert mode_of(small, CPU, "fp16") == ("eager", "fp16")
+    assert mode_of(models.build("IFRNet_S", "gelu"), CPU) == mode_of(small, CPU, pixels=1) == ("eager", "fp32")
+    assert fast.proven(small, torch.device("cuda"), None) == ("eager", "fp32")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "SVE256")
+    assert mode_of(small, CPU) == ("eager", "fp32")
+    assert not recwarn.list
+
+
 def test_a_demo_of_one_frame_is_as_quick_with_fast_as_without(tmp_path, typed, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(fast, "FastIFRNet", None)
@@ -473,6 +492,25 @@ def test_without_half_precision_it_says_so_and_goes_on(small, monkeypatch):
         assert models.Interpolator(small, CPU, mode="fast").precision == "fp32"
 
 
+OLDER = """
+import torch, models
+from models.interpolator import Interpolator
+model, (img0, img1) = models.load("IFRNet_S"), torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+frames = [Interpolator(model, "cpu", mode=mode, precision="bf16")(img0, img1) for mode in ("eager", "fast")]
+print((frames[0] - frames[1]).abs().max().item(), Interpolator(model, "cpu", mode="auto").precision)
+"""
+
+
+def test_an_older_processor_computes_bfloat16_slowly_where_it_is_asked_to():
+    instructions = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", OLDER], env=os.environ | instructions, capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    difference, chosen = done.stdout.split()
+    assert float(difference) < 0.1 and chosen == "fp32"
+
+
 def test_a_compiler_that_fails_is_an_error_that_names_it(monkeypatch):
     monkeypatch.setenv("CC", "false")
     with pytest.raises(OSError, match="false cannot build native.c"):
@@ -491,7 +529,7 @@ def test_what_was_built_is_kept(monkeypatch, tmp_path):
 def test_what_it_cannot_do_is_refused_in_one_line(small):
     with pytest.raises(ValueError, match="networks with PReLU, not gelu"):
         models.Interpolator(models.build("IFRNet_S", "gelu"), CPU, mode="fast")
-    with pytest.raises(ValueError, match="unknown mode 'quick'; choose one of eager, fast"):
+    with pytest.raises(ValueError, match="unknown mode 'quick'; choose one of eager, fast, auto"):
         models.Interpolator(small, CPU, mode="quick")
     with pytest.raises(ValueError, match="multiples of 16"):
         fast.FastIFRNet(small, CPU, torch.float32).encode(*pairs(30, 32))

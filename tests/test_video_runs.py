@@ -15,10 +15,13 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageSequence
 from video_files import HEIGHT, SCRIPT, WIDTH, complaint, decode, encode, moving, packets, planes, run, start
 
 import interpolate_video
+from models import fast
+from models.baselines import interpolator
 from utils import io, video
 from utils.parts import Parts
 
@@ -370,6 +373,26 @@ def test_a_link_to_another_kind_of_file_or_to_nowhere_is_refused(tmp_path, clip,
     for name in ("out.mp4", "round.mp4"):
         assert "has another ending or no end" in complaint(capsys, clip, tmp_path / name, "--overwrite")
     assert not (tmp_path / "blob").exists()
+
+
+def test_fast_mode_is_the_default_where_it_pays(tmp_path, monkeypatch):
+    source = encode(tmp_path / "in.mp4", moving(3))
+    asked = []
+
+    def noting(*args, **kwargs):
+        asked.append(kwargs["pixels"])
+        return interpolator(*args, **kwargs)
+
+    monkeypatch.setattr(interpolate_video, "interpolator", noting)
+    for number, (patience, words) in enumerate([(0, ()), (0, ("--fast",)), (1e12, ()), (0, ("--no_fast",))]):
+        monkeypatch.setattr(fast, "PAYS", patience)
+        run(source, tmp_path / f"{number}.mkv", "--codec", "ffv1", *words, model="IFRNet_S")
+    assert asked == [pixels := 5 * HEIGHT * WIDTH, None, pixels, pixels]
+    default, quick, small, eager = (np.stack(decode(tmp_path / f"{number}.mkv")[0]) for number in range(4))
+    np.testing.assert_array_equal(small, eager)
+    if torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        np.testing.assert_array_equal(default, quick)
+        assert np.abs(default.astype(int) - eager).max() <= 8
 
 
 def test_an_interrupt_before_anything_is_done_leaves_nothing(tmp_path, clip, capsys, monkeypatch):

@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,7 +20,7 @@ from models.baselines import BASELINES, NAMES
 from models.interpolator import NAMED_SCALES, PRECISIONS
 
 DATA = Path(__file__).resolve().parents[1] / "data"  # where sets are looked for
-OF_NETWORKS = ("--scale", "--tile", "--precision", "--fast")  # options without a meaning for baselines
+OF_NETWORKS = ("--scale", "--tile", "--precision", "--fast", "--no_fast")  # options without a meaning for baselines
 
 
 class Parser(argparse.ArgumentParser):
@@ -98,21 +99,27 @@ def debugging() -> bool:
     return os.environ.get("VFI_DEBUG", "") not in ("", "0")
 
 
-def add_model(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    """The options that models.baselines.interpolator takes. several: --model_name is a list of names."""
+def add_model(parser: argparse.ArgumentParser, several: bool = False, mode: str = "eager") -> None:
+    """The options that models.baselines.interpolator takes. several: --model_name is a list of names. mode: see
+    `add_mode`."""
     count = {"nargs": "+", "default": [None]} if several else {}
     help = "network or baseline (default: what the checkpoint holds, or IFRNet_S)"
     parser.add_argument("--model_name", choices=NAMES, help=help, **count)
     parser.add_argument("--checkpoint", help="weights: a path (default: the shipped ones of that name)")
-    add_mode(parser)
+    add_mode(parser, mode)
     add_device(parser)
 
 
-def add_mode(parser: argparse.ArgumentParser) -> None:
-    help = "of the convolutions (default: fp32, with --fast what the device is quickest with)"
+def add_mode(parser: argparse.ArgumentParser, default: str = "eager") -> None:
+    """--precision and the mode of Interpolator, which is `default` without --fast; with "auto" it can be refused."""
+    help = "of the convolutions (default: fp32, in fast mode what the device is quickest with)"
     parser.add_argument("--precision", choices=PRECISIONS, help=help)
-    help = "the same weights at the pace of the machine: half precision, kernels of our own (a demo: where it pays)"
-    parser.add_argument("--fast", dest="mode", action="store_const", const="fast", default="eager", help=help)
+    modes = parser.add_mutually_exclusive_group()
+    add = partial(modes.add_argument, dest="mode", action="store_const", default=default)
+    where = " (default: on x86 CPUs, where there is enough to do)" if default == "auto" else ""
+    add("--fast", const="fast", help=f"the same weights in half precision with kernels of our own{where}")
+    if default == "auto":
+        add("--no_fast", const="eager", help="the network as it is written")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
