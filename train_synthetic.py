@@ -44,6 +44,7 @@ FORETASTE = 4  # one batch in so many has the next stage's crops: what saw only 
 MARGIN = 48  # pixels that DIS sees around a crop
 TRUSTED = 0.06  # DIS is believed where colour changes by less along its flow, and by more in the neighbourhood
 LONGEST = 640  # footage is halved until its longer side is no more, which also cleans compression
+HALVED = 0.5  # share of the windows that are halved once more, where a crop is left: twice as much to see, as far to go
 VALIDATION_SCENES, VALIDATION_WINDOWS = 24, 2  # scenes where there is no footage; windows a clip where there is
 
 
@@ -112,7 +113,10 @@ class Mixture(IterableDataset):
         windows = self.footage[span][rng.integers(len(self.footage[span]))]
         frames = windows[rng.integers(len(windows))].frames
         k = int(rng.integers(1, span - 1))
-        stack = transforms.Stack(frames[[0, k, span - 1]], None, np.float32([k / (span - 1)]))
+        frames = frames[[0, k, span - 1]]
+        if rng.random() < HALVED and min(frames.shape[1:3]) >= 2 * self.crop:
+            frames = np.stack([clips.halved(frame) for frame in frames])
+        stack = transforms.Stack(frames, None, np.float32([k / (span - 1)]))
         dice = transforms.roll(rng, *frames.shape[1:3], self.crop)
         if self.clip_flow == "dis":
             stack, dice = surroundings(stack, dice, self.crop)
@@ -333,10 +337,14 @@ def train(
         )
         return map(mixture.batch, count(start), real)
 
+    def loss(out: models.Interpolation, batch: Sample, done: float) -> dict[str, Tensor]:
+        progress = 1.0 if args.init else done * end  # weights that see motion need not be led to it
+        return weighted(terms(out, batch.imgt, batch.flow, args.psnr), progress, args.without)
+
     return fit(
         model,
         batches,
-        lambda out, batch, done: weighted(terms(out, batch.imgt, batch.flow, args.psnr), done * end, args.without),
+        loss,
         recipe,
         folder,
         device,
@@ -352,7 +360,8 @@ def parser() -> cli.Parser:
     add = options.add_argument
     add("--model_name", choices=models.VARIANTS, default="IFRNet_S", help="network (default: %(default)s)")
     add("--activation", choices=models.ACTIVATIONS, default="prelu", help="default: the paper's prelu")
-    add("--init", help="weights to begin with, widened where needed: a path, or a name for the shipped")
+    about = "weights to begin with, widened where needed: a path, or a name for the shipped; terms weigh as in the end"
+    add("--init", help=about)
     add("--images", type=Path, help="folder of photographs (default: those inside scikit-image)")
     add("--window", type=cli.positive, default=320, help="photographs are kept as squares of this side (%(default)s)")
     add("--masks", type=Path, help="folder of their segmentations (BSDS500's .mat or .png), to cut objects out")

@@ -251,9 +251,14 @@ def _decode_video(path: Path) -> Iterator[np.ndarray]:
 
 def _shrink(frame: np.ndarray, longest: int | None) -> np.ndarray:
     while longest and max(frame.shape[:2]) > longest:
-        height, width = frame.shape[:2]
-        frame = cv2.resize(frame, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+        frame = halved(frame)
     return frame
+
+
+def halved(frame: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 at half the size, every pixel the mean of four."""
+    height, width = frame.shape[:2]
+    return cv2.resize(frame, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
 
 
 def find_breaks(frames: Iterable[np.ndarray]) -> np.ndarray:

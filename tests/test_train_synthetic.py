@@ -93,6 +93,16 @@ def test_batches_may_be_of_scenes_or_of_footage_alone(material, real, unknown):
     assert batch.flow.isnan().flatten(1).all(1).sum() == unknown
 
 
+def test_half_of_the_windows_are_halved_where_a_crop_is_left(material):
+    """What a window shows when halved is what one of a halved clip shows, which is too small to be halved again."""
+    large = clip("a", size=(64, 96))
+    small = large._replace(frames=np.stack([clips.halved(frame) for frame in large.frames]))
+    mixtures = [script.Mixture(material, footage(one), 32, options(), start=0) for one in (large, small)]
+    seen = [[mixture.window(np.random.default_rng(k)) for k in range(60)] for mixture in mixtures]
+    halved = sum(map(same, *seen))
+    assert 15 < halved < 45
+
+
 def test_every_fourth_batch_is_one_of_the_next_stage(material):
     windows = footage(clip("a"))
     following = script.Mixture(material, windows, 48, options(), 0)
@@ -217,6 +227,19 @@ def test_a_run_begins_with_the_weights_it_is_told_of_in_its_own_network_or_a_wid
         assert model.name == name and (model(img0, img1, 0.5).imgt - expected).abs().max() < 1e-4
     with pytest.raises(ValueError, match="a network with prelu; give --activation prelu"):
         script.begin(options(init=str(weights), activation="gelu"))
+
+
+def test_weights_that_see_motion_are_not_led_to_it_again(material, monkeypatch, tmp_path):
+    losses = []
+    monkeypatch.setattr(script, "fit", lambda *given, **_: losses.append(given[2]) or SimpleNamespace(content=dict))
+    model, batch = models.build("IFRNet_S"), take(script.Mixture(material, {}, 32, options(), 0), 1)[0]
+    for words in ([], ["--init", "IFRNet_S"]):
+        args = script.parser().parse_args(words)
+        script.train(args, model, material, {}, [batch], tmp_path, torch.device("cpu"), None, 32, 1.0, None)
+    out = model(batch.img0, batch.img1, batch.t, batch.imgt)
+    fresh, known = (loss(out, batch, 0.0) for loss in losses)
+    assert fresh["geo"] == 0 < known["geo"]
+    torch.testing.assert_close(known["flow"] * script.FLOW_START, fresh["flow"] * script.FLOW_END)
 
 
 def test_signals_stay_alive_through_a_fresh_network_and_its_flow_begins_near_zero(material):
