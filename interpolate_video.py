@@ -42,7 +42,7 @@ from utils.timeline import Grid, is_cut, is_repeat
 
 SHEET = 1920  # pixels of width of a preview
 RECORDED = ("factor", "fps", "slow", "cuts", "dedup", "codec", "crf", "compare", "segment", "input_fps")
-RECORDED += ("model_name", "checkpoint", "precision", "mode", "scale")
+RECORDED += ("model_name", "checkpoint", "scale")
 
 
 def rate(text: str) -> Fraction:
@@ -158,13 +158,14 @@ def check_output(args: argparse.Namespace) -> str:
 
 
 def pointed_to(output: str) -> str:
-    """The name that an output is replaced under, which is not that of a link. ValueError where that has another ending,
-    which would make it another kind of file."""
+    """The name that an output is replaced under, which is not that of a link, nor "." ValueError where a link's end has
+    another ending, which would make it another kind of file."""
     out = Path(output)
     if out.name and not out.is_symlink():
         return output
     target = Path(os.path.realpath(out))
-    if out.name and (target.is_symlink() or target.suffix.lower() != out.suffix.lower()):
+    other = not target.is_dir() and target.suffix.lower() != out.suffix.lower()
+    if out.name and (target.is_symlink() or other):
         raise ValueError(f"{out}: is a link to {target}, which has another ending or no end; name the file itself")
     return str(target)
 
@@ -187,11 +188,16 @@ def check_grid(call: Interpolator | Baseline, grid: Grid) -> None:
 
 
 def pixels(args: argparse.Namespace, source: video.Source, grid: Grid) -> float | None:
-    """About how many the network will work on; None where --fast is asked for whatever there is to do, or only reading
-    tells."""
+    """How many the network will work on, at most; None where --fast is asked for whatever there is to do, or only
+    reading tells."""
     if args.mode == "fast" or source.count is None:
         return None
-    made = args.preview * max(grid.factor - 1, 1) if args.preview else grid.count(source.count, source.rate)
+    if args.preview:
+        made = args.preview * max(grid.factor - 1, 1)
+    elif grid.rate is None:
+        made = (source.count - 1) * (grid.factor - 1)
+    else:
+        made = grid.count(source.count, source.rate)
     scales = scales_for(source.height, source.width, args.scale)
     return made * source.height * source.width * sum(scale**2 for scale in scales)
 
@@ -291,7 +297,7 @@ def to_pipe(job: Job) -> None:
 def to_parts(job: Job) -> None:
     """Make the parts that are missing, each rank its share, and join them."""
     args, rank, world, count = job.args, distributed.rank(), distributed.world_size(), job.segments()
-    parts = Parts(Path(args.output), "" if job.kind == "folder" else video_out.PART, settings(args, job.source))
+    parts = Parts(Path(args.output), "" if job.kind == "folder" else video_out.PART, settings(job))
     if job.source.count is None and (args.resume or world > 1):
         raise ValueError(f"{job.source.path}: is read once, in order; --resume and torchrun need a file")
     if distributed.is_main():
@@ -363,11 +369,14 @@ def beside(repeated: np.ndarray, made: np.ndarray, how: str) -> np.ndarray:
     return image
 
 
-def settings(args: argparse.Namespace, source: video.Source) -> dict:
+def settings(job: Job) -> dict[str, str]:
     """What must not change between a run and the one that resumes it."""
-    state = Path(args.input).stat() if source.count is not None else None
+    args, call = job.args, job.call
+    state = Path(args.input).stat() if job.source.count is not None else None
     values = {name: value for name, value in vars(args).items() if name in RECORDED and value is not None}
     values |= {"input": args.input, "size": state and state.st_size, "changed": state and state.st_mtime_ns}
+    if isinstance(call, Interpolator):  # as it was decided, which is another matter on another machine
+        values |= {"fast": "yes" if call.mode == "fast" else "no", "precision": call.precision}
     return {name: str(value) for name, value in values.items()}
 
 

@@ -6,9 +6,9 @@
 
 Any t in (0, 1) is trained on, so that the weights serve 2x and 8x. Crops grow on the way: a network begins to see flow
 after some ten thousand independent motions, which small and clean crops bring in minutes; large ones hold large motion,
-and what cameras and encoders do to frames (datasets/effects.py). The clock is the horizon: learning rate, crops and
-loss weights follow the share of --minutes that is over, and a finished run goes on towards a larger --minutes. What was
-made with this script is told in checkpoints/README.md.
+and what cameras and encoders do to frames (datasets/effects.py). The clock is the horizon: learning rate, crops and,
+but with --init, loss weights follow the share of --minutes that is over, and a finished run goes on towards a larger
+--minutes. What was made with this script is told in checkpoints/README.md.
 """
 
 import argparse
@@ -44,7 +44,9 @@ FORETASTE = 4  # one batch in so many has the next stage's crops: what saw only 
 MARGIN = 48  # pixels that DIS sees around a crop
 TRUSTED = 0.06  # DIS is believed where colour changes by less along its flow, and by more in the neighbourhood
 LONGEST = 640  # footage is halved until its longer side is no more, which also cleans compression
-HALVED = 0.5  # share of the windows that are halved once more, where a crop is left: twice as much to see, as far to go
+HALVED = (
+    0.5  # share of the windows that are halved once more where a crop is left: four times the view, half the motion
+)
 VALIDATION_SCENES, VALIDATION_WINDOWS = 24, 2  # scenes where there is no footage; windows a clip where there is
 
 
@@ -275,6 +277,7 @@ def main(args: argparse.Namespace) -> None:
         val_set = clips.Windows(val) if val else validation_scenes(material, args)
         torch.manual_seed(args.seed)
         model = begin(args)
+        args.init = args.init or (content or {}).get("config", {}).get("init")  # the loss depends on it
         if distributed.is_main():
             real = sum(len(w) for by_clip in footage.values() for w in by_clip)
             cut = len(material.cutouts.picture) if material.cutouts else 0
@@ -332,9 +335,9 @@ def train(
         if device.type == "cpu":
             return DataLoader(mixture, batch_size=None, **workers)
         # On a GPU scenes are made where they are used; footage is read beside the training.
-        real = (
-            DataLoader(Footage(mixture), batch_size=None, pin_memory=True, **workers) if mixture.real else repeat(None)
-        )
+        if not (mixture.real or ahead and ahead.real):
+            return map(mixture.batch, count(start), repeat(None))
+        real = DataLoader(Footage(mixture), batch_size=None, pin_memory=True, **workers)
         return map(mixture.batch, count(start), real)
 
     def loss(out: models.Interpolation, batch: Sample, done: float) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Interpolator: from frames of any size to frames at any times, on any device, at any precision."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import partial
@@ -137,7 +138,8 @@ class Interpolator:
         self.any_time = model.any_time
         if mode != "eager" and pixels is not None and not fast.pays(self.model, pixels, self.device):
             mode = "eager"
-        if mode == "auto":
+        unasked = mode == "auto"
+        if unasked:
             mode, precision = fast.proven(self.model, self.device, precision)
         self.mode, self.precision = mode, precision or default_precision(mode, self.device)
         self.scale = scale if scale in NAMED_SCALES else exact(scale)
@@ -145,7 +147,10 @@ class Interpolator:
         self._budget: int | None = None
         self.fast = None
         if mode == "fast":
-            network = fast.FastIFRNet(self.model, self.device, PRECISIONS[self.precision])
+            with warnings.catch_warnings():
+                if unasked:  # nobody waits for kernels, so that nobody need know where there is no compiler for them
+                    warnings.simplefilter("ignore")
+                network = fast.FastIFRNet(self.model, self.device, PRECISIONS[self.precision])
             self.fast = RecordedIFRNet(network) if self.device.type == "cuda" else network
 
     def check_times(self, times: Sequence[float]) -> None:

@@ -486,6 +486,14 @@ def test_without_a_compiler_it_says_so_once_and_goes_on(small, monkeypatch, tmp_
     torch.testing.assert_close(quick.decode(quick.encode(img0, img1), 0.5).imgt, expected, atol=1e-4, rtol=0)
 
 
+def test_without_a_compiler_nothing_is_said_to_who_did_not_ask(small, monkeypatch, tmp_path, recwarn):
+    monkeypatch.setenv("CC", str(tmp_path / "none"))
+    kernels.choose.cache_clear()
+    models.Interpolator(small, CPU, mode="auto")
+    kernels.choose.cache_clear()
+    assert not recwarn.list
+
+
 def test_without_half_precision_it_says_so_and_goes_on(small, monkeypatch):
     monkeypatch.setattr(fast, "cpu_has_bf16", lambda: False)
     with pytest.warns(UserWarning, match="in float32: this cpu has no instructions"):
@@ -527,7 +535,7 @@ def test_what_was_built_is_kept(monkeypatch, tmp_path):
 
 
 def test_what_it_cannot_do_is_refused_in_one_line(small):
-    with pytest.raises(ValueError, match="networks with PReLU, not gelu"):
+    with pytest.raises(ValueError, match="networks with PReLU, not gelu; go without it"):
         models.Interpolator(models.build("IFRNet_S", "gelu"), CPU, mode="fast")
     with pytest.raises(ValueError, match="unknown mode 'quick'; choose one of eager, fast, auto"):
         models.Interpolator(small, CPU, mode="quick")

@@ -242,6 +242,17 @@ def test_weights_that_see_motion_are_not_led_to_it_again(material, monkeypatch, 
     torch.testing.assert_close(known["flow"] * script.FLOW_START, fresh["flow"] * script.FLOW_END)
 
 
+def test_a_resumed_run_keeps_the_loss_of_what_it_was_begun_with(material, monkeypatch, tmp_path):
+    content = {"config": {"init": "IFRNet_S"}, "seconds": 0.0, "model": {"weight": torch.zeros(1)}}
+    asked = []
+    monkeypatch.setattr(script, "read_material", lambda args: material)
+    monkeypatch.setattr(script.epochs, "newest", lambda folder: content)
+    monkeypatch.setattr(script, "train", lambda args, *rest: asked.append(args.init) or content)
+    words = ["--resume", "auto", "--crops", "32", "--crop_ends", "1", "--device", "cpu", "--log_path", str(tmp_path)]
+    script.main(script.parser().parse_args(words))
+    assert asked == ["IFRNet_S"]
+
+
 def test_signals_stay_alive_through_a_fresh_network_and_its_flow_begins_near_zero(material):
     batch = take(script.Mixture(material, {}, 64, options(), 0), 1)[0]
     torch.manual_seed(0)

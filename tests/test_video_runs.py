@@ -373,6 +373,10 @@ def test_a_link_to_another_kind_of_file_or_to_nowhere_is_refused(tmp_path, clip,
     for name in ("out.mp4", "round.mp4"):
         assert "has another ending or no end" in complaint(capsys, clip, tmp_path / name, "--overwrite")
     assert not (tmp_path / "blob").exists()
+    (tmp_path / "frames.v2").mkdir()
+    (tmp_path / "frames").symlink_to(tmp_path / "frames.v2")
+    run(clip, tmp_path / "frames")
+    assert len(list((tmp_path / "frames.v2").iterdir())) == 39
 
 
 def test_fast_mode_is_the_default_where_it_pays(tmp_path, monkeypatch):
@@ -387,12 +391,31 @@ def test_fast_mode_is_the_default_where_it_pays(tmp_path, monkeypatch):
     for number, (patience, words) in enumerate([(0, ()), (0, ("--fast",)), (1e12, ()), (0, ("--no_fast",))]):
         monkeypatch.setattr(fast, "PAYS", patience)
         run(source, tmp_path / f"{number}.mkv", "--codec", "ffv1", *words, model="IFRNet_S")
-    assert asked == [pixels := 5 * HEIGHT * WIDTH, None, pixels, pixels]
+    assert asked == [pixels := 2 * HEIGHT * WIDTH, None, pixels, pixels]
     default, quick, small, eager = (np.stack(decode(tmp_path / f"{number}.mkv")[0]) for number in range(4))
     np.testing.assert_array_equal(small, eager)
     if torch.backends.cpu.get_cpu_capability().startswith("AVX"):
         np.testing.assert_array_equal(default, quick)
         assert np.abs(default.astype(int) - eager).max() <= 8
+
+
+def test_a_run_is_gone_on_with_in_the_mode_that_it_was_begun_in(tmp_path, monkeypatch, capsys):
+    source, out = encode(tmp_path / "in.mp4", moving(60)), tmp_path / "out.mp4"
+    write = interpolate_video.Job.write
+
+    def interrupted(job, writer, picture):
+        if picture.time > 1:
+            raise KeyboardInterrupt
+        write(job, writer, picture)
+
+    with monkeypatch.context() as during, pytest.raises(KeyboardInterrupt):
+        during.setattr(interpolate_video.Job, "write", interrupted)
+        run(source, out, "--segment", "1", "--no_fast", model="IFRNet_S")
+    line = complaint(capsys, source, out, "--segment", "1", "--resume", "--fast", model="IFRNet_S")
+    assert "was begun with fast no, not yes" in line
+    monkeypatch.setattr(fast, "PAYS", 1e15)
+    run(source, out, "--segment", "1", "--resume", model="IFRNet_S")  # so little is not worth fast mode's start
+    assert len(decode(out)[0]) == 119
 
 
 def test_an_interrupt_before_anything_is_done_leaves_nothing(tmp_path, clip, capsys, monkeypatch):
@@ -454,6 +477,9 @@ def test_damaged_frames_are_counted_once_wherever_reading_begins(tmp_path):
     source = video.open_source(str(path))
     list(source.frames(Fraction(55, 25)))  # is decoded from number 30 on, which needs no other
     assert source.damaged == 2
+    source = video.open_source(str(spoilt(tmp_path / "key.mkv", groups, damaged=(60,))))
+    list(source.frames(Fraction(60, 25)))  # what comes first must be looked for further back, and is met again
+    assert source.damaged == 1
 
 
 def test_damaged_frames_before_the_first_whole_one_are_counted_once(tmp_path):

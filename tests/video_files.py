@@ -99,9 +99,9 @@ def run(*args, model="average"):
     interpolate_video.main(interpolate_video.parser().parse_args([*map(str, args), "--model_name", model]))
 
 
-def complaint(capsys, *args):
+def complaint(capsys, *args, model="average"):
     """What a person sees who makes a mistake: exit status 2 and one line."""
-    sys_argv, sys.argv = sys.argv, ["interpolate_video.py", *map(str, args), "--model_name", "average"]
+    sys_argv, sys.argv = sys.argv, ["interpolate_video.py", *map(str, args), "--model_name", model]
     try:
         with pytest.raises(SystemExit) as stopped:
             cli.run(interpolate_video.main, interpolate_video.parser())

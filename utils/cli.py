@@ -117,7 +117,8 @@ def add_mode(parser: argparse.ArgumentParser, default: str = "eager") -> None:
     modes = parser.add_mutually_exclusive_group()
     add = partial(modes.add_argument, dest="mode", action="store_const", default=default)
     where = " (default: on x86 CPUs, where there is enough to do)" if default == "auto" else ""
-    add("--fast", const="fast", help=f"the same weights in half precision with kernels of our own{where}")
+    help = "the same weights with kernels of our own, in half precision where the device has it"
+    add("--fast", const="fast", help=help + where)
     if default == "auto":
         add("--no_fast", const="eager", help="the network as it is written")
 

@@ -320,7 +320,7 @@ def _average(ema: nn.Module, model: nn.Module, decay: float) -> None:
 def parallel(model: nn.Module, recipe: Recipe, device: torch.device) -> nn.Module:
     """The network as it is called in a step: on all ranks together, compiled where the recipe says so."""
     if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # all batches have one size
+        torch.backends.cudnn.benchmark = True  # batches have one size, or two
     network = model
     if distributed.world_size() > 1:
         ids = [device.index] if device.type == "cuda" else None

@@ -134,6 +134,7 @@ class Video(Source):
         turn, reformatter = self._turn(), VideoReformatter()
         # Indices of files are approximate: where one leads behind `start`, look further back.
         for back in (0, 2, 10, None) if start else (None,):
+            before = self.damaged
             with self._open() as container:
                 stream = _video_stream(container, self.path)
                 stream.thread_type = "AUTO"
@@ -143,6 +144,7 @@ class Video(Source):
                 for frame in self._decode(container, stream, start):
                     time = self._time(frame, latest)
                     if latest is None and back is not None and time > start:
+                        self.damaged = before  # it is met again
                         break
                     if latest is not None and time <= latest:
                         self.damaged += time >= start
