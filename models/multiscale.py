@@ -14,9 +14,10 @@ from torch import Tensor
 from .layers import resize, warp
 
 SCALES = (1.0, 0.5, 0.25)  # the largest first
-# Frames are compared at a fourth of their size, which no flow is too coarse for. Brightness that changes over more than
-# DETAIL pixels there is left out: light drifts between frames. The difference counts over NEAR pixels around.
-SHRINK, DETAIL, NEAR = 4, 5, 17
+# Frames are compared at half their size: at a fourth, some of what is sharp and hardly moves came from smaller scales.
+# Brightness that changes over more than DETAIL pixels there is left out: light drifts between frames. The difference
+# counts over NEAR pixels around.
+SHRINK, DETAIL, NEAR = 2, 5, 25
 POWER, LEAST = 4, 1e-3  # an estimate counts by the inverse of its doubt to this power; less doubt than LEAST is none
 
 
