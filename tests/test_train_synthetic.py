@@ -146,19 +146,21 @@ def test_effects_come_to_footage_too(material, monkeypatch):
     assert all((plain.imgt[i] != having.imgt[i]).any() for i in range(4, 8))
 
 
-def test_dis_finds_the_motion_of_footage_through_every_turn_of_it(material, monkeypatch):
+@pytest.mark.parametrize("halved, lengths", [(0, (8, 16)), (1, (4, 8))])
+def test_dis_finds_the_motion_of_footage_through_every_turn_of_it(material, monkeypatch, halved, lengths):
     """Each of the clips' frames moves on by 2 pixels; what is not known is not claimed."""
     smooth = clip("a", size=(160, 200))
     smooth = smooth._replace(frames=np.stack([cv2.GaussianBlur(frame, (0, 0), 3) for frame in smooth.frames]))
     monkeypatch.setattr(script, "SPANS", {5: 1.0})
+    monkeypatch.setattr(script, "HALVED", halved)
     mixture = script.Mixture(material, {5: [clips.windows([smooth], 5)]}, 48, options(clip_flow="dis", real=1), 0)
     for seed in range(12):
         sample = mixture.window(np.random.default_rng(seed))
-        both = sample.flow[:2] - sample.flow[2:]  # along one axis 8 pixels, 16 where it was zoomed
+        both = sample.flow[:2] - sample.flow[2:]  # along one axis; twice as long where it was zoomed
         known = both.isfinite().all(0)
         length = both[:, known].norm(dim=0).median().item()
         assert known.float().mean() > 0.8
-        assert min(abs(length - 8), abs(length - 16)) < 0.5
+        assert min(abs(length - expected) for expected in lengths) < 0.5
         back = sample.flow[:2].norm(dim=0)[known].median().item()
         assert back == pytest.approx(sample.t.item() * length, abs=0.5)
         warped = warp(sample.img0[None], sample.flow[None, :2].nan_to_num(0))[0]
