@@ -44,9 +44,7 @@ FORETASTE = 4  # one batch in so many has the next stage's crops: what saw only 
 MARGIN = 48  # pixels that DIS sees around a crop
 TRUSTED = 0.06  # DIS is believed where colour changes by less along its flow, and by more in the neighbourhood
 LONGEST = 640  # footage is halved until its longer side is no more, which also cleans compression
-HALVED = (
-    0.5  # share of the windows that are halved once more where a crop is left: four times the view, half the motion
-)
+HALVED = 0.5  # share of the windows that are halved once more, where a crop is left: more to see, half the motion
 VALIDATION_SCENES, VALIDATION_WINDOWS = 24, 2  # scenes where there is no footage; windows a clip where there is
 
 

@@ -43,7 +43,7 @@ def best_precision(device: torch.device) -> str:
 
 def proven(model: IFRNet, device: torch.device, precision: str | None) -> tuple[str, str]:
     """The quickest mode and precision of those that were measured: on x86 CPUs fast mode, in bfloat16 where there are
-    instructions for it (with AVX2 alone float32, 1.1 to 1.6 times eager). precision: the only one to take, or None."""
+    instructions for it, otherwise in float32, which gains less. precision: the only one to take, or None."""
     half = "bf16" if device.type == "cpu" and cpu_has_bf16() else "fp32"
     x86 = device.type == "cpu" and torch.backends.cpu.get_cpu_capability().startswith("AVX")
     if x86 and model.act == "prelu" and precision in (None, half, "fp32"):
