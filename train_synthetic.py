@@ -33,7 +33,7 @@ from models.weights import bare
 from models.widen import widen
 from utils import checkpoint, cli, distributed, epochs, io
 from utils.batches import begin_worker
-from utils.training import AMP, Recipe, cosine, fit, quickest_amp
+from utils.training import AMP, OPTIMIZERS, Recipe, cosine, fit, quickest_amp
 from utils.validation import Validation
 
 SPANS = {3: 0.4, 5: 0.4, 9: 0.2}  # frames of a window of footage -> share of the windows: the longer, the faster
@@ -320,7 +320,7 @@ def train(
         log_every=args.log_every,
         save_every=args.save_every,
         amp=quickest_amp(device) if args.amp == "auto" else args.amp,
-        **{name: getattr(args, name) for name in ("lr_start", "compile", "ema", "clip")},
+        **{name: getattr(args, name) for name in ("lr_start", "compile", "ema", "clip", "optimizer")},
     )
     rate = cosine(args.lr_start, args.lr_end)
     torch.compiler.reset()  # a stage is compiled for its own crops: those of all would be too many
@@ -403,6 +403,7 @@ def parser() -> cli.Parser:
     add("--compile", action="store_true", help="torch.compile the network: minutes for each size of crop on a CPU")
     add("--ema", type=cli.decay, default=0.999, help="decay of the averaged weights (default: %(default)s)")
     add("--clip", type=cli.amount, default=1.0, help="greatest norm of the gradient (default: %(default)s)")
+    add("--optimizer", choices=OPTIMIZERS, default="muon", help="the paper's adamw, or one that learns sooner (muon)")
     add("--seed", type=cli.whole, default=0, help="of weights and data (default: %(default)s)")
     add("--workers", type=cli.whole, default=1, help="processes that make batches, on a GPU of footage (%(default)s)")
     add("--eval_interval", type=cli.positive, default=1000, help="iterations between validations (%(default)s)")

@@ -25,6 +25,7 @@ import train_vimeo90k
 from datasets import clips, gopro
 from utils import cli
 from utils.io import to_uint8, write_flow, write_image
+from utils.training import OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = str(ROOT / "train_vimeo90k.py")
@@ -94,16 +95,25 @@ def test_a_run_leaves_what_it_learnt_and_what_it_said(whole):
     assert not best.any_time  # of what was trained at t = 0.5 alone
 
 
-def test_two_ranks_make_the_weights_of_one(vimeo, whole, tmp_path):
-    options = ["--world_size", 2, "--epochs", 6, "--batch_size", 1, "--accumulate", 2, "--val_list", vimeo / "val.txt"]
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_two_ranks_make_the_weights_of_one(vimeo, whole, tmp_path, optimizer):
+    common = ["--epochs", 6, "--val_list", vimeo / "val.txt", "--optimizer", optimizer]
+    if optimizer != "adamw":
+        whole = tmp_path / "whole"
+        train_here(vimeo, whole, "--batch_size", 4, *common)
+    options = ["--world_size", 2, "--batch_size", 1, "--accumulate", 2, *common]
     done = train(vimeo, tmp_path, *options, launcher=TORCHRUN)
     assert done.returncode == 0, done.stderr
     one, two = weights(whole), weights(tmp_path)
     torch.manual_seed(0)
     fresh = models.build("IFRNet_S").state_dict()
     assert max((one[name] - fresh[name]).abs().max() for name in one) > 5e-4  # twelve steps of 1e-4 and less
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=0)
+    if optimizer == "adamw":
+        assert_same(one, two, tolerance=1e-5)
+    # Muon turns small differences into larger ones, in directions that have hardly any gradient.
+    kernels = [name for name in one if one[name].ndim == 4]
+    off, moved = (torch.cat([(one[k] - to[k]).flatten() for k in kernels]).norm() for to in (two, fresh))
+    assert off < 0.1 * moved
     scores = [validations(folder) for folder in (whole, tmp_path)]  # of three samples: neither rank has as many
     assert len(scores[0]) == 6 and scores[1] == pytest.approx(scores[0], abs=1e-3)
 

@@ -105,8 +105,9 @@ def test_two_batches_accumulated_are_one_of_twice_the_size(tmp_path):
     assert float(one["loss"]) == pytest.approx(float(two["loss"]), rel=1e-4)
 
 
-def test_a_stopped_run_resumed_is_the_uninterrupted_one_bit_for_bit(tmp_path):
-    recipe = Recipe(iterations=6, log_every=1, eval_every=2, ema=0.9, clip=1.0)
+@pytest.mark.parametrize("optimizer", training.OPTIMIZERS)
+def test_a_stopped_run_resumed_is_the_uninterrupted_one_bit_for_bit(tmp_path, optimizer):
+    recipe = Recipe(iterations=6, log_every=1, eval_every=2, ema=0.9, clip=1.0, optimizer=optimizer)
 
     def validate(model):
         return {"psnr": float(model.decoder1.convblock[2].bias.detach().abs().sum())}
@@ -127,7 +128,7 @@ def test_a_stopped_run_resumed_is_the_uninterrupted_one_bit_for_bit(tmp_path):
     assert same(whole.model, resumed.model) and same(whole.ema, resumed.ema) and whole.best == resumed.best
     assert not same(whole.model, whole.ema)
     for a, b in zip(whole.optimizer.state.values(), resumed.optimizer.state.values()):
-        assert all(torch.equal(a[key], b[key]) for key in ("step", "exp_avg", "exp_avg_sq"))
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
     curves = [
         [(row["iteration"], row["loss"], row["psnr"]) for row in rows(tmp_path / name)] for name in ("whole", "cut")
     ]
@@ -233,16 +234,27 @@ def test_clipping_bounds_the_gradient(tmp_path):
     assert norms[:2] == pytest.approx([0.01, 0.01], rel=1e-3) and min(norms[2:]) > 0.02
 
 
+@pytest.mark.parametrize("optimizer", training.OPTIMIZERS)
 @pytest.mark.parametrize("first", [False, True])
-def test_a_run_goes_on_in_another_memory_layout(tmp_path, first):
+def test_a_run_goes_on_in_another_memory_layout(tmp_path, first, optimizer):
     """A fused optimizer reads its moments in the order in which the weights lie in memory."""
-    fit(network(), endless, loss, Recipe(iterations=2, channels_last=first), tmp_path / "begun", CPU)
+    begun = Recipe(iterations=2, channels_last=first, optimizer=optimizer)
+    fit(network(), endless, loss, begun, tmp_path / "begun", CPU)
     content, states = checkpoint.read(tmp_path / "begun" / checkpoint.LATEST), []
     for layout in (False, True):
-        recipe = Recipe(iterations=4, channels_last=layout)
+        recipe = Recipe(iterations=4, channels_last=layout, optimizer=optimizer)
         states.append(fit(network(), endless, loss, recipe, tmp_path / str(layout), CPU, resume=content))
     for a, b in zip(*(state.model.parameters() for state in states)):
         torch.testing.assert_close(a, b, atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("optimizer", training.OPTIMIZERS)
+def test_a_run_resumed_with_the_other_optimizer_is_told(tmp_path, optimizer):
+    other = next(name for name in training.OPTIMIZERS if name != optimizer)
+    fit(network(), endless, loss, Recipe(iterations=1, optimizer=optimizer), tmp_path, CPU)
+    content = checkpoint.read(tmp_path / checkpoint.LATEST)
+    with pytest.raises(ValueError, match=f"steps with {optimizer}; give --optimizer {optimizer}"):
+        fit(network(), endless, loss, Recipe(iterations=2, optimizer=other), tmp_path, CPU, resume=content)
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])

@@ -25,7 +25,9 @@ from models.fast import cpu_has_bf16
 from utils import checkpoint, distributed
 from utils.journal import Journal
 from utils.meter import Meter
+from utils.muon import Muon
 
+OPTIMIZERS = ("adamw", "muon")
 AMP = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 IMPATIENT = 2.0  # seconds: launchers send a signal twice at once; a person who sends it again later means it
 
@@ -35,9 +37,9 @@ class Recipe:
     """How a run steps, whatever its data and loss. The defaults are the paper's or neutral.
 
     iterations or minutes: the horizon. accumulate: batches a step. amp: precision of the convolutions. ema: decay of
-    the averaged weights, 0: none. clip: greatest gradient norm, 0: any. log_every, eval_every: iterations; eval_every
-    0: at the end alone. save_every: minutes. max_bad_steps: so many steps in a row that are skipped, because a number
-    was not finite, end the run.
+    the averaged weights, 0: none. clip: greatest gradient norm, 0: any. optimizer: of OPTIMIZERS; both take the same
+    learning rates. log_every, eval_every: iterations; eval_every 0: at the end alone. save_every: minutes.
+    max_bad_steps: so many steps in a row that are skipped, because a number was not finite, end the run.
     """
 
     iterations: int | None = None
@@ -50,6 +52,7 @@ class Recipe:
     compile: bool = False
     ema: float = 0.0
     clip: float = 0.0
+    optimizer: str = "adamw"
     log_every: int = 50
     eval_every: int = 0
     save_every: float = 10.0
@@ -76,10 +79,12 @@ class State:
     """All that a run is: what a checkpoint holds, and what a resumed run begins with."""
 
     def __init__(self, model: nn.Module, recipe: Recipe, device: torch.device, config: dict | None = None):
-        self.model, self.config = model, config or {}
+        self.model, self.recipe, self.config = model, recipe, config or {}
         self.ema = copy.deepcopy(model).eval().requires_grad_(False) if recipe.ema else None
-        # fused: one kernel for all weights, which can also skip a step without the CPU knowing.
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr_start, weight_decay=0.0, fused=True)
+        if recipe.optimizer == "muon":
+            self.optimizer = Muon(model.parameters(), recipe.lr_start, half=quickest_amp(device) == "bf16")
+        else:  # fused: one kernel for all weights, which can also skip a step without the CPU knowing
+            self.optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr_start, weight_decay=0.0, fused=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
         self.iteration, self.validated, self.best = 0, 0, -math.inf
         self._seconds, self._begun = 0.0, time.monotonic()
@@ -124,9 +129,12 @@ class State:
         self.iteration, self.validated = content["iteration"], content.get("validated", -1)
         if "optimizer" not in content:
             return
+        theirs = OPTIMIZERS[len(content["optimizer"]["param_groups"]) - 1]
+        if theirs != self.recipe.optimizer:
+            raise ValueError(f"the run to resume steps with {theirs}; give --optimizer {theirs}")
         self.optimizer.load_state_dict(content["optimizer"])
         for weight, moments in self.optimizer.state.items():  # a fused step reads them in the weight's memory layout
-            for name in ("exp_avg", "exp_avg_sq"):
+            for name in moments.keys() - {"step"}:
                 moments[name] = torch.empty_like(weight).copy_(moments[name])
         if self.scaler.is_enabled() and content["scaler"]:
             self.scaler.load_state_dict(content["scaler"])

@@ -1,0 +1,78 @@
+"""Muon against PyTorch's, the SVD and AdamW."""
+
+import pytest
+import torch
+from torch import nn
+
+from utils.muon import QUINTIC, REPEATS, Muon, orthogonal
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 20, 3), nn.PReLU(20), nn.ConvTranspose2d(20, 6, 4), nn.Conv2d(6, 2, 1))
+
+
+def gradients(model, seed):
+    rng = torch.Generator().manual_seed(seed)
+    for weight in model.parameters():
+        weight.grad = torch.randn(weight.shape, generator=rng).contiguous(memory_format=torch.preserve_format)
+
+
+@pytest.mark.parametrize("shape", [(5, 30), (30, 5), (8, 8), (1, 7)])
+def test_singular_values_follow_the_quintic_and_their_vectors_stay(shape):
+    a, b, c = QUINTIC
+    matrix = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    s = values / values.norm()
+    for _ in range(REPEATS):
+        s = a * s + b * s**3 + c * s**5
+    torch.testing.assert_close(orthogonal(matrix), left @ s.diag() @ right, atol=1e-9, rtol=0)
+    assert 0.68 < s.min() and s.max() < 1.21
+
+
+def test_no_gradient_is_no_step():
+    assert torch.equal(orthogonal(torch.zeros(3, 4)), torch.zeros(3, 4))
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with PyTorch 2.9")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_kernels_step_as_pytorchs_muon_moves_matrices_and_the_rest_as_adamw(layout):
+    mine, plain = network().to(memory_format=layout), network()
+    optimizer = Muon(mine.parameters(), lr=0.01, half=True)
+    weights = list(plain.parameters())
+    matrices = [weight.detach().flatten(1).clone() for weight in weights if weight.ndim == 4]
+    theirs = torch.optim.Muon(matrices, lr=0.01, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW([weight for weight in weights if weight.ndim == 1], lr=0.01, weight_decay=0.0)
+    for seed in range(4):
+        gradients(mine, seed)
+        gradients(plain, seed)
+        for matrix, weight in zip(matrices, (weight for weight in weights if weight.ndim == 4)):
+            matrix.grad = weight.grad.flatten(1)
+        for one in (optimizer, theirs, adamw):
+            one.step()
+    expected = iter(matrices)
+    for weight, other, first in zip(mine.parameters(), weights, network().parameters()):
+        other = next(expected).view(weight.shape) if weight.ndim == 4 else other
+        moved = (other - first).abs().mean()
+        assert moved > 1e-3 and (weight - other).abs().mean() < 0.05 * moved  # of bfloat16
+
+
+def test_a_skipped_step_changes_nothing_whatever_the_gradient():
+    states = []
+    for skipped in (False, True):
+        model = network()
+        optimizer = Muon(model.parameters(), lr=0.01)
+        for seed in range(3):
+            gradients(model, seed)
+            if skipped and seed == 1:
+                before = [p.detach().clone() for p in model.parameters()]
+                for weight in model.parameters():
+                    weight.grad.fill_(torch.nan)
+                optimizer.found_inf = torch.ones(())
+                optimizer.step()
+                assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+                optimizer.found_inf = torch.zeros(())
+                gradients(model, seed)
+            optimizer.step()
+        states.append(list(model.parameters()) + [s["momentum"] for s in optimizer.state.values() if "momentum" in s])
+    assert all(torch.equal(a, b) for a, b in zip(*states))

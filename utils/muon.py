@@ -1,0 +1,61 @@
+"""Muon: steps that go equally far in all directions that a layer's kernels can take.
+
+Keller Jordan, 2024, https://kellerjordan.github.io/posts/muon/; the length of a step after Liu et al., "Muon is
+Scalable for LLM Training", arXiv:2502.16982. torch.optim.Muon is for matrices alone, and a step that is to be skipped
+would have to wait for the device.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+MOMENTUM = 0.95
+QUINTIC = 3.4445, -4.7750, 2.0315  # x -> a x + b x^3 + c x^5, repeated, takes nearly all in (0, 1] to about one
+REPEATS = 5
+RMS = 0.2  # of a step at learning rate 1, as AdamW's is in practice, so that AdamW's learning rates fit
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for kernels, fused AdamW without weight decay for biases and slopes.
+
+    A kernel counts as a matrix with a row for each index of its first dimension. half: orthogonalise in bfloat16.
+    found_inf: as of a fused AdamW, a number on the device; a step changes nothing where it is not 0.
+    """
+
+    def __init__(self, weights: Iterable[Tensor], lr: float, half: bool = False):
+        weights = list(weights)
+        self.adamw = torch.optim.AdamW([w for w in weights if w.ndim < 2], lr=lr, weight_decay=0.0, fused=True)
+        kernels = {"params": [w for w in weights if w.ndim >= 2]}
+        super().__init__([kernels, *self.adamw.param_groups], {"lr": lr})
+        self.half, self.found_inf = half, torch.zeros((), device=weights[0].device)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        kernels, *others = self.param_groups
+        skipped = self.found_inf > 0
+        for kernel in kernels["params"]:
+            if "momentum" not in self.state[kernel]:
+                self.state[kernel]["momentum"] = torch.zeros_like(kernel)
+            momentum = self.state[kernel]["momentum"]
+            ahead = momentum.lerp(kernel.grad, 1 - MOMENTUM)
+            momentum.copy_(torch.where(skipped, momentum, ahead))
+            matrix = kernel.grad.lerp(ahead, MOMENTUM).flatten(1)  # Nesterov's
+            turned = orthogonal(matrix.bfloat16() if self.half else matrix).view(kernel.shape)
+            length = kernels["lr"] * RMS * max(matrix.shape) ** 0.5
+            kernel.copy_(torch.where(skipped, kernel, kernel - length * turned))
+        self.adamw.param_groups, self.adamw.state = others, self.state  # one optimizer to save and load
+        self.adamw.found_inf = self.found_inf
+        self.adamw.step()
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """About the nearest matrix (M, N) whose singular values are all one, by Newton-Schulz steps: they come to lie
+    between 0.7 and 1.2, those below a thousandth of the norm less far. Zero stays zero."""
+    a, b, c = QUINTIC
+    x = matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(REPEATS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if matrix.shape[0] > matrix.shape[1] else x
