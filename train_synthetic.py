@@ -234,7 +234,8 @@ def read_footage(args: argparse.Namespace) -> tuple[dict[int, list], list[clips.
     held = args.val_clips or names[::4]
     train = clips.open_clips(args.clips, without=held, longest=LONGEST)
     if not train:
-        raise ValueError(f"{args.clips}: {len(names)} clips, all of them for validation; name fewer in --val_clips")
+        way = "name fewer in --val_clips" if args.val_clips else "add another to train on"
+        raise ValueError(f"{args.clips}: all {len(names)} clips are for validation; {way}")
     footage = {span: [w for clip in train if (w := clips.windows([clip], span))] for span in SPANS}
     val = []
     for clip in clips.open_clips(args.clips, only=held, longest=LONGEST):
@@ -267,6 +268,10 @@ def main(args: argparse.Namespace) -> None:
     plan = stages(args.crops, args.crop_ends)
     if not args.minutes > 0:
         raise ValueError(f"--minutes {args.minutes:g}: a run takes longer than that")
+    if args.clips is None:
+        for name in ("val_clips", "real", "clip_flow"):
+            if getattr(args, name) != parser().get_default(name):
+                raise ValueError(f"--{name} is about footage; give --clips, the folder of it")
     with distributed.ranks(args) as device:
         folder = args.log_path / args.model_name
         content = epochs.newest(folder) if args.resume else epochs.refuse_overwriting(folder)
@@ -274,8 +279,12 @@ def main(args: argparse.Namespace) -> None:
         footage, val = read_footage(args) if args.clips else ({}, [])
         val_set = clips.Windows(val) if val else validation_scenes(material, args)
         torch.manual_seed(args.seed)
-        model = begin(args)
-        args.init = args.init or (content or {}).get("config", {}).get("init")  # the loss depends on it
+        if content:
+            begun = content.get("config", {}).get("init")
+            if args.init not in (None, begun):
+                raise ValueError(f"--init {args.init}: the run in {folder} began with {begun}; leave --init away")
+            args.init = begun  # the loss depends on it
+        model = models.build(args.model_name, args.activation) if content else begin(args)
         if distributed.is_main():
             real = sum(len(w) for by_clip in footage.values() for w in by_clip)
             cut = len(material.cutouts.picture) if material.cutouts else 0

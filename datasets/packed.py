@@ -19,7 +19,8 @@ import shutil
 import signal
 import zlib
 from collections.abc import Sequence
-from multiprocessing import Pool
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -76,8 +77,14 @@ class Packed(Dataset):
         self._open()
 
     def _open(self) -> None:
-        self.frames = np.load(self.root / FRAMES, mmap_mode="r")
-        self.flows = np.load(self.root / FLOW, mmap_mode="r") if self.flow else None
+        self.frames = self._map(FRAMES)
+        self.flows = self._map(FLOW) if self.flow else None
+
+    def _map(self, name: str) -> np.ndarray:
+        try:
+            return np.load(self.root / name, mmap_mode="r")
+        except ValueError as error:
+            raise ValueError(f"{self.root / name}: cut short or damaged; copy it again, or pack again") from error
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "frames": None, "flows": None}  # a memory map would travel as what it maps
@@ -242,13 +249,18 @@ def pack(source: Vimeo90K, out: Path, workers: int) -> None:
     if missing:
         (out / INDEX).unlink(missing_ok=True)
     print(f"{len(source)} triplets, {len(source) - len(missing)} of them packed before")
-    with Pool(workers, _begin, (source, out)) as pool:
-        for _ in tqdm(pool.imap_unordered(_write, missing, 8), total=len(missing), desc="packing", disable=None):
+    pool = ProcessPoolExecutor(workers, initializer=_begin, initargs=(source, out))
+    try:
+        for _ in tqdm(pool.map(_write, missing, chunksize=8), total=len(missing), desc="packing", disable=None):
             pass
-        whole = pool.imap(_is_whole, range(len(source)), 64)
+        whole = pool.map(_is_whole, range(len(source)), chunksize=64)
         damaged = [
             row for row, good in enumerate(tqdm(whole, total=len(source), desc="checking", disable=None)) if not good
         ]
+    except BrokenProcessPool as error:  # by the system: the arrays are sparse, and a map cannot say that a disk is full
+        raise OSError(f"{out}: a packing process was killed; is the disk full? The same command goes on") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
     if damaged:
         checksums = np.load(out / CHECKSUMS, mmap_mode="r+")
         checksums[damaged] = 0

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAUNCHERS = ["torch.distributed.run", "torch.distributed.launch"]
 
 SCRIPT = f"""
-import json, sys
+import json, sys, torch
 sys.path.insert(0, {str(ROOT)!r})
 from utils import cli, distributed
 
@@ -25,7 +25,10 @@ def main(args):
         seen = distributed.gather({{"rank": distributed.rank(), "share": share}})
         total = distributed.sums({{"n": len(share), "tenths": 0.1}})
         distributed.barrier()
-        answer = dict(world=distributed.world_size(), main=distributed.is_main(), seen=seen, total=total,
+        own = torch.full((2,), 5 + distributed.rank())
+        distributed.as_on_main([own])
+        answer = dict(shared=own.tolist(),
+                      world=distributed.world_size(), main=distributed.is_main(), seen=seen, total=total,
                       device=str(device), share=share)
     with open(f"{{args.out}}/{{answer['main']}}.json", "w") as file:
         json.dump(answer, file)
@@ -57,6 +60,7 @@ def test_two_ranks_share_all_and_know_all_under_both_launchers(script, tmp_path,
     done = launch(["-m", launcher, "--standalone", "--nproc_per_node=2", str(script), *options])
     assert done.returncode == 0, done.stderr
     main, other = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("True", "False"))
+    assert main["shared"] == other["shared"] == [5, 5]
     assert main["world"] == other["world"] == 2 and main["device"] == other["device"] == "cpu"
     assert main["share"] == ["a", "c", "e"] and other["share"] == ["b", "d"]  # each one once, nothing padded
     assert main["seen"] == other["seen"] == [{"rank": 0, "share": main["share"]}, {"rank": 1, "share": other["share"]}]

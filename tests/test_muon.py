@@ -76,3 +76,38 @@ def test_a_skipped_step_changes_nothing_whatever_the_gradient():
             optimizer.step()
         states.append(list(model.parameters()) + [s["momentum"] for s in optimizer.state.values() if "momentum" in s])
     assert all(torch.equal(a, b) for a, b in zip(*states))
+
+
+def test_a_state_saved_by_an_older_pytorch_goes_on():
+    """One that did not know of an option that AdamW has here."""
+    models, optimizers = [network(), network()], []
+    for model in models:
+        gradients(model, 0)
+        optimizers.append(Muon(model.parameters(), lr=0.01))
+        optimizers[-1].step()
+    saved = optimizers[0].state_dict()
+    del saved["param_groups"][1]["maximize"]
+    optimizers[0].load_state_dict(saved)
+    for model, optimizer in zip(models, optimizers):
+        gradients(model, 1)
+        optimizer.step()
+    for a, b in zip(*(model.parameters() for model in models)):
+        assert torch.equal(a, b)
+
+
+def test_a_scaler_skips_what_is_not_finite_without_waiting_for_the_device(monkeypatch):
+    model, scaler = network(), torch.amp.GradScaler("cpu", init_scale=4.0)
+    optimizer = Muon(model.parameters(), lr=0.01)
+    waits, item = [], torch.Tensor.item
+    monkeypatch.setattr(torch.Tensor, "item", lambda x: waits.append(x) or item(x))
+    for seed, spoilt in enumerate((False, True, False)):
+        gradients(model, seed)
+        scaler.scale(torch.zeros(()))  # as a loss would
+        model[0].weight.grad[0, 0, 0, 0] = torch.inf if spoilt else 1.0
+        before = [p.detach().clone() for p in model.parameters()]
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        kept = [torch.equal(a, b) for a, b in zip(before, model.parameters())]
+        assert all(kept) if spoilt else not any(kept)
+    assert not waits and scaler.get_scale() == 2.0

@@ -2,7 +2,10 @@
 
 import itertools
 import json
+import multiprocessing
+import os
 import pickle
+import signal
 
 import numpy as np
 import pytest
@@ -132,6 +135,32 @@ def test_fixed_point_keeps_a_128th_of_a_pixel_and_what_is_unknown():
     assert np.nanmax(np.abs(again - flow)) <= 1 / 128
     with pytest.raises(ValueError, match="x: flow beyond 511 pixels"):
         encode(flow * 2, "x")
+
+
+def test_an_array_that_was_cut_is_named(packed_set):
+    with open(packed_set / packed.FRAMES, "r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(ValueError, match="frames.npy: cut short or damaged; copy it again"):
+        Packed(packed_set)
+
+
+class Deadly(Vimeo90K):
+    """Kills the processes that read it, but for the first."""
+
+    def stack(self, index):
+        if multiprocessing.parent_process():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().stack(index)
+
+
+def test_a_packing_process_that_is_killed_ends_the_packing_and_not_the_set(files, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(OSError, match="a packing process was killed; is the disk full"):
+        pack(Deadly(files, NAMES), out, workers=2)
+    with pytest.raises(ValueError, match="not finished"):
+        Packed(out)
+    pack(Vimeo90K(files, NAMES), out, workers=2)
+    assert len(Packed(out)) == 7
 
 
 def test_without_flow_there_is_none(files, tmp_path):

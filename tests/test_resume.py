@@ -232,6 +232,16 @@ def test_a_cut_checkpoint_is_passed_over_for_the_one_before_it(vimeo, whole, tmp
     assert torch.load(folder / "latest.pth", weights_only=True)["iteration"] == 9
 
 
+def test_a_run_without_a_whole_checkpoint_is_not_begun_anew_over_what_is_left(vimeo, tmp_path):
+    folder = tmp_path / "IFRNet_S"
+    folder.mkdir()
+    for name in ("latest.pth", "best.pth"):
+        (folder / name).write_bytes(b"PK cut")
+    with pytest.raises(ValueError, match="latest.pth: not a whole checkpoint.*; .*--log_path"):
+        train_here(vimeo, tmp_path, "--batch_size", 4, "--resume", "auto")
+    assert sorted(path.name for path in folder.iterdir()) == ["best.pth", "latest.pth"]
+
+
 def test_a_run_that_has_reached_its_end_says_so(vimeo, whole, tmp_path, capsys):
     shutil.copytree(whole / "IFRNet_S", tmp_path / "IFRNet_S")
     iteration = torch.load(tmp_path / "IFRNet_S/latest.pth", weights_only=True)["iteration"]

@@ -256,6 +256,8 @@ def test_a_resumed_run_keeps_the_loss_of_what_it_was_begun_with(material, monkey
     words = ["--resume", "auto", "--crops", "32", "--crop_ends", "1", "--device", "cpu", "--log_path", str(tmp_path)]
     script.main(script.parser().parse_args(words))
     assert asked == ["IFRNet_S"]
+    with pytest.raises(ValueError, match="--init other.pth: the run in .* began with IFRNet_S; leave --init away"):
+        script.main(script.parser().parse_args([*words, "--init", "other.pth"]))
 
 
 def test_signals_stay_alive_through_a_fresh_network_and_its_flow_begins_near_zero(material):
@@ -280,6 +282,20 @@ def test_stages_that_do_not_end_the_run_are_refused(crops, ends):
 def test_numbers_that_make_no_run_are_named(typed, tmp_path, words):
     status, _, error = typed(script.main, script.parser(), *words.split(), "--log_path", tmp_path, "--device", "cpu")
     assert status == 2 and words.split()[0] in error and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", ["--real 0.5", "--val_clips a.mp4", "--clip_flow dis"])
+def test_what_is_asked_of_footage_wants_footage(typed, tmp_path, words):
+    status, _, error = typed(script.main, script.parser(), *words.split(), "--log_path", tmp_path, "--device", "cpu")
+    assert status == 2 and f"{words.split()[0]} is about footage; give --clips" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_clip_is_not_enough_to_train_and_validate_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
+    write_folder(tmp_path / "clips" / "a", clip("a").frames)
+    with pytest.raises(ValueError, match="all 1 clips are for validation; add another"):
+        script.read_footage(script.parser().parse_args(["--clips", str(tmp_path / "clips")]))
 
 
 def test_clips_too_short_for_some_windows_still_give_the_others():

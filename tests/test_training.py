@@ -180,6 +180,34 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
     assert (counted["bad_steps"], clean["bad_steps"]) == ("2", "0") and counted["loss"] == clean["loss"]
 
 
+def test_a_skipped_step_leaves_the_statistics_of_batchnorm_alone(tmp_path):
+    def spoilt(start):
+        for iteration in itertools.count(start):
+            batch = sample_batch(iteration)
+            yield batch._replace(img0=batch.img0 * torch.nan) if iteration == 1 else batch
+
+    def without(start):
+        return (sample_batch(iteration) for iteration in (0, 2))
+
+    ended = []
+    for batches_, steps in ((spoilt, 3), (without, 2)):
+        torch.manual_seed(0)
+        model = models.build("IFRNet_S", "gelu+bn")
+        recipe = Recipe(iterations=steps, ema=0.5)
+        fit(model, batches_, loss, recipe, tmp_path / str(steps), CPU, schedule=lambda progress: 1e-3)
+        ended.append(model)
+    assert len(list(model.buffers())) > 0
+    for a, b in zip(*(model.buffers() for model in ended)):
+        assert torch.equal(a, b)
+
+
+def test_ranks_with_unlike_devices_agree_on_a_precision(monkeypatch):
+    own = training.quickest_amp(CPU)
+    for others, expected in ((["none"], "none"), (["fp16"], "fp16" if own == "bf16" else own), ([own], own)):
+        monkeypatch.setattr(distributed, "gather", lambda value, others=others: [value, *others])
+        assert training.quickest_amp(CPU) == expected
+
+
 def test_too_many_bad_steps_in_a_row_end_the_run_with_what_to_do(tmp_path):
     def nothing_finite(start):
         return (sample_batch(i)._replace(img0=torch.full((2, 3, 32, 32), torch.nan)) for i in itertools.count(start))
@@ -257,11 +285,12 @@ def test_a_run_resumed_with_the_other_optimizer_is_told(tmp_path, optimizer):
         fit(network(), endless, loss, Recipe(iterations=2, optimizer=other), tmp_path, CPU, resume=content)
 
 
+@pytest.mark.parametrize("optimizer", training.OPTIMIZERS)
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
-def test_half_precision_trains_almost_as_single(tmp_path, amp):
-    half = {"amp": amp, "channels_last": True}
+def test_half_precision_trains_almost_as_single(tmp_path, amp, optimizer):
+    half, common = {"amp": amp, "channels_last": True}, {"iterations": 2, "log_every": 2, "optimizer": optimizer}
     for name, options in (("single", {}), ("half", half)):
-        state = fit(network(), endless, loss, Recipe(iterations=2, log_every=2, **options), tmp_path / name, CPU)
+        state = fit(network(), endless, loss, Recipe(**common, **options), tmp_path / name, CPU)
         assert state.iteration == 2 and all(p.dtype == torch.float32 for p in state.model.parameters())
     a, b = (float(rows(tmp_path / name)[0]["loss"]) for name in ("single", "half"))
     assert a != b and a == pytest.approx(b, rel=0.02)
@@ -360,6 +389,19 @@ def test_a_record_that_cannot_be_written_costs_a_line_and_not_the_run(tmp_path, 
     journal.close()
     said = capsys.readouterr().out
     assert "line 1" in said and "line 2" in said and said.count("can be written down") == 1
+
+
+def test_a_line_that_a_full_disk_cut_costs_that_line_alone(tmp_path):
+    journal = Journal(tmp_path)
+    for iteration in (1, 2):
+        journal.numbers(iteration, {"loss": 1.0, "psnr": 2.0})
+    with open(tmp_path / "metrics.csv", "a") as file:
+        file.write("3,1")  # and then there was room again
+    journal.numbers(4, {"loss": 1.0, "psnr": 2.0})
+    journal.numbers(5, {"loss": 1.0, "psnr": 2.0})
+    journal.close()
+    Journal(tmp_path, start=5).close()
+    assert [row["iteration"] for row in rows(tmp_path)] == ["1", "2", "5"]
 
 
 # Checkpoints

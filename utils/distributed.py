@@ -12,7 +12,7 @@ started by neither is the only rank of one, and everything here then costs nothi
 import argparse
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
@@ -98,6 +98,12 @@ def maximum(value: torch.Tensor) -> torch.Tensor:
     if world_size() > 1:
         dist.all_reduce(value, dist.ReduceOp.MAX)
     return value
+
+
+def as_on_main(values: Iterable[torch.Tensor]) -> None:
+    """Give all ranks what the main rank holds, in place."""
+    for value in values if world_size() > 1 else ():
+        dist.broadcast(value, 0)
 
 
 def barrier() -> None:

@@ -189,13 +189,18 @@ def announce(
         )
 
 
-def newest(folder: Path) -> dict | None:
-    """The newest whole checkpoint of a run, if any; what is passed over is said, and that there is none."""
+def newest(folder: Path, otherwise: str = "a new one begins") -> dict | None:
+    """The newest whole checkpoint of a run, if any; what is passed over is said, and that there is none.
+
+    ValueError where there are checkpoints and none is whole: a new run would overwrite what may still be saved.
+    """
     content, warnings = checkpoint.newest(folder)
+    if warnings and content is None:
+        raise ValueError(f"{warnings[0]}; repair it or move it away, or begin elsewhere with --log_path")
     for line in warnings if distributed.is_main() else ():
         print(f"passed over: {line}", flush=True)
     if content is None and distributed.is_main():
-        print(f"{folder}: no run to go on with in this folder; a new one begins", flush=True)
+        print(f"{folder}: no run to go on with in this folder; {otherwise}", flush=True)
     return content
 
 
@@ -210,7 +215,8 @@ def find_resume(args: argparse.Namespace, folder: Path, per_epoch: int) -> dict 
 
     ValueError where a new run would overwrite one, or where --resume_epoch is not the checkpoint's.
     """
-    if args.resume == "auto" and (content := newest(folder)):
+    instead = [f"{args.resume_path} is what to begin with"] if args.resume_path else []
+    if args.resume == "auto" and (content := newest(folder, *instead)):
         return content
     if args.resume_path is None:
         if args.resume_epoch:

@@ -28,13 +28,20 @@ class Muon(torch.optim.Optimizer):
         self.adamw = torch.optim.AdamW([w for w in weights if w.ndim < 2], lr=lr, weight_decay=0.0, fused=True)
         kernels = {"params": [w for w in weights if w.ndim >= 2]}
         super().__init__([kernels, *self.adamw.param_groups], {"lr": lr})
+        self.adamw.state = self.state  # one optimizer to save and load
         self.half, self.found_inf = half, torch.zeros((), device=weights[0].device)
+        self._step_supports_amp_scaling = True  # GradScaler then sets found_inf too, and does not wait for the device
+
+    def load_state_dict(self, content: dict) -> None:
+        super().load_state_dict(content)
+        # Its own way, because it adds what versions of PyTorch before this one did not save.
+        self.adamw.__setstate__({"state": self.state, "param_groups": self.param_groups[1:]})
 
     @torch.no_grad()
     def step(self) -> None:
-        kernels, *others = self.param_groups
+        kernels = self.param_groups[0]
         skipped = self.found_inf > 0
-        for kernel in kernels["params"]:
+        for kernel in (weight for weight in kernels["params"] if weight.grad is not None):
             if "momentum" not in self.state[kernel]:
                 self.state[kernel]["momentum"] = torch.zeros_like(kernel)
             momentum = self.state[kernel]["momentum"]
@@ -44,7 +51,6 @@ class Muon(torch.optim.Optimizer):
             turned = orthogonal(matrix.bfloat16() if self.half else matrix).view(kernel.shape)
             length = kernels["lr"] * RMS * max(matrix.shape) ** 0.5
             kernel.copy_(torch.where(skipped, kernel, kernel - length * turned))
-        self.adamw.param_groups, self.adamw.state = others, self.state  # one optimizer to save and load
         self.adamw.found_inf = self.found_inf
         self.adamw.step()
 

@@ -64,10 +64,13 @@ class Recipe:
 
 
 def quickest_amp(device: torch.device) -> str:
-    """The precision of AMP that a device has instructions for: without them, half precision is many times slower."""
+    """The precision of AMP that the devices of all ranks have instructions for: without them, half precision is many
+    times slower. All ranks ask together."""
     if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    return "bf16" if cpu_has_bf16() else "none"
+        own = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    else:
+        own = "bf16" if cpu_has_bf16() else "none"
+    return min(distributed.gather(own), key=("none", "fp16", "bf16").index)
 
 
 def cosine(start: float, end: float) -> Callable[[float], float]:
@@ -198,6 +201,7 @@ def fit(
 
     def examine() -> None:
         try_to_save()  # a long validation must not stand between a run and what it has learnt
+        distributed.as_on_main(state.judged.buffers())  # BatchNorm's are of a rank's own batches
         scores = validate(state.judged)
         score = next(iter(scores.values()))
         if journal:
@@ -270,6 +274,8 @@ def step(
     skipped, because one of them was not finite, and the number of samples. All stay on the device.
     """
     state.optimizer.zero_grad(set_to_none=True)
+    buffers = list(state.model.buffers())  # of BatchNorm: what a forward pass changes
+    before = [buffer.clone() for buffer in buffers]
     samples, total, finite = 0, {}, True
     for k in range(recipe.accumulate):
         batch = _to_device(next(stream), device, recipe)
@@ -288,6 +294,8 @@ def step(
                 state.scaler.scale(sum(terms.values())).backward()
         total = {name: term.detach() + total.get(name, 0) for name, term in terms.items()}
     if not finite:
+        for buffer, old in zip(buffers, before):
+            buffer.copy_(old)
         return total, torch.zeros(()), torch.ones(()), samples
 
     state.scaler.unscale_(state.optimizer)
@@ -300,6 +308,8 @@ def step(
         state.optimizer.found_inf = bad  # the fused step then changes nothing, and the CPU need not ask
     state.scaler.step(state.optimizer)
     state.scaler.update()
+    for buffer, old in zip(buffers, before):
+        buffer.copy_(torch.where(bad > 0, old, buffer))
     if state.ema:
         _average(state.ema, state.model, min(recipe.ema, (1 + state.iteration) / (10 + state.iteration)))
     return total, norm, bad, samples
