@@ -51,7 +51,7 @@ def rate(text: str) -> Fraction:
         value = Fraction(text)
     except (ValueError, ZeroDivisionError):
         value = Fraction(0)
-    if not 0 < value <= 10000:
+    if not Fraction(1, 1000) <= value <= 10000:
         raise argparse.ArgumentTypeError(f"{text!r} is no frame rate; give 60, 23.976 or 60000/1001")
     return value
 
@@ -72,7 +72,7 @@ def parser() -> cli.Parser:
     options.add_argument("--factor", type=cli.positive, help="frames for each one of the input (default: 2)")
     options.add_argument("--fps", type=rate, help="frames a second, such as 60 or 60000/1001, in place of --factor")
     options.add_argument("--slow", type=cli.positive, default=1, help="stretch time by this; drops the sound")
-    options.add_argument("--input_fps", type=rate, default=Fraction(24), help="of a folder of pictures (default: 24)")
+    options.add_argument("--input_fps", type=rate, help="of a folder of pictures (default: 24)")
     options.add_argument("--cuts", choices=("yes", "no"), default="yes", help="look for cuts (default: yes)")
     options.add_argument("--dedup", action="store_true", help="drop repeated frames first, keep the output's times")
     options.add_argument("--codec", choices=video_out.CODECS, help="default: h264, for .webm vp9; ffv1 is lossless")
@@ -97,7 +97,9 @@ def parser() -> cli.Parser:
 
 def main(args: argparse.Namespace) -> None:
     kind = check_output(args)
-    source = video.open_source(args.input, args.input_fps)
+    if args.input_fps and not Path(args.input).is_dir():
+        raise ValueError(f"--input_fps {args.input_fps}: {args.input} is no folder of pictures; leave it away")
+    source = video.open_source(args.input, args.input_fps or Fraction(24))
     grid = Grid(args.factor or (1 if args.fps else max(2, args.slow)), args.fps, args.slow)
     with distributed.ranks(args) as device:
         options = (args.model_name, args.checkpoint, device, args.precision, args.scale)
@@ -107,6 +109,8 @@ def main(args: argparse.Namespace) -> None:
             preview(args, source, grid, call)
             return
         form = output_format(args, source, grid, kind)
+        if kind == ".gif" and form.rate > video_out.FASTEST_GIF:
+            raise ValueError(f"{args.output}: a GIF shows {video_out.FASTEST_GIF} frames a second; give --fps 50")
         for note in (*source.notes, *notes(args, source, form, kind)):
             say(note)
         job = Job(args, source, grid, call, form, kind)
@@ -138,11 +142,15 @@ def check_output(args: argparse.Namespace) -> str:
         for option in ("compare", "codec", "crf"):
             if getattr(args, option) is not None:
                 raise ValueError(f"--{option} {getattr(args, option)}: means nothing to a preview; leave it away")
+        if args.resume:
+            raise ValueError("--resume: means nothing to a preview; leave it away")
         kind = "picture"
     else:
         kind = video_out.kind_of(args.output)
         check_encoding(args, kind)
     if kind == "pipe":
+        if args.resume:
+            raise ValueError("--resume: what went down a pipe is not known; name a file")
         return kind
     if args.input != video.PIPE and out.exists() and Path(args.input).exists() and out.samefile(args.input):
         raise ValueError(f"{out}: is the input; give the output another name")
@@ -216,6 +224,7 @@ def output_format(args: argparse.Namespace, source: video.Source, grid: Grid, ki
         rate=shown,
         tick=1 / shown if kind == "pipe" else grid.tick(source.step, source.rate),
         origin=Fraction(0) if kind in ("pipe", ".gif") else source.origin,
+        longest=source.longest and not grid.rate and source.longest * grid.slow / grid.factor or None,
         codec=codec,
         crf=args.crf,
         colour=source.colour,
@@ -229,6 +238,8 @@ def notes(args: argparse.Namespace, source: video.Source, form: video_out.Format
         yield f"{args.output}: without sound and subtitles, because --slow {args.slow} stretches time"
     elif source.has_sound and kind not in video_out.DEFAULTS:
         yield f"{args.output}: without sound and subtitles, which have no place there"
+    elif source.has_sound:
+        yield from video_out.left_out(source.path, Path(args.output))
     if kind in video_out.DEFAULTS and form.even and (form.width % 2 or form.height % 2):
         name = f"{args.output}: {form.width}x{form.height} is odd"
         yield f"{name}; the last row or column is doubled, as {form.codec} needs it"
@@ -344,8 +355,7 @@ def join(job: Job, parts: list[Path], whole: bool = True) -> None:
         video_out.join_gif(parts, out)
     else:
         sound = job.source if job.source.has_sound and job.args.slow == 1 else None
-        for note in video_out.join_videos(parts, out, job.form, sound, whole):
-            say(note)
+        video_out.join_videos(parts, out, job.form, sound, whole)
 
 
 def counted(made: Iterator[Picture], total: int | None, rate: Fraction) -> Iterator[Picture]:

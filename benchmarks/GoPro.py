@@ -21,7 +21,7 @@ from datasets.gopro import PAGE, TEST_VIDEOS
 def splits(root: Path, args: argparse.Namespace) -> list[Split]:
     parent = root / "test" if (root / "test").is_dir() else root  # the set is also seen flat
     cases = [case for video in TEST_VIDEOS for case in windows(find_folder(parent, video, PAGE))]
-    return [Split("8x", cases, centre_512, full=len(cases))]
+    return [Split("8x", cases, centre_512)]
 
 
 BENCHMARK = Benchmark("GoPro", "GOPRO", "", PAGE, splits)

@@ -129,8 +129,12 @@ def table(results: list[dict]) -> str:
             beside = result["published"][split] or {}
             if beside and first["protocol"] != "paper":
                 notes.add("published numbers are by the paper's protocol, not by this one")
+            if beside and first["other_scale"]:
+                notes.add(f"published numbers are not of --scale {first['other_scale']}")
             if beside and average["full"] not in (None, average["cases"]):
                 notes.add(f"published numbers of {split} are of {average['full']} cases, not of {average['cases']}")
+            if beside and average["full"] is None:
+                notes.add(f"published numbers of {split} are of the whole set; whether this is all of it is not known")
             rows.append(
                 [result["model"], split, cases]
                 + [shown(name, average.get(name)) for name in names]

@@ -148,6 +148,8 @@ def main(args: argparse.Namespace) -> None:
     path = args.check or args.out or Path(f"{model.name}{SUFFIXES[args.format]}")
     if args.out and path.suffix != SUFFIXES[args.format]:
         raise ValueError(f"{path}: {args.format} ends in {SUFFIXES[args.format]}; name it so, or give another --format")
+    if args.providers and path.suffix != SUFFIXES["onnx"]:
+        raise ValueError(f"--providers: are of onnxruntime, which does not run {path}; leave them away")
     if args.check is None:
         export(model, args.format, path, args.size)
         print(f"wrote {path}")
@@ -169,7 +171,7 @@ def size(text: str) -> tuple[int, int] | None:
     if text == "dynamic":
         return None
     width, _, height = text.partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
+    if not (width.isdecimal() and height.isdecimal() and min(int(width), int(height)) >= DIVISOR):
         raise argparse.ArgumentTypeError(f"{text!r} is no size; give WIDTHxHEIGHT such as 1280x720, or dynamic")
     return int(height), int(width)
 

@@ -19,7 +19,7 @@ from conftest import ROOT
 from scoring import frame, psnr_by_hand, result, score
 
 import models
-from benchmarks import Adobe240, Vimeo90K, common, video
+from benchmarks import Adobe240, Vimeo90K, common, store, video
 from utils import io, metrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -94,6 +94,19 @@ def test_the_protocols_round_and_turn(vimeo, weights, tmp_path, typed):
         got = json.loads(path.read_text())["average"]["test"]
         assert got["psnr"] == pytest.approx(psnr_by_hand(prediction, truth.movedim(0, -1).numpy()), abs=1e-4)
         assert got["cases"] == 1
+
+
+def test_published_numbers_of_another_scale_or_of_who_knows_how_many_cases_are_told_apart(
+    vimeo, weights, tmp_path, typed
+):
+    for scale in (1, 0.5):
+        words = ["--checkpoint", weights, "--scale", scale, "--limit", 1]
+        done = score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path / str(scale), *words)
+        assert ("published numbers are not of --scale 0.5" in done.out) == (scale == 0.5)
+    (path,) = (tmp_path / "1").glob("*.json")
+    got = json.loads(path.read_text())
+    got["average"]["test"]["full"] = None
+    assert "published numbers of test are of the whole set; whether this is" in store.table([got])
 
 
 def test_batches_change_no_score(vimeo, weights, tmp_path, typed):

@@ -106,11 +106,14 @@ def test_of_weights_that_ignore_t_it_says_so(model, tmp_path, capsys):
         ("--checkpoint", "none.pth", "none.pth: no such checkpoint"),
         ("--out", "net.pth", "net.pth: onnx ends in .onnx"),
         ("--format", "tflite", "invalid choice: 'tflite'"),
+        ("--size", "0x16", "'0x16' is no size"),
+        ("--check", "net.pt2", "--providers: are of onnxruntime, which does not run"),
     ],
 )
 def test_what_is_wrong_ends_in_one_line(tmp_path, option, value, words):
-    value = value if option == "--format" else str(tmp_path / value)
+    value = value if option in ("--format", "--size") else str(tmp_path / value)
     command = [sys.executable, "-m", "models.export", option, value]
+    command += ["--providers", "CPUExecutionProvider"] if option == "--check" else []
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and words in done.stderr
     assert not list(tmp_path.iterdir())

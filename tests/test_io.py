@@ -91,6 +91,20 @@ def test_grey_transparent_and_turned_pictures_become_upright_rgb(tmp_path, pictu
     assert np.abs(io.read_image(tmp_path / "turned.jpg").astype(int) - turned).max() < 10
 
 
+def test_a_jpeg_with_something_behind_it_is_whole(tmp_path, picture):
+    """Telephones put a film there, in which bytes may stand for anything."""
+    path = tmp_path / "picture.jpg"
+    io.write_image(path, picture)
+    whole = path.read_bytes()
+    expected, film = io.read_image(path), np.random.default_rng(0).bytes(3000)
+    for behind in (b"\xff\xda", film + b"\xff\xd9\xff\xda", film):
+        path.write_bytes(whole + behind)
+        assert (io.read_image(path) == expected).all()
+    path.write_bytes(whole[:-2])
+    with pytest.raises(ValueError, match="picture.jpg"):
+        io.read_image(path)
+
+
 @pytest.mark.parametrize("ending", [".png", ".jpg", ".ppm"])
 def test_a_picture_that_is_cut_anywhere_is_refused_by_name(tmp_path, picture, ending):
     io.write_image(tmp_path / f"whole{ending}", picture)

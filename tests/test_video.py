@@ -59,6 +59,13 @@ def test_times_that_a_container_rounded_are_put_right(tmp_path):
     assert [frame.time for frame in frames] == [i / rate for i in range(12)]
 
 
+def test_times_stay_exact_where_parts_begin_between_milliseconds(tmp_path):
+    rate = Fraction(13, 3)
+    source = encode(tmp_path / "in.mp4", moving(40), rate)
+    run(source, tmp_path / "out.mp4", "--segment", "1")
+    assert decode(tmp_path / "out.mp4")[0] == [k / (2 * rate) for k in range(79)]
+
+
 def test_unequal_times_are_honoured(tmp_path):
     moments = [Fraction(k, 30) for k in (0, 1, 3, 4, 8, 9)]
     source = encode(tmp_path / "in.mp4", moving(6), 30, moments)
@@ -67,6 +74,48 @@ def test_unequal_times_are_honoured(tmp_path):
     assert decode(tmp_path / "out.mp4")[0] == sorted(moments + middles)
     grid = Grid(rate=Fraction(60))
     assert grid.times(moments[1], moments[2]) == [Fraction(k, 60) for k in (2, 3, 4, 5)]
+
+
+@pytest.mark.parametrize("gap", [15, 400])
+@pytest.mark.parametrize("name", ["out.mp4", "out.mkv"])
+def test_times_of_no_simple_rate_survive_a_long_pause(tmp_path, name, gap):
+    """Such as a telephone or a recorder of screens gives: a unit fine enough for all of them overflows in the pause."""
+    rng = np.random.default_rng(0)
+    moments = np.cumsum([0, *rng.integers(2000, 4000, 30), 90000 * gap, *rng.integers(2000, 4000, 9)])
+    moments = [Fraction(int(moment), 90000) for moment in moments]
+    source = encode(tmp_path / "in.mp4", moving(len(moments)), NTSC, moments)
+    run(source, tmp_path / name, "--cuts", "no")
+    times = decode(tmp_path / name)[0]
+    assert len(times) == 2 * len(moments) - 1
+    step = Fraction(1, 1000) if name == "out.mkv" else Fraction(1, 90000)
+    assert max(abs(a - b) for a, b in zip(times[::2], moments)) <= step
+
+
+@pytest.mark.parametrize("fps", ["23.976023976", "59.94005994", "0.001"])
+def test_rates_with_many_digits_are_taken(tmp_path, fps):
+    source = encode(tmp_path / "in.mp4", moving(25), 5)
+    run(source, tmp_path / "out.mp4", "--fps", fps)
+    times = decode(tmp_path / "out.mp4")[0]
+    assert len(times) == int(Fraction(24, 5) * Fraction(fps)) + 1
+    assert max(abs(time - k / Fraction(fps)) for k, time in enumerate(times)) <= Fraction(1, 90000)
+
+
+@pytest.mark.parametrize("name", ["in.avi", "in.h264", "in.mpg"])
+def test_frames_of_files_that_do_not_say_when_each_is_shown_all_come_in_order(tmp_path, name):
+    """AVI has the order of decoding alone, a raw stream no times at all; pictures between others are decoded late."""
+    images = moving(60)
+    source = encode(tmp_path / name, images, codec="mpeg2video" if name == "in.mpg" else "libx264", bf="3", g="12")
+    whole = video.open_source(str(source))
+    frames = list(whole.frames())
+    assert whole.count == len(frames) == 60 and whole.damaged == 0
+    assert [frame.time for frame in frames] == [Fraction(k, 25) for k in range(60)]
+    assert whole.last == frames[-1].time
+    for k, frame in enumerate(frames):  # the next picture is 2 pixels further
+        near = [np.abs(frame.image.astype(int) - images[i]).mean() for i in range(max(k - 1, 0), min(k + 2, 60))]
+        assert np.argmin(near) == min(k, 1)
+    middle = list(whole.frames(Fraction(31, 25)))
+    assert [frame.time for frame in middle] == [Fraction(k, 25) for k in range(31, 60)]
+    assert all((a.image == b.image).all() for a, b in zip(middle, frames[31:]))
 
 
 def test_a_file_that_begins_late_keeps_its_beginning(tmp_path):
@@ -252,7 +301,7 @@ def test_lost_transparency_is_told(tmp_path, alpha):
 
 
 def test_sound_is_copied_packet_by_packet(tmp_path):
-    source = encode(tmp_path / "in.mp4", moving(60), sound=True)
+    source = encode(tmp_path / "in.mp4", moving(60), sound="aac")
     run(source, tmp_path / "out.mp4", "--segment", "1")
     assert packets(tmp_path / "out.mp4", "audio") == packets(source, "audio")
     assert len(packets(source, "audio")) > 90
@@ -262,8 +311,36 @@ def test_sound_is_copied_packet_by_packet(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    "first, sound, name, kept",
+    [
+        ("in.mkv", "libopus", "out.mov", False),
+        ("in.mkv", "libopus", "out.MP4", True),
+        ("in.mkv", "libopus", "out.mkv", True),
+        ("in.avi", "pcm_s16le", "out.mp4", False),
+        ("in.avi", "pcm_s16le", "out.mov", True),
+    ],
+)
+def test_sound_that_a_file_cannot_hold_is_left_out_and_told(tmp_path, capsys, first, sound, name, kept):
+    """Some kinds of file refuse it only when they begin or end, when all frames are made."""
+    source = encode(tmp_path / first, moving(10), sound=sound)
+    run(source, tmp_path / name)
+    assert len(decode(tmp_path / name)[0]) == 19
+    assert ("cannot be stored in" in capsys.readouterr().err) == (not kept)
+    with av.open(str(tmp_path / name)) as container:
+        assert len(container.streams.audio) == kept
+
+
+def test_names_in_capitals_are_names_all_the_same(tmp_path):
+    source = encode(tmp_path / "in.mp4", moving(4))
+    for name in ("out.mp4", "OUT.MP4", "out.m4v"):
+        run(source, tmp_path / name, "--codec", "h265")
+        data = (tmp_path / name).read_bytes()
+        assert b"hvc1" in data and data.index(b"moov") < data.index(b"mdat")
+
+
 def test_slow_motion_is_silent_and_says_so(tmp_path, capsys):
-    run(encode(tmp_path / "in.mp4", moving(10), sound=True), tmp_path / "out.mp4", "--slow", "2")
+    run(encode(tmp_path / "in.mp4", moving(10), sound="aac"), tmp_path / "out.mp4", "--slow", "2")
     with av.open(str(tmp_path / "out.mp4")) as container:
         assert [stream.type for stream in container.streams] == ["video"]
     assert "--slow 2" in capsys.readouterr().err

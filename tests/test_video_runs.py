@@ -35,7 +35,7 @@ def clip(tmp_path):
 
 
 def long_clip(tmp_path):
-    return encode(tmp_path / "in.mp4", moving(25) * 12, sound=True)
+    return encode(tmp_path / "in.mp4", moving(25) * 12, sound="aac")
 
 
 def wait_for(path, process):
@@ -103,7 +103,7 @@ def test_an_interrupt_behind_a_gap_in_time_leaves_and_resumes_all_that_is_done(t
 
 @pytest.mark.parametrize("options", [(), ("--fps", "60", "--dedup")])
 def test_two_ranks_make_the_file_of_one(tmp_path, options):
-    source = encode(tmp_path / "in.mp4", moving(70), sound=True)
+    source = encode(tmp_path / "in.mp4", moving(70), sound="aac")
     run(source, tmp_path / "one.mp4", "--segment", "1", *options)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", SCRIPT]
     command += [str(source), str(tmp_path / "two.mp4"), "--segment", "1", "--model_name", "average", *options]
@@ -129,6 +129,14 @@ def test_gif_in_and_out(tmp_path):
     run(tmp_path / "out.gif", tmp_path / "back.mp4", "--factor", "1", "--codec", "ffv1")
     _, back = decode(tmp_path / "back.mp4")
     assert all((a == b).all() for a, b in zip(images, back, strict=True))
+
+
+def test_frames_closer_than_a_gif_can_tell_are_all_there(tmp_path):
+    moments = [Fraction(k, 1000) for k in (0, 40, 44, 48, 52, 120)]
+    run(encode(tmp_path / "in.mkv", moving(6), 25, moments), tmp_path / "out.gif", "--factor", "1")
+    with av.open(str(tmp_path / "out.gif")) as container:
+        times = [frame.pts * frame.time_base for frame in container.decode(video=0)]
+    assert times == [Fraction(k, 100) for k in (0, 4, 5, 6, 7, 12)]
 
 
 def test_the_last_frame_of_a_gif_is_shown_as_long_as_the_others(tmp_path, clip):
@@ -293,6 +301,9 @@ def test_outputs_that_cannot_be_are_refused_before_anything_is_done(tmp_path, cl
     assert "is the input" in complaint(capsys, clip, clip, "--overwrite")
     assert "give one of them" in complaint(capsys, clip, tmp_path / "out.mp4", "--factor", "2", "--fps", "60")
     assert "cannot be stored in .webm" in complaint(capsys, clip, tmp_path / "out.webm", "--codec", "h264")
+    for codec in ("vp9", "av1"):
+        assert f"{codec} cannot be stored in .mov" in complaint(capsys, clip, tmp_path / "out.mov", "--codec", codec)
+    assert "100 frames a second; give --fps 50" in complaint(capsys, clip, tmp_path / "out.gif", "--fps", "101")
     assert "'0' is not a whole number" in complaint(capsys, clip, tmp_path / "out.mp4", "--factor", "0")
     assert "no frame rate" in complaint(capsys, clip, tmp_path / "out.mp4", "--fps", "1/0")
     assert "not auto, none or a number" in complaint(capsys, clip, tmp_path / "out.mp4", "--tile", "half")
@@ -438,6 +449,9 @@ def test_options_that_the_output_cannot_follow_are_refused(tmp_path, clip, capsy
     for words in (("--compare", "side"), ("--codec", "h264"), ("--crf", "0")):
         line = complaint(capsys, clip, tmp_path / "out.png", "--preview", "2", *words)
         assert f"{' '.join(words)}: means nothing to a preview" in line
+    assert "--resume: means nothing" in complaint(capsys, clip, tmp_path / "out.png", "--preview", "2", "--resume")
+    assert "--resume: what went down a pipe is not known" in complaint(capsys, clip, "-", "--resume")
+    assert "no folder of pictures" in complaint(capsys, clip, tmp_path / "out.mp4", "--input_fps", "12")
     assert not list(tmp_path.glob("*out*"))
 
 

@@ -16,6 +16,7 @@ from utils import cli
 SCRIPT = str(ROOT / "interpolate_video.py")
 HEIGHT, WIDTH = 64, 128  # x264's decisions vary from run to run for frames of less than eight blocks in width
 NTSC = Fraction(30000, 1001)
+RATES = {"aac": 44100, "libopus": 48000, "pcm_s16le": 44100}  # samples a second
 
 
 def texture(seed, height=HEIGHT, width=WIDTH + 256):
@@ -30,8 +31,9 @@ def moving(count, seed=0, step=2):
     return [np.ascontiguousarray(wide[:, step * i : step * i + WIDTH]) for i in range(count)]
 
 
-def encode(path, images, rate=25, times=None, codec="libx264", pix_fmt="yuv420p", sound=False, colour=None, **options):
-    """A video file, made with PyAV alone. times: in seconds, or at the constant rate. colour: matrix, range."""
+def encode(path, images, rate=25, times=None, codec="libx264", pix_fmt="yuv420p", sound=None, colour=None, **options):
+    """A video file, made with PyAV alone. times: in seconds, or at the constant rate. sound: an encoder's name. colour:
+    matrix, range."""
     rate = Fraction(rate)
     times = times or [i / rate for i in range(len(images))]
     tick = Fraction(1, 90000) if any((t * rate).denominator != 1 for t in times) else 1 / rate
@@ -46,7 +48,8 @@ def encode(path, images, rate=25, times=None, codec="libx264", pix_fmt="yuv420p"
             stream.codec_context.colorspace, stream.codec_context.color_range = colour
         if turned:
             stream.set_display_rotation(turned)
-        audio = output.add_stream("aac", rate=44100, layout="mono") if sound else None
+        layout = "stereo" if sound and sound.startswith("pcm") else "mono"
+        audio = output.add_stream(sound, rate=RATES[sound], layout=layout) if sound else None
         for image, moment in zip(images, times):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             space = {1: 1, 6: 5}[matrix]
@@ -56,11 +59,15 @@ def encode(path, images, rate=25, times=None, codec="libx264", pix_fmt="yuv420p"
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
         if sound:
-            wave = np.sin(np.arange(int(44100 * (times[-1] + 1 / rate))) * 0.06).astype(np.float32)[None] / 3
+            wave = np.sin(np.arange(int(RATES[sound] * (times[-1] + 1 / rate))) * 0.06).astype(np.float32)[None] / 3
             for start in range(0, wave.shape[1], 1024):
                 block = np.ascontiguousarray(wave[:, start : start + 1024])
-                frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="mono")
-                frame.sample_rate, frame.pts = 44100, start
+                if sound.startswith("pcm"):
+                    both = (block * 32767).astype(np.int16).repeat(2, 1)
+                    frame = av.AudioFrame.from_ndarray(both, format="s16", layout="stereo")
+                else:
+                    frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="mono")
+                frame.sample_rate, frame.pts = RATES[sound], start
                 output.mux(audio.encode(frame))
             output.mux(audio.encode(None))
     return path

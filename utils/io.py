@@ -30,6 +30,8 @@ IMAGES = {".png": PNG, ".jpg": JPEG, ".jpeg": JPEG, ".ppm": PPM}
 PPM_HEADER = re.compile(rb"P6(?:\s+#[^\n]*)*\s+(\d+)(?:\s+#[^\n]*)*\s+(\d+)(?:\s+#[^\n]*)*\s+(\d+)\s")
 TOLD = mmap.mmap(-1, 2)  # whether a loss was told, by its number; processes that are forked off to read ahead share it
 BITS, TRANSPARENCY = range(2)
+JPEG_MARKER = re.compile(rb"\xff([^\x00\xff])", re.DOTALL)
+JPEG_ALONE = {bytes([0x01]), *(bytes([number]) for number in range(0xD0, 0xD9))}  # markers that nothing belongs to
 PNG_WITH_ALPHA = (4, 6)  # kinds of colour, in byte 25
 FLO_MAGIC = b"PIEH"  # 202021.25 as a float32: the Middlebury flow format
 KITTI_ZERO, KITTI_STEPS = 2**15, 64  # the KITTI flow format: steps of 1/64 pixel around 2^15
@@ -215,7 +217,16 @@ def _png_whole(data: bytes) -> bool:
 
 
 def _jpeg_whole(data: bytes) -> bool:
-    return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda") > 0  # an end after the last start of a scan
+    """Whether the first picture ends; telephones put films behind it."""
+    position, scans = 2, 0
+    while marker := JPEG_MARKER.search(data, position):
+        position = marker.end()
+        if marker[1] == b"\xd9":
+            return scans > 0
+        if marker[1] not in JPEG_ALONE:  # all others tell their length; what follows a scan's head is searched through
+            position += int.from_bytes(data[position : position + 2], "big")
+            scans += marker[1] == b"\xda"
+    return False
 
 
 def _ppm_whole(data: bytes) -> bool:

@@ -34,6 +34,8 @@ MATRICES = {BT709, 4, 7, 9}  # those with a conversion of their own: also FCC, S
 LARGEST_SD = 576  # rows up to which an unspecified matrix is BT.601, as players take it
 SLACK, NOTED = Fraction(1, 2), Fraction(1, 10)  # seconds that a file may be shorter than it says; what is told of that
 COPIED = ("audio", "subtitle")  # streams that go into the output as they are
+UNORDERED = ("avi",)  # kinds of file that tell when frames are decoded, and not when they are shown
+GUESSED = ("mpeg",)  # those of whose frames some have times, so that reading from the middle gets others wrong
 Y4M = "yuv4mpegpipe"  # FFmpeg's name; it passes over a last frame that is not whole
 TURNS = {90: ("transpose=cclock",), -90: ("transpose=clock",), 180: ("hflip", "vflip")}
 
@@ -58,8 +60,8 @@ class Source:
 
     width, height: of upright frames. rate: frames a second, nominal. step: the unit of the input's times. origin: time
     of the first frame in the file. count: frames, and last: time of the last one; None where only reading can tell.
-    aspect: of a pixel. pix_fmt: FFmpeg's name of the pixels' format. notes: what a person should know, one line each.
-    damaged: frames that were left out so far.
+    longest: time between two frames, None where all are equal. aspect: of a pixel. pix_fmt: FFmpeg's name of the
+    pixels' format. notes: what a person should know, one line each. damaged: frames that were left out so far.
     """
 
     path: str
@@ -70,6 +72,7 @@ class Source:
     origin = Fraction(0)
     count: int | None = None
     last: Fraction | None = None
+    longest: Fraction | None = None
     colour = Colour()
     aspect = Fraction(1)
     pix_fmt = "rgb24"
@@ -122,6 +125,7 @@ class Video(Source):
             self.rate = stream.guessed_rate or stream.average_rate or Fraction(25)
             self.step = stream.time_base
             self.has_sound = any(other.type in COPIED for other in container.streams)
+            self.ordered, self.timed = container.format.name in UNORDERED, container.format.name not in GUESSED
             frame = next(self._decode(container, stream), None)
             if frame is None:
                 raise ValueError(f"{path}: not a single frame can be decoded")
@@ -133,7 +137,7 @@ class Video(Source):
     def frames(self, start: Fraction = Fraction(0)) -> Iterator[Frame]:
         turn, reformatter = self._turn(), VideoReformatter()
         # Indices of files are approximate: where one leads behind `start`, look further back.
-        for back in (0, 2, 10, None) if start else (None,):
+        for back in (0, 2, 10, None) if start and self.timed else (None,):
             before = self.damaged
             with self._open() as container:
                 stream = _video_stream(container, self.path)
@@ -170,12 +174,14 @@ class Video(Source):
                 self.damaged += not start or packet.pts is None or packet.pts * self.step - self.origin >= start
 
     def _time(self, frame: av.VideoFrame, latest: Fraction | None) -> Fraction:
-        if frame.pts is None:
+        moment = frame.dts if self.ordered else frame.pts
+        if moment is None:
             return Fraction(0) if latest is None else latest + 1 / self.rate
-        return snapped(frame.pts * self.step - self.origin, self.rate, self.step)
+        return snapped(moment * self.step - self.delay - self.origin, self.rate, self.step)
 
     def _describe(self, frame: av.VideoFrame, stream: av.VideoStream) -> None:
         self.origin = (frame.pts or 0) * self.step
+        self.delay = (frame.dts or 0) * self.step - self.origin if self.ordered else Fraction(0)
         self.aspect = stream.sample_aspect_ratio or Fraction(1)
         self.turned = frame.rotation
         self.width, self.height = frame.width, frame.height
@@ -193,17 +199,19 @@ class Video(Source):
             self.notes += (f"{self.path}: interlaced; every frame is taken as one moment: deinterlace it first",)
 
     def _scan(self) -> None:
-        count, last, end, read = 0, self.origin, Fraction(0), 0
+        count, times, end, read = 0, [self.origin], Fraction(0), 0
         with self._open() as container:
             video, duration = _video_stream(container, self.path), container.duration
             for packet in container.demux():
+                seen = packet.stream.index == video.index and packet.size and not packet.is_discard
+                count += seen
                 if packet.pts is None:
                     continue
                 read = (packet.pos or 0) + packet.size
                 time = packet.pts * packet.time_base
                 end = max(end, time + (packet.duration or 0) * packet.time_base)
-                if packet.stream.index == video.index and not packet.is_discard:
-                    count, last = count + 1, max(last, time)
+                if seen:
+                    times.append(time)
             start = Fraction(container.start_time or 0, av.time_base)
             self.damaged += container.format.name == Y4M and read < container.size
         promised = Fraction(duration or 0, av.time_base) + start
@@ -215,7 +223,13 @@ class Video(Source):
                 f"{self.path}: cut short: {float(end - start):.1f} of {float(promised - start):.1f} s are there; "
                 "copy it again, or have what there is rewritten by ffmpeg -i IN -c copy OUT"
             )
-        self.count, self.last = count, snapped(last - self.origin, self.rate, self.step)
+        times.sort()
+        self.timed = self.timed and len(times) > 1  # a raw stream holds none
+        last = times[-1] - self.origin
+        if count > len(times) - 1:  # the last ones may have none
+            last = max(last, (count - 1) / self.rate)
+        self.longest = max((b - a for a, b in zip(times, times[1:])), default=None)
+        self.count, self.last = count, snapped(last, self.rate, self.step)
 
     def _turn(self):
         """A function that makes a decoded frame upright."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from io import BytesIO
+from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +49,8 @@ PART = ".mp4"  # whatever the whole will be: it keeps times exactly, and the ord
 LOSSLESS = "ffv1"
 RAW = "y4m"  # no codec: frames as they are, down a pipe
 KEPT = re.compile(r"(gray)|yuva?j?(420|422|444)p")  # of which these two keep the chroma; deeper ones become 8 bits
-FINEST = 2**31 - 1  # ticks a second: containers count in 32 bits
+MOST = 2**31 - 1  # ticks in a second, and from a frame to the next: containers count in 32 bits
+FASTEST_GIF = 100  # frames a second
 PICTURE = re.compile(r"\d{8}\.png")
 GIF_TICK = Fraction(1, 100)
 # A palette of its own for every frame, so that memory does not grow with the length.
@@ -57,13 +59,15 @@ GIF_FILTERS = ("split", "palettegen=stats_mode=single", "paletteuse=new=1")
 
 class Format(NamedTuple):
     """How frames are written. rate: nominal frames a second. tick: the unit of all times. origin: time of the first
-    frame in the file. aspect: of a pixel. keep: the pixel format of the input, which a lossless codec keeps."""
+    frame in the file. longest: time from a frame to the next, where not 1 / rate. aspect: of a pixel. keep: the pixel
+    format of the input, which a lossless codec keeps."""
 
     width: int
     height: int
     rate: Fraction
     tick: Fraction
     origin: Fraction = Fraction(0)
+    longest: Fraction | None = None
     codec: str = "h264"
     crf: int | None = None
     colour: Colour = Colour()
@@ -86,7 +90,13 @@ class Format(NamedTuple):
     def exact_tick(self) -> Fraction:
         """The unit in which the origin is a whole number, too."""
         tick = common(self.tick, self.origin) if self.origin else self.tick
-        return tick if tick.denominator <= FINEST else Fraction(1, 90000)  # MPEG's
+        fits = tick.denominator <= MOST and (self.longest or 1 / self.rate) / tick < MOST / 2
+        return tick if fits else Fraction(1, 90000)  # MPEG's
+
+    @property
+    def nominal(self) -> Fraction:
+        """The rate as a file can say it."""
+        return self.rate.limit_denominator(MOST // (2 * ceil(self.rate)))
 
 
 class VideoWriter:
@@ -96,9 +106,11 @@ class VideoWriter:
         self.path, self.form, self.written = path, form, 0
         self.reformatter = VideoReformatter()
         codec = CODECS[form.codec] if file is None else Codec("wrapped_avframe", None, {})
+        # MP4 tells when a file begins in units of its own, by default milliseconds.
+        options = {"movie_timescale": str(form.exact_tick.denominator)} if file is None else {}
         with errors(path):
-            self.output = av.open(file or str(path), "w", format=container)
-            stream = self.output.add_stream(codec.encoder, rate=form.rate)
+            self.output = av.open(file or str(path), "w", format=container, options=options)
+            stream = self.output.add_stream(codec.encoder, rate=form.nominal)
             stream.width, stream.height = (n + n % 2 if form.even else n for n in (form.width, form.height))
             stream.pix_fmt = form.pix_fmt
             context = stream.codec_context
@@ -216,14 +228,15 @@ def join_folders(parts: Sequence[Path], out: Path) -> None:
 def join_gif(parts: Sequence[Path], out: Path) -> None:
     """One animation that repeats, out of video parts."""
     with io.replacing(out) as temporary, errors(out), av.open(str(temporary), "w") as output:
-        stream, graph = None, None
+        stream, graph, ticks = None, None, -1
         for frame in _decoded(parts):
             if stream is None:
                 graph = _palette_graph(frame)
                 stream = output.add_stream("gif", rate=100)
                 stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "pal8"
                 stream.codec_context.time_base = GIF_TICK
-            ticks, shown = (round(n * frame.time_base / GIF_TICK) for n in (frame.pts, frame.duration))
+            moment, shown = (round(n * frame.time_base / GIF_TICK) for n in (frame.pts, frame.duration))
+            ticks = max(moment, ticks + 1)
             graph.push(frame)
             reduced = graph.pull()
             reduced.pts, reduced.time_base = ticks, GIF_TICK
@@ -235,32 +248,26 @@ def join_gif(parts: Sequence[Path], out: Path) -> None:
 
 def join_videos(
     parts: Sequence[Path], out: Path, form: Format, source: Source | None = None, whole: bool = True
-) -> list[str]:
-    """One file out of parts, packet by packet, with the sound and the subtitles of `source` (None: without).
-
-    whole: False ends these where the pictures end. Returns what a person should know, one line each.
-    """
-    notes = []
+) -> None:
+    """One file out of parts, packet by packet, with the sound and the subtitles of `source` that it can hold (None:
+    without). whole: False ends these where the pictures end."""
     with io.replacing(out) as temporary, errors(out):
-        faststart = {"movflags": "+faststart"} if out.suffix in MP4 else {}
-        with av.open(str(temporary), "w", options=faststart) as output, av.open(str(parts[0])) as first:
+        mp4 = out.suffix.lower() in MP4
+        options = {"movflags": "+faststart"} if mp4 else {}
+        with av.open(str(temporary), "w", muxer(out), options=options) as output, av.open(str(parts[0])) as first:
             video = output.add_stream_from_template(first.streams.video[0], opaque=True)
-            video.codec_context.framerate = form.rate
+            video.codec_context.framerate = form.nominal
             video.codec_context.sample_aspect_ratio = form.aspect
-            if first.streams.video[0].codec_context.name == "hevc" and out.suffix in MP4:
+            if first.streams.video[0].codec_context.name == "hevc" and mp4:
                 video.codec_context.codec_tag = "hvc1"  # what Apple's players ask for
             packets = [_video_packets(parts, video)]
             if source is not None:
                 container = av.open(source.path)
                 streams = {}
                 for stream in container.streams:
-                    if stream.type in COPIED:
-                        try:
-                            streams[stream.index] = output.add_stream_from_template(stream, opaque=True)
-                            streams[stream.index].metadata.update(stream.metadata)
-                        except ValueError:
-                            kind = f"{stream.type} ({stream.codec_context.name})"
-                            notes.append(f"{out}: {kind} cannot be stored in {out.suffix} and is left out; use .mkv")
+                    if stream.type in COPIED and holds(out, source.path, stream.index):
+                        streams[stream.index] = output.add_stream_from_template(stream, opaque=True)
+                        streams[stream.index].metadata.update(stream.metadata)
                 output.metadata.update({k: v for k, v in container.metadata.items() if k in ("title", "artist")})
                 end = None if whole else _end(parts[-1])
                 packets.append(_other_packets(container, streams, end))
@@ -268,7 +275,6 @@ def join_videos(
                 output.mux(packet)
             if source is not None:
                 container.close()
-    return notes
 
 
 def _video_packets(parts: Sequence[Path], video: av.VideoStream) -> Iterator[tuple]:
@@ -347,14 +353,43 @@ def errors(path: Path | str) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def muxer(out: Path) -> str:
+    """FFmpeg's name for a kind of file; its own choice for .m4v knows H.264 alone."""
+    return {".mkv": "matroska", ".m4v": "mp4"}.get(out.suffix.lower(), out.suffix.lower()[1:])
+
+
+def holds(out: Path, path: str, index: int) -> bool:
+    """Whether a kind of file can hold a stream of the file `path` as it is: some say so only when they begin or end."""
+    try:
+        with av.open(path) as container, av.open(BytesIO(), "w", muxer(out)) as trial:
+            stream = trial.add_stream_from_template(container.streams[index], opaque=True)
+            packet = next(packet for packet in container.demux(index) if packet.pts is not None or not packet.size)
+            if packet.size:
+                packet.stream = stream
+                trial.mux(packet)
+    except (ValueError, av.FFmpegError):
+        return False
+    return True
+
+
+def left_out(path: str, out: Path) -> Iterator[str]:
+    """A line for each stream of a file that its output cannot hold."""
+    with errors(path), av.open(path) as container:
+        for stream in container.streams:
+            if stream.type in COPIED and not holds(out, path, stream.index):
+                kind = f"{stream.type} ({stream.codec_context.name})"
+                yield f"{out}: {kind} cannot be stored in {out.suffix} and is left out; use .mkv"
+
+
 def check_codec(out: Path, codec: str) -> None:
     """ValueError where a kind of file cannot hold what a codec makes."""
-    container = {".mkv": "matroska", ".m4v": "mp4"}.get(out.suffix.lower(), out.suffix.lower()[1:])
-    with av.open(BytesIO(), "w", format=container) as output:
-        try:
-            output.add_stream(CODECS[codec].encoder)
-        except ValueError as error:
-            raise ValueError(f"{out}: {codec} cannot be stored in {out.suffix}; use .mkv") from error
+    try:
+        with av.open(BytesIO(), "w", muxer(out)) as trial:
+            stream = trial.add_stream(CODECS[codec].encoder, rate=25, options=CODECS[codec].options)
+            stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+            trial.start_encoding()
+    except (ValueError, av.FFmpegError) as error:
+        raise ValueError(f"{out}: {codec} cannot be stored in {out.suffix}; use .mkv") from error
 
 
 def check_crf(codec: str, crf: int) -> None:
