@@ -176,7 +176,7 @@ def terms(out: models.Interpolation, imgt: Tensor, flow: Tensor, psnr: float = 0
     """The paper's terms and that of the exact flow on all levels, unweighted; with a weight `psnr` that of PSNR too."""
     out = out._replace(flows=tuple(full_size(level, flow.shape[-2:]) for level in out.flows))  # once, for two terms
     terms = ifrnet_loss(out, imgt, flow) | {"flow": flow_error(out.flows, flow)}
-    return terms | {"psnr": psnr * log_error(out.imgt, imgt)} if psnr else terms
+    return terms | {"log_error": psnr * log_error(out.imgt, imgt)} if psnr else terms
 
 
 def weighted(terms: dict[str, Tensor], progress: float, without: Sequence[str] = ()) -> dict[str, Tensor]:
@@ -412,7 +412,7 @@ def parser() -> cli.Parser:
     add("--compile", action="store_true", help="torch.compile the network: minutes for each size of crop on a CPU")
     add("--ema", type=cli.decay, default=0.999, help="decay of the averaged weights (default: %(default)s)")
     add("--clip", type=cli.amount, default=1.0, help="greatest norm of the gradient (default: %(default)s)")
-    add("--optimizer", choices=OPTIMIZERS, default="muon", help="the paper's adamw, or one that learns sooner (muon)")
+    add("--optimizer", choices=OPTIMIZERS, default="muon", help="the paper's adamw, or muon (default), sooner here")
     add("--seed", type=cli.whole, default=0, help="of weights and data (default: %(default)s)")
     add("--workers", type=cli.whole, default=1, help="processes that make batches, on a GPU of footage (%(default)s)")
     add("--eval_interval", type=cli.positive, default=1000, help="iterations between validations (%(default)s)")

@@ -43,7 +43,7 @@ def add_options(
     add("--compile", action="store_true", help="torch.compile the network: minutes at the start, then faster")
     add("--ema", type=cli.decay, default=0.0, help="decay of averaged weights, such as 0.999 (default: none)")
     add("--clip", type=cli.amount, default=0.0, help="greatest norm of the gradient (default: any)")
-    add("--optimizer", choices=OPTIMIZERS, default="adamw", help="default: the paper's adamw; muon learns sooner")
+    add("--optimizer", choices=OPTIMIZERS, default="adamw", help="the paper's adamw (default) or muon, an experiment")
     add("--val_list", help="text file of names, to validate on and not to train on (default: last 1 %% of the set)")
     add("--clip_stride", type=cli.positive, default=1, help="of clips: take every N-th frame (default: %(default)s)")
     add("--clip_longest", type=cli.positive, default=640, help="of clips: halved while a side is longer (%(default)s)")
