@@ -224,7 +224,7 @@ def output_format(args: argparse.Namespace, source: video.Source, grid: Grid, ki
         rate=shown,
         tick=1 / shown if kind == "pipe" else grid.tick(source.step, source.rate),
         origin=Fraction(0) if kind in ("pipe", ".gif") else source.origin,
-        longest=source.longest and not grid.rate and source.longest * grid.slow / grid.factor or None,
+        longest=None if grid.rate or source.longest is None else source.longest * grid.slow / grid.factor,
         codec=codec,
         crf=args.crf,
         colour=source.colour,

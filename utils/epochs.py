@@ -189,8 +189,10 @@ def announce(
         )
 
 
-def newest(folder: Path, otherwise: str = "a new one begins") -> dict | None:
+def newest(folder: Path, instead: str | None = None) -> dict | None:
     """The newest whole checkpoint of a run, if any; what is passed over is said, and that there is none.
+
+    instead: a checkpoint that is taken where there is none.
 
     ValueError where there are checkpoints and none is whole: a new run would overwrite what may still be saved.
     """
@@ -200,7 +202,8 @@ def newest(folder: Path, otherwise: str = "a new one begins") -> dict | None:
     for line in warnings if distributed.is_main() else ():
         print(f"passed over: {line}", flush=True)
     if content is None and distributed.is_main():
-        print(f"{folder}: no run to go on with in this folder; {otherwise}", flush=True)
+        then = f"{instead} is what to begin with" if instead else "a new one begins"
+        print(f"{folder}: no run to go on with in this folder; {then}", flush=True)
     return content
 
 
@@ -215,8 +218,7 @@ def find_resume(args: argparse.Namespace, folder: Path, per_epoch: int) -> dict 
 
     ValueError where a new run would overwrite one, or where --resume_epoch is not the checkpoint's.
     """
-    instead = [f"{args.resume_path} is what to begin with"] if args.resume_path else []
-    if args.resume == "auto" and (content := newest(folder, *instead)):
+    if args.resume == "auto" and (content := newest(folder, args.resume_path)):
         return content
     if args.resume_path is None:
         if args.resume_epoch:

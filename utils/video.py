@@ -60,8 +60,8 @@ class Source:
 
     width, height: of upright frames. rate: frames a second, nominal. step: the unit of the input's times. origin: time
     of the first frame in the file. count: frames, and last: time of the last one; None where only reading can tell.
-    longest: time between two frames, None where all are equal. aspect: of a pixel. pix_fmt: FFmpeg's name of the
-    pixels' format. notes: what a person should know, one line each. damaged: frames that were left out so far.
+    longest: the longest time between two frames, None where all are equal. aspect: of a pixel. pix_fmt: FFmpeg's name
+    of the pixels' format. notes: what a person should know, one line each. damaged: frames that were left out so far.
     """
 
     path: str
@@ -125,7 +125,7 @@ class Video(Source):
             self.rate = stream.guessed_rate or stream.average_rate or Fraction(25)
             self.step = stream.time_base
             self.has_sound = any(other.type in COPIED for other in container.streams)
-            self.ordered, self.timed = container.format.name in UNORDERED, container.format.name not in GUESSED
+            self.ordered = container.format.name in UNORDERED
             frame = next(self._decode(container, stream), None)
             if frame is None:
                 raise ValueError(f"{path}: not a single frame can be decoded")
@@ -201,7 +201,7 @@ class Video(Source):
     def _scan(self) -> None:
         count, times, end, read = 0, [self.origin], Fraction(0), 0
         with self._open() as container:
-            video, duration = _video_stream(container, self.path), container.duration
+            video, duration, kind = _video_stream(container, self.path), container.duration, container.format.name
             for packet in container.demux():
                 seen = packet.stream.index == video.index and packet.size and not packet.is_discard
                 count += seen
@@ -213,7 +213,7 @@ class Video(Source):
                 if seen:
                     times.append(time)
             start = Fraction(container.start_time or 0, av.time_base)
-            self.damaged += container.format.name == Y4M and read < container.size
+            self.damaged += kind == Y4M and read < container.size
         promised = Fraction(duration or 0, av.time_base) + start
         missing = promised - end
         if missing > max(NOTED, 2 / self.rate):
@@ -224,7 +224,7 @@ class Video(Source):
                 "copy it again, or have what there is rewritten by ffmpeg -i IN -c copy OUT"
             )
         times.sort()
-        self.timed = self.timed and len(times) > 1  # a raw stream holds none
+        self.timed = kind not in GUESSED and len(times) > 1  # a raw stream holds none
         last = times[-1] - self.origin
         if count > len(times) - 1:  # the last ones may have none
             last = max(last, (count - 1) / self.rate)
