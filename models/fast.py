@@ -26,6 +26,7 @@ from .strips import by_rows, even
 ALIGNED = 8  # channels: what tensor cores read at a time
 STRIP, LEAST_ROWS = 2**17, 32  # pixels and rows of a level that are worked on at a time on a CPU
 PAYS = 1e12  # see pays
+LARGE = 10  # oneDNN lays weights out differently for small inputs: these are packed for each power of 2 pixels below this
 NARROW = 4  # pixels: below, oneDNN 3.x in bfloat16 reads beyond rows (seen with 2 pixels, 144 channels and stride 2)
 
 
@@ -95,7 +96,8 @@ class Conv:
         self.weight = weight.to(**to, memory_format=torch.channels_last)
         self.bias = module.bias.detach().to(**to)
         self.slope = None if act is None else act.weight.detach().to(self.weight.device, torch.float32)
-        self.packs, self.packed = packs(self.weight.device, to["dtype"]), None
+        self.packs = packs(self.weight.device, to["dtype"])
+        self.packed: dict[int, Tensor] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
         """The convolution alone."""
@@ -107,17 +109,18 @@ class Conv:
             whole = (tensor.float() for tensor in (x, self.weight, self.bias))
             y = function(*whole, self.stride, self.padding)
             return y.to(x.dtype, memory_format=torch.channels_last)
-        if self.packed is None:
-            self.packed = self._pack(list(x.shape))
+        size = min((x.shape[-2] * x.shape[-1]).bit_length(), LARGE)
+        if size not in self.packed:
+            self.packed[size] = self._pack(list(x.shape))
         ones, zeros, nothing = [1, 1], [0, 0], ("none", [], "")
         if self.transposed:
             function, shape = torch.ops.mkldnn._convolution_transpose_pointwise, (self.padding, zeros, self.stride)
         else:
             function, shape = torch.ops.mkldnn._convolution_pointwise, (self.padding, self.stride)
-        return function(x, self.packed, self.bias, *shape, ones, 1, *nothing)
+        return function(x, self.packed[size], self.bias, *shape, ones, 1, *nothing)
 
     def _pack(self, size: list[int]) -> Tensor:
-        """The weights as oneDNN wants them for a size of input; for another size it reorders where it must."""
+        """The weights as oneDNN wants them for a size of input; at another, it may have to reorder them in each call."""
         ones, zeros = [1, 1], [0, 0]
         if self.transposed:
             pack = torch.ops.mkldnn._reorder_convolution_transpose_weight

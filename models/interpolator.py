@@ -72,7 +72,8 @@ def exact(scale: float) -> float:
 def scales_for(height: int, width: int, scale: float | str) -> tuple[float, ...]:
     """The scales that one of Interpolator's stands for, the largest first."""
     if scale == "multi":
-        return tuple(scale_for(height, width) * smaller for smaller in multiscale.SCALES)
+        scales = (scale_for(height, width) * smaller for smaller in multiscale.SCALES)
+        return tuple(scale for scale in scales if scale >= 1 / FINEST)
     return (scale_for(height, width) if scale == "auto" else exact(scale),)
 
 
@@ -199,13 +200,14 @@ class Interpolator:
         model = self._fitting(img0.shape, scale)
         decode = partial(model.decode, flow=True) if self.fast is not None and not alone else model.decode
         left, _, top, _ = amounts
+        small = () if alone else (multiscale.shrink(img0), multiscale.shrink(img1))
         with self._autocast():
             pair = model.encode(img0, img1, scale)
 
         def estimate(t: float) -> list[Tensor]:
             with self._autocast():
                 out = decode(pair, t)
-            found = [out.imgt.float()] if alone else [out.imgt.float(), multiscale.doubt(out.flows[0], img0, img1)]
+            found = [out.imgt.float()] if alone else [out.imgt.float(), multiscale.doubt(out.flows[0], *small)]
             return [x[..., top : top + height, left : left + width] for x in found]
 
         return estimate

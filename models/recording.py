@@ -10,7 +10,7 @@ from torch import Tensor
 from .fast import FastIFRNet
 from .ifrnet import LEVELS, Interpolation, Pair, check_frames, times_of
 
-RECORDINGS = 6  # sizes of frames that are kept, each at one scale
+RECORDINGS = 8  # sizes of frames that are kept, each at one scale
 LARGEST = 2**22  # pixels of a batch: beyond, kernels take longer than it takes to start them
 PATIENCE = 16  # calls before a size takes another's place: recording takes as long as tens of them
 SEEN = 1000  # sizes that are remembered as having come

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import formula_image, formula_weights
 
 import models
@@ -27,23 +28,34 @@ def flow(shift, height, width, factor=1.0):
     return one
 
 
+def doubt(flow, img0, img1):
+    return multiscale.doubt(flow, multiscale.shrink(img0), multiscale.shrink(img1))
+
+
+@pytest.mark.parametrize("side, size", [(5, (7, 9)), (25, (64, 48)), (25, (1, 3))])
+def test_means_are_those_of_pooling(side, size):
+    x = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0)) - 0.5
+    expected = F.avg_pool2d(x.double(), side, 1, side // 2, count_include_pad=False).float()
+    torch.testing.assert_close(multiscale.mean_around(x, side), expected)
+
+
 def test_a_right_flow_is_not_doubted_and_a_wrong_one_is(frames):
     height, width = frames[0].shape[-2:]
-    right, wrong = (multiscale.doubt(flow(shift, height, width), *frames)[INSIDE] for shift in (SHIFT, 0))
+    right, wrong = (doubt(flow(shift, height, width), *frames)[INSIDE] for shift in (SHIFT, 0))
     assert right.max() < 1e-4 and wrong.min() > 0.02
 
 
 def test_light_that_drifts_is_no_reason_to_doubt(frames):
     height, width = frames[0].shape[-2:]
     drift = torch.linspace(0.05, 0.15, width)
-    assert multiscale.doubt(flow(SHIFT, height, width), frames[0], frames[1] + drift)[INSIDE].max() < 0.005
+    assert doubt(flow(SHIFT, height, width), frames[0], frames[1] + drift)[INSIDE].max() < 0.005
 
 
 @pytest.mark.parametrize("factor", [0.25, 0.5])
 def test_a_flow_of_another_size_means_the_same(frames, factor):
     height, width = frames[0].shape[-2:]
-    expected = multiscale.doubt(flow(SHIFT, height, width), *frames)
-    torch.testing.assert_close(multiscale.doubt(flow(SHIFT, height, width, factor), *frames), expected)
+    expected = doubt(flow(SHIFT, height, width), *frames)
+    torch.testing.assert_close(doubt(flow(SHIFT, height, width, factor), *frames), expected)
 
 
 def test_of_two_frames_the_one_that_is_not_doubted_is_taken_place_by_place():
@@ -73,8 +85,8 @@ def test_a_frame_lies_between_those_of_its_scales(mode, count):
 
 def test_large_frames_are_seen_at_smaller_scales():
     call = models.Interpolator(models.build("IFRNet_S"), "cpu", scale="multi")
-    assert call.scales(1080, 1920) == (1, 0.5, 0.25)
-    assert call.scales(2160, 3840) == (0.5, 0.25, 0.125)
+    assert call.scales(1080, 1920) == (1, 0.5, 0.25, 0.125)
+    assert call.scales(2160, 3840) == (0.5, 0.25, 0.125, 0.0625)
     assert call.scales(4320, 7680) == (0.25, 0.125, 0.0625)
     assert call.scales(1080, 1920, 0.5) == (0.5,) and call.scales(2160, 3840, "auto") == (0.5,)
 
