@@ -109,6 +109,9 @@ class Benchmark(NamedTuple):
     metrics: tuple[str, ...] = ("psnr", "ssim")
     options: tuple[str, ...] = ()
 
+    def scale_of(self, protocol: str) -> float:
+        return self.scales.get(protocol, self.scale)
+
 
 class Protocol(NamedTuple):
     """rounded: predictions are rounded to 8 bits before they are scored. turned: the mean of the prediction and of the
@@ -251,7 +254,7 @@ def contender(benchmark: Benchmark, args: argparse.Namespace, name: str | None, 
     """The model of a name, with the padding and scale of the protocol."""
     if name in BASELINES:
         return Contender(interpolator(name, device=device), {"model": name})
-    scale = benchmark.scales.get(args.protocol, benchmark.scale) if args.scale is None else args.scale
+    scale = benchmark.scale_of(args.protocol) if args.scale is None else args.scale
     options = (args.precision, scale, benchmark.padding)
     call = interpolator(name, args.checkpoint, device, *options, tile="auto", mode=args.mode)
     path = models.checkpoint_path(args.checkpoint or call.model.name)
@@ -285,7 +288,7 @@ def settings(
         **PROTOCOLS[args.protocol]._asdict(),
         "metrics": list(dict.fromkeys([*benchmark.metrics, *args.metrics])),
         "lpips_weights": {path.name: sha256(path) for path in args.lpips_weights or ()},
-        "other_scale": args.scale,
+        "other_scale": None if args.scale == benchmark.scale_of(args.protocol) else args.scale,
         "precision": args.precision or default_precision(args.mode, device),
         "mode": args.mode,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}",

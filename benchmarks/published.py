@@ -1,7 +1,7 @@
 """Published scores, to stand beside ours: SCORES[benchmark][split][method][metric].
 
-IFRNet*: the paper's (arXiv 2205.14620) with the published weights; for Xiph and X-TEST, others' re-run of it. Other
-methods: their own papers. repeat, average, dis: measured by the same protocols.
+IFRNet*: the paper's (arXiv 2205.14620) with the published weights. Other methods: as later papers' tables give them, and
+so IFRNet(re-run), whose scale they do not tell. repeat, average, dis: measured by the paper's protocols.
 """
 
 TABLES = (
@@ -38,10 +38,16 @@ dis             34.99,0.9745,2.376
 """,
     """
 method          GoPro/8x      Adobe240/8x   Xiph/2K  Xiph/4K  X_TEST/2K  X_TEST/4K
-IFRNet          29.84,0.920   31.93,0.943   36.00    33.99    31.53      30.46
+IFRNet          29.84,0.920   31.93,0.943   -        -        -          -
+IFRNet(re-run)  -             -             36.00    33.99    31.53      30.46
 """,
 )
 METRICS = ("psnr", "ssim", "ie")  # of the comma-separated values
+RERUN = "(re-run)"
+
+# Whose numbers are by which of the protocols in common.py. Of methods that are not here it is not known.
+PROTOCOLS = dict.fromkeys(("IFRNet_S", "IFRNet", "IFRNet_L", "repeat", "average", "dis"), "paper")
+PROTOCOLS |= {"RIFE": "uint8", "EMA-VFI(TTA)": "ema"}
 
 # Of the networks of this project: size, and the paper's seconds a frame of 1280x720 on a V100.
 PARAMETERS = {"IFRNet_S": 2_803_610, "IFRNet": 4_959_692, "IFRNet_L": 19_699_460}

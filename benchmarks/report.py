@@ -20,7 +20,7 @@ from benchmarks import store
 from benchmarks.page import page
 from benchmarks.plots import Series, plot
 from benchmarks.published import PARAMETERS, SCORES, SECONDS_720P
-from benchmarks.tables import PUBLISHED, comma_separated, footing, label, latex, make_tables, markdown
+from benchmarks.tables import PAPER, comma_separated, footing, label, latex, make_tables, markdown
 from utils import cli, io
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,7 +65,7 @@ def make_plots(results: dict[str, dict], speeds: list[dict]) -> dict[str, str]:
 
         psnr = {of: result["average"][split]["psnr"] for of, result in ours.items()}
         # Published points stand beside ours only where the cases are the same.
-        comparable = all(footing(result, split) == PUBLISHED for result in ours.values())
+        comparable = all(footing(result, split) == PAPER for result in ours.values())
         known = {n: v["psnr"] for n, v in SCORES.get(benchmark, {}).get(split, {}).items()} if comparable else {}
         sizes = {of: result["parameters"] / 1e6 for of, result in ours.items() if "parameters" in result}
         points = [

@@ -86,7 +86,8 @@ def summary(benchmark: str, model: str, splits: list, scores: list[Score]) -> di
             {"name": score.name, "times": times[score.name], "broken": score.broken, **score.values}
             for score in of_split
         ]
-        beside[split.name] = published.SCORES.get(benchmark, {}).get(split.name, {}).get(model)
+        known = published.SCORES.get(benchmark, {}).get(split.name, {})
+        beside[split.name] = known.get(model) or known.get(model + published.RERUN)
     return {"average": averages, "published": beside, "samples": samples}
 
 
@@ -133,6 +134,8 @@ def table(results: list[dict]) -> str:
                 notes.add(f"published numbers are not of --scale {first['other_scale']}")
             if beside and average["full"] not in (None, average["cases"]):
                 notes.add(f"published numbers of {split} are of {average['full']} cases, not of {average['cases']}")
+            if result["model"] + published.RERUN in published.SCORES.get(first["benchmark"], {}).get(split, {}):
+                notes.add(f"published numbers of {split} are others' re-run, at a scale that is not known")
             if beside and average["full"] is None:
                 notes.add(f"published numbers of {split} are of the whole set; whether this is all of it is not known")
             rows.append(

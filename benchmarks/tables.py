@@ -5,7 +5,7 @@ import io
 from typing import NamedTuple
 
 from benchmarks import store
-from benchmarks.published import SCORES
+from benchmarks.published import PROTOCOLS, SCORES
 from models.baselines import BASELINES
 
 # Which benchmarks stand in one table, in the paper and in the papers after it; any other has one of its own.
@@ -15,15 +15,19 @@ TABLES = {
     "8x": ("GoPro", "Adobe240"),
     "High resolution": ("Xiph", "X_TEST"),
 }
-PUBLISHED = "published"
-NOTE = "† by another protocol or of other cases than the published rows; such rows compare only with their like"
+PAPER = "paper"
+NOTE = (
+    "† by another protocol than the paper's, or of other cases; such numbers compare with their like alone. "
+    "‡ by a protocol that is not known; they compare with none"
+)
 
 
 class Cell(NamedTuple):
-    """footing: values may be compared where it is the same; PUBLISHED is the paper's protocol on all cases."""
+    """footing: values may be compared where it is the same: the protocol's name where all cases were scored by it, PAPER
+    for the paper's; None: with no other."""
 
     value: float
-    footing: str
+    footing: str | None
 
 
 class Table(NamedTuple):
@@ -56,8 +60,8 @@ def make_tables(results: dict[str, dict]) -> list[Table]:
             benchmark, split, metric = column
             for method, values in SCORES.get(benchmark, {}).get(split, {}).items():
                 if metric in values:
-                    name = f"{method}, {'measured before' if method in BASELINES else PUBLISHED}"
-                    rows.setdefault(name, {})[column] = Cell(values[metric], PUBLISHED)
+                    name = f"{method}, {'measured before' if method in BASELINES else 'published'}"
+                    rows.setdefault(name, {})[column] = Cell(values[metric], PROTOCOLS.get(method))
             for stem, result in ours.items():
                 value = result["average"].get(split, {}).get(metric) if result["benchmark"] == benchmark else None
                 if value is not None:
@@ -70,8 +74,8 @@ def make_tables(results: dict[str, dict]) -> list[Table]:
 def footing(result: dict, split: str) -> str:
     """What a value may be compared with, see Cell."""
     average = result["average"][split]
-    if result["protocol"] == "paper" and not result["other_scale"] and average["full"] == average["cases"]:
-        return PUBLISHED
+    if not result["other_scale"] and average["full"] == average["cases"]:
+        return result["protocol"]
     return f"{result['protocol']} {result['other_scale']} {result['cases_sha256']} {average['left_out']}"
 
 
@@ -81,7 +85,7 @@ def best(table: Table) -> set[tuple[str, tuple]]:
     for column in table.columns:
         by_footing: dict[str, list[tuple[float, str]]] = {}
         for name, cells in table.rows.items():
-            if column in cells:
+            if column in cells and cells[column].footing:
                 value = cells[column].value if column[2] in store.HIGHER_IS_BETTER else -cells[column].value
                 by_footing.setdefault(cells[column].footing, []).append((value, name))
         for values in by_footing.values():
@@ -101,9 +105,14 @@ def texts(table: Table, bold: str, none: str = "-") -> list[list[str]]:
                 continue
             text = store.shown(column[2], cells[column].value)
             text = bold.format(text) if (name, column) in winners else text
-            line.append(text + "†" * (cells[column].footing != PUBLISHED))
+            line.append(text + mark(cells[column]))
         lines.append(line)
     return lines
+
+
+def mark(cell: Cell) -> str:
+    """What stands behind a value that is not of the paper's protocol on all cases, see NOTE."""
+    return "" if cell.footing == PAPER else "†" if cell.footing else "‡"
 
 
 def heads(table: Table) -> list[str]:
@@ -113,7 +122,7 @@ def heads(table: Table) -> list[str]:
 
 
 def has_note(table: Table) -> bool:
-    return any(cell.footing != PUBLISHED for cells in table.rows.values() for cell in cells.values())
+    return any(mark(cell) for cells in table.rows.values() for cell in cells.values())
 
 
 def markdown(tables: list[Table]) -> str:
@@ -130,14 +139,14 @@ def comma_separated(tables: list[Table]) -> str:
     """One line a number: the form that spreadsheets and programs turn into any table."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["method", "benchmark", "split", "metric", "value", "comparable with published", "best"])
+    writer.writerow(["method", "benchmark", "split", "metric", "value", "comparable with the paper", "best"])
     for table in tables:
         winners = best(table)
         for name, cells in table.rows.items():
             for column in table.columns:
                 if column in cells:
                     value, comparable = cells[column]
-                    writer.writerow([name, *column, value, comparable == PUBLISHED, (name, column) in winners])
+                    writer.writerow([name, *column, value, comparable == PAPER, (name, column) in winners])
     return out.getvalue()
 
 
@@ -147,11 +156,11 @@ def latex(tables: list[Table]) -> str:
         lines = [heads(table), *texts(table, r"\textbf{{{}}}")]
         rows = [" & ".join(map(_latex_escape, line)) + r" \\" for line in lines]
         body = "\n".join([r"\toprule", rows[0], r"\midrule", *rows[1:], r"\bottomrule"])
-        note = f"\n% {NOTE.replace('†', 'dagger:')}" if has_note(table) else ""
+        note = f"\n% {NOTE.replace('†', 'dagger:').replace('‡', 'ddagger:')}" if has_note(table) else ""
         columns = "l" + "r" * len(table.columns)
         parts.append(f"% {table.title}{note}\n\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}\n")
     return "% \\usepackage{booktabs}\n" + "\n".join(parts)
 
 
 def _latex_escape(text: str) -> str:
-    return text.replace("_", r"\_").replace("†", r"$^\dagger$").replace("%", r"\%")
+    return text.replace("_", r"\_").replace("†", r"$^\dagger$").replace("‡", r"$^\ddagger$").replace("%", r"\%")
