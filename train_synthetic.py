@@ -284,6 +284,8 @@ def main(args: argparse.Namespace) -> None:
             if args.init not in (None, begun):
                 raise ValueError(f"--init {args.init}: the run in {folder} began with {begun}; leave --init away")
             args.init = begun  # the loss depends on it
+            if distributed.is_main():
+                epochs.tell_changes(content, epochs.recorded(args))
         model = models.build(args.model_name, args.activation) if content else begin(args)
         if distributed.is_main():
             real = sum(len(w) for by_clip in footage.values() for w in by_clip)

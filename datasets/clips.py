@@ -1,13 +1,12 @@
 """Windows of neighbouring frames out of one's own footage: videos, folders of frames, Vimeo90K's septuplets.
 
-Each clip is decoded once into a memory-mapped array, uint8 (F, H, W, 3), in a cache folder that may be deleted at any
-time (a minute of 1080p at 25 frames a second takes 9 GB); from then on any window is a slice of it. Windows with a cut
-or a repeated frame are left out: there is no motion between such frames to learn.
+Each clip is decoded once into a file, uint8 (F, H, W, 3), in a cache folder that may be deleted at any time (a minute of
+1080p at 25 frames a second takes 9 GB); from then on any window is a slice of it. Windows with a cut or a repeated frame
+are left out: there is no motion between such frames to learn.
 """
 
 import glob
 import hashlib
-import mmap
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,25 +22,34 @@ from . import Sample
 from .transforms import Augment, Raw, Stack, centre_crop
 
 VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".gif", ".y4m")
+SEPTUPLETS = "sep_trainlist.txt"  # beside the folder `sequences`; the sequences of sep_testlist.txt are for tests
 CACHE = Path(__file__).resolve().parent.parent / "data" / "clips_cache"
 # Measured on thumbnails, mean absolute grey difference of neighbours, of 255: a repeated frame differs by the noise of
 # compression alone; a cut by much, and by several times more than the motion before and after it.
 THUMBNAIL, REPEATED, CUT, CUT_RATIO, AROUND = (64, 36), 0.15, 16.0, 3.0, 5
 
 
+class Frames:
+    """The frames in a file of NumPy's, (F, H, W, 3) uint8, sliced like an array. The file is mapped for each slice anew:
+    a set may have more clips than a process may have open files, and to another process goes nothing but the path."""
+
+    def __init__(self, path: Path):
+        self.path, self.shape = path, np.load(path, mmap_mode="r").shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, which: slice) -> np.ndarray:
+        return np.load(self.path, mmap_mode="r")[which]
+
+
 class Clip(NamedTuple):
-    """frames: (F, H, W, 3) uint8, memory-mapped. breaks: (F - 1,) bool, whether frames i and i + 1 do not belong in one
-    window, because of a cut or because the second repeats the first."""
+    """frames: (F, H, W, 3) uint8. breaks: (F - 1,) bool, whether frames i and i + 1 do not belong in one window, because
+    of a cut or because the second repeats the first."""
 
     name: str
-    frames: np.ndarray
+    frames: Frames | np.ndarray
     breaks: np.ndarray
-
-    def __reduce__(self):
-        """To a process that is spawned goes the name of the file, not a copy of all that it holds."""
-        if isinstance(self.frames, np.memmap) and isinstance(self.frames.base, mmap.mmap):  # all of a file, no slice
-            return _read, (self.name, self.frames.filename, self.breaks)
-        return Clip, tuple(self)
 
 
 class Window(NamedTuple):
@@ -75,11 +83,12 @@ def open_clips(
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of clips")
     found = {path.relative_to(folder).as_posix(): path for path in _sources(folder)}
-    missing = set(only or ()) - set(found)
+    only, without = None if only is None else set(only), set(without)
+    missing = (only or set()) - set(found)
     if not found or missing:
         what = f"clip named {min(missing)}" if missing else f"videos ({', '.join(VIDEOS)}) and no folders of frames"
         raise ValueError(f"{folder}: no {what} in this folder")
-    names = [name for name in found if (only is None or name in set(only)) and name not in set(without)]
+    names = [name for name in found if (only is None or name in only) and name not in without]
     return [_open(found[name], name, longest, Path(cache or CACHE)) for name in names]
 
 
@@ -103,13 +112,16 @@ def split(
     longest: int | None = None,
     held: Iterable[str] | None = None,
 ) -> tuple[list[Window], list[Window]]:
-    """Windows to train on, and windows of other clips to validate on, which share one frame at most.
+    """Windows to train on, and windows of other clips to validate on, which share one frame at most. Where the folder
+    has the training list of Vimeo90K's septuplets (SEPTUPLETS), all of them are of its sequences.
 
     least: the least side; smaller clips are left out, with a warning. longest: as in `open_clips`. held: the clips to
     validate on; None: from the last one on as many as hold 1 % of the windows, or the end of the only one. ValueError
     where nothing is left to train or validate on.
     """
-    clips = open_clips(folder, longest=longest)
+    official = Path(folder) / SEPTUPLETS
+    listed = [f"sequences/{name}" for name in official.read_text().split()] if official.is_file() else None
+    clips = open_clips(folder, listed, longest=longest)
     small = [clip.name for clip in clips if min(clip.frames.shape[1:3]) < least]
     if small:
         warnings.warn(f"{folder}: left out, smaller than {least}x{least}: {', '.join(small)}", stacklevel=2)
@@ -191,7 +203,7 @@ def _open(path: Path, name: str, longest: int | None, cache: Path) -> Clip:
                     found = find_breaks(_saved((_shrink(frame, longest) for frame in _decode(path)), file))
                 with io.replacing(breaks) as temporary, open(temporary, "wb") as file:
                     np.save(file, found)
-    return _read(name, frames, np.load(breaks))
+    return Clip(name, Frames(frames), np.load(breaks))
 
 
 def _digest(*what: object) -> str:
@@ -214,10 +226,6 @@ def _saved(frames: Iterable[np.ndarray], file: BinaryIO) -> Iterator[np.ndarray]
 def _write_header(file: BinaryIO, count: int, shape: tuple[int, ...]) -> None:
     about = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
     np.lib.format.write_array_header_1_0(file, about)
-
-
-def _read(name: str, frames: str | Path, breaks: np.ndarray) -> Clip:
-    return Clip(name, np.load(frames, mmap_mode="r"), breaks)
 
 
 def _decode(path: Path) -> Iterator[np.ndarray]:

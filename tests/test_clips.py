@@ -1,6 +1,8 @@
+import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import av
 import numpy as np
@@ -40,16 +42,16 @@ def test_a_folder_and_a_video_of_the_same_frames_are_the_same_clip(tmp_path):
     write_video(tmp_path / "in" / "a.mkv", frames)
     video, folder = clips.open_clips(tmp_path / "in", cache=tmp_path / "cache")
     assert (video.name, folder.name) == ("a.mkv", "b")
-    assert np.array_equal(folder.frames, frames)  # in the order of numbers: 2 comes before 10
-    assert np.array_equal(video.frames, frames)
+    assert np.array_equal(folder.frames[:], frames)  # in the order of numbers: 2 comes before 10
+    assert np.array_equal(video.frames[:], frames)
 
 
 def test_the_second_opening_reads_the_cache_and_a_changed_clip_is_decoded_anew(tmp_path, monkeypatch):
     write_video(tmp_path / "a.mkv", moving(seed=1))
-    first = clips.open_clips(tmp_path, cache=tmp_path / "cache")[0].frames.copy()
+    first = clips.open_clips(tmp_path, cache=tmp_path / "cache")[0].frames[:].copy()
     decode = clips._decode
     monkeypatch.setattr(clips, "_decode", None)
-    assert np.array_equal(clips.open_clips(tmp_path, cache=tmp_path / "cache")[0].frames, first)
+    assert np.array_equal(clips.open_clips(tmp_path, cache=tmp_path / "cache")[0].frames[:], first)
     monkeypatch.setattr(clips, "_decode", decode)
     write_video(tmp_path / "a.mkv", moving(seed=2, frames=14))
     assert len(clips.open_clips(tmp_path, cache=tmp_path / "cache")[0].frames) == 14
@@ -88,12 +90,31 @@ def test_a_spawned_process_is_told_where_the_frames_are_and_gets_no_copy(tmp_pat
     write_folder(tmp_path / "in" / "a", moving())
     (clip,) = clips.open_clips(tmp_path / "in", cache=tmp_path / "cache")
     sent = pickle.dumps(clips.Windows(clips.windows([clip], 3)))
-    assert len(sent) < 5_000 < clip.frames.nbytes
+    assert len(sent) < 5_000 < clip.frames[:].nbytes
     received = pickle.loads(sent).windows
     assert len(received) == 10 and len({id(window.clip) for window in received}) == 1
-    assert isinstance(received[0].clip.frames, np.memmap) and np.array_equal(received[9].frames, clip.frames[9:])
-    part = clip._replace(frames=clip.frames[4:8], breaks=clip.breaks[4:7])
-    assert np.array_equal(pickle.loads(pickle.dumps(part)).frames, clip.frames[4:8])
+    assert isinstance(received[9].frames, np.memmap) and np.array_equal(received[9].frames, clip.frames[9:])
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are listed on Linux alone")
+def test_a_clip_at_hand_is_no_open_file(tmp_path):
+    write_folder(tmp_path / "in" / "a", moving())
+    before = len(os.listdir("/proc/self/fd"))
+    found = clips.open_clips(tmp_path / "in", cache=tmp_path / "cache")
+    shape = found[0].frames[3].shape
+    assert shape == (48, 64, 3) and len(os.listdir("/proc/self/fd")) == before
+
+
+def test_of_septuplets_those_of_the_training_list_are_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
+    names = ["00001/0001", "00001/0002", "00002/0001"]
+    for seed, name in enumerate(names):
+        write_folder(tmp_path / "in" / "sequences" / name, moving(7, seed=seed))
+    assert len({w.clip.name for part in clips.split(tmp_path / "in", 3) for w in part}) == 3
+    (tmp_path / "in" / "sep_trainlist.txt").write_text("00001/0001\n00002/0001\n\n")
+    train, val = clips.split(tmp_path / "in", 3)
+    assert {w.clip.name for w in train} == {"sequences/00001/0001"}
+    assert {w.clip.name for w in val} == {"sequences/00002/0001"}
 
 
 def test_motion_alone_is_no_cut():
@@ -110,7 +131,7 @@ def test_frames_written_over_in_their_folder_are_read_anew(tmp_path):
     for seed in (1, 2):
         write_folder(tmp_path / "a", moving(seed=seed))
         (clip,) = clips.open_clips(tmp_path, cache=tmp_path / "cache")
-        assert np.array_equal(clip.frames, moving(seed=seed))
+        assert np.array_equal(clip.frames[:], moving(seed=seed))
 
 
 def test_hidden_files_are_no_clips_and_one_frame_has_no_windows(tmp_path):

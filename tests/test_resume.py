@@ -23,7 +23,7 @@ import models
 import train_gopro
 import train_vimeo90k
 from datasets import clips, gopro
-from utils import cli
+from utils import cli, epochs
 from utils.io import to_uint8, write_flow, write_image
 from utils.training import OPTIMIZERS
 
@@ -247,6 +247,22 @@ def test_a_run_that_has_reached_its_end_says_so(vimeo, whole, tmp_path, capsys):
     iteration = torch.load(tmp_path / "IFRNet_S/latest.pth", weights_only=True)["iteration"]
     train_here(vimeo, tmp_path, "--batch_size", 4, "--iterations", 2, "--resume", "auto")
     assert f"nothing to do at iteration {iteration}" in capsys.readouterr().out
+
+
+def test_a_resumed_run_says_which_options_are_others_now(vimeo, whole, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(epochs, "fit", lambda *args, **kwargs: None)
+    shutil.copytree(whole / "IFRNet_S", tmp_path / "IFRNet_S")
+    same = ["--epochs", 6, "--batch_size", 4, "--val_list", vimeo / "val.txt", "--resume", "auto"]
+    for options, expected in (
+        (["--log_every", 5], set()),
+        (["--lr_start", 3e-4], {"lr_start 0.0001 until now, from here with 0.0003"}),
+        # Half the batch is twice the steps an epoch: another horizon, another place on the cosine.
+        (["--batch_size", 2], {f"{name} until now, from here with {now}" for name, now in
+                               (("batch_size 4", 2), ("step_size 4", 2), ("iterations 12", 24))}),
+    ):  # fmt: skip
+        train_here(vimeo, tmp_path, *same, *options)
+        said = capsys.readouterr().out.splitlines()
+        assert {line.removeprefix("note: the run went on with ") for line in said if "went on with" in line} == expected
 
 
 def test_torchrun_starts_a_killed_process_again_and_nothing_is_lost(vimeo, whole, tmp_path):

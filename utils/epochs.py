@@ -18,6 +18,9 @@ from utils.training import AMP, OPTIMIZERS, Recipe, cosine, fit
 from utils.validation import Validation
 
 T = TypeVar("T")
+# Options that may be others when a run is resumed: they change neither its course nor its end, or other ones tell it.
+FREE = ("epochs", "data", "workers", "device", "compile", "world_size", "local_rank", "resume", "resume_path", "resume_epoch")
+FREE += ("log_path", "log_every", "save_every", "eval_interval", "eval_iterations", "max_bad_steps", "minutes")
 CLIPS = "clips:"  # what --data begins with where it is a folder of videos or frame folders
 TOLERANCE = 0.1  # of the paper's iterations x learning rate, before a run is told that it leaves the recipe
 
@@ -71,8 +74,8 @@ def crop(text: str) -> int:
 def split(names: Sequence[T], val: Sequence[T] | None = None) -> tuple[list[T], list[T]]:
     """(training, validation): `val`, or the last 1 % of the list, at least one.
 
-    The end and not a draw: neighbours in a list come from one video, and would lie on both sides. The test list has
-    no part in choosing weights. ValueError where nothing is left to train on.
+    The end and not a draw: neighbours in a list come from one video, and of a draw every video would lie on both sides,
+    of the end one at most. The test list has no part in choosing weights. ValueError where nothing is left to train on.
     """
     if val is None:
         val = list(names[-max(len(names) // 100, 1) :])
@@ -119,8 +122,10 @@ def train(
     order = Order(len(train_set), args.batch_size, args.seed, args.accumulate)
     resume = find_resume(args, folder, order.per_epoch)
     iterations = args.iterations or args.epochs * order.per_epoch
+    config = recorded(args) | {"iterations": iterations, "step_size": order.step_size}
     if distributed.is_main():
         announce(args, order, iterations, paper, len(train_set), len(val_set), device)
+        tell_changes(resume, config)
     recipe = Recipe(
         iterations=iterations,
         eval_every=args.eval_iterations or args.eval_interval * order.per_epoch,
@@ -150,7 +155,7 @@ def train(
         validate=validate,
         pictures=validate.pictures,
         resume=resume,
-        config=recorded(args),
+        config=config,
     )
     if distributed.is_main():
         print(f"the run is in {folder}: {checkpoint.BEST}, weights to use; {checkpoint.LATEST}, to go on from")
@@ -159,6 +164,17 @@ def train(
 def recorded(args: argparse.Namespace) -> dict:
     """The options as a checkpoint holds them: numbers and strings alone."""
     return {name: v if isinstance(v, int | float | str | None) else str(v) for name, v in vars(args).items()}
+
+
+def tell_changes(content: dict | None, config: dict) -> None:
+    """Say which options a resumed run was begun with that are others now: its schedule and data follow those of now.
+
+    content: the checkpoint, config: the options now, as `recorded` gives them.
+    """
+    before = (content or {}).get("config") or {}
+    changed = [name for name in config if name not in FREE and name in before and before[name] != config[name]]
+    for name in changed:
+        print(f"note: the run went on with {name} {before[name]} until now, from here with {config[name]}", flush=True)
 
 
 def announce(
