@@ -1,7 +1,7 @@
 """Published scores, to stand beside ours: SCORES[benchmark][split][method][metric].
 
-IFRNet*: the paper's (arXiv 2205.14620) with the published weights. Other methods: as later papers' tables give them, and
-so IFRNet(re-run), whose scale they do not tell. repeat, average, dis: measured by the paper's protocols.
+IFRNet*: the paper's (arXiv 2205.14620) with the published weights. Other methods: as later papers' tables give them, as
+IFRNet(re-run), whose scale they do not tell. repeat, average, dis: measured by the paper's protocols.
 """
 
 TABLES = (

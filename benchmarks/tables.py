@@ -23,8 +23,8 @@ NOTE = (
 
 
 class Cell(NamedTuple):
-    """footing: values may be compared where it is the same: the protocol's name where all cases were scored by it, PAPER
-    for the paper's; None: with no other."""
+    """footing: values may be compared where it is the same. It is a protocol's name where all cases were scored by it,
+    PAPER for the paper's; None: compared with no other."""
 
     value: float
     footing: str | None

@@ -1,8 +1,8 @@
 """Windows of neighbouring frames out of one's own footage: videos, folders of frames, Vimeo90K's septuplets.
 
-Each clip is decoded once into a file, uint8 (F, H, W, 3), in a cache folder that may be deleted at any time (a minute of
-1080p at 25 frames a second takes 9 GB); from then on any window is a slice of it. Windows with a cut or a repeated frame
-are left out: there is no motion between such frames to learn.
+Each clip is decoded once into a file, uint8 (F, H, W, 3), in a cache folder that may be deleted at any time (a minute
+of 1080p at 25 frames a second takes 9 GB); from then on any window is a slice of it. Windows with a cut or a repeated
+frame are left out: there is no motion between such frames to learn.
 """
 
 import glob
@@ -30,8 +30,8 @@ THUMBNAIL, REPEATED, CUT, CUT_RATIO, AROUND = (64, 36), 0.15, 16.0, 3.0, 5
 
 
 class Frames:
-    """The frames in a file of NumPy's, (F, H, W, 3) uint8, sliced like an array. The file is mapped for each slice anew:
-    a set may have more clips than a process may have open files, and to another process goes nothing but the path."""
+    """The frames in a file of NumPy's, (F, H, W, 3) uint8, sliced like an array. Each slice maps the file anew: a set
+    may have more clips than a process may have open files, and to another process goes nothing but the path."""
 
     def __init__(self, path: Path):
         self.path, self.shape = path, np.load(path, mmap_mode="r").shape
@@ -44,8 +44,8 @@ class Frames:
 
 
 class Clip(NamedTuple):
-    """frames: (F, H, W, 3) uint8. breaks: (F - 1,) bool, whether frames i and i + 1 do not belong in one window, because
-    of a cut or because the second repeats the first."""
+    """frames: (F, H, W, 3) uint8. breaks: (F - 1,) bool, whether frames i and i + 1 do not belong in one window,
+    because of a cut or because the second repeats the first."""
 
     name: str
     frames: Frames | np.ndarray

@@ -26,7 +26,7 @@ from .strips import by_rows, even
 ALIGNED = 8  # channels: what tensor cores read at a time
 STRIP, LEAST_ROWS = 2**17, 32  # pixels and rows of a level that are worked on at a time on a CPU
 PAYS = 1e12  # see pays
-LARGE = 10  # oneDNN lays weights out differently for small inputs: these are packed for each power of 2 pixels below this
+LARGE = 10  # inputs of fewer than 2^10 pixels have weights packed for their power of two: other layouts are best there
 NARROW = 4  # pixels: below, oneDNN 3.x in bfloat16 reads beyond rows (seen with 2 pixels, 144 channels and stride 2)
 
 
@@ -120,7 +120,7 @@ class Conv:
         return function(x, self.packed[size], self.bias, *shape, ones, 1, *nothing)
 
     def _pack(self, size: list[int]) -> Tensor:
-        """The weights as oneDNN wants them for a size of input; at another, it may have to reorder them in each call."""
+        """The weights as oneDNN wants them for a size of input; at another it may reorder them in every call."""
         ones, zeros = [1, 1], [0, 0]
         if self.transposed:
             pack = torch.ops.mkldnn._reorder_convolution_transpose_weight

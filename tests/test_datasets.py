@@ -1,5 +1,6 @@
 """Vimeo90K as it lies on the disk: what is read is what was written, and what is wrong with it is named."""
 
+import hashlib
 import shutil
 
 import numpy as np
@@ -144,6 +145,8 @@ def test_gopro_windows_of_both_layouts_are_nine_frames_eight_apart(tmp_path, inn
 
 
 def test_gopro_split_is_frozen_and_has_no_video_on_both_sides():
+    for videos, digest in ((gopro.TRAIN_VIDEOS, "90b88ed357b6a1be"), (gopro.TEST_VIDEOS, "b1dac2bb73fb4eef")):
+        assert hashlib.sha256("\n".join(sorted(videos)).encode()).hexdigest().startswith(digest), "the paper's names"
     assert len(set(gopro.TRAIN_VIDEOS)) == 22 and len(set(gopro.TEST_VIDEOS)) == 11
     assert not set(gopro.TRAIN_VIDEOS) & set(gopro.TEST_VIDEOS)
 

@@ -1,5 +1,6 @@
 import argparse
 import os
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -395,3 +396,6 @@ def test_the_model_card_tells_the_shipped_files():
     card = (ROOT / "checkpoints" / "README.md").read_text()
     for path in (ROOT / "checkpoints").glob("*.pth"):
         assert path.name in card and models.load(path).any_time
+    readme = (ROOT / "README.md").read_text()
+    scores = re.findall(r"\d\d\.\d\d/\.\d{4}", readme[readme.index("## Weights") : readme.index("## Data")])
+    assert len(scores) > 10 and not [score for score in scores if score not in card]

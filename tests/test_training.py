@@ -13,11 +13,13 @@ import torch
 from conftest import formula_image
 
 import models
-from datasets import Sample
+import train_gopro
+import train_vimeo90k
+from datasets import Sample, gopro
 from losses import ifrnet_loss
 from utils import batches, checkpoint, distributed, training
 from utils.journal import Journal
-from utils.training import Recipe, cosine, fit
+from utils.training import Recipe, State, cosine, fit
 from utils.validation import Validation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -55,6 +57,20 @@ def same(a, b):
 def rows(folder):
     with open(folder / "metrics.csv", newline="") as file:
         return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    "script, epochs, batch_size, eval_interval", [(train_vimeo90k, 300, 6, 1), (train_gopro, 600, 2, 8)]
+)
+def test_defaults_are_the_papers_recipe(script, epochs, batch_size, eval_interval):
+    args = script.parser().parse_args([])
+    assert (args.epochs, args.batch_size, args.eval_interval) == (epochs, batch_size, eval_interval)
+    assert (args.lr_start, args.lr_end, args.crop, args.accumulate) == (1e-4, 1e-5, 224, 1)
+    assert (args.optimizer, args.amp, args.ema, args.clip, args.activation) == ("adamw", "none", 0, 0, "prelu")
+    optimizer = State(models.build("IFRNet_S"), Recipe(iterations=1), CPU).optimizer
+    assert type(optimizer) is torch.optim.AdamW and optimizer.defaults["weight_decay"] == 0
+    assert train_vimeo90k.PAPER_ITERATIONS == 641_400 and gopro.VALIDATION_SIZE == 512
+    assert (train_gopro.PAPER_EPOCHS, train_gopro.PAPER_STEP, gopro.LENGTH, gopro.STRIDE) == (600, 8, 9, 8)
 
 
 def test_one_step_is_adamw_on_the_sum_of_the_terms(tmp_path):

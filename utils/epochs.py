@@ -19,8 +19,10 @@ from utils.validation import Validation
 
 T = TypeVar("T")
 # Options that may be others when a run is resumed: they change neither its course nor its end, or other ones tell it.
-FREE = ("epochs", "data", "workers", "device", "compile", "world_size", "local_rank", "resume", "resume_path", "resume_epoch")
-FREE += ("log_path", "log_every", "save_every", "eval_interval", "eval_iterations", "max_bad_steps", "minutes")
+FREE = (
+    "epochs", "minutes", "data", "workers", "device", "compile", "world_size", "local_rank", "resume", "resume_path",
+    "resume_epoch", "log_path", "log_every", "save_every", "eval_interval", "eval_iterations", "max_bad_steps",
+)  # fmt: skip
 CLIPS = "clips:"  # what --data begins with where it is a folder of videos or frame folders
 TOLERANCE = 0.1  # of the paper's iterations x learning rate, before a run is told that it leaves the recipe
 
