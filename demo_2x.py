@@ -43,9 +43,9 @@ def between(args: argparse.Namespace, times: Sequence[float]) -> np.ndarray:
     if min(height, width) < 2:
         raise ValueError(f"{args.img0}: {width}x{height}; frames of 2x2 pixels or more are needed")
     scale = scale_by_motion(first, last) if args.scale == "auto" else args.scale
-    options = (args.model_name, args.checkpoint, args.device, args.precision, scale)
+    options = {"precision": args.precision, "scale": scale, "mode": args.mode}
     pixels = len(times) * height * width * sum(each**2 for each in scales_for(height, width, scale))
-    call = interpolator(*options, mode=args.mode, pixels=pixels)
+    call = interpolator(args.model_name, args.checkpoint, args.device, **options, pixels=pixels)
     start = time.perf_counter()
     frames = io.to_uint8(call(io.to_float(first), io.to_float(last), times))
     seconds = time.perf_counter() - start

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from fractions import Fraction
-from itertools import chain, groupby, takewhile
+from itertools import chain, groupby
 from itertools import count as infinity
 from pathlib import Path
 from typing import NamedTuple
@@ -96,14 +96,24 @@ def parser() -> cli.Parser:
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.output != video.PIPE:
+        args.output = pointed_to(args.output)
     kind = check_output(args)
     if args.input_fps and not Path(args.input).is_dir():
         raise ValueError(f"--input_fps {args.input_fps}: {args.input} is no folder of pictures; leave it away")
     source = video.open_source(args.input, args.input_fps or Fraction(24))
     grid = Grid(args.factor or (1 if args.fps else max(2, args.slow)), args.fps, args.slow)
     with distributed.ranks(args) as device:
-        options = (args.model_name, args.checkpoint, device, args.precision, args.scale)
-        call = interpolator(*options, tile=args.tile, mode=args.mode, pixels=pixels(args, source, grid))
+        call = interpolator(
+            args.model_name,
+            args.checkpoint,
+            device,
+            precision=args.precision,
+            scale=args.scale,
+            tile=args.tile,
+            mode=args.mode,
+            pixels=pixels(args, source, grid),
+        )
         check_grid(call, grid)
         if args.preview:
             preview(args, source, grid, call)
@@ -114,7 +124,10 @@ def main(args: argparse.Namespace) -> None:
         for note in (*source.notes, *notes(args, source, form, kind)):
             say(note)
         job = Job(args, source, grid, call, form, kind)
-        (to_pipe if kind == "pipe" else to_parts)(job)
+        if kind == "pipe":
+            to_pipe(job)
+        else:
+            to_parts(job)
         if source.damaged:
             frames = f"{source.damaged} frame{'s' * (source.damaged > 1)}"
             say(f"{source.path}: {frames} left out, damaged or cut short; the file may not be whole")
@@ -131,8 +144,6 @@ def say(line: str) -> None:
 def check_output(args: argparse.Namespace) -> str:
     """What kind of output is asked for, see video_out.kind_of. ValueError or OSError where it cannot be, or would take
     the place of what nobody asked to replace."""
-    if args.output != video.PIPE:
-        args.output = pointed_to(args.output)
     out = Path(args.output)
     if args.factor and args.fps:
         raise ValueError(f"--factor {args.factor} and --fps {args.fps}: give one of them")
@@ -270,7 +281,8 @@ class Job(NamedTuple):
     def pictures(self, runs: Sequence[range]) -> Iterator[Picture]:
         """The output of these runs of segments, or of everything where only reading tells how much there is."""
         args, last = self.args, self.segments()
-        cut, repeat = is_cut if args.cuts == "yes" else None, is_repeat if args.dedup else None
+        cut = is_cut if args.cuts == "yes" else None
+        repeat = is_repeat if args.dedup else None
         for run in runs:
             start, stop = (Fraction(number * args.segment) for number in (run.start, run.stop))
             end = None if run.stop == last else stop
@@ -320,7 +332,9 @@ def to_parts(job: Job) -> None:
     try:
         with closing(counted(job.pictures(runs), job.count(sum(map(len, runs))), job.form.rate)) as made:
             for number, segment in groupby(made, key=lambda picture: picture.segment):
-                for passed in takewhile(number.__ne__, expected):
+                for passed in expected:
+                    if passed == number:
+                        break
                     parts.skip(passed)  # nothing is shown anew for so long
                 with parts.making(number, lambda path: kind(path, job.form)) as writer:
                     for picture in segment:

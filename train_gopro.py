@@ -16,7 +16,7 @@ import torch
 
 import models
 from datasets import Sample, clips, gopro
-from datasets.transforms import Take, finish
+from datasets.transforms import Augment, finish
 from losses import ifrnet_loss
 from utils import cli, distributed, epochs
 
@@ -32,7 +32,7 @@ def loss(out: models.Interpolation, batch: Sample, progress: float) -> dict[str,
 def main(args: argparse.Namespace) -> None:
     with distributed.ranks(args) as device:
         train, val, paper = windows(args)
-        train_set = clips.Windows(train, Take(args.crop, args.seed))
+        train_set = clips.Windows(train, Augment(args.crop, args.seed))
         val_set = clips.Windows(val, limit=gopro.VALIDATION_SIZE)
         torch.manual_seed(args.seed)
         model = models.build(args.model_name, args.activation)
@@ -42,8 +42,7 @@ def main(args: argparse.Namespace) -> None:
 def windows(args: argparse.Namespace) -> tuple[list, list, int | None]:
     """To train on, to validate on, and the paper's iterations where this is the paper's set."""
     held = args.val_list and epochs.read_names(args.val_list)
-    if args.data.startswith(epochs.CLIPS):
-        folder = args.data.removeprefix(epochs.CLIPS)
+    if folder := epochs.clips_folder(args):
         return *clips.split(folder, gopro.LENGTH, args.clip_stride, args.crop, args.clip_longest, held), None
     train, val = epochs.split(gopro.windows(args.data), held and gopro.windows(args.data, held))
     return train, val, PAPER_EPOCHS * (len(train) + len(val)) // PAPER_STEP

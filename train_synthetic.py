@@ -274,7 +274,11 @@ def main(args: argparse.Namespace) -> None:
                 raise ValueError(f"--{name} is about footage; give --clips, the folder of it")
     with distributed.ranks(args) as device:
         folder = args.log_path / args.model_name
-        content = epochs.newest(folder) if args.resume else epochs.refuse_overwriting(folder)
+        content = None
+        if args.resume:
+            content = epochs.newest(folder)
+        else:
+            epochs.refuse_overwriting(folder)
         material = read_material(args).to(device)
         footage, val = read_footage(args) if args.clips else ({}, [])
         val_set = clips.Windows(val) if val else validation_scenes(material, args)

@@ -30,7 +30,7 @@ import models
 import models.flow
 from datasets import Sample, clips
 from datasets.packed import Packed, Resident, is_packed, read_index
-from datasets.transforms import Take, finish
+from datasets.transforms import Augment, finish
 from datasets.vimeo90k import FRAMES, Vimeo90K, read_list
 from losses import ifrnet_loss
 from utils import cli, distributed, epochs
@@ -87,19 +87,19 @@ def fold_time(model: models.IFRNet) -> None:
 
 def sets(args: argparse.Namespace, device: torch.device, flow: bool | None) -> tuple[Dataset, Dataset, int | None]:
     """What to train on, what to validate on, and the paper's iterations where this is the paper's set."""
-    take, held = Take(args.crop, args.seed), args.val_list
+    augment, held = Augment(args.crop, args.seed), args.val_list
     if args.cache == "gpu" and not is_packed(args.data):
         raise ValueError(f"--cache gpu needs a packed set, which {args.data} is not; see python -m datasets.packed")
-    if args.data.startswith(epochs.CLIPS):
-        folder, names = args.data.removeprefix(epochs.CLIPS), held and epochs.read_names(held)
+    if folder := epochs.clips_folder(args):
+        names = held and epochs.read_names(held)
         train, val = clips.split(folder, len(FRAMES), args.clip_stride, args.crop, args.clip_longest, names)
-        return clips.Windows(train, take), clips.Windows(val), None
+        return clips.Windows(train, augment), clips.Windows(val), None
     if is_packed(args.data):
         train, val = epochs.split(read_index(args.data)["names"], held and epochs.read_names(held))
-        train_set, val_set = Packed(args.data, train, take, flow), Packed(args.data, val, flow=False)
+        train_set, val_set = Packed(args.data, train, augment, flow), Packed(args.data, val, flow=False)
         return Resident(train_set, device) if args.cache == "gpu" else train_set, val_set, PAPER_ITERATIONS
     train, val = epochs.split(read_list(args.data), held and read_list(args.data, held))
-    return Vimeo90K(args.data, train, take, flow), Vimeo90K(args.data, val, flow=False), PAPER_ITERATIONS
+    return Vimeo90K(args.data, train, augment, flow), Vimeo90K(args.data, val, flow=False), PAPER_ITERATIONS
 
 
 def parser() -> cli.Parser:

@@ -255,8 +255,8 @@ def contender(benchmark: Benchmark, args: argparse.Namespace, name: str | None, 
     if name in BASELINES:
         return Contender(interpolator(name, device=device), {"model": name})
     scale = benchmark.scale_of(args.protocol) if args.scale is None else args.scale
-    options = (args.precision, scale, benchmark.padding)
-    call = interpolator(name, args.checkpoint, device, *options, tile="auto", mode=args.mode)
+    options = {"precision": args.precision, "scale": scale, "padding": benchmark.padding}
+    call = interpolator(name, args.checkpoint, device, **options, tile="auto", mode=args.mode)
     path = models.checkpoint_path(args.checkpoint or call.model.name)
     about = {
         "model": call.model.name,

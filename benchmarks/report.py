@@ -103,7 +103,7 @@ def _seconds(speed: dict, result: dict) -> float | None:
     """The fastest way that a speed result has for one frame of this model, precision and scale, at 1280x720."""
     wanted = {"model": result["model"], "precision": result["precision"], "size": "1280x720"}
     scale = result.get("scale", 1)
-    single = [row for row in speed["rows"] if row.get("frames", 1) == 1 and row.get("scale", 1) == scale]
+    single = [row for row in speed["rows"] if row["frames"] == 1 and row["scale"] == scale]
     found = [row["seconds"] for row in single if all(row[key] == value for key, value in wanted.items())]
     return min(found, default=None)
 

@@ -42,7 +42,7 @@ import models
 from benchmarks import ablation, store
 from benchmarks.published import SECONDS_720P
 from models.fast import best_precision
-from models.interpolator import PRECISIONS, Interpolator
+from models.interpolator import PRECISIONS, Interpolator, default_device
 from utils import cli
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,7 +50,8 @@ SIZES = ("448x256", "1280x720", "1920x1080", "3840x2160")
 PARTS = ("parts", "compiled")  # of fast mode, one by one; the same and torch.compile, which takes minutes
 WARM_UP = {"cpu": 1, "cuda": 3}  # calls before; a GPU's kernels are compiled at the first and recorded at the second
 LEAST, MOST = 3, {"cpu": 30, "cuda": 300}  # rounds of calls that are timed
-SEVEN = 7  # frames of one pair: 8x
+FRAMES_8X = 7  # of one pair
+TOLERANCE = 0.15
 MATRICES = {"cpu": 2048, "cuda": 8192}  # side of those whose product is timed: large enough to be at full pace
 SECONDS = 6.0  # for the rounds of one model at one size, where that is more than LEAST
 HEADS = ("model", "size", "mode", "precision", "s/frame", "quartiles", "ratio", "of matmul", "peak MB", "V100 s/frame")
@@ -199,7 +200,9 @@ def measure(
 def measure_all(args: argparse.Namespace, chosen: list[Way]) -> Iterator[list[dict] | str]:
     """The rows of every network at every size, cheapest first; the name alone of what there is no time for."""
     networks = {name: macs(models.build(name), 64, 64) for name in args.model_name}
-    kinds = [(1, size) for size in args.sizes] + ([] if args.ablation else [(SEVEN, min(args.sizes, key=math.prod))])
+    kinds = [(1, size) for size in args.sizes]
+    if not args.ablation:
+        kinds.append((FRAMES_8X, min(args.sizes, key=math.prod)))
     costs = sorted((each * n * w * h, name, n, (w, h)) for name, each in networks.items() for n, (w, h) in kinds)
     end, rate = time.monotonic() + 60 * args.minutes, 0.0
     for cost, name, frames, size in costs:
@@ -221,7 +224,7 @@ def measure_all(args: argparse.Namespace, chosen: list[Way]) -> Iterator[list[di
 
 def mode(row: dict) -> str:
     """Of a row, as it is shown: "fast", "fast, 8x" for the seven frames of a pair, "fast, multi" for another scale."""
-    frames, scale = row.get("frames", 1), row.get("scale", 1)  # results of older versions do not tell
+    frames, scale = row["frames"], row["scale"]
     parts = [row["mode"], *([f"{frames + 1}x"] if frames > 1 else []), *([str(scale)] if scale != 1 else [])]
     return ", ".join(parts)
 
@@ -282,7 +285,11 @@ def compared(rows: list[dict], older: list[dict], tolerance: float) -> tuple[str
 
 
 def to_compare(path: Path, args: argparse.Namespace) -> list[dict]:
-    """The rows of an older result, whose networks and sizes are measured again. ValueError for a file of other kind."""
+    """The rows of an older result, whose networks and sizes are measured again. ValueError for a file of another kind,
+    and for options that say what to measure."""
+    for name in ("model_name", "sizes", "scales"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name}: {path} says what is measured again; leave the option away")
     older = store.read(path)
     if older["benchmark"] != store.SPEED or not older["rows"]:
         raise ValueError(f"{path}: holds no times; give a result of this benchmark")
@@ -290,15 +297,22 @@ def to_compare(path: Path, args: argparse.Namespace) -> list[dict]:
     args.ablation = args.ablation or ("parts" if modes - {"eager", "fast"} else None)
     args.model_name = list(dict.fromkeys(row["model"] for row in older["rows"]))
     args.sizes = list(dict.fromkeys(size(row["size"]) for row in older["rows"]))
-    args.scales = list(dict.fromkeys(scale for row in older["rows"] if (scale := row.get("scale", 1)) != 1))
+    args.scales = list(dict.fromkeys(scale for row in older["rows"] if (scale := row["scale"]) != 1))
     return older["rows"]
 
 
 def main(args: argparse.Namespace) -> None:
     older = to_compare(args.compare, args) if args.compare else None
-    args.device = args.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if args.tolerance is not None and older is None:
+        raise ValueError(f"--tolerance {args.tolerance:g} is about --compare; give an older result, or leave it away")
+    args.model_name = args.model_name or list(models.VARIANTS)
+    args.sizes = args.sizes or list(map(size, SIZES))
+    args.scales = args.scales or ()
+    args.device = args.device or default_device()
     if args.ablation and args.scales:
         raise ValueError(f"--scales {args.scales[0]}: an ablation is at scale 1; leave one of the two away")
+    if args.ablation and args.precision:
+        raise ValueError(f"--precision {args.precision}: an ablation has its own; leave one of the two away")
     if "auto" in args.scales:
         raise ValueError("--scales auto: these frames are noise, without motion to follow; give numbers or multi")
     scales = [scale for scale in dict.fromkeys(args.scales) if scale != 1]
@@ -329,7 +343,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"left out, for --minutes {args.minutes:g}: {', '.join(result['left_out'])}")
     print(f"wrote {path}")
     if older is not None:
-        text, fallen = compared(result["rows"], older, args.tolerance)
+        text, fallen = compared(result["rows"], older, TOLERANCE if args.tolerance is None else args.tolerance)
         print(text)
         if fallen:
             print(f"slower than before: {', '.join(fallen)}", file=sys.stderr)
@@ -352,14 +366,13 @@ def size(text: str) -> tuple[int, int]:
 
 def parser() -> cli.Parser:
     options = cli.Parser(__doc__)
-    names = tuple(models.VARIANTS)
-    options.add_argument("--model_name", nargs="+", choices=names, default=names, help="networks (default: all)")
-    options.add_argument("--sizes", nargs="+", type=size, default=list(map(size, SIZES)), help="WIDTHxHEIGHT ..")
-    options.add_argument("--scales", nargs="+", type=cli.scale, default=(), help="of flow, beside 1: 0.5, multi, ..")
+    options.add_argument("--model_name", nargs="+", choices=models.VARIANTS, help="networks (default: all)")
+    options.add_argument("--sizes", nargs="+", type=size, help=f"of frames (default: {' '.join(SIZES)})")
+    options.add_argument("--scales", nargs="+", type=cli.scale, help="of flow, beside 1: 0.5, multi, ..")
     options.add_argument("--precision", choices=PRECISIONS, help="only this one (default: all there are)")
     options.add_argument("--ablation", nargs="?", choices=PARTS, const="parts", help="fast mode, part by part")
     options.add_argument("--compare", type=Path, metavar="JSON", help="an older result, measured again")
-    options.add_argument("--tolerance", type=cli.amount, default=0.15, help="share that a ratio may fall (0.15)")
+    options.add_argument("--tolerance", type=cli.amount, help=f"share that a ratio may fall (default: {TOLERANCE})")
     options.add_argument("--minutes", type=cli.amount, default=2.5, help="time for all of it (default: 2.5)")
     options.add_argument("--out", type=Path, default=ROOT / "results", help="folder of the result")
     cli.add_device(options)

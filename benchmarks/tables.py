@@ -94,14 +94,14 @@ def best(table: Table) -> set[tuple[str, tuple]]:
     return winners
 
 
-def texts(table: Table, bold: str, none: str = "-") -> list[list[str]]:
+def texts(table: Table, bold: str) -> list[list[str]]:
     """The rows as text. bold: a format for the best."""
     winners, lines = best(table), []
     for name, cells in table.rows.items():
         line = [name]
         for column in table.columns:
             if column not in cells:
-                line.append(none)
+                line.append("-")
                 continue
             text = store.shown(column[2], cells[column].value)
             text = bold.format(text) if (name, column) in winners else text

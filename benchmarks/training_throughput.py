@@ -24,6 +24,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import cv2
 import imageio.v2 as imageio
@@ -35,9 +36,10 @@ import models
 from benchmarks import store
 from datasets import effects, synthetic
 from datasets.packed import Packed, Resident, pack
-from datasets.transforms import Take, finish
+from datasets.transforms import Augment, finish
 from datasets.vimeo90k import FLOW, FRAMES, TRAIN_LIST, Vimeo90K, read_list
 from losses import ifrnet_loss
+from models.interpolator import default_device
 from utils import cli, io
 from utils.batches import Order, on_device, read
 from utils.meter import Meter
@@ -123,13 +125,12 @@ def in_turn(candidates: dict[str, Callable[[], float]], rounds: int) -> dict[str
 def loaders(root: Path, packed: Path, args: argparse.Namespace, device: torch.device) -> dict[str, dict]:
     """Seconds a sample, of one core, and relative to the published way, of every way to read."""
     names, batch = read_list(root), args.batch_size
-    take = Take(args.crop, 0)
+    augment = Augment(args.crop, 0)
     published, files, rows = (
         PublishedWay(root, names, args.crop),
-        Vimeo90K(root, names, take),
-        Packed(packed, names, take),
+        Vimeo90K(root, names, augment),
+        Packed(packed, names, augment),
     )
-    orders = {key: iter(Order(len(names), batch)) for key in ("published", "files", "packed", "device")}
     collated = {
         "PNG, the published way": lambda keys: default_collate([published[index] for index, _ in keys]),
         "PNG": lambda keys: default_collate([files[key] for key in keys]),
@@ -139,12 +140,11 @@ def loaders(root: Path, packed: Path, args: argparse.Namespace, device: torch.de
     if device.type == "cuda":
         resident = Resident(rows, device)
         collated["packed, in GPU memory, augmented there"] = lambda keys: finish(resident.batch(keys), device)
-        orders["resident"] = iter(Order(len(names), batch))
 
-    def measure(way: Callable, order: Iterator) -> float:
+    def measure(name: str, way: Callable, order: Iterator) -> float:
         batches = [next(order) for _ in range(max(args.loader_samples // batch, 1))]
         # What one core does counts where readers are processes of their own; what the device does counts by the clock.
-        clock = time.perf_counter if device.type == "cuda" and "augmented" in name_of[way] else time.process_time
+        clock = time.perf_counter if device.type == "cuda" and "augmented" in name else time.process_time
         start = clock()
         for keys in batches:
             way(keys)
@@ -152,11 +152,7 @@ def loaders(root: Path, packed: Path, args: argparse.Namespace, device: torch.de
             torch.cuda.synchronize()
         return (clock() - start) / (len(batches) * batch)
 
-    name_of = {way: name for name, way in collated.items()}
-    candidates = {
-        name: (lambda way=way, order=order: measure(way, order))
-        for (name, way), order in zip(collated.items(), orders.values())
-    }
+    candidates = {name: partial(measure, name, way, iter(Order(len(names), batch))) for name, way in collated.items()}
     seconds = in_turn(candidates, args.rounds)
     first = next(iter(seconds.values()))
     return {name: {"ms": 1e3 * s, "samples_per_s": 1 / s, "times": first / s} for name, s in seconds.items()}
@@ -167,9 +163,8 @@ class Run:
 
     def __init__(self, args: argparse.Namespace, device: torch.device, measures: dict, stream: Iterator):
         self.recipe = Recipe(iterations=10**6, **measures)
-        layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
         torch.manual_seed(0)
-        model = models.build(args.model_name).to(device, memory_format=layout)
+        model = models.build(args.model_name).to(device, memory_format=self.recipe.layout)
         self.state, self.device = State(model, self.recipe, device), device
         self.network = parallel(model, self.recipe, device)
         self.loss = lambda out, batch, progress: ifrnet_loss(out, batch.imgt, batch.flow)
@@ -193,7 +188,7 @@ class Run:
 
 def steps(root: Path, args: argparse.Namespace, device: torch.device) -> dict[str, dict]:
     """Seconds a step on data that is there already, each measure added in turn."""
-    data = Vimeo90K(root, read_list(root), Take(args.crop, 0))
+    data = Vimeo90K(root, read_list(root), Augment(args.crop, 0))
     keys = next(iter(Order(len(data), args.batch_size)))
     batch = finish(default_collate([data[key] for key in keys]), device)
     runs, measures = {}, {}
@@ -222,8 +217,8 @@ def together(root: Path, packed: Path, args: argparse.Namespace, device: torch.d
     measures = {key: value for _, added in MEASURES for key, value in added.items()}
     if args.no_compile:
         del measures["compile"]
-    names, take = read_list(root), Take(args.crop, 0)
-    sets = {"PNG": Vimeo90K(root, names, take), "packed": Packed(packed, names, take)}
+    names, augment = read_list(root), Augment(args.crop, 0)
+    sets = {"PNG": Vimeo90K(root, names, augment), "packed": Packed(packed, names, augment)}
     if device.type == "cuda":
         sets["packed, in GPU memory"] = Resident(sets["packed"], device)
     results = {}
@@ -269,7 +264,7 @@ def scenes(args: argparse.Namespace, device: torch.device) -> dict[str, dict]:
 
 
 def main(args: argparse.Namespace) -> None:
-    device = args.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = args.device or default_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     args.crop = args.crop or (224 if device.type == "cuda" else 128)

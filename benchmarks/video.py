@@ -90,7 +90,7 @@ def memory(args: argparse.Namespace, folder: Path) -> None:
 def overhead(args: argparse.Namespace, folder: Path) -> None:
     source = moving_clip(folder / "720p.mp4", *SIZES["720p"], args.count)
     frames = [frame.image for frame in video.open_source(str(source)).frames()]
-    call = interpolator(network(args), args.checkpoint, args.device, args.precision, mode=args.mode)
+    call = interpolator(network(args), args.checkpoint, args.device, precision=args.precision, mode=args.mode)
     tensors = [io.to_float(frame, call.device) for frame in frames]
     words = [str(source), str(folder / "out.mp4"), "--overwrite", *options(args)]
 
@@ -122,7 +122,7 @@ def quality(args: argparse.Namespace, folder: Path) -> None:
     for name in args.model_name:
         checkpoint = None if name in BASELINES else args.checkpoint
         label = name or Path(checkpoint or "IFRNet_S").stem
-        calls[label] = interpolator(name, checkpoint, args.device, args.precision, mode=args.mode)
+        calls[label] = interpolator(name, checkpoint, args.device, precision=args.precision, mode=args.mode)
     print(f"{'clip':28s}" + "".join(f"{name:>12s}" for name in calls))
     means = []
     for clip in args.clips:

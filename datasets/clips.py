@@ -154,8 +154,8 @@ def _last(counts: dict[str, int]) -> list[str]:
 class Windows(Dataset):
     """Windows as Samples: the first and the last frame go in, all between are targets, at t = k / (N - 1); no flow.
 
-    windows: whatever has `frames`. augment: for training; without it a sample is the middle of the frames, `limit`
-    pixels a side at most. Index with i, or (i, epoch) for augmentation that differs from epoch to epoch.
+    windows: whatever has `frames`. augment: for training, gives Raw; without it a sample is the middle of the frames,
+    `limit` pixels a side at most. Index with i, or (i, epoch) for augmentation that differs from epoch to epoch.
     """
 
     def __init__(self, windows: Sequence[Window], augment: Augment | None = None, limit: int | None = None):

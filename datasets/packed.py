@@ -31,7 +31,7 @@ from utils import cli
 from utils.io import write_bytes
 
 from . import Sample
-from .transforms import FLOW_STEPS, FLOW_UNKNOWN, Augment, Raw, Stack, Take, centre_crop, source
+from .transforms import FLOW_STEPS, FLOW_UNKNOWN, Augment, Raw, Stack, centre_crop, source
 from .vimeo90k import TRAIN_LIST, Vimeo90K, read_list
 
 INDEX, FRAMES, FLOW, CHECKSUMS, SOURCES = "index.json", "frames.npy", "flow.npy", "checksums.npy", "sources.npy"
@@ -53,7 +53,7 @@ def read_index(root: str | Path) -> dict:
 class Packed(Dataset):
     """A packed set, or some of its triplets, as Samples; for training a batch at a time.
 
-    names: of the triplets, all where None. augment: as in Vimeo90K; `batch` needs Take. flow: whether to read the
+    names: of the triplets, all where None. augment: as in Vimeo90K; `batch` needs it. flow: whether to read the
     teacher's; None: where it was packed.
     """
 
@@ -104,9 +104,11 @@ class Packed(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> Sample | Raw:
         index, epoch = key if isinstance(key, tuple) else (key, 0)
         stack = self.stack(index)
-        if stack.flow is not None and not isinstance(self.augment, Take):
+        if self.augment:
+            return self.augment(stack, index, epoch)
+        if stack.flow is not None:
             stack = stack._replace(flow=decode(stack.flow))
-        return self.augment(stack, index, epoch) if self.augment else centre_crop(stack).sample()
+        return centre_crop(stack).sample()
 
     def batch(self, keys: Sequence[tuple[int, int]]) -> Raw:
         """The crops of a batch of (index, epoch), copied once, from the map into the batch."""

@@ -95,7 +95,7 @@ class Synthetic:
 
     material: what to make them of, on the device to work on. size: (height, width) of the frames. layers: objects in
     front of the background, at most. speed: median motion of a layer in pixels between t = 0 and 1; the distribution
-    is log-normal and reaches `fastest` (None: half the shorter side), and a share does not move at all. blur: share of
+    is log-normal and reaches half the shorter side, and a share does not move at all. blur: share of
     the samples with motion blur. seed: same seed, same scenes.
     """
 
@@ -105,12 +105,11 @@ class Synthetic:
         size: tuple[int, int],
         layers: int = 4,
         speed: float = 4.0,
-        fastest: float | None = None,
         blur: float = 0.0,
         seed: int = 0,
     ):
         self.material, self.size, self.layers, self.speed, self.blur = material, size, layers, speed, blur
-        self.device, self.fastest = material.windows.device, fastest or min(size) / 2
+        self.device, self.fastest = material.windows.device, min(size) / 2
         thin = torch.tensor([kind in THIN for kind in KINDS])
         self.thin = thin[material.stencils.kind.cpu()]
         self.random = torch.Generator().manual_seed(seed)

@@ -15,6 +15,8 @@ from utils.io import to_float
 
 from . import Sample
 
+DIVISOR = 16  # of sides that the network takes
+
 
 class Stack(NamedTuple):
     """frames: RGB uint8 (N, H, W, 3), the first at t = 0, the last at t = 1. flow: float32 (H, W, 4), t->0 dx, dy and
@@ -83,15 +85,15 @@ def reverse_time(stack: Stack) -> Stack:
     return Stack(stack.frames[::-1], _each(stack.flow, lambda flow: flow[..., [2, 3, 0, 1]]), 1 - stack.t[::-1])
 
 
-def centre_crop(stack: Stack, divisor: int = 16, limit: int | None = None) -> Stack:
-    """The middle of the frames: the largest sides that are multiples of `divisor`, `limit` at most.
+def centre_crop(stack: Stack, limit: int | None = None) -> Stack:
+    """The middle of the frames: the largest sides that are multiples of DIVISOR, `limit` at most.
 
     ValueError where the frames are smaller than that.
     """
     height, width = stack.frames.shape[1:3]
-    inner = [min(side, limit or side) // divisor * divisor for side in (height, width)]
+    inner = [min(side, limit or side) // DIVISOR * DIVISOR for side in (height, width)]
     if not all(inner):
-        raise ValueError(f"frames of {width}x{height} are too small; {divisor}x{divisor} is the least")
+        raise ValueError(f"frames of {width}x{height} are too small; {DIVISOR}x{DIVISOR} is the least")
     return crop(stack, (height - inner[0]) // 2, (width - inner[1]) // 2, *inner)
 
 
@@ -145,19 +147,6 @@ def apply(stack: Stack, dice: Dice, size: int) -> Stack:
     return stack
 
 
-class Augment:
-    """The recipe's augmentation of sample `index` in `epoch`, a stack of frames -> a Sample of size x size."""
-
-    def __init__(self, size: int, seed: int = 0):
-        self.size, self.seed = size, seed
-
-    def dice(self, index: int, epoch: int, height: int, width: int) -> Dice:
-        return roll(np.random.default_rng((self.seed, epoch, index)), height, width, self.size)
-
-    def __call__(self, stack: Stack, index: int, epoch: int) -> Sample:
-        return apply(stack, self.dice(index, epoch, *stack.frames.shape[1:3]), self.size).sample()
-
-
 # The same on the device: whoever reads copies the pixels that a sample needs and no more, and a batch is moved at once.
 
 FLOW_STEPS, FLOW_UNKNOWN = 64, -(2**15)  # flow as int16: 1/64 of a pixel; no flow
@@ -188,9 +177,16 @@ def source(start: int, zoomed: bool, side: int, size: int) -> tuple[np.ndarray |
     return np.clip(np.arange(first, first + size // 2 + 2), 0, side - 1), start - 2 * first
 
 
-class Take(Augment):
-    """As Augment, but a stack becomes Raw, of which `finish` makes Samples, a batch at a time and on any device: only
-    the pixels that a crop needs are read. The stack's frames may be a list, its flow a Pair."""
+class Augment:
+    """The recipe's augmentation of sample `index` in `epoch`: a stack becomes Raw, of which `finish` makes Samples of
+    size x size, a batch at a time and on any device, as `apply` would. Only the pixels that a crop needs are read. The
+    stack's frames may be a list, its flow a FlowPair."""
+
+    def __init__(self, size: int, seed: int = 0):
+        self.size, self.seed = size, seed
+
+    def dice(self, index: int, epoch: int, height: int, width: int) -> Dice:
+        return roll(np.random.default_rng((self.seed, epoch, index)), height, width, self.size)
 
     def __call__(self, stack: Stack, index: int, epoch: int) -> Raw:
         frames = np.empty((len(stack.frames), self.size, self.size, 3), np.uint8)
@@ -208,7 +204,7 @@ class Take(Augment):
         columns, left = source(dice.left, dice.zoom, width, self.size)
         for target, frame in zip(frames, stack.frames):
             _copy(target, frame, rows, columns)
-        if isinstance(stack.flow, Pair):
+        if isinstance(stack.flow, FlowPair):
             for k, one in enumerate(stack.flow):
                 _copy(flow[..., 2 * k : 2 * k + 2], one, rows, columns)
         elif flow is not None:
@@ -216,7 +212,7 @@ class Take(Augment):
         return dice._replace(top=top, left=left)
 
 
-class Pair(NamedTuple):
+class FlowPair(NamedTuple):
     """Flow t->0 and t->1, (H, W, 2) each, in place of Stack's (H, W, 4): joined after the crop, which is quicker."""
 
     first: np.ndarray

@@ -2,7 +2,7 @@
 
 ROOT/tri_trainlist.txt                           names such as 00001/0001, one a line
 ROOT/sequences/00001/0001/im1.png im2.png im3.png
-ROOT/flow/00001/0001/flow_t0.flo flow_t1.flo     or .png (KITTI), .pfm: what generate_flow.py writes
+ROOT/flow/00001/0001/flow_t0.flo flow_t1.flo     or another of utils.io.FLOWS
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from utils.io import FLOWS, read_flow, read_image
 
 from . import Sample
-from .transforms import Augment, Pair, Raw, Stack, Take, centre_crop
+from .transforms import Augment, FlowPair, Raw, Stack, centre_crop
 
 TRAIN_LIST, TEST_LIST = "tri_trainlist.txt", "tri_testlist.txt"
 FRAMES = ("im1.png", "im2.png", "im3.png")
@@ -48,9 +48,9 @@ def read_list(root: str | Path, name: str | Path = TRAIN_LIST) -> list[str]:
 class Vimeo90K(Dataset):
     """Triplets as Samples of t = 1/2.
 
-    root: the folder of the set. names: which triplets, from `read_list`. augment: for training; without it a sample is
-    the middle of the frames, as large as the network takes. flow: whether to read the teacher's; None: where the
-    folder flow/ is there. Index with i, or (i, epoch) for augmentation that differs from epoch to epoch.
+    root: the folder of the set. names: which triplets, from `read_list`. augment: for training, gives Raw; without it a
+    sample is the middle of the frames, as large as the network takes. flow: whether to read the teacher's; None: where
+    the folder flow/ is there. Index with i, or (i, epoch) for augmentation that differs from epoch to epoch.
     What is missing, damaged or of another size is a FileNotFoundError or ValueError that names the file.
     """
 
@@ -79,14 +79,13 @@ class Vimeo90K(Dataset):
         frames, flows = [read_image(path) for path in pictures], [read_flow(path) for path in fields]
         for path, array in zip((*pictures, *fields), (*frames, *flows)):
             _check_size(path, array, frames[0])
-        return Stack(frames, Pair(*flows) if flows else None, np.float32([0.5]))
+        return Stack(frames, FlowPair(*flows) if flows else None, np.float32([0.5]))
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample | Raw:
         index, epoch = key if isinstance(key, tuple) else (key, 0)
-        if isinstance(self.augment, Take):
+        if self.augment:
             return self.augment(self._read(index), index, epoch)
-        stack = self.stack(index)
-        return self.augment(stack, index, epoch) if self.augment else centre_crop(stack).sample()
+        return centre_crop(self.stack(index)).sample()
 
 
 def find_flow(stem: Path) -> Path:

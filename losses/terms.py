@@ -1,7 +1,5 @@
 """The single terms of the loss. Equation numbers are those of the IFRNet paper (arXiv 2205.14620)."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -149,7 +147,7 @@ def flow_distillation(flows: tuple[Tensor, ...], teacher: Tensor, beta: float = 
     target = torch.where(known, target, final)  # not a product with zero: NaN would survive it
     difference = final - target
     w = torch.exp(-beta * torch.hypot(difference[:, 0::2], difference[:, 1::2]))
-    eps2 = both(torch.exp(-(10 * w - 1) * (2 * math.log(10) / 3)))
+    eps2 = both(10 ** ((1 - 10 * w) * (2 / 3)))  # the square of equation 11's eps; its exponent is half of w
     half, known = both(w / 2), known.to(w.dtype)
     total = 0
     for level in flows[1:]:

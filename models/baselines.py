@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import load
 from .ifrnet import VARIANTS
-from .interpolator import Interpolator, Padding, check_pair, check_range
+from .interpolator import Interpolator, check_pair, check_range, default_device
 
 
 class Baseline:
@@ -22,7 +22,7 @@ class Baseline:
     any_time, mode = True, None
 
     def __init__(self, device: str | torch.device | None = None):
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = torch.device(device or default_device())
 
     def check_times(self, times: Sequence[float]) -> None:
         """ValueError where a time is outside (0, 1)."""
@@ -100,17 +100,12 @@ def interpolator(
     model_name: str | None = None,
     checkpoint: str | Path | None = None,
     device: str | torch.device | None = None,
-    precision: str | None = None,
-    scale: float | str = 1.0,
-    padding: Padding = Padding(),
-    tile: int | str | None = None,
-    mode: str = "eager",
-    pixels: float | None = None,
+    **options,
 ) -> Interpolator | Baseline:
     """Something to call with (img0, img1, times), by name.
 
     model_name: one of NAMES; without one, what the checkpoint holds, or the shipped IFRNet_S. checkpoint: a path;
-    without one, the shipped weights of that name. The rest: see Interpolator; baselines have no use for it.
+    without one, the shipped weights of that name. options: Interpolator's; baselines have no use for them.
     FileNotFoundError or ValueError where there are no such weights, or where they are those of another network.
     """
     if model_name in BASELINES:
@@ -122,7 +117,7 @@ def interpolator(
     model = load(checkpoint or model_name or "IFRNet_S")
     if model_name and model.name != model_name:
         raise ValueError(f"{checkpoint}: holds an {model.name}, not an {model_name}; change --model_name")
-    return Interpolator(model, device, precision, scale, padding, tile, mode, pixels)
+    return Interpolator(model, device, **options)
 
 
 def _remap(x: Tensor, flow: Tensor) -> Tensor:

@@ -6,8 +6,8 @@
 Features are half precision (bfloat16 on CPUs, float16 on GPUs) in channels-last order; flow, coordinates and frames
 stay float32. Between the convolutions there is one pass over memory where there were several (kernels.py): activation
 in place, the side channels of a residual block put back where they were, a decoder's input sampled straight into the
-buffer that its convolution reads. On CPUs the weights are packed for oneDNN, on GPUs a frame becomes one CUDA graph
-(recording.py). Nothing is compiled for a size, so that every size is quick the first time.
+buffer that its convolution reads. On CPUs the weights are packed for oneDNN, on GPUs encoding and decoding are CUDA
+graphs (recording.py). Nothing is compiled for a size, so that every size is quick the first time.
 """
 
 import copy
@@ -53,11 +53,11 @@ def proven(model: IFRNet, device: torch.device, precision: str | None) -> tuple[
 
 
 def pays(model: nn.Module, pixels: float, device: torch.device) -> bool:
-    """Whether fast mode's start is made up for by frames of so many pixels, all of them together.
+    """Whether fast mode saves more time than its start costs, for so many pixels in all.
 
-    Arithmetic grows with parameters times pixels: a 26th of it, multiply-accumulates, in each of the three networks.
-    PAYS of it take a thread one second in eager mode; the start takes half of that: native.c is built the first time,
-    weights are laid out. On a GPU kernels are compiled for longer than any one pair takes.
+    All three networks take about parameters / 26 multiply-accumulates a pixel. PAYS of parameters times pixels take a
+    thread one second in eager mode; the start takes half of that: native.c is built the first time, weights are packed.
+    On a GPU kernels are compiled for longer than any one pair takes.
     """
     work = pixels * sum(parameter.numel() for parameter in model.parameters())
     return device.type == "cpu" and work >= PAYS * torch.get_num_threads()
@@ -190,12 +190,12 @@ class FastIFRNet:
     model: with PReLU; ValueError otherwise. dtype: of the features, float32, bfloat16 or float16.
     """
 
-    rows = None  # of the frame, to be worked on at a time; None: as many of a level as are no faster alone
+    rows = None  # of the frame in a strip; None: as _rows chooses for a level
 
     def __init__(self, model: IFRNet, device: torch.device, dtype: torch.dtype):
         if model.act != "prelu":
             raise ValueError(f"fast mode is for networks with PReLU, not {model.act}; go without it")
-        self.name, self.any_time, self.dtype = model.name, model.any_time, dtype
+        self.dtype = dtype
         self.kernel = kernels.choose(device, dtype)
         to = {"device": device, "dtype": dtype}
         self.encoder = [[Conv(*layer, to) for layer in stage] for stage in model.encoder.children()]

@@ -80,7 +80,8 @@ def common_mean(img0: Tensor, img1: Tensor) -> Tensor:
 def times_of(pair: Pair, t: Tensor | float) -> tuple[Tensor, int]:
     """t as (1 or N * B, 1, 1, 1) on the pair's device, and N, the number of times of each of the B pairs."""
     pairs = len(pair.img0)
-    if isinstance(t, (int, float)):  # a tuple: PyTorch 2.6 compiles no union; filled in: for a copy the CPU would wait
+    # A tuple: torch.compile of PyTorch 2.6 traces no `int | float`. full(): a number copied would make the CPU wait.
+    if isinstance(t, (int, float)):
         t = torch.full((1,), t, dtype=torch.float32, device=pair.img0.device)
     t = torch.as_tensor(t, dtype=torch.float32, device=pair.img0.device).reshape(-1, 1, 1, 1)
     if len(t) % pairs and len(t) != 1:

@@ -1,6 +1,5 @@
 """Interpolator: from frames of any size to frames at any times, on any device, at any precision."""
 
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -31,19 +30,18 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 class Padding(NamedTuple):
     """How a frame is brought to a size that the network takes; the result is cropped back.
 
-    mode: "replicate" or "zeros". divisor: sides become multiples of it and of the smallest that serves.
+    mode: "replicate" or "zeros". Sides become multiples of what the network takes at the scale.
     size: (height, width) to pad to at least, for protocols with one fixed size. centred: both sides, or right and
     bottom alone.
     """
 
     mode: str = "replicate"
-    divisor: int | None = None
     size: tuple[int, int] | None = None
     centred: bool = True
 
     def amounts(self, height: int, width: int, scale: float) -> tuple[int, int, int, int]:
         """Pixels to add left, right, top, bottom."""
-        divisor = math.lcm(self.divisor or 1, smallest_divisor(scale))
+        divisor = smallest_divisor(scale)
         least = self.size or (0, 0)
         more = [-(-max(side, low) // divisor) * divisor - side for side, low in zip((width, height), least[::-1])]
         before = [m // 2 if self.centred else 0 for m in more]
@@ -96,6 +94,11 @@ def check_range(times: Sequence[float]) -> None:
             raise ValueError(f"t = {t:g} is out of range; a frame lies between the two at 0 < t < 1")
 
 
+def default_device() -> torch.device:
+    """The current GPU where there is one, otherwise the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def default_precision(mode: str, device: str | torch.device) -> str:
     """float32, and in fast mode what the device is quickest with."""
     return fast.best_precision(torch.device(device)) if mode == "fast" else "fp32"
@@ -113,8 +116,8 @@ class Interpolator:
     memory and gives the same frames (see strips.py); "auto" does so where a whole frame would not fit into the memory.
     mode: "eager" is the network as it is written, "fast" the same weights at the pace of the machine (see fast.py);
     on a CPU that works on strips anyway; "auto" is fast where that is proven (see fast.proven), otherwise eager.
-    pixels: how many the network will work on in all, where they are few: the mode then becomes "eager" where no other
-    pays (see fast.pays).
+    pixels: how many the network will work on in all, if that is known: where fast mode's start costs more than it saves
+    (see fast.pays), the mode becomes "eager".
     """
 
     def __init__(
@@ -134,7 +137,7 @@ class Interpolator:
             raise ValueError(f"unknown mode {mode!r}; choose one of {', '.join(MODES)}")
         if tile not in (None, "auto") and not (isinstance(tile, int) and tile >= LEAST_ROWS):
             raise ValueError(f'tile {tile!r}; give {LEAST_ROWS} rows or more, "auto" or None')
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = torch.device(device or default_device())
         self.model = model.to(self.device).eval()
         self.any_time = model.any_time
         if mode != "eager" and pixels is not None and not fast.pays(self.model, pixels, self.device):
@@ -188,27 +191,31 @@ class Interpolator:
         img0, img1 = (x if batch else x[None] for x in (img0, img1))
         estimates = [self._estimates(img0, img1, scale, len(scales) == 1) for scale in scales]
         for t in times:
-            found = [estimate(t) for estimate in estimates]
-            frame = multiscale.blend(*zip(*found)) if len(found) > 1 else found[0][0]
+            frames, doubts = zip(*(estimate(t) for estimate in estimates))
+            frame = multiscale.blend(frames, doubts) if len(frames) > 1 else frames[0]
             yield frame if batch else frame[0]
 
-    def _estimates(self, img0: Tensor, img1: Tensor, scale: float, alone: bool) -> Callable:
-        """What answers with the frame at t, (B, 3, H, W), as it is seen at one scale; unless alone, with its doubt."""
+    def _estimates(
+        self, img0: Tensor, img1: Tensor, scale: float, alone: bool
+    ) -> Callable[[float], tuple[Tensor, Tensor | None]]:
+        """What answers with the frame at t, (B, 3, H, W), as it is seen at one scale, and unless alone its doubt."""
         height, width = img0.shape[-2:]
         amounts = self.padding.amounts(height, width, scale)
         img0, img1 = (self._pad(x, amounts) for x in (img0, img1))
         model = self._fitting(img0.shape, scale)
         decode = partial(model.decode, flow=True) if self.fast is not None and not alone else model.decode
         left, _, top, _ = amounts
-        small = () if alone else (multiscale.shrink(img0), multiscale.shrink(img1))
+        small = None if alone else (multiscale.shrink(img0), multiscale.shrink(img1))
         with self._autocast():
             pair = model.encode(img0, img1, scale)
 
-        def estimate(t: float) -> list[Tensor]:
+        def cropped(x: Tensor) -> Tensor:
+            return x[..., top : top + height, left : left + width]
+
+        def estimate(t: float) -> tuple[Tensor, Tensor | None]:
             with self._autocast():
                 out = decode(pair, t)
-            found = [out.imgt.float()] if alone else [out.imgt.float(), multiscale.doubt(out.flows[0], *small)]
-            return [x[..., top : top + height, left : left + width] for x in found]
+            return cropped(out.imgt.float()), None if small is None else cropped(multiscale.doubt(out.flows[0], *small))
 
         return estimate
 
@@ -219,8 +226,8 @@ class Interpolator:
         return int(batch * height * width * (FRAME_BYTES + FEATURE_BYTES * features * scale**2))
 
     def budget(self) -> int:
-        """How many bytes one call may take on this device; on a GPU, of what was free when first asked: asking takes as
-        long as a part of a small frame, and what one's own CUDA graphs hold must not make the next frame too large."""
+        """How many bytes one call may take on this device; on a GPU 80 % of what was free when first asked. It is asked
+        once: that takes as long as a part of a small frame, and memory that our own CUDA graphs hold is not taken."""
         if self.device.type != "cuda":
             return CPU_BUDGET
         if self._budget is None:

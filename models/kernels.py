@@ -18,9 +18,9 @@ from .layers import resize, warp
 from .native import DEFINES, Library
 
 
-def empty(like: Tensor, channels: int, size: tuple[int, int] | None = None, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor not yet written to, channels last, with the batch, size, type and device of `like` unless told."""
-    shape = (len(like), channels, *(size or like.shape[-2:]))
+def empty(like: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor not yet written to, channels last, with the batch, size, device and, unless told, type of `like`."""
+    shape = (len(like), channels, *like.shape[-2:])
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
 
 

@@ -35,7 +35,7 @@ class Library:
 
 
 def library(x: Tensor) -> Library | None:
-    """The functions for tensors like x; None where there are none, and where a compiler or an exporter looks on."""
+    """The functions for tensors like x; None where there are none, and while torch.compile or an exporter traces."""
     watched = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor
     return None if watched or x.device.type != "cpu" or x.dtype not in DEFINES else _library(x.dtype)
 

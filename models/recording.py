@@ -56,7 +56,7 @@ class RecordedIFRNet:
     recorded, where frames are small enough for it to pay; RECORDINGS sizes are kept, all in one pool of memory."""
 
     def __init__(self, network: FastIFRNet):
-        self.network, self.name, self.any_time = network, network.name, network.any_time
+        self.network = network
         self.recordings: dict[tuple, Recording] = {}  # the least recently used first
         self.seen: dict[tuple, int] = {}  # how often what is not recorded has come
         self.stream: torch.cuda.Stream | None = None

@@ -47,6 +47,7 @@ def order(x: Tensor) -> torch.memory_format:
 
 
 def even(rows: int) -> int:
+    """About so many rows, as a strip needs them: an even number, REACH at least."""
     return max(rows // 2 * 2, REACH)
 
 

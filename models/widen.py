@@ -4,8 +4,6 @@ Channels are copied, and what reads them shares its weights out among the copies
 learn different things from the first step on. The result's answers are the narrow network's, up to rounding.
 """
 
-from itertools import chain
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -69,8 +67,8 @@ def widen(model: IFRNet, name: str, seed: int = 0) -> IFRNet:
         features.append(spread(theirs[1][0].out_channels, ours[1][0].out_channels))
         convolve(ours[0], theirs[0], features[-2], features[-1])
         convolve(ours[1], theirs[1], features[-1], features[-1])
-    last = torch.arange(4)  # mask and residual are the finest feature
-    for level, feature, below in zip(range(LEVELS, 0, -1), features[::-1], chain(features[-2:0:-1], [last])):
+    for level in range(LEVELS, 0, -1):
+        feature, below = features[level], features[level - 1] if level > 1 else torch.arange(4)  # mask and residual
         parts = [feature, feature, torch.arange(1)] if level == LEVELS else [feature] * 3 + [torch.arange(4)]
         decode(level, together(parts), together([torch.arange(4), below]))
     return wide

@@ -7,10 +7,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
+from torch.utils.data import default_collate
 
 from datasets import clips
-from datasets.transforms import Augment
+from datasets.transforms import Augment, finish
 from utils import io
 
 
@@ -82,8 +84,8 @@ def test_a_window_is_a_sample_with_all_frames_between_as_targets():
     assert np.array_equal(io.to_uint8(sample.imgt), frames[1:4])
     assert sample.t.tolist() == [0.25, 0.5, 0.75]
     assert sample.flow.isnan().all()
-    augmented = clips.Windows(dataset.windows, Augment(32))[0, 3]
-    assert augmented.imgt.shape == (3, 3, 32, 32)
+    raw = clips.Windows(dataset.windows, Augment(32))[0, 3]
+    assert finish(default_collate([raw]), torch.device("cpu")).imgt.shape == (1, 3, 3, 32, 32)
 
 
 def test_a_spawned_process_is_told_where_the_frames_are_and_gets_no_copy(tmp_path):

@@ -72,7 +72,6 @@ def test_what_is_no_pair_of_frames_is_refused(model, shapes):
 PADDINGS = [
     (Padding(), (29, 43), 1.0, (2, 3, 1, 2), "replicate"),
     (Padding(), (29, 43), 0.8, (8, 9, 5, 6), "replicate"),
-    (Padding("replicate", divisor=20), (29, 43), 0.8, (8, 9, 5, 6), "replicate"),
     (Padding("zeros", size=(48, 64), centred=False), (29, 43), 1.0, (0, 21, 0, 19), "constant"),
     (Padding("replicate", centred=False), (29, 43), 0.5, (0, 21, 0, 3), "replicate"),
     (Padding("zeros", size=(48, 64)), (64, 96), 1.0, (0, 0, 0, 0), "constant"),

@@ -15,7 +15,7 @@ from torch.utils.data import default_collate
 
 from datasets import packed
 from datasets.packed import Packed, Resident, decode, encode, is_packed, pack
-from datasets.transforms import Augment, Take, finish
+from datasets.transforms import Augment, finish
 from datasets.vimeo90k import Vimeo90K, read_list
 from utils import batches
 
@@ -39,13 +39,14 @@ def test_a_packed_sample_is_that_of_the_files(files, packed_set):
         a, b = Vimeo90K(files, NAMES, augment), Packed(packed_set, NAMES, augment)
         assert len(a) == len(b) == 7
         for key in ((0, 0), (6, 3), (2, 1)):
-            for x, y in zip(a[key], b[key]):
+            one, other = (finish(default_collate([x[key]]), CPU) if augment else x[key] for x in (a, b))
+            for x, y in zip(one, other):
                 assert torch.equal(x, y)  # flow too: the set's is in steps of 1/64
 
 
 def test_a_batch_is_what_its_samples_are(files, packed_set):
     keys = [(k, epoch) for epoch in range(6) for k in range(7)]
-    take = Take(32, seed=1)
+    take = Augment(32, seed=1)
     expected = finish(default_collate([Vimeo90K(files, NAMES, take)[key] for key in keys]), CPU)
     got = finish(Packed(packed_set, NAMES, take).batch(keys), CPU)
     for x, y in zip(expected, got):
@@ -165,14 +166,14 @@ def test_a_packing_process_that_is_killed_ends_the_packing_and_not_the_set(files
 
 def test_without_flow_there_is_none(files, tmp_path):
     pack(Vimeo90K(files, NAMES, flow=False), tmp_path / "packed", workers=1)
-    data = Packed(tmp_path / "packed", NAMES, Take(32))
+    data = Packed(tmp_path / "packed", NAMES, Augment(32))
     assert finish(data.batch([(0, 0)]), CPU).flow.isnan().all()
     assert not (tmp_path / "packed" / "flow.npy").exists()
     assert json.loads((tmp_path / "packed" / "index.json").read_text())["flow"] is False
 
 
 def test_batches_read_ahead_are_those_read_in_turn(packed_set):
-    data = Packed(packed_set, NAMES, Take(32))
+    data = Packed(packed_set, NAMES, Augment(32))
     first = [list(itertools.islice(batches.read(data, batches.Order(7, 2), workers), 9)) for workers in (0, 2)]
     for a, b in zip(*first):
         assert all(torch.equal(x, y) for x, y in zip(finish(a, CPU), finish(b, CPU)))
@@ -189,13 +190,13 @@ def test_what_reading_ahead_raises_is_raised_as_it_was():
 
 def test_a_set_in_gpu_memory_needs_a_gpu(packed_set):
     with pytest.raises(ValueError, match="--cache gpu needs a GPU"):
-        Resident(Packed(packed_set, NAMES, Take(32)), CPU)
+        Resident(Packed(packed_set, NAMES, Augment(32)), CPU)
 
 
 def test_what_is_drawn_from_device_memory_is_what_is_read(packed_set, monkeypatch):
     """The drawing is the same torch code on any device, so the CPU stands in for a GPU."""
     keys = [(k, epoch) for epoch in range(6) for k in range(7)]
-    data = Packed(packed_set, NAMES, Take(32))
+    data = Packed(packed_set, NAMES, Augment(32))
     resident = object.__new__(Resident)
     resident.augment, resident.device = data.augment, CPU
     resident.frames, resident.flows = (resident._copy(array, data.rows) for array in (data.frames, data.flows))
@@ -206,7 +207,7 @@ def test_what_is_drawn_from_device_memory_is_what_is_read(packed_set, monkeypatc
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_set_in_gpu_memory_gives_the_same_batches(packed_set):
-    data, device = Packed(packed_set, NAMES, Take(32)), torch.device("cuda")
+    data, device = Packed(packed_set, NAMES, Augment(32)), torch.device("cuda")
     drawn = batches.on_device(batches.read(Resident(data, device), batches.Order(7, 3)), finish, device)
     whole = batches.on_device(batches.read(data, batches.Order(7, 3), 1, pin=True), finish, device)
     assert Resident(data, device).flow

@@ -158,7 +158,15 @@ def test_plots_of_cases_times_size_and_speed(scored, tmp_path, typed):
                 path.symlink_to(root / GoPro.TEST_VIDEOS[0] / f"{k}.png")
     assert score(typed, GoPro.BENCHMARK, root, scored, "--model_name", "average", "--limit", 1).status == 0
     rows = [
-        {"model": "IFRNet_S", "precision": "fp32", "size": size, "mode": mode, "seconds": seconds}
+        {
+            "model": "IFRNet_S",
+            "precision": "fp32",
+            "size": size,
+            "mode": mode,
+            "seconds": seconds,
+            "frames": 1,
+            "scale": 1,
+        }
         for size, mode, seconds in (("1280x720", "eager", 0.5), ("1280x720", "fast", 0.2), ("448x256", "eager", 0.1))
     ]
     (scored / "speed.json").write_text(json.dumps({"benchmark": store.SPEED, "device": "this GPU", "rows": rows}))
@@ -176,8 +184,10 @@ def test_plots_of_cases_times_size_and_speed(scored, tmp_path, typed):
 
 
 def test_a_time_at_another_scale_is_not_told_as_that_of_scale_1():
-    rows = [{"model": "IFRNet_S", "precision": "fp32", "size": "1280x720", "mode": "eager", "seconds": 0.5}]
-    rows.append(rows[0] | {"scale": "multi", "seconds": 0.7})
+    rows = [
+        {"model": "IFRNet_S", "precision": "fp32", "size": "1280x720", "mode": "eager", "seconds": 0.5, "frames": 1}
+    ]
+    rows = [rows[0] | {"scale": 1}, rows[0] | {"scale": "multi", "seconds": 0.7}]
     for scale, seconds in ((1.0, 0.5), (0.5, None), ("multi", 0.7)):
         one = {"model": "IFRNet_S", "precision": "fp32", "scale": scale}
         assert report._seconds({"rows": rows}, one) == seconds

@@ -165,6 +165,9 @@ def test_wrong_options_are_one_line(typed, tmp_path):
         (["--scales", "9"], "scale 9 is out of range"),
         (["--scales", "auto"], "--scales auto: these frames are noise"),
         (["--scales", "0.5", "--ablation"], "--scales 0.5: an ablation is at scale 1"),
+        (["--precision", "fp32", "--ablation"], "--precision fp32: an ablation has its own"),
+        (["--tolerance", "0.1"], "--tolerance 0.1 is about --compare"),
+        (["--compare", "old.json", "--sizes", "64x64"], "--sizes: old.json says what is measured again"),
     ):
         done = run(typed, tmp_path, *words)
         assert done.status == 2 and re.search(line, done.err) and done.err.count("\n") == 1
@@ -196,7 +199,7 @@ def test_every_way_of_an_ablation_gives_the_same_frame():
 
 def test_a_ratio_that_falls_is_named_and_absolute_times_do_not_matter():
     def rows(unit, ratio):
-        row = {"model": "IFRNet_S", "size": "64x64"}
+        row = {"model": "IFRNet_S", "size": "64x64", "frames": 1, "scale": 1}
         eager = row | {"mode": "eager", "precision": "fp32", "seconds": unit, "ratio": 1.0}
         return [eager, row | {"mode": "fast", "precision": "bf16", "seconds": unit / ratio, "ratio": ratio}]
 

@@ -7,7 +7,7 @@ from conftest import formula_image
 from torch.utils.data import default_collate
 
 from datasets import transforms
-from datasets.transforms import Augment, Stack, Take, apply, finish, roll
+from datasets.transforms import Augment, Stack, apply, finish, roll
 from models.layers import warp
 from utils.io import to_float, to_uint8
 
@@ -148,7 +148,7 @@ def test_centre_crop_is_the_largest_that_the_network_takes():
 
 def raws(stack, dice, size, monkeypatch):
     """A batch of Raw, one for each of `dice`."""
-    take = Take(size)
+    take = Augment(size)
     batch = []
     for one in dice:
         monkeypatch.setattr(take, "dice", lambda *args, one=one: one)

@@ -170,24 +170,24 @@ def _whole(text: str, least: int) -> int:
 
 def amount(text: str) -> float:
     """The type of an option that measures something: a number from 0 up."""
-    return _number(text, math.inf, "a number from 0 up")
+    return _number(text, lambda value: 0 <= value < math.inf, "a number from 0 up")
 
 
 def share(text: str) -> float:
     """The type of an option that is a part of a whole: a number from 0 to 1."""
-    return _number(text, math.nextafter(1, 2), "a share, from 0 to 1")
+    return _number(text, lambda value: 0 <= value <= 1, "a share, from 0 to 1")
 
 
 def decay(text: str) -> float:
     """The type of an option that is the decay of an average: a number from 0 up and below 1."""
-    return _number(text, 1, "a number from 0 up and below 1")
+    return _number(text, lambda value: 0 <= value < 1, "a number from 0 up and below 1")
 
 
-def _number(text: str, end: float, what: str) -> float:
+def _number(text: str, valid: Callable[[float], bool], what: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 <= value < end:
+    if not valid(value):
         raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
     return value

@@ -20,6 +20,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from models.interpolator import default_device
+
 T = TypeVar("T")
 
 TIMEOUT = timedelta(hours=2)  # ranks that validate or score may be apart by the time of a whole share
@@ -131,7 +133,7 @@ def _check(wanted: int | None, given: int | None, world: int, local: int) -> Non
 def _device(wanted: torch.device | None, local: int) -> torch.device:
     """cuda means one GPU for every rank of this machine, by its local rank; cuda:N and cpu are taken as they are."""
     if wanted is None:
-        wanted = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        wanted = default_device()
     if wanted.type != "cuda":
         return wanted
     here, gpus = _environment("LOCAL_WORLD_SIZE", 1), torch.cuda.device_count()

@@ -24,6 +24,7 @@ FREE = (
     "resume_epoch", "log_path", "log_every", "save_every", "eval_interval", "eval_iterations", "max_bad_steps",
 )  # fmt: skip
 CLIPS = "clips:"  # what --data begins with where it is a folder of videos or frame folders
+CLIP_OPTIONS = {"clip_stride": 1, "clip_longest": 640}
 TOLERANCE = 0.1  # of the paper's iterations x learning rate, before a run is told that it leaves the recipe
 
 
@@ -50,8 +51,9 @@ def add_options(
     add("--clip", type=cli.amount, default=0.0, help="greatest norm of the gradient (default: any)")
     add("--optimizer", choices=OPTIMIZERS, default="adamw", help="the paper's adamw (default) or muon, an experiment")
     add("--val_list", help="text file of names, to validate on and not to train on (default: last 1 %% of the set)")
-    add("--clip_stride", type=cli.positive, default=1, help="of clips: take every N-th frame (default: %(default)s)")
-    add("--clip_longest", type=cli.positive, default=640, help="of clips: halved while a side is longer (%(default)s)")
+    parser.set_defaults(**CLIP_OPTIONS)
+    add("--clip_stride", type=cli.positive, help="of clips, take every N-th frame (default: %(default)s)")
+    add("--clip_longest", type=cli.positive, help="clips are halved while a side is longer (default: %(default)s)")
     add("--eval_interval", type=cli.positive, default=eval_interval, help="epochs between validations (%(default)s)")
     add("--eval_iterations", type=cli.positive, help="iterations between validations, in place of --eval_interval")
     add("--log_path", default=log_path, help="folder for logs and checkpoints (default: %(default)s)")
@@ -71,6 +73,16 @@ def crop(text: str) -> int:
     if side % 16:
         raise argparse.ArgumentTypeError(f"{side} is no multiple of 16")
     return side
+
+
+def clips_folder(args: argparse.Namespace) -> str | None:
+    """The folder of --data clips:FOLDER, None for any other set. ValueError for options about clips without it."""
+    if args.data.startswith(CLIPS):
+        return args.data.removeprefix(CLIPS)
+    for name, usual in CLIP_OPTIONS.items():
+        if getattr(args, name) != usual:
+            raise ValueError(f"--{name} {getattr(args, name)} is about clips, which {args.data} is not; leave it away")
+    return None
 
 
 def split(names: Sequence[T], val: Sequence[T] | None = None) -> tuple[list[T], list[T]]:
@@ -246,7 +258,7 @@ def find_resume(args: argparse.Namespace, folder: Path, per_epoch: int) -> dict 
         return None
     latest = folder / checkpoint.LATEST
     content = checkpoint.read(args.resume_path)
-    own = latest.parent.resolve() == Path(args.resume_path).resolve().parent
+    own = folder.resolve() == Path(args.resume_path).resolve().parent
     if latest.exists() and not (own and checkpoint.is_training(content)):  # bare weights begin a run of their own
         raise ValueError(f"{latest}: another run is here; give another --log_path")
     if not checkpoint.is_training(content):

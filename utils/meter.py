@@ -1,4 +1,4 @@
-"""What the steps of a run amount to between two lines of its log, without waiting for the device before the second."""
+"""Sums of loss terms, gradient norm and throughput between two lines of the log, kept on the device: no step waits."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -31,6 +31,7 @@ class Meter:
             yield batch
 
     def add(self, terms: dict[str, Tensor], norm: Tensor, bad: Tensor, samples: int) -> None:
+        """Count a step. bad: 1 where it was skipped, otherwise 0; see utils.training.step."""
         skipped = bad > 0
         for name, term in terms.items():
             self.terms[name] = self.terms.get(name, 0) + term.masked_fill(skipped, 0)

@@ -14,7 +14,8 @@ SCALES = ((12, 1.0), (40, 0.5))
 
 
 def motion(first: np.ndarray, second: np.ndarray) -> float:
-    """How far what moves most goes from one frame, RGB uint8 (H, W, 3), to the other: pixels, by DIS on thumbnails."""
+    """The 95th percentile of the length of the flow between two frames, RGB uint8 (H, W, 3), in their pixels; by DIS on
+    thumbnails."""
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     flow = search.calc(thumbnail(first), thumbnail(second), None)
     growth = np.divide(first.shape[1::-1], THUMBNAIL)

@@ -62,6 +62,10 @@ class Recipe:
         if (self.iterations is None) == (self.minutes is None):
             raise ValueError("a run ends after a number of iterations or of minutes: give one of the two")
 
+    @property
+    def layout(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
 
 def quickest_amp(device: torch.device) -> str:
     """The precision of AMP that the devices of all ranks have instructions for: without them, half precision is many
@@ -132,7 +136,8 @@ class State:
         self.iteration, self.validated = content["iteration"], content.get("validated", -1)
         if "optimizer" not in content:
             return
-        theirs = OPTIMIZERS[len(content["optimizer"]["param_groups"]) - 1]
+        groups = content["optimizer"]["param_groups"]
+        theirs = "muon" if len(groups) > 1 else "adamw"  # Muon's second group is of what AdamW steps for it
         if theirs != self.recipe.optimizer:
             raise ValueError(f"the run to resume steps with {theirs}; give --optimizer {theirs}")
         self.optimizer.load_state_dict(content["optimizer"])
@@ -175,8 +180,7 @@ def fit(
     steps in a row were not finite.
     """
     schedule = schedule or cosine(recipe.lr_start, recipe.lr_end)
-    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-    state = State(model.to(device, memory_format=layout).train(), recipe, device, config)
+    state = State(model.to(device, memory_format=recipe.layout).train(), recipe, device, config)
     if resume:
         state.load(resume)
     begun = state.iteration
@@ -317,10 +321,9 @@ def step(
 
 def _to_device(batch, device: torch.device, recipe: Recipe):
     """A batch on the device, with its targets and times flat: one a frame that the network predicts."""
-    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     batch = batch._replace(imgt=batch.imgt.flatten(0, -4), t=batch.t.flatten())
     move = {
-        name: x.to(device, memory_format=layout, non_blocking=True)
+        name: x.to(device, memory_format=recipe.layout, non_blocking=True)
         for name, x in batch._asdict().items()
         if x.ndim == 4
     }

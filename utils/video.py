@@ -34,8 +34,8 @@ MATRICES = {BT709, 4, 7, 9}  # those with a conversion of their own: also FCC, S
 LARGEST_SD = 576  # rows up to which an unspecified matrix is BT.601, as players take it
 SLACK, NOTED = Fraction(1, 2), Fraction(1, 10)  # seconds that a file may be shorter than it says; what is told of that
 COPIED = ("audio", "subtitle")  # streams that go into the output as they are
-UNORDERED = ("avi",)  # kinds of file that tell when frames are decoded, and not when they are shown
-GUESSED = ("mpeg",)  # those of whose frames some have times, so that reading from the middle gets others wrong
+DTS_ONLY = ("avi",)  # containers that store when frames are decoded alone, not when they are shown
+GUESSED = ("mpeg",)  # containers where some frames alone have times: reading from the middle gets the others wrong
 Y4M = "yuv4mpegpipe"  # FFmpeg's name; it passes over a last frame that is not whole
 TURNS = {90: ("transpose=cclock",), -90: ("transpose=clock",), 180: ("hflip", "vflip")}
 
@@ -125,7 +125,7 @@ class Video(Source):
             self.rate = stream.guessed_rate or stream.average_rate or Fraction(25)
             self.step = stream.time_base
             self.has_sound = any(other.type in COPIED for other in container.streams)
-            self.ordered = container.format.name in UNORDERED
+            self.dts_only = container.format.name in DTS_ONLY
             frame = next(self._decode(container, stream), None)
             if frame is None:
                 raise ValueError(f"{path}: not a single frame can be decoded")
@@ -174,14 +174,14 @@ class Video(Source):
                 self.damaged += not start or packet.pts is None or packet.pts * self.step - self.origin >= start
 
     def _time(self, frame: av.VideoFrame, latest: Fraction | None) -> Fraction:
-        moment = frame.dts if self.ordered else frame.pts
+        moment = frame.dts if self.dts_only else frame.pts
         if moment is None:
             return Fraction(0) if latest is None else latest + 1 / self.rate
         return snapped(moment * self.step - self.delay - self.origin, self.rate, self.step)
 
     def _describe(self, frame: av.VideoFrame, stream: av.VideoStream) -> None:
         self.origin = (frame.pts or 0) * self.step
-        self.delay = (frame.dts or 0) * self.step - self.origin if self.ordered else Fraction(0)
+        self.delay = (frame.dts or 0) * self.step - self.origin if self.dts_only else Fraction(0)
         self.aspect = stream.sample_aspect_ratio or Fraction(1)
         self.turned = frame.rotation
         self.width, self.height = frame.width, frame.height
