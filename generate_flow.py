@@ -18,7 +18,6 @@ this project reads all of them.
 """
 
 import argparse
-import hashlib
 import json
 import operator
 import shutil
@@ -199,10 +198,9 @@ def read_record(folder: Path) -> dict:
 def make_record(args: argparse.Namespace) -> dict:
     """What the labels of this run are made by, so that no other run mixes its own with them."""
     weights = args.weights or (teachers.LITEFLOWNET if args.teacher == "liteflownet" else None)
-    digest = hashlib.sha256(io.read_bytes(weights)).hexdigest() if weights else None
     return {
         "teacher": args.teacher,
-        "weights": digest,
+        "weights": io.sha256(weights) if weights else None,
         "align_corners": args.align_corners,
         "rgb": args.rgb,
         "format": args.format,
@@ -274,6 +272,8 @@ def main(args: argparse.Namespace) -> None:
         names = list(dict.fromkeys(name for names in lists for name in names))  # no two processes write one file
         folder = args.data / "flow"
         chosen = args.teacher
+        if args.sheet and not args.check:
+            raise ValueError(f"--sheet {args.sheet} is of --check; give the number of triplets, or leave it away")
         args.teacher = chosen or read_record(folder).get("teacher") or teachers.choose()
         teacher = teachers.build(args.teacher, args.weights, device, align_corners=args.align_corners, rgb=args.rgb)
         if distributed.is_main() and not chosen:

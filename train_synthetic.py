@@ -16,6 +16,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from itertools import count, repeat
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -69,8 +70,7 @@ class Mixture(IterableDataset):
         self.source = synthetic.Synthetic(material, (crop, crop), speed=speed, blur=effects.BLUR * strength)
         self.effects = effects.Effects(strength, material.stencils, self.source.random)
         self.clip_flow = args.clip_flow
-        large = lambda window: min(window.clip.frames.shape[1:3]) >= crop  # noqa: E731
-        usable = {span: [w for w in by_clip if large(w[0])] for span, by_clip in footage.items()}
+        usable = {span: [w for w in by_clip if w[0].clip.short_side >= crop] for span, by_clip in footage.items()}
         self.footage = {span: by_clip for span, by_clip in usable.items() if by_clip}
         shares = np.array([SPANS[span] for span in self.footage])
         self.shares = shares / shares.sum()
@@ -221,11 +221,19 @@ def initialise(model: models.IFRNet) -> None:
         nn.init.zeros_(layer.bias)
 
 
-def stages(crops: Sequence[int], ends: Sequence[float]) -> list[tuple[int, float]]:
-    """(crop, share of the run at which its stage ends). ValueError where they do not rise to 1 one by one."""
+class Stage(NamedTuple):
+    """A part of the run. crop: side of its crops; end: share of the run at which it ends; following: the next one's."""
+
+    crop: int
+    end: float
+    following: int | None
+
+
+def stages(crops: Sequence[int], ends: Sequence[float]) -> list[Stage]:
+    """The parts of a run. ValueError where their ends do not rise to 1 one by one."""
     if len(crops) != len(ends) or sorted(set(ends)) != list(ends) or ends[0] <= 0 or ends[-1] != 1:
         raise ValueError(f"--crop_ends {' '.join(map(str, ends))}: one rising share a crop is needed, the last 1")
-    return list(zip(crops, ends))
+    return [Stage(*each) for each in zip(crops, ends, [*crops[1:], None])]
 
 
 def read_footage(args: argparse.Namespace) -> tuple[dict[int, list], list[clips.Window]]:
@@ -298,11 +306,11 @@ def main(args: argparse.Namespace) -> None:
                 f"{len(material.windows)} windows of photographs and textures, {cut} objects cut out of photographs, "
                 f"{real} windows of footage, {len(val_set)} samples to validate on"
             )
-        for (crop, end), following in zip(plan, [*args.crops[1:], None]):
+        for stage in plan:
             spent = max(distributed.gather(content["seconds"] if content else 0.0))  # the same on every rank
-            if content and spent >= args.minutes * 60 * end:
+            if content and spent >= args.minutes * 60 * stage.end:
                 continue
-            content = train(args, model, material, footage, val_set, folder, device, content, crop, end, following)
+            content = train(args, stage, model, material, footage, val_set, folder, device, content)
         if distributed.is_main():
             shipped = folder / f"{args.model_name}.pth"
             halves = {name: value.half() for name, value in bare(content).items()}
@@ -312,6 +320,7 @@ def main(args: argparse.Namespace) -> None:
 
 def train(
     args: argparse.Namespace,
+    stage: Stage,
     model: models.IFRNet,
     material: synthetic.Material,
     footage: dict[int, list],
@@ -319,17 +328,15 @@ def train(
     folder: Path,
     device: torch.device,
     content: dict | None,
-    crop: int,
-    end: float,
-    following: int | None,
 ) -> dict:
-    """One stage: crops of one size, and some of the `following` stage's, until the share `end` of the run."""
+    """One stage: crops of one size, and some of the following stage's. content: the checkpoint to go on from; returns
+    the one at the end."""
     first = [windows[0] for by_clip in footage.values() for windows in by_clip]
-    small = sorted({window.clip.name for window in first if min(window.clip.frames.shape[1:3]) < crop})
+    small = sorted({window.clip.name for window in first if window.clip.short_side < stage.crop})
     if small and distributed.is_main():
-        print(f"crop {crop}: {len(small)} clips are smaller and left out: {', '.join(small)}")
+        print(f"crop {stage.crop}: {len(small)} clips are smaller and left out: {', '.join(small)}")
     recipe = Recipe(
-        minutes=args.minutes * end,
+        minutes=args.minutes * stage.end,
         eval_every=args.eval_interval,
         channels_last=True,
         log_every=args.log_every,
@@ -341,8 +348,8 @@ def train(
     torch.compiler.reset()  # a stage is compiled for its own crops: those of all would be too many
 
     def batches(start: int):
-        ahead = following and Mixture(material, footage, following, args, start)
-        mixture = Mixture(material, footage, crop, args, start, ahead)
+        ahead = stage.following and Mixture(material, footage, stage.following, args, start)
+        mixture = Mixture(material, footage, stage.crop, args, start, ahead)
         workers = {"num_workers": args.workers, "prefetch_factor": 4, "worker_init_fn": begin_worker}
         workers = workers if args.workers else {}
         if device.type == "cpu":
@@ -354,7 +361,7 @@ def train(
         return map(mixture.batch, count(start), real)
 
     def loss(out: models.Interpolation, batch: Sample, done: float) -> dict[str, Tensor]:
-        progress = 1.0 if args.init else done * end  # weights that see motion need not be led to it
+        progress = 1.0 if args.init else done * stage.end  # weights that see motion need not be led to it
         return weighted(terms(out, batch.imgt, batch.flow, args.psnr), progress, args.without)
 
     return fit(
@@ -364,7 +371,7 @@ def train(
         recipe,
         folder,
         device,
-        schedule=lambda progress: rate(progress * end),
+        schedule=lambda progress: rate(progress * stage.end),
         validate=Validation(val_set, device),
         resume=content,
         config=epochs.recorded(args),

@@ -38,7 +38,7 @@ def motion(frames: np.ndarray) -> float:
 def cut(args: argparse.Namespace) -> Path:
     """Write the windows as pictures, once, beside the decoded clips; returns their folder."""
     found = clips.open_clips(args.data, args.clips, longest=args.longest)
-    asked = repr(([clip.frames.filename for clip in found], args.frames, args.step, args.per_clip))
+    asked = repr(([str(clip.frames.path) for clip in found], args.frames, args.step, args.per_clip))
     root = clips.CACHE / f"windows-{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
     if (root / LIST).is_file():
         return root

@@ -157,27 +157,33 @@ def start(benchmark: Benchmark, options: cli.Parser) -> None:
 
 def run(benchmark: Benchmark, args: argparse.Namespace) -> None:
     """Score every model that was asked for; ValueError or OSError for what a user can change."""
+    if args.lpips_weights and "lpips" not in args.metrics:
+        raise ValueError("--lpips_weights: of no use without --metrics lpips; leave one away or give both")
     root = find_data(benchmark, args.data)
     splits = [split._replace(cases=split.cases[: args.limit]) for split in benchmark.splits(root, args)]
     check_cases(root, splits, args.skip_broken)
     with distributed.ranks(args) as device:
-        contenders = [contender(benchmark, args, name, device) for name in _names(args)]
+        contenders = [make_contender(benchmark, args, name, device) for name in _names(args)]
         about_run = settings(benchmark, args, root, splits, device)
-        journal = store.Journal(args.out, [about_run, [one.about for one in contenders], args.save_frames])
+        progress = store.Progress(
+            args.out, [about_run, [contender.about for contender in contenders], args.save_frames]
+        )
         about_run["command"] = shlex.join(["python", *sys.argv])
         scorers = {name: scorer(name, args, device) for name in about_run["metrics"]}
         results = {}
-        for one in contenders:
-            path = store.place(args.out, file_stem(benchmark, args, one, device), about_run)
-            scores = score_all(one, splits, args, journal, path.with_suffix("") if args.save_frames else None, scorers)
+        for contender in contenders:
+            path = store.place(args.out, file_stem(benchmark, args, contender, device), about_run)
+            scores = score_all(
+                contender, splits, args, progress, path.with_suffix("") if args.save_frames else None, scorers
+            )
             if distributed.is_main():
-                shown = show(one, splits, scores, PROTOCOLS[args.protocol], path.with_suffix(""))
-                measured = store.summary(benchmark.name, one.about["model"], splits, scores)
-                results[path] = about_run | one.about | measured | {"shown": shown}
+                shown = show(contender, splits, scores, PROTOCOLS[args.protocol], path.with_suffix(""))
+                measured = store.summary(benchmark.name, contender.about["model"], splits, scores)
+                results[path] = about_run | contender.about | measured | {"shown": shown}
                 store.write(path, results[path])
         distributed.barrier()
         if distributed.is_main():
-            journal.remove()
+            progress.remove()
             print(store.table(list(results.values())))
             for path in results:
                 print(f"wrote {path}")
@@ -250,7 +256,7 @@ def _names(args: argparse.Namespace) -> list[str | None]:
     return names
 
 
-def contender(benchmark: Benchmark, args: argparse.Namespace, name: str | None, device: torch.device) -> Contender:
+def make_contender(benchmark: Benchmark, args: argparse.Namespace, name: str | None, device: torch.device) -> Contender:
     """The model of a name, with the padding and scale of the protocol."""
     if name in BASELINES:
         return Contender(interpolator(name, device=device), {"model": name})
@@ -261,16 +267,12 @@ def contender(benchmark: Benchmark, args: argparse.Namespace, name: str | None, 
     about = {
         "model": call.model.name,
         "checkpoint": path.name,
-        "checkpoint_sha256": sha256(path),
+        "checkpoint_sha256": io.sha256(path),
         "parameters": sum(p.numel() for p in call.model.parameters()),
         "scale": scale,
         "padding": benchmark.padding._asdict(),
     }
     return Contender(call, about)
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(io.read_bytes(path)).hexdigest()
 
 
 def settings(
@@ -287,7 +289,7 @@ def settings(
         "protocol": args.protocol,
         **PROTOCOLS[args.protocol]._asdict(),
         "metrics": list(dict.fromkeys([*benchmark.metrics, *args.metrics])),
-        "lpips_weights": {path.name: sha256(path) for path in args.lpips_weights or ()},
+        "lpips_weights": {path.name: io.sha256(path) for path in args.lpips_weights or ()},
         "other_scale": None if args.scale == benchmark.scale_of(args.protocol) else args.scale,
         "precision": args.precision or default_precision(args.mode, device),
         "mode": args.mode,
@@ -302,11 +304,11 @@ def settings(
     }
 
 
-def file_stem(benchmark: Benchmark, args: argparse.Namespace, one: Contender, device: torch.device) -> str:
+def file_stem(benchmark: Benchmark, args: argparse.Namespace, contender: Contender, device: torch.device) -> str:
     """What a result is called: other weights, protocols, precisions, modes, scales and limits have other names."""
-    marks = [benchmark.name, one.about["model"]]
-    if args.checkpoint and "checkpoint" in one.about:
-        marks += [Path(args.checkpoint).stem, one.about["checkpoint_sha256"][:8]]
+    marks = [benchmark.name, contender.about["model"]]
+    if args.checkpoint and "checkpoint" in contender.about:
+        marks += [Path(args.checkpoint).stem, contender.about["checkpoint_sha256"][:8]]
     if args.protocol != "paper":
         marks.append(args.protocol)
     if args.precision not in (None, default_precision(args.mode, device)):
@@ -357,28 +359,29 @@ def read(split: Split, case: Case) -> np.ndarray | str:
 
 
 def score_all(
-    one: Contender,
+    contender: Contender,
     splits: list[Split],
     args: argparse.Namespace,
-    journal: store.Journal,
+    progress: store.Progress,
     frames: Path | None,
     scorers: dict[str, Callable],
 ) -> list[Score]:
     """The scores of all cases, in their order, known to every rank."""
     batches = Batches(splits, args.batch_size)
-    known = journal.read(one.about["model"])
+    known = progress.read(contender.about["model"])
     if known and distributed.is_main():
-        print(f"{one.about['model']}: {len(known)} of {len(batches)} batches were scored before; going on from there")
+        name = contender.about["model"]
+        print(f"{name}: {len(known)} of {len(batches)} batches were scored before; going on from there")
     batches.todo = distributed.shard([batch for batch in batches.todo if batch not in known])
-    workers = args.workers if args.workers is not None else 8 if one.call.device.type == "cuda" else 1
+    workers = args.workers if args.workers is not None else 8 if contender.call.device.type == "cuda" else 1
     # Pictures come through a pipe as they are: shared memory, where tensors would come, is small in containers.
     loader = DataLoader(batches, batch_size=None, collate_fn=whole, num_workers=min(workers, len(batches)))
-    bar = tqdm(loader, desc=one.about["model"], unit="batch", disable=None if distributed.is_main() else True)
+    bar = tqdm(loader, desc=contender.about["model"], unit="batch", disable=None if distributed.is_main() else True)
     mine = {}
-    with journal.writer(one.about["model"]) as write:
+    with progress.writer(contender.about["model"]) as write:
         for batch, stacks in bar:
             members = batches.members(batch)
-            mine[batch] = score_batch(one, members, stacks, PROTOCOLS[args.protocol], scorers, frames)
+            mine[batch] = score_batch(contender, members, stacks, PROTOCOLS[args.protocol], scorers, frames)
             broken = next((score for score in mine[batch] if score.broken), None)
             if broken and not args.skip_broken:
                 raise ValueError(f"{broken.broken} (case {broken.name}); --skip_broken leaves such cases out")
@@ -389,7 +392,7 @@ def score_all(
 
 
 def score_batch(
-    one: Contender,
+    contender: Contender,
     members: list[tuple[Split, Case]],
     stacks: list[np.ndarray | str],
     protocol: Protocol,
@@ -403,10 +406,10 @@ def score_batch(
         if isinstance(stack, str):
             scores[i] = Score(split.name, case.name, {}, broken=stack)
         else:
-            groups.setdefault((stack.shape, case.times, one.scale(*stack[:2])), []).append(i)
+            groups.setdefault((stack.shape, case.times, contender.scale(*stack[:2])), []).append(i)
     for (_, times, scale), indices in groups.items():
-        stack = io.to_float(np.stack([stacks[i] for i in indices]), one.call.device)
-        prediction = predict(one.call, stack[:, 0], stack[:, 1], times, protocol, scale)
+        stack = io.to_float(np.stack([stacks[i] for i in indices]), contender.call.device)
+        prediction = predict(contender.call, stack[:, 0], stack[:, 1], times, protocol, scale)
         values = {name: score(prediction, stack).tolist() for name, score in scorers.items()}
         for place, i in enumerate(indices):
             split, case = members[i]
@@ -460,7 +463,9 @@ def temporal(flow: DIS, prediction: Tensor, stack: Tensor) -> Tensor:
 # Pictures for the report
 
 
-def show(one: Contender, splits: list[Split], scores: list[Score], protocol: Protocol, folder: Path) -> list[dict]:
+def show(
+    contender: Contender, splits: list[Split], scores: list[Score], protocol: Protocol, folder: Path
+) -> list[dict]:
     """Predict the worst and the median case of each split once more and write prediction, target and flow, as PNG."""
     shown = []
     for split in splits:
@@ -474,21 +479,21 @@ def show(one: Contender, splits: list[Split], scores: list[Score], protocol: Pro
             if place < len(ranked):
                 score = ranked[place]
                 shown.append({"split": split.name, "name": score.name, "why": why})
-                shown[-1] |= _show_case(one, split, cases[score.name], score, protocol, folder)
+                shown[-1] |= _show_case(contender, split, cases[score.name], score, protocol, folder)
     return shown
 
 
 def _show_case(
-    one: Contender, split: Split, case: Case, score: Score, protocol: Protocol, folder: Path
+    contender: Contender, split: Split, case: Case, score: Score, protocol: Protocol, folder: Path
 ) -> dict[str, str | float | None]:
     at = int(np.argmin(score.values["psnr"]))
     t = case.times[at]
     stack = read(split, case)
-    frames = io.to_float(stack, one.call.device)[:, None]
-    scale = one.scale(*stack[:2])
-    pictures = {"prediction": io.to_uint8(predict(one.call, frames[0], frames[1], [t], protocol, scale)[0, 0])}
+    frames = io.to_float(stack, contender.call.device)[:, None]
+    scale = contender.scale(*stack[:2])
+    pictures = {"prediction": io.to_uint8(predict(contender.call, frames[0], frames[1], [t], protocol, scale)[0, 0])}
     pictures["target"] = stack[2 + at]
-    flow = flow_to_first(one.call, frames[0], frames[1], t, scale)
+    flow = flow_to_first(contender.call, frames[0], frames[1], t, scale)
     if flow is not None:
         pictures["flow"] = io.to_uint8(flow_colours(flow, flow.norm(dim=1).max().item())[0])
     paths = {}
@@ -525,12 +530,14 @@ def write_predictions(benchmark: Benchmark, args: argparse.Namespace, pairs: dic
     """Write the frame half-way between each pair as a picture of its name, for benchmarks whose targets are hidden."""
     with distributed.ranks(args) as device:
         for name in _names(args):
-            one = contender(benchmark, args, name, device)
-            folder = args.out / file_stem(benchmark, args, one, device)
+            contender = make_contender(benchmark, args, name, device)
+            folder = args.out / file_stem(benchmark, args, contender, device)
             for target in distributed.shard(list(pairs)):
                 frames = io.read_frames(pairs[target])
                 img0, img1 = io.to_float(frames, device)[:, None]
-                prediction = predict(one.call, img0, img1, [0.5], PROTOCOLS[args.protocol], one.scale(*frames))
+                prediction = predict(
+                    contender.call, img0, img1, [0.5], PROTOCOLS[args.protocol], contender.scale(*frames)
+                )
                 io.write_image(folder / target, io.to_uint8(prediction[0, 0]))
             distributed.barrier()
             if distributed.is_main():

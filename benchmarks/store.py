@@ -33,7 +33,7 @@ class Score(NamedTuple):
     broken: str | None = None
 
 
-class Journal:
+class Progress:
     """What an unfinished run has scored: for each model and rank a file of JSON lines, one a batch. The folder's name
     stands for everything the scores depend on, so that a run with other settings begins anew."""
 

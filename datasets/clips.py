@@ -51,6 +51,10 @@ class Clip(NamedTuple):
     frames: Frames | np.ndarray
     breaks: np.ndarray
 
+    @property
+    def short_side(self) -> int:
+        return min(self.frames.shape[1:3])
+
 
 class Window(NamedTuple):
     """Frames start, start + stride, ... of a clip."""
@@ -122,7 +126,7 @@ def split(
     official = Path(folder) / SEPTUPLETS
     listed = [f"sequences/{name}" for name in official.read_text().split()] if official.is_file() else None
     clips = open_clips(folder, listed, longest=longest)
-    small = [clip.name for clip in clips if min(clip.frames.shape[1:3]) < least]
+    small = [clip.name for clip in clips if clip.short_side < least]
     if small:
         warnings.warn(f"{folder}: left out, smaller than {least}x{least}: {', '.join(small)}", stacklevel=2)
     clips = [clip for clip in clips if clip.name not in small]

@@ -5,6 +5,7 @@ ValueError naming the file, for one that is cut short or is not what its name sa
 name and renames, so that a file with its final name is whole.
 """
 
+import hashlib
 import mmap
 import os
 import platform
@@ -93,6 +94,10 @@ def check_writable(folder: str | Path) -> None:
         raise PermissionError(f"{there}: nothing may be written into this folder; give another one")
 
 
+def sha256(path: str | Path) -> str:
+    return hashlib.sha256(read_bytes(path)).hexdigest()
+
+
 def write_bytes(path: str | Path, data: bytes) -> None:
     with replacing(path) as temporary:
         temporary.write_bytes(data)
@@ -106,7 +111,19 @@ def read_image(path: str | Path) -> np.ndarray:
 
     Transparency is dropped, and more than 8 bits a colour become 8; a warning names the first such picture of a run.
     """
-    return cv2.cvtColor(_decode(path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)  # forty times as fast as [..., ::-1].copy()
+    path = Path(path)
+    data, magic = _read_whole(path)
+    image = _decode(path, data, cv2.IMREAD_COLOR)
+    top = int(PPM_HEADER.match(data)[3]) if magic == PPM else 2 ** data[24] - 1 if magic == PNG else 255
+    if magic == PPM and top not in (255, 65535):  # OpenCV takes all values for shares of one of these two
+        image = cv2.convertScaleAbs(_decode(path, data, cv2.IMREAD_UNCHANGED), alpha=255 / top)
+    if top > 255:
+        _tell(BITS, f"{path}: more than 8 bits a colour; 8 are kept, of all such pictures")
+    if magic == PNG and data[25] in PNG_WITH_ALPHA and not TOLD[TRANSPARENCY]:
+        alpha = _decode(path, data, cv2.IMREAD_UNCHANGED)[..., -1]
+        if alpha.min() < np.iinfo(alpha.dtype).max:
+            _tell(TRANSPARENCY, f"{path}: transparency is lost, of all such pictures; colours are taken as they are")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # forty times as fast as [..., ::-1].copy()
 
 
 def write_image(path: str | Path, image: np.ndarray) -> None:
@@ -169,30 +186,29 @@ def to_uint8(frame: Tensor) -> np.ndarray:
     return (frame.detach().float() * 255).round().clamp(0, 255).to(torch.uint8).movedim(-3, -1).cpu().numpy()
 
 
-def _decode(path: str | Path, flags: int) -> np.ndarray:
-    path, data = Path(path), read_bytes(path)
-    magic = IMAGES.get(path.suffix.lower())
+def _read_whole(path: Path) -> tuple[bytes, bytes]:
+    """A picture's bytes and which of the formats it has. ValueError where it is none, or cut short: decoders fill what
+    is missing with grey and say nothing."""
+    data, magic = read_bytes(path), IMAGES.get(path.suffix.lower())
     if magic is None:
         raise ValueError(f"{path}: unknown picture format; {', '.join(IMAGES)} can be read")
     if not data.startswith(magic):
         raise ValueError(f"{path}: not a {path.suffix[1:].upper()} file, whatever its name says")
     whole = {PNG: _png_whole, JPEG: _jpeg_whole, PPM: _ppm_whole}[magic]
-    # Decoders fill what is missing with grey and say nothing, so look first.
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if whole(data) else None
+    if not whole(data):
+        raise _damaged(path)
+    return data, magic
+
+
+def _decode(path: Path, data: bytes, flags: int) -> np.ndarray:
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if image is None:
-        raise ValueError(f"{path}: the picture is cut short or damaged; copy or make it again")
-    if flags != cv2.IMREAD_COLOR:
-        return image
-    top = int(PPM_HEADER.match(data)[3]) if magic == PPM else 2 ** data[24] - 1 if magic == PNG else 255
-    if magic == PPM and top not in (255, 65535):  # OpenCV takes all values for shares of one of these two
-        image = cv2.convertScaleAbs(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED), alpha=255 / top)
-    if top > 255:
-        _tell(BITS, f"{path}: more than 8 bits a colour; 8 are kept, of all such pictures")
-    if magic == PNG and data[25] in PNG_WITH_ALPHA and not TOLD[TRANSPARENCY]:
-        alpha = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)[..., -1]
-        if alpha.min() < np.iinfo(alpha.dtype).max:
-            _tell(TRANSPARENCY, f"{path}: transparency is lost, of all such pictures; colours are taken as they are")
+        raise _damaged(path)
     return image
+
+
+def _damaged(path: Path) -> ValueError:
+    return ValueError(f"{path}: the picture is cut short or damaged; copy or make it again")
 
 
 def _tell(loss: int, text: str) -> None:
@@ -263,7 +279,8 @@ def write_flo(path: str | Path, flow: np.ndarray) -> None:
 
 
 def read_kitti(path: str | Path) -> np.ndarray:
-    image = _decode(path, cv2.IMREAD_UNCHANGED)
+    path = Path(path)
+    image = _decode(path, _read_whole(path)[0], cv2.IMREAD_UNCHANGED)
     if image.dtype != np.uint16 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"{path}: not a KITTI flow file: 16-bit RGB is needed")
     valid, dy, dx = image.transpose(2, 0, 1)
