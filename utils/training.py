@@ -189,36 +189,16 @@ def fit(
     meter = Meter(device)
     saved = time.monotonic()
 
-    def save() -> None:
-        nonlocal saved
-        if journal:
-            checkpoint.save(folder, state.content())
-        saved = time.monotonic()
-
-    def try_to_save() -> None:
+    def save(forgiving: bool = False) -> None:
         nonlocal saved
         try:
-            save()
+            if journal:
+                checkpoint.save(folder, state.content())
         except OSError as error:  # a full disk may have room again before the run ends
+            if not forgiving:
+                raise
             journal.say(f"not saved at iteration {state.iteration}, trying again later: {error}")
-            saved = time.monotonic()
-
-    def examine() -> None:
-        try_to_save()  # a long validation must not stand between a run and what it has learnt
-        distributed.as_on_main(state.judged.buffers())  # BatchNorm's are of a rank's own batches
-        scores = validate(state.judged)
-        score = next(iter(scores.values()))
-        if journal:
-            journal.numbers(state.iteration, scores)
-            text = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
-            journal.say(f"iteration {state.iteration}: {text}{'  (best)' * (score > state.best)}")
-            if pictures:
-                journal.pictures(state.iteration, pictures(state.judged))
-            if score > state.best:
-                checkpoint.write(Path(folder) / checkpoint.BEST, state.judged.state_dict())
-        state.best, state.validated = max(state.best, score), state.iteration
-        state.model.train()  # whoever judged it may have put it into evaluation mode
-        meter.restart()
+        saved = time.monotonic()
 
     stream = meter.timed(batches(state.iteration))
     try:
@@ -233,7 +213,9 @@ def fit(
                 in_turn = recipe.eval_every and state.iteration % recipe.eval_every == 0
                 validation_due = done >= 1 or in_turn or state.validated < 0
                 if validate and validation_due and state.validated < state.iteration:
-                    examine()
+                    save(forgiving=True)  # a long validation must not stand between a run and what it has learnt
+                    _examine(state, validate, pictures, journal, Path(folder))
+                    meter.restart()
                 if done >= 1:
                     if state.iteration == begun:
                         _say(journal, f"nothing to do at iteration {begun}: the run to resume has reached its end")
@@ -250,7 +232,7 @@ def fit(
                 if state.iteration % recipe.log_every == 0:
                     _report(journal, state, meter, recipe, learning_rate)
                 if time.monotonic() - saved > 60 * recipe.save_every:
-                    try_to_save()
+                    save(forgiving=True)
         save()
     except Exception:
         if state.iteration > begun:
@@ -261,6 +243,25 @@ def fit(
         if journal:
             journal.close()
     return state
+
+
+def _examine(
+    state: State, validate: Callable, pictures: Callable | None, journal: Journal | None, folder: Path
+) -> None:
+    """Score the network, on all ranks, and keep its weights where they are the best so far; see `fit`."""
+    distributed.as_on_main(state.judged.buffers())  # BatchNorm's are of a rank's own batches
+    scores = validate(state.judged)
+    score = next(iter(scores.values()))
+    if journal:
+        journal.numbers(state.iteration, scores)
+        text = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        journal.say(f"iteration {state.iteration}: {text}{'  (best)' * (score > state.best)}")
+        if pictures:
+            journal.pictures(state.iteration, pictures(state.judged))
+        if score > state.best:
+            checkpoint.write(folder / checkpoint.BEST, state.judged.state_dict())
+    state.best, state.validated = max(state.best, score), state.iteration
+    state.model.train()  # whoever judged it may have put it into evaluation mode
 
 
 def step(
