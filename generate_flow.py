@@ -37,7 +37,7 @@ from tqdm import tqdm
 from datasets.vimeo90k import FLOW, FRAMES, TEST_LIST, TRAIN_LIST, Vimeo90K, find_flow, read_list
 from models import flow as teachers
 from utils import batches, cli, distributed, flow_report, io
-from utils.epochs import default_workers
+from utils.batches import default_workers
 
 LISTS = {"train": [TRAIN_LIST], "test": [TEST_LIST], "all": [TRAIN_LIST, TEST_LIST]}
 RECORD = "teacher.json"  # in flow/: what the labels were made by

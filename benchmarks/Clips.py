@@ -91,7 +91,7 @@ def main(args: argparse.Namespace) -> None:
     run(BENCHMARK._replace(name=name), argparse.Namespace(**vars(args) | {"data": cut(args)}))
 
 
-def options() -> cli.Parser:
+def command_line() -> cli.Parser:
     options = parser(__doc__)
     options.add_argument("--clips", nargs="+", metavar="NAME", help="names of the clips to take (default: all)")
     options.add_argument("--frames", type=cli.positive, default=3, help="a window; 3: 2x, 9: 8x (%(default)s)")
@@ -104,4 +104,4 @@ def options() -> cli.Parser:
 
 
 if __name__ == "__main__":
-    cli.run(main, options())
+    cli.run(main, command_line())

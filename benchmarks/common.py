@@ -32,7 +32,7 @@ from models.flow.dis import DIS
 from models.interpolator import default_precision
 from models.strips import StripIFRNet
 from utils import cli, distributed, io, metrics
-from utils.flow_report import flow_colours
+from utils.flow_check import flow_colours
 from utils.lpips import LPIPS
 from utils.motion import scale_by_motion
 

@@ -23,7 +23,7 @@ def footage(tmp_path, monkeypatch):
 def score(typed, footage, *options):
     out = footage.parent / "out"
     words = ["--data", footage, "--model_name", "average", "--workers", 0, "--device", "cpu", "--out", out]
-    assert typed(Clips.main, Clips.options(), *words, *options).status == 0
+    assert typed(Clips.main, Clips.command_line(), *words, *options).status == 0
     return out
 
 
@@ -82,5 +82,5 @@ def test_motion_is_in_pixels():
     ],
 )
 def test_what_is_wrong_is_named(typed, footage, words, wrong):
-    status, _, error = typed(Clips.main, Clips.options(), *(["--data", footage, *words] if words else []))
+    status, _, error = typed(Clips.main, Clips.command_line(), *(["--data", footage, *words] if words else []))
     assert status == 2 and wrong in error and error.count("\n") == 1

@@ -4,6 +4,7 @@ The number of workers never changes what a step sees, nor does that of ranks whi
 the same; a run that goes on at iteration n goes on with the samples that iteration n would have had.
 """
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +24,12 @@ AHEAD = 4  # batches that are ready before their use, for each reading process
 GRACE = 20  # seconds that a reading process outlives SIGTERM
 
 
+def default_workers() -> int:
+    """Reading processes for each rank: its share of the cores, up to 8, which saturate a GPU of today."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
 class Order:
     """An endless batch sampler: this rank's share of every step's samples, as (index, epoch).
 
@@ -31,13 +38,8 @@ class Order:
     """
 
     def __init__(self, length: int, batch_size: int, seed: int = 0, accumulate: int = 1, start: int = 0):
-        self.length, self.batch_size, self.seed, self.accumulate, self.start = (
-            length,
-            batch_size,
-            seed,
-            accumulate,
-            start,
-        )
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.accumulate, self.start = accumulate, start
         self.step_size = distributed.world_size() * batch_size * accumulate
         self.per_epoch = length // self.step_size
         if not self.per_epoch:

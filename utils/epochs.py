@@ -1,7 +1,6 @@
 """Training by epochs over a set on the disk: the options and the way to `fit` that the recipes share."""
 
 import argparse
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -13,7 +12,7 @@ from torch.utils.data import Dataset
 import models
 from models.weights import bare
 from utils import checkpoint, cli, distributed
-from utils.batches import Order, on_device, read
+from utils.batches import Order, default_workers, on_device, read
 from utils.training import AMP, OPTIMIZERS, Recipe, cosine, fit
 from utils.validation import Validation
 
@@ -109,12 +108,6 @@ def read_names(path: str | Path) -> list[str]:
     if not names:
         raise ValueError(f"{path}: the list is empty")
     return names
-
-
-def default_workers() -> int:
-    """Reading processes for each rank: its share of the cores, up to 8, which saturate a GPU of today."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def train(
