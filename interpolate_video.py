@@ -17,7 +17,9 @@ subtitles are copied. 4K takes under 4 GB of memory: see --scale and --tile.
 """
 
 import argparse
+import errno
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +43,8 @@ from utils.pipeline import Picture, between, halves, pictures, to_bytes
 from utils.timeline import Grid, is_cut, is_repeat
 
 SHEET = 1920  # pixels of width of a preview
+MOST_TIMES = 1000
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota, what one file may hold
 RECORDED = ("factor", "fps", "slow", "cuts", "dedup", "codec", "crf", "compare", "segment", "input_fps")
 RECORDED += ("model_name", "checkpoint", "scale")
 
@@ -53,6 +57,14 @@ def rate(text: str) -> Fraction:
         value = Fraction(0)
     if not Fraction(1, 1000) <= value <= 10000:
         raise argparse.ArgumentTypeError(f"{text!r} is no frame rate; give 60, 23.976 or 60000/1001")
+    return value
+
+
+def times(text: str) -> int:
+    """The type of --factor and --slow."""
+    value = cli.positive(text)
+    if value > MOST_TIMES:
+        raise argparse.ArgumentTypeError(f"{value} times is more than {MOST_TIMES}; give less")
     return value
 
 
@@ -69,9 +81,9 @@ def parser() -> cli.Parser:
     options = cli.Parser(__doc__)
     options.add_argument("input", help="a video file, a folder of pictures, a GIF, or - for y4m")
     options.add_argument("output", help=f"{', '.join(video_out.DEFAULTS)}, .gif, a folder for PNG, or - for y4m")
-    options.add_argument("--factor", type=cli.positive, help="frames for each one of the input (default: 2)")
+    options.add_argument("--factor", type=times, help="times as many frames a second (default: 2)")
     options.add_argument("--fps", type=rate, help="frames a second, such as 60 or 60000/1001, in place of --factor")
-    options.add_argument("--slow", type=cli.positive, default=1, help="stretch time by this; drops the sound")
+    options.add_argument("--slow", type=times, default=1, help="stretch time by this; drops the sound")
     options.add_argument("--input_fps", type=rate, help="of a folder of pictures (default: 24)")
     options.add_argument("--cuts", choices=("yes", "no"), default="yes", help="look for cuts (default: yes)")
     options.add_argument("--dedup", action="store_true", help="drop repeated frames first, keep the output's times")
@@ -103,6 +115,7 @@ def main(args: argparse.Namespace) -> None:
         raise ValueError(f"--input_fps {args.input_fps}: {args.input} is no folder of pictures; leave it away")
     source = video.open_source(args.input, args.input_fps or Fraction(24))
     grid = Grid(args.factor or (1 if args.fps else max(2, args.slow)), args.fps, args.slow)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what systems stop jobs with is no worse than Ctrl-C
     with distributed.ranks(args) as device:
         call = interpolator(
             args.model_name,
@@ -119,9 +132,9 @@ def main(args: argparse.Namespace) -> None:
             preview(args, source, grid, call)
             return
         form = output_format(args, source, grid, kind)
-        if kind == ".gif" and form.rate > video_out.FASTEST_GIF:
+        if kind == ".gif" and average_rate(source, grid) > video_out.FASTEST_GIF:
             raise ValueError(f"{args.output}: a GIF shows {video_out.FASTEST_GIF} frames a second; give --fps 50")
-        for note in (*source.notes, *notes(args, source, form, kind)):
+        for note in (*source.notes, *notes(args, source, grid, form, kind)):
             say(note)
         job = Job(args, source, grid, call, form, kind)
         if kind == "pipe":
@@ -150,11 +163,11 @@ def check_output(args: argparse.Namespace) -> str:
     if args.preview:
         if out.suffix.lower() not in io.IMAGES:
             raise ValueError(f"{out}: a preview is a picture; end its name in {', '.join(io.IMAGES)}")
-        for option in ("compare", "codec", "crf"):
-            if getattr(args, option) is not None:
-                raise ValueError(f"--{option} {getattr(args, option)}: means nothing to a preview; leave it away")
-        if args.resume:
-            raise ValueError("--resume: means nothing to a preview; leave it away")
+        for option in ("compare", "codec", "crf", "fps", "dedup", "resume", "segment"):
+            value = getattr(args, option)
+            if value != parser().get_default(option):
+                typed = f"--{option}" if value is True else f"--{option} {value}"
+                raise ValueError(f"{typed}: means nothing to a preview; leave it away")
         kind = "picture"
     else:
         kind = video_out.kind_of(args.output)
@@ -235,7 +248,7 @@ def output_format(args: argparse.Namespace, source: video.Source, grid: Grid, ki
         rate=shown,
         tick=1 / shown if kind == "pipe" else grid.tick(source.step, source.rate),
         origin=Fraction(0) if kind in ("pipe", ".gif") else source.origin,
-        longest=None if grid.rate or source.longest is None else source.longest * grid.slow / grid.factor,
+        longest=None if grid.rate else max((source.longest or 1 / source.rate) / grid.factor, source.hold) * grid.slow,
         codec=codec,
         crf=args.crf,
         colour=source.colour,
@@ -244,7 +257,17 @@ def output_format(args: argparse.Namespace, source: video.Source, grid: Grid, ki
     )
 
 
-def notes(args: argparse.Namespace, source: video.Source, form: video_out.Format, kind: str) -> Iterator[str]:
+def average_rate(source: video.Source, grid: Grid) -> Fraction:
+    """Frames a second of the output, on average."""
+    if grid.rate:
+        return grid.rate
+    rate = (source.count - 1) / source.last if source.last else source.rate
+    return Fraction(rate * grid.factor, grid.slow)
+
+
+def notes(
+    args: argparse.Namespace, source: video.Source, grid: Grid, form: video_out.Format, kind: str
+) -> Iterator[str]:
     if args.slow > 1 and source.has_sound:
         yield f"{args.output}: without sound and subtitles, because --slow {args.slow} stretches time"
     elif source.has_sound and kind not in video_out.DEFAULTS:
@@ -254,10 +277,16 @@ def notes(args: argparse.Namespace, source: video.Source, form: video_out.Format
     if kind in video_out.DEFAULTS and form.even and (form.width % 2 or form.height % 2):
         name = f"{args.output}: {form.width}x{form.height} is odd"
         yield f"{name}; the last row or column is doubled, as {form.codec} needs it"
-    if kind == ".gif" and form.rate > 50:
-        yield f"{args.output}: {float(form.rate):g} frames a second; most viewers show a GIF's at 50 at most"
+    if kind == ".gif" and average_rate(source, grid) > 50:
+        quickest = f"{float(average_rate(source, grid)):g} frames a second"
+        yield f"{args.output}: {quickest}; most viewers show a GIF's at 50 at most"
     if kind in (".mkv", ".webm") and form.aspect != 1 and form.codec in ("ffv1", "vp9"):
         yield f"{args.output}: the pixels' shape {form.aspect} is not kept in {kind} with {form.codec}; use .mp4"
+    colours = (form.colour.primaries, form.colour.transfer)
+    if kind in video_out.MP4 and form.codec == "ffv1" and form.colour != video.Colour() and video.UNKNOWN in colours:
+        yield f"{args.output}: how the colours are meant is not kept in {kind} with ffv1; use .mkv"
+    if kind in (".gif", "folder") and form.aspect != 1:
+        yield f"{args.output}: pixels of the shape {form.aspect} become square, and the picture narrower or wider"
 
 
 def by_motion(args: argparse.Namespace) -> Callable[[np.ndarray, np.ndarray], float] | None:
@@ -302,9 +331,10 @@ class Job(NamedTuple):
     def write(self, writer, picture: Picture) -> None:
         before, image = picture.before, picture.image()
         if self.args.compare:
-            writer.write(beside(before.image, image, self.args.compare), picture.time)
+            writer.write(beside(before.image, image, self.args.compare), picture.time, None, picture.lasts)
         else:
-            writer.write(image, picture.time, before.original if picture.made is None else None)
+            original = before.original if picture.made is None else None
+            writer.write(image, picture.time, original, picture.lasts)
 
 
 def to_pipe(job: Job) -> None:
@@ -352,9 +382,12 @@ def to_parts(job: Job) -> None:
             parts.remove()
             raise
         raise KeyboardInterrupt(f"interrupted; what is done is in {parts.folder}, --resume goes on") from None
-    except Exception:
+    except Exception as error:
         if distributed.is_main() and not parts.finished():
             parts.remove()
+        elif isinstance(error, OSError) and error.errno in FULL:
+            kept = f"{error.strerror}; what is done is in {parts.folder}, and --resume goes on"
+            raise OSError(error.errno, kept, args.output) from error
         raise
     if distributed.is_main():
         join(job, parts.finished())

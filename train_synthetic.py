@@ -46,6 +46,7 @@ MARGIN = 48  # pixels that DIS sees around a crop
 TRUSTED = 0.06  # DIS is believed where colour changes by less along its flow, and by more in the neighbourhood
 LONGEST = 640  # footage is halved until its longer side is no more, which also cleans compression
 HALVED = 0.5  # share of the windows that are halved once more, where a crop is left: more to see, half the motion
+VALIDATION_SEED = -1
 VALIDATION_SCENES, VALIDATION_WINDOWS = 24, 2  # scenes where there is no footage; windows a clip where there is
 
 
@@ -263,7 +264,7 @@ def read_material(args: argparse.Namespace) -> synthetic.Material:
 
 def validation_scenes(material: synthetic.Material, args: argparse.Namespace) -> list[Sample]:
     """Scenes that training does not draw: as much to validate on as there is without footage. All of them move."""
-    source = synthetic.Synthetic(material, (192, 256), speed=args.speed, seed=args.seed - 1)
+    source = synthetic.Synthetic(material, (192, 256), speed=args.speed, seed=VALIDATION_SEED)
     held = []
     while len(held) < VALIDATION_SCENES:
         sample = Sample(*(x[0].cpu() for x in source.batch(1)))
@@ -282,6 +283,7 @@ def main(args: argparse.Namespace) -> None:
                 raise ValueError(f"--{name} is about footage; give --clips, the folder of it")
     with distributed.ranks(args) as device:
         folder = args.log_path / args.model_name
+        io.check_writable(folder)
         content = None
         if args.resume:
             content = epochs.newest(folder)
@@ -294,7 +296,8 @@ def main(args: argparse.Namespace) -> None:
         if content:
             begun = content.get("config", {}).get("init")
             if args.init not in (None, begun):
-                raise ValueError(f"--init {args.init}: the run in {folder} began with {begun}; leave --init away")
+                how = f"with --init {begun}" if begun else "without --init"
+                raise ValueError(f"--init {args.init}: the run in {folder} began {how}; leave the option away")
             args.init = begun  # the loss depends on it
             if distributed.is_main():
                 epochs.tell_changes(content, epochs.recorded(args))
@@ -309,6 +312,8 @@ def main(args: argparse.Namespace) -> None:
         for stage in plan:
             spent = max(distributed.gather(content["seconds"] if content else 0.0))  # the same on every rank
             if content and spent >= args.minutes * 60 * stage.end:
+                if stage is plan[-1] and distributed.is_main():
+                    print(f"nothing to do: the run has taken {spent / 60:.1f} minutes; --minutes may give it more")
                 continue
             content = train(args, stage, model, material, footage, val_set, folder, device, content)
         if distributed.is_main():

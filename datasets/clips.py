@@ -252,7 +252,7 @@ def _decode_video(path: Path) -> Iterator[np.ndarray]:
     import av
 
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path.absolute())) as container:  # a colon in a relative name would end a protocol
             if not container.streams.video:
                 raise ValueError(f"{path}: no video in this file")
             for frame in container.decode(video=0):

@@ -1,7 +1,7 @@
 """Interpolator: from frames of any size to frames at any times, on any device, at any precision."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from functools import partial
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from .strips import StripIFRNet
 SCALES = ((2560, 1.0), (5120, 0.5))  # longer side in pixels up to which flow is estimated at this scale
 SMALLEST_SCALE = 0.25  # beyond
 NAMED_SCALES = ("auto", "multi")
+BRIGHTEST = 2.0  # beyond, frames are no floats in [0, 1], not even after some filter
 FINEST = 16  # denominator of a scale: of 333/1000, sides would have to be multiples of 16000
 CPU_BUDGET = 2 * 2**30  # bytes that one call may take: more is no faster there
 MOST_PAIRS = 8  # in a batch: beyond, a GPU is busy anyway
@@ -78,17 +79,25 @@ def scales_for(height: int, width: int, scale: float | str) -> tuple[float, ...]
 def check_pair(img0: Tensor, img1: Tensor) -> None:
     """ValueError where two tensors are not frames of one size, (3, H, W) or (B, 3, H, W), 2x2 or larger, as floats."""
     for frame in (img0, img1):
+        if not isinstance(frame, Tensor):
+            raise ValueError(f"frames of type {type(frame).__name__}; tensors are needed, RGB in [0, 1], (3, H, W)")
         if not frame.is_floating_point():
             raise ValueError(f"frames of type {frame.dtype}; floats in [0, 1] are needed: divide bytes by 255")
     if img0.shape != img1.shape:
-        sizes = " and ".join(f"{x.shape[-1]}x{x.shape[-2]}" for x in (img0, img1))
-        raise ValueError(f"the two frames have different sizes: {sizes}")
-    if img0.ndim not in (3, 4) or img0.shape[-3] != 3 or min(img0.shape[-2:]) < 2:
+        alike = img0.shape[-2:] == img1.shape[-2:]
+        sizes = (str(tuple(x.shape)) if alike or x.ndim < 2 else f"{x.shape[-1]}x{x.shape[-2]}" for x in (img0, img1))
+        raise ValueError(f"the two frames have different {'shapes' if alike else 'sizes'}: {' and '.join(sizes)}")
+    if img0.ndim not in (3, 4) or img0.shape[-3] != 3 or min(img0.shape[-2:]) < 2 or not len(img0):
         raise ValueError(f"frames of shape {tuple(img0.shape)}; RGB of at least 2x2 pixels is needed, (3, H, W)")
+    # On a GPU we would wait for the answer.
+    if img0.device.type == "cpu" and (most := max(img0.max(), img1.max())) > BRIGHTEST:
+        raise ValueError(f"frames reach {most:g}; values in [0, 1] are needed: divide by 255")
 
 
 def check_range(times: Sequence[float]) -> None:
-    """ValueError where a time is outside (0, 1)."""
+    """ValueError where there is none, or where one is outside (0, 1)."""
+    if not isinstance(times, Iterable) or not len(times):
+        raise ValueError(f"times = {times}; a list of numbers in (0, 1) is needed, such as [0.5]")
     for t in times:
         if not 0 < t < 1:
             raise ValueError(f"t = {t:g} is out of range; a frame lies between the two at 0 < t < 1")

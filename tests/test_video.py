@@ -1,6 +1,7 @@
 """What interpolate_video.py writes: exact times, unchanged pictures and colours, the input's sound."""
 
 from fractions import Fraction
+from math import ceil
 
 import av
 import numpy as np
@@ -20,14 +21,37 @@ def test_every_time_is_exact(tmp_path, rate, option):
     source = encode(tmp_path / "in.mp4", moving(frames), rate)
     run(source, tmp_path / "out.mp4", name, value)
     times, _ = decode(tmp_path / "out.mp4")
-    value, length = Fraction(value), (frames - 1) / Fraction(rate)
+    value, length = Fraction(value), frames / Fraction(rate)
     if name == "--factor":
         expected = [k / (rate * value) for k in range((frames - 1) * int(value) + 1)]
     elif name == "--slow":
         expected = [k / Fraction(rate) for k in range((frames - 1) * int(value) + 1)]
     else:
-        expected = [k / value for k in range(1000) if k / value <= length]
+        expected = [k / value for k in range(1000) if k / value < length]
     assert times == expected
+
+
+def shown_until(path):
+    """When the last frame of a file is no longer shown, in seconds from the first."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        if stream.duration:
+            return stream.duration * stream.time_base
+        return max((p.pts + p.duration) * p.time_base for p in container.demux(stream) if p.size)
+
+
+@pytest.mark.parametrize("option", ["--factor 3", "--slow 2", "--fps 60", "--factor 2 --codec ffv1"])
+@pytest.mark.parametrize("name", ["out.mp4", "out.mkv", "out.gif"])
+def test_the_output_lasts_as_long_as_the_input(tmp_path, name, option):
+    if name == "out.gif" and "codec" in option:
+        pytest.skip("a GIF has one codec")
+    moments = [Fraction(k, 25) for k in (0, 1, 2, 4, 5)]
+    source = encode(tmp_path / "in.mp4", moving(5), 25, moments, bf="0", crf="5")
+    run(source, tmp_path / name, *option.split())
+    slow = 2 if "slow" in option else 1
+    tolerance = {"out.mp4": 0, "out.mkv": Fraction(2, 1000), "out.gif": Fraction(1, 100)}[name]
+    tolerance += Fraction(1, 60) if "fps" in option else 0
+    assert abs(shown_until(tmp_path / name) - slow * Fraction(6, 25)) <= tolerance
 
 
 @pytest.mark.parametrize(
@@ -48,7 +72,8 @@ def test_every_time_of_real_clips_is_exact(real_data, tmp_path, name, option, ex
         stream = container.streams.video[0]
         times = sorted(p.pts * p.time_base for p in container.demux(stream) if p.size)
         assert stream.average_rate == expected
-    assert times == [times[0] + k / expected for k in range(int((frames - 1) / rate * expected) + 1)]
+    count = ceil(frames / rate * expected) if option[0] == "--fps" else (frames - 1) * int(option[1]) + 1
+    assert times == [times[0] + k / expected for k in range(count)]
 
 
 def test_times_that_a_container_rounded_are_put_right(tmp_path):
@@ -96,7 +121,7 @@ def test_rates_with_many_digits_are_taken(tmp_path, fps):
     source = encode(tmp_path / "in.mp4", moving(25), 5)
     run(source, tmp_path / "out.mp4", "--fps", fps)
     times = decode(tmp_path / "out.mp4")[0]
-    assert len(times) == int(Fraction(24, 5) * Fraction(fps)) + 1
+    assert len(times) == ceil(Fraction(25, 5) * Fraction(fps))
     assert max(abs(time - k / Fraction(fps)) for k, time in enumerate(times)) <= Fraction(1, 90000)
 
 
@@ -222,6 +247,51 @@ def test_a_turned_video_comes_out_upright_and_unchanged(tmp_path, turned):
         expected = Fraction(4, 3) if turned == 180 else Fraction(3, 4)
         assert container.streams.video[0].sample_aspect_ratio == expected
         assert next(container.decode(video=0)).rotation == 0
+
+
+@pytest.mark.parametrize(
+    "matrix, upright",
+    [
+        ((-1, 0, 0, 1), lambda x: x[:, ::-1]),
+        ((1, 0, 0, -1), lambda x: x[::-1]),
+        ((-1, 0, 0, -1), lambda x: x[::-1, ::-1]),
+        ((0, 1, 1, 0), lambda x: x.transpose(1, 0, 2)),
+        ((0, -1, -1, 0), lambda x: x[::-1, ::-1].transpose(1, 0, 2)),
+        ((0, 1, -1, 0), lambda x: np.rot90(x, -1)),
+        ((0, -1, 1, 0), lambda x: np.rot90(x)),
+    ],
+)
+def test_a_mirrored_video_comes_out_as_players_show_it(tmp_path, matrix, upright):
+    source = encode(tmp_path / "in.mp4", moving(4))
+    (a, b, c, d), data = matrix, bytearray(source.read_bytes())
+    box = np.array([a * 2**16, b * 2**16, 0, c * 2**16, d * 2**16, 0, 0, 0, 2**30], ">i4").tobytes()
+    at = data.index(b"tkhd") + 44  # where the track's header has its matrix
+    data[at : at + 36] = box
+    source.write_bytes(data)
+    run(source, tmp_path / "out.mp4", "--codec", "ffv1", "--factor", "1")
+    lying, got = decode(source)[1], decode(tmp_path / "out.mp4")[1]
+    assert all(np.abs(upright(a).astype(int) - b).mean() <= 0.5 for a, b in zip(lying, got)) and len(got) == 4
+
+
+def test_a_video_to_be_shown_askew_is_told(tmp_path):
+    source = encode(tmp_path / "in.mp4", moving(4))
+    data = bytearray(source.read_bytes())
+    at, half = data.index(b"tkhd") + 44, round(2**16 / 2**0.5)
+    data[at : at + 36] = np.array([half, half, 0, -half, half, 0, 0, 0, 2**30], ">i4").tobytes()
+    source.write_bytes(data)
+    assert any("is to be shown askew" in note for note in video.open_source(str(source)).notes)
+
+
+@pytest.mark.parametrize("name, codec", [("out.mkv", "ffv1"), ("out.mkv", "h264"), ("out.mp4", "h264")])
+def test_the_tags_of_colours_are_kept_where_only_some_are_there(tmp_path, name, codec):
+    source = encode(tmp_path / "in.mp4", moving(4), colour=(1, 2), pix_fmt="yuv420p")
+    run(source, tmp_path / name, "--codec", codec)
+    tags = []
+    for path in (source, tmp_path / name):
+        with av.open(str(path)) as container:
+            frame = next(container.decode(video=0))
+            tags.append((frame.colorspace, frame.color_range))
+    assert tags == [(1, 2), (1, 2)]
 
 
 @pytest.mark.parametrize("name", ["out.mp4", "out.mkv", "out.mov"])

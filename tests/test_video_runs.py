@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ import interpolate_video
 from models import fast
 from models.baselines import interpolator
 from utils import io, video
-from utils.parts import Parts
+from utils.parts import Parts, begun
 
 
 @pytest.fixture
@@ -279,6 +280,74 @@ def test_a_file_cut_short_behind_its_index_is_noticed(tmp_path, capsys):
                 output.mux(packet)
     path = truncated(tmp_path / "half.mp4", tmp_path / "fast.mp4", 0.6)
     assert "cut short" in complaint(capsys, path, tmp_path / "out.mp4")
+
+
+@pytest.mark.parametrize("name", ["in.mkv", "in.webm", "in.mp4", "in.ts"])
+def test_a_whole_file_that_begins_late_is_whole(tmp_path, capsys, name):
+    moments = [Fraction(5, 2) + Fraction(k, 25) for k in range(8)]
+    codec = "libvpx-vp9" if name == "in.webm" else "libx264"
+    source = encode(tmp_path / name, moving(8), 25, moments, codec=codec, b="0" if "vp9" in codec else "1M")
+    run(source, tmp_path / "out.mp4")
+    assert "ends" not in capsys.readouterr().err and len(decode(tmp_path / "out.mp4")[0]) == 15
+
+
+def test_names_with_colons_are_no_addresses(tmp_path, clip, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(clip, "12:30.mp4")
+    for out in ("a:b.mp4", "c:d.gif"):
+        run("12:30.mp4", out)
+        assert Path(out).stat().st_size and not begun(Path(out))
+
+
+def test_a_size_that_changes_within_a_file_is_named(tmp_path, capsys):
+    parts = []
+    for k, side in enumerate((64, 96)):
+        images, moments = [np.zeros((64, side, 3), np.uint8)] * 5, [Fraction(5 * k + n, 25) for n in range(5)]
+        parts.append(encode(tmp_path / f"{k}.ts", images, 25, moments, bf="0"))
+    (tmp_path / "in.ts").write_bytes(b"".join(part.read_bytes() for part in parts))
+    assert "in.ts: from 0." in (line := complaint(capsys, tmp_path / "in.ts", tmp_path / "out.mp4"))
+    assert "96x64, not 64x64; give them one size" in line
+
+
+def test_a_gif_of_unequal_times_is_judged_by_their_mean_and_keeps_its_last(tmp_path, capsys):
+    pictures = [Image.fromarray(image) for image in moving(5)]
+    held = {"save_all": True, "append_images": pictures[1:], "loop": 0}
+    pictures[0].save(tmp_path / "in.gif", duration=[100, 500, 40, 200, 2000], **held)
+    for factor in (2, 4):
+        run(tmp_path / "in.gif", tmp_path / f"{factor}.gif", "--factor", factor, "--cuts", "no")
+        with Image.open(tmp_path / f"{factor}.gif") as animation:
+            durations = [frame.info["duration"] for frame in ImageSequence.Iterator(animation)]
+        assert len(durations) == 4 * factor + 1 and durations[-1] == 2000 and sum(durations) == 2840
+    assert "frames a second; most viewers" not in capsys.readouterr().err
+
+
+def test_what_belongs_to_the_content_goes_along(tmp_path):
+    source = encode(tmp_path / "plain.mkv", moving(50), sound="aac", bf="0")
+    with av.open(str(source)) as given, av.open(str(tmp_path / "in.mkv"), "w") as output:
+        streams = {s.index: output.add_stream_from_template(s, opaque=True) for s in given.streams}
+        streams[1].disposition = av.stream.Disposition.forced
+        output.metadata.update({"ARTIST": "somebody", "COMMENT": "a word", "title": "a name"})
+        chapters = [{"id": 1, "start": 0, "end": 1000, "time_base": Fraction(1, 1000), "metadata": {"title": "one"}}]
+        output.set_chapters(chapters)
+        for packet in given.demux():
+            if packet.size:
+                packet.stream = streams[packet.stream.index]
+                output.mux(packet)
+    run(tmp_path / "in.mkv", tmp_path / "out.mkv")
+    with av.open(str(tmp_path / "out.mkv")) as container:
+        assert {"ARTIST": "somebody", "COMMENT": "a word", "title": "a name"}.items() <= container.metadata.items()
+        assert [(c["end"] * c["time_base"], c["metadata"]) for c in container.chapters()] == [(1, {"title": "one"})]
+        assert container.streams[1].disposition & av.stream.Disposition.forced
+
+
+def test_sigterm_ends_a_run_like_an_interrupt(tmp_path):
+    process = start(encode(tmp_path / "in.mp4", moving(400)), tmp_path / "out.mp4", "--segment", "1")
+    parts = tmp_path / ".out.mp4.parts"
+    while process.poll() is None and not list(parts.glob("000001.mp4")):
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(60) == 2 and b"--resume goes on" in process.stderr.read()
+    assert len(decode(tmp_path / "out.mp4")[0]) >= 100
 
 
 def test_a_little_that_is_missing_at_the_end_is_told(tmp_path, capsys):

@@ -79,14 +79,17 @@ def load(
         prefetch_factor=AHEAD if workers else None,
     )
     iterator = iter(loader)
-    while True:
-        with _undisturbed():
-            batch = next(iterator, loader)
-        if batch is loader:
-            return
-        if isinstance(batch, Exception):
-            raise batch
-        yield batch
+    try:
+        while True:
+            with _undisturbed():
+                batch = next(iterator, loader)
+            if batch is loader:
+                return
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+    finally:
+        del iterator  # ends the processes, even where an exception's traceback still holds this frame
 
 
 def read(dataset: Dataset, order: Order, workers: int = 0, pin: bool = False) -> Iterator:

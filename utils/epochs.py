@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 import models
 from models.weights import bare
-from utils import checkpoint, cli, distributed
+from utils import checkpoint, cli, distributed, io
 from utils.batches import Order, default_workers, on_device, read
 from utils.training import AMP, OPTIMIZERS, Recipe, cosine, fit
 from utils.validation import Validation
@@ -34,8 +34,10 @@ def add_options(
     add = parser.add_argument
     add("--model_name", choices=models.VARIANTS, default="IFRNet", help="network (default: %(default)s)")
     add("--activation", choices=models.ACTIVATIONS, default="prelu", help="default: the paper's prelu")
-    add("--epochs", type=cli.positive, default=epochs, help="times through the set (default: %(default)s)")
-    add("--iterations", type=cli.positive, help="steps of the optimizer, in place of --epochs")
+    length = parser.add_mutually_exclusive_group()
+    about = "times through the set (default: %(default)s)"
+    length.add_argument("--epochs", type=cli.positive, default=epochs, help=about)
+    length.add_argument("--iterations", type=cli.positive, help="steps of the optimizer, in place of --epochs")
     add("--batch_size", type=cli.positive, default=batch_size, help="samples a process and step (default: %(default)s)")
     add("--accumulate", type=cli.positive, default=1, help="batches a step of the optimizer (default: %(default)s)")
     add("--lr_start", type=cli.amount, default=1e-4, help="learning rate at the start (default: %(default)s)")
@@ -53,8 +55,11 @@ def add_options(
     parser.set_defaults(**CLIP_OPTIONS)
     add("--clip_stride", type=cli.positive, help="of clips, take every N-th frame (default: %(default)s)")
     add("--clip_longest", type=cli.positive, help="clips are halved while a side is longer (default: %(default)s)")
-    add("--eval_interval", type=cli.positive, default=eval_interval, help="epochs between validations (%(default)s)")
-    add("--eval_iterations", type=cli.positive, help="iterations between validations, in place of --eval_interval")
+    turns = parser.add_mutually_exclusive_group()
+    about = "epochs between validations (default: %(default)s)"
+    turns.add_argument("--eval_interval", type=cli.positive, default=eval_interval, help=about)
+    about = "iterations between validations, in place of --eval_interval"
+    turns.add_argument("--eval_iterations", type=cli.positive, help=about)
     add("--log_path", default=log_path, help="folder for logs and checkpoints (default: %(default)s)")
     add("--log_every", type=cli.positive, default=50, help="iterations between lines of the log (default: %(default)s)")
     add("--save_every", type=cli.amount, default=10.0, help="minutes between checkpoints (default: %(default)s)")
@@ -126,6 +131,7 @@ def train(
     recipe, to tell a run that leaves it.
     """
     folder = Path(args.log_path) / args.model_name
+    io.check_writable(folder)
     order = Order(len(train_set), args.batch_size, args.seed, args.accumulate)
     resume = find_resume(args, folder, order.per_epoch)
     iterations = args.iterations or args.epochs * order.per_epoch

@@ -43,7 +43,11 @@ class Parts:
         else:
             _remove(self.folder)
             self.folder.mkdir(parents=True)
-            io.write_bytes(record, json.dumps(self.settings, indent=1).encode())
+            try:
+                io.write_bytes(record, json.dumps(self.settings, indent=1).encode())
+            except OSError:
+                _remove(self.folder)
+                raise
 
     def path(self, number: int) -> Path:
         return self.folder / f"{number:06d}{self.suffix}"

@@ -39,12 +39,13 @@ class Arriving(NamedTuple):
 
 class Picture(NamedTuple):
     """One frame of the output. segment: number of the part that it belongs to. before: the frame of the input that was
-    shown last. made: what is shown in its place, or None."""
+    shown last. made: what is shown in its place, or None. lasts: for how long, where it is not as long as any other."""
 
     segment: int
     time: Fraction
     before: Frame
     made: Arriving | None
+    lasts: Fraction | None = None
 
     def image(self) -> np.ndarray:
         """RGB uint8 (H, W, 3)."""
@@ -100,8 +101,9 @@ def pictures(
     see infer."""
     depth = max(2, min(DEEPEST, QUEUED // (source.width * source.height * 5)))
     frames = ahead(source.frames(start), depth)
-    pairs = ahead(steps(frames, grid, Fraction(segment), stop, cut, repeat), 2)
-    return ahead(infer(pairs, call, segment, scale), depth)
+    pairs = ahead(steps(frames, grid, Fraction(segment), stop, cut, repeat, source.hold), 2)
+    lasts = None if grid.rate or source.steady else source.hold * grid.slow
+    return ahead(infer(pairs, call, segment, scale, lasts), depth)
 
 
 def infer(
@@ -109,10 +111,11 @@ def infer(
     call: Interpolator | Baseline,
     segment: int,
     scale: Callable[[np.ndarray, np.ndarray], float] | None = None,
+    lasts: Fraction | None = None,
 ) -> Iterator[Picture]:
     """What is to be shown, in order; what lies between two frames is made here.
 
-    scale: asked about the images of every pair, in place of the interpolator's.
+    scale: asked about the images of every pair, in place of the interpolator's. lasts: of the very last picture.
     """
     copies = Copies(call.device)
     latest: tuple[Frame | None, Tensor | None] = (None, None)
@@ -131,7 +134,8 @@ def infer(
         for step, row in zip(group, map(iter, rows)):
             for time, t in zip(step.times, step.ts):
                 here = copies.from_device(next(row)) if t else None
-                yield Picture(int(step.first.time // segment), time, step.first, here)
+                last = step.second is step.first and time == step.times[-1]
+                yield Picture(int(step.first.time // segment), time, step.first, here, lasts if last else None)
 
 
 def batches(

@@ -45,16 +45,15 @@ class Grid(NamedTuple):
             return [start + (stop - start) * k / self.factor for k in range(self.factor)]
         return [k / self.rate for k in range(ceil(start * self.rate), ceil(stop * self.rate))]
 
-    def last(self, time: Fraction) -> list[Fraction]:
-        """Output times at the input's last frame: at most one."""
-        time *= self.slow
-        return [time] if self.rate is None or (time * self.rate).denominator == 1 else []
+    def last(self, time: Fraction, hold: Fraction) -> list[Fraction]:
+        """Output times at the input's last frame, which is shown for `hold` seconds: the output lasts as long."""
+        return [time * self.slow] if self.rate is None else self.times(time, time + hold)
 
     def count(self, frames: int, rate: Fraction) -> int:
         """How many frames come out of so many at a constant rate."""
         if self.rate is None:
             return max(frames - 1, 0) * self.factor + 1
-        return int(Fraction(frames - 1) / rate * self.slow * self.rate) + 1
+        return ceil(Fraction(frames) / rate * self.slow * self.rate)
 
     def tick(self, step: Fraction, rate: Fraction) -> Fraction:
         """A unit in which all output times are whole numbers. step, rate: the unit of the input's times and its frame
@@ -126,12 +125,14 @@ def steps(
     stop: Fraction | None = None,
     cut: Callable[[np.ndarray, np.ndarray], bool] | None = is_cut,
     repeat: Callable[[np.ndarray, np.ndarray], bool] | None = None,
+    hold: Fraction = Fraction(0),
 ) -> Iterator[Step]:
     """What to show, pair by pair, until the first frame at or after `stop` (None: to the end).
 
     segment: seconds; what is decided about frames of one segment depends on that segment and the frame after it alone.
     cut, repeat: the questions asked about two images; None asks nothing. A frame that repeats the one before is dropped
-    and the motion goes on from that one to the next; the output's times are still those of all frames.
+    and the motion goes on from that one to the next; the output's times are still those of all frames. hold: seconds
+    that the last frame is shown for.
     """
     first, latest, due, dropped = None, None, [], 0
     for frame in frames:
@@ -155,5 +156,5 @@ def steps(
             return
         first, due, dropped = frame, [], 0
     if first is not None:
-        due += grid.last(latest.time)
+        due += grid.last(latest.time, hold)
         yield Step(first, first, due, [Fraction(0)] * len(due))

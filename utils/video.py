@@ -8,6 +8,7 @@ Frames are upright, RGB uint8 (H, W, 3); times are Fractions, in seconds from th
 file is a ValueError or FileNotFoundError that names it.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from typing import BinaryIO, NamedTuple
 import av
 import numpy as np
 from av.filter import Graph
+from av.sidedata.sidedata import Type
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 from . import io
@@ -35,9 +37,20 @@ LARGEST_SD = 576  # rows up to which an unspecified matrix is BT.601, as players
 SLACK, NOTED = Fraction(1, 2), Fraction(1, 10)  # seconds that a file may be shorter than it says; what is told of that
 COPIED = ("audio", "subtitle")  # streams that go into the output as they are
 DTS_ONLY = ("avi",)  # containers that store when frames are decoded alone, not when they are shown
+FROM_ZERO = ("matroska,webm",)  # containers whose duration counts from 0, not from their first frame
 GUESSED = ("mpeg",)  # containers where some frames alone have times: reading from the middle gets the others wrong
 Y4M = "yuv4mpegpipe"  # FFmpeg's name; it passes over a last frame that is not whole
-TURNS = {90: ("transpose=cclock",), -90: ("transpose=clock",), 180: ("hflip", "vflip")}
+# What makes a frame upright, by the signs of its display matrix: where its right and where its lower side point to.
+TURNS = {
+    (1, 0, 0, 1): (),
+    (-1, 0, 0, 1): ("hflip",),
+    (1, 0, 0, -1): ("vflip",),
+    (-1, 0, 0, -1): ("hflip", "vflip"),
+    (0, 1, -1, 0): ("transpose=clock",),
+    (0, -1, 1, 0): ("transpose=cclock",),
+    (0, 1, 1, 0): ("transpose=cclock_flip",),
+    (0, -1, -1, 0): ("transpose=clock_flip",),
+}
 
 
 class Colour(NamedTuple):
@@ -60,8 +73,9 @@ class Source:
 
     width, height: of upright frames. rate: frames a second, nominal. step: the unit of the input's times. origin: time
     of the first frame in the file. count: frames, and last: time of the last one; None where only reading can tell.
-    longest: the longest time between two frames, None where all are equal. aspect: of a pixel. pix_fmt: FFmpeg's name
-    of the pixels' format. notes: what a person should know, one line each. damaged: frames that were left out so far.
+    longest: the longest time between two frames, None where all are equal. hold: for how long the last one is shown;
+    steady: as long as any other. aspect: of a pixel. pix_fmt: FFmpeg's name of the pixels' format. notes: what a person
+    should know, one line each. damaged: frames that were left out so far.
     """
 
     path: str
@@ -73,6 +87,8 @@ class Source:
     count: int | None = None
     last: Fraction | None = None
     longest: Fraction | None = None
+    hold: Fraction
+    steady = True
     colour = Colour()
     aspect = Fraction(1)
     pix_fmt = "rgb24"
@@ -89,6 +105,8 @@ def open_source(path: str, rate: Fraction = Fraction(24)) -> Source:
     """A video file, a folder of pictures shown at `rate`, or "-" for y4m on standard input."""
     if path == PIPE:
         return Pipe()
+    if not path:
+        raise ValueError("the input has no name; an empty one may come of a variable that is not set")
     if Path(path).is_dir():
         return Folder(path, rate)
     if not Path(path).is_file():
@@ -101,7 +119,7 @@ class Folder(Source):
 
     def __init__(self, path: str, rate: Fraction):
         self.paths = io.list_images(path)
-        self.path, self.rate, self.step = path, rate, 1 / rate
+        self.path, self.rate, self.step, self.hold = path, rate, 1 / rate, 1 / rate
         self.count, self.last = len(self.paths), (len(self.paths) - 1) / rate
         self.height, self.width = io.read_image(self.paths[0]).shape[:2]
         _check_count(self)
@@ -155,6 +173,12 @@ class Video(Source):
                         continue
                     latest = time
                     if time >= start:
+                        if (frame.width, frame.height) != self.coded[:2]:
+                            sizes = f"{frame.width}x{frame.height}, not {self.coded[0]}x{self.coded[1]}"
+                            raise ValueError(
+                                f"{self.path}: from {float(time):.2f} s on frames are {sizes}; give them one size: "
+                                "ffmpeg -i IN -vf scale=W:H OUT"
+                            )
                         frame = turn(frame)
                         yield Frame(time, to_rgb(frame, self.colour, reformatter), frame)
                 else:
@@ -183,10 +207,13 @@ class Video(Source):
         self.origin = (frame.pts or 0) * self.step
         self.delay = (frame.dts or 0) * self.step - self.origin if self.dts_only else Fraction(0)
         self.aspect = stream.sample_aspect_ratio or Fraction(1)
-        self.turned = frame.rotation
+        sides = _sides(frame)
+        self.filters = TURNS.get(sides, ())
+        if sides not in TURNS:
+            self.notes += (f"{self.path}: is to be shown askew, by {frame.rotation} degrees; frames stay upright",)
         self.width, self.height = frame.width, frame.height
         self.coded = (frame.width, frame.height, frame.format.name)
-        if self.turned in (90, -90):
+        if self.filters and not sides[0]:  # lies on its side
             self.width, self.height, self.aspect = self.height, self.width, 1 / self.aspect
         self.pix_fmt = frame.format.name.replace("yuvj", "yuv")
         full = FULL if frame.format.name.startswith("yuvj") else frame.color_range
@@ -200,6 +227,7 @@ class Video(Source):
 
     def _scan(self) -> None:
         count, times, end, read = 0, [self.origin], Fraction(0), 0
+        latest, hold = self.origin, Fraction(0)
         with self._open() as container:
             video, duration, kind = _video_stream(container, self.path), container.duration, container.format.name
             for packet in container.demux():
@@ -212,9 +240,12 @@ class Video(Source):
                 end = max(end, time + (packet.duration or 0) * packet.time_base)
                 if seen:
                     times.append(time)
+                    latest, hold = max((latest, hold), (time, (packet.duration or 0) * packet.time_base))
             start = Fraction(container.start_time or 0, av.time_base)
+            if video.duration and (until := (video.start_time + video.duration) * video.time_base) > latest:
+                hold = until - latest  # better than the packet's, which decoders may want in another order
             self.damaged += kind == Y4M and read < container.size
-        promised = Fraction(duration or 0, av.time_base) + start
+        promised = Fraction(duration or 0, av.time_base) + (0 if kind in FROM_ZERO else start)
         missing = promised - end
         if missing > max(NOTED, 2 / self.rate):
             self.notes += (f"{self.path}: ends {float(missing):.2f} s before it says; it may be cut short",)
@@ -228,17 +259,22 @@ class Video(Source):
         last = times[-1] - self.origin
         if count > len(times) - 1:  # the last ones may have none
             last = max(last, (count - 1) / self.rate)
-        self.longest = max((b - a for a, b in zip(times, times[1:])), default=None)
+        apart = [b - a for a, b in zip(times[1:], times[2:])]  # the first is the origin once more
+        self.longest, shortest = max(apart, default=None), min((gap for gap in apart if gap), default=1 / self.rate)
         self.count, self.last = count, snapped(last, self.rate, self.step)
+        end = snapped(last + (hold or 1 / self.rate), self.rate, self.step)
+        self.hold = max(end - self.last, min(shortest, 1 / self.rate))
+        longest = self.longest or 1 / self.rate
+        self.steady = max(longest, self.hold) - shortest <= 2 * self.step
 
     def _turn(self):
         """A function that makes a decoded frame upright."""
-        if self.turned not in (90, -90, 180, -180):
+        if not self.filters:
             return lambda frame: frame
         width, height, name = self.coded
         graph = Graph()
         filters = [graph.add_buffer(width=width, height=height, format=name, time_base=self.step)]
-        for text in TURNS.get(self.turned, TURNS[180]):
+        for text in self.filters:
             filters.append(graph.add(*text.split("=")))
         filters.append(graph.add("buffersink"))
         graph.link_nodes(*filters).configure()
@@ -263,7 +299,7 @@ class Pipe(Source):
             raise ValueError(f"{self.path}: no y4m; ffmpeg -i IN -f yuv4mpegpipe - makes it of any video") from error
         self.stream = self.container.streams.video[0]
         self.rate = self.stream.guessed_rate or Fraction(25)
-        self.step = 1 / self.rate
+        self.step = self.hold = 1 / self.rate
         self.width, self.height = self.stream.width, self.stream.height
         self.aspect = self.stream.sample_aspect_ratio or Fraction(1)
         self.pix_fmt = self.stream.pix_fmt.replace("yuvj", "yuv")
@@ -325,8 +361,22 @@ def _errors(path: str) -> Iterator[None]:
 
 @contextmanager
 def _opened(path: str, file) -> Iterator[av.container.InputContainer]:
-    with _errors(path), av.open(file) as container:
+    with _errors(path), av.open(located(file)) as container:
         yield container
+
+
+def located(path: str | Path) -> str:
+    """A file's name as FFmpeg takes it: what stands before a colon in a relative one would be a protocol to it."""
+    return os.path.abspath(path)
+
+
+def _sides(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+    """The display matrix of a frame, without its scale and what it shifts: see TURNS."""
+    for data in frame.side_data:
+        if data.type == Type.DISPLAYMATRIX:
+            a, b, _, c, d = np.frombuffer(data, "<i4", 9)[:5] / np.float64(2**16)
+            return tuple(int(round(x)) for x in (a, b, c, d))
+    return 1, 0, 0, 1
 
 
 def _depth_notes(path: str, form: av.VideoFormat) -> tuple[str, ...]:

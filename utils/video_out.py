@@ -23,7 +23,7 @@ from av.video.reformatter import ColorRange, VideoReformatter
 
 from . import io
 from .timeline import common
-from .video import COPIED, FROM_RGB, PIPE, Colour, Source
+from .video import COPIED, FROM_RGB, PIPE, Colour, Source, located
 
 
 class Codec(NamedTuple):
@@ -49,6 +49,7 @@ PART = ".mp4"  # whatever the whole will be: it keeps times exactly, and the ord
 LOSSLESS = "ffv1"
 RAW = "y4m"  # no codec: frames as they are, down a pipe
 KEPT = re.compile(r"(gray)|yuva?j?(420|422|444)p")  # of which these two keep the chroma; deeper ones become 8 bits
+OF_THE_FILE = ("encoder", "major_brand", "minor_version", "compatible_brands", "duration")  # what is not of its content
 MOST = 2**31 - 1  # ticks in a second, and from a frame to the next: containers count in 32 bits
 FASTEST_GIF = 100  # frames a second
 PICTURE = re.compile(r"\d{8}\.png")
@@ -81,6 +82,12 @@ class Format(NamedTuple):
             return "yuv420p"  # what every player plays
         return kept[1] or f"yuv{kept[2]}p" if kept else "bgr0"
 
+    def tag(self, context: av.VideoCodecContext) -> None:
+        """Say how the colours are meant."""
+        if not self.pix_fmt.startswith("bgr"):
+            context.colorspace, context.color_range = self.colour.matrix, self.colour.conversion(self.height)[1]
+        context.color_primaries, context.color_trc = self.colour.primaries, self.colour.transfer
+
     @property
     def even(self) -> bool:
         """Whether sides must be even numbers."""
@@ -103,13 +110,13 @@ class VideoWriter:
     """One video file, or a stream (file: an object to write to, container: its format)."""
 
     def __init__(self, path: Path | str, form: Format, file=None, container: str | None = None):
-        self.path, self.form, self.written = path, form, 0
+        self.path, self.form, self.written, self.end = path, form, 0, None
         self.reformatter = VideoReformatter()
         codec = CODECS[form.codec] if file is None else Codec("wrapped_avframe", None, {})
         # MP4 tells when a file begins in units of its own, by default milliseconds.
         options = {"movie_timescale": str(form.exact_tick.denominator)} if file is None else {}
         with errors(path):
-            self.output = av.open(file or str(path), "w", format=container, options=options)
+            self.output = av.open(file or located(path), "w", format=container, options=options)
             stream = self.output.add_stream(codec.encoder, rate=form.nominal)
             stream.width, stream.height = (n + n % 2 if form.even else n for n in (form.width, form.height))
             stream.pix_fmt = form.pix_fmt
@@ -117,27 +124,40 @@ class VideoWriter:
             stream.time_base = context.time_base = form.exact_tick
             context.sample_aspect_ratio = form.aspect
             self.matrix, self.range = form.colour.conversion(form.height)
-            if not form.pix_fmt.startswith("bgr"):
-                context.colorspace, context.color_range = form.colour.matrix, self.range
-            context.color_primaries, context.color_trc = form.colour.primaries, form.colour.transfer
+            form.tag(context)
             quality = codec.crf if form.crf is None else form.crf
             stream.options = codec.options | ({} if codec.crf is None else {"crf": str(quality)})
         self.stream = stream
 
-    def write(self, image: np.ndarray, time: Fraction, original: av.VideoFrame | None = None) -> None:
-        """One frame, RGB uint8 (H, W, 3), or as the decoder gave it where that can be written without a change."""
+    def write(
+        self,
+        image: np.ndarray,
+        time: Fraction,
+        original: av.VideoFrame | None = None,
+        lasts: Fraction | None = None,
+    ) -> None:
+        """One frame, RGB uint8 (H, W, 3), or as the decoder gave it where that can be written without a change. lasts:
+        for how long it is shown, where not 1 / rate or until the next."""
         frame = self._converted(image, original)
         frame.pts = round((self.form.origin + time) / self.form.exact_tick)
         frame.time_base = self.form.exact_tick
-        frame.duration = round(1 / self.form.rate / self.form.exact_tick)
+        frame.duration = round((lasts or 1 / self.form.rate) / self.form.exact_tick)
         frame.pict_type = 0  # the encoder decides
+        self.end = frame.pts + frame.duration if lasts else None
         with errors(self.path):
-            self.output.mux(self.stream.encode(frame))
+            packets = self.stream.encode(frame)
+            for packet in packets:
+                if packet.pts == frame.pts:  # encoders with delay do not tell, those without not all
+                    packet.duration = frame.duration
+            self.output.mux(packets)
         self.written += 1
 
     def close(self) -> None:
         with errors(self.path):
-            self.output.mux(self.stream.encode(None))
+            packets = self.stream.encode(None)
+            if packets and self.end:  # containers end with what is decoded last
+                packets[-1].duration = self.end - packets[-1].pts
+            self.output.mux(packets)
             self.output.close()
 
     def abandon(self) -> None:
@@ -178,7 +198,7 @@ class FolderWriter:
         self.path, self.written = path, 0
         path.mkdir(parents=True)
 
-    def write(self, image: np.ndarray, time: Fraction, original: av.VideoFrame | None = None) -> None:
+    def write(self, image: np.ndarray, *_) -> None:
         self.written += 1
         io.write_image(self.path / f"{self.written:08d}.png", image)
 
@@ -203,7 +223,10 @@ class _Aspect:
         data = bytes(data)
         if self.aspect:
             data, self.aspect = data.replace(b"A0:0", self.aspect, 1), None
-        self.file.write(data)
+        try:
+            self.file.write(data)
+        except OSError as error:  # nobody reads on
+            raise OSError(error.errno, error.strerror, "standard output") from error
         return len(data)
 
     def flush(self) -> None:
@@ -227,7 +250,7 @@ def join_folders(parts: Sequence[Path], out: Path) -> None:
 
 def join_gif(parts: Sequence[Path], out: Path) -> None:
     """One animation that repeats, out of video parts."""
-    with io.replacing(out) as temporary, errors(out), av.open(str(temporary), "w") as output:
+    with io.replacing(out) as temporary, errors(out), av.open(located(temporary), "w") as output:
         stream, graph, ticks = None, None, -1
         for frame in _decoded(parts):
             if stream is None:
@@ -254,21 +277,27 @@ def join_videos(
     with io.replacing(out) as temporary, errors(out):
         mp4 = out.suffix.lower() in MP4
         options = {"movflags": "+faststart"} if mp4 else {}
-        with av.open(str(temporary), "w", muxer(out), options=options) as output, av.open(str(parts[0])) as first:
+        name = located(temporary)
+        with av.open(name, "w", muxer(out), options=options) as output, av.open(located(parts[0])) as first:
             video = output.add_stream_from_template(first.streams.video[0], opaque=True)
             video.codec_context.framerate = form.nominal
             video.codec_context.sample_aspect_ratio = form.aspect
+            form.tag(video.codec_context)  # what the frames of some codecs do not hold, and parts not everything of
             if first.streams.video[0].codec_context.name == "hevc" and mp4:
                 video.codec_context.codec_tag = "hvc1"  # what Apple's players ask for
             packets = [_video_packets(parts, video)]
             if source is not None:
-                container = av.open(source.path)
+                container = av.open(located(source.path))
                 streams = {}
                 for stream in container.streams:
                     if stream.type in COPIED and holds(out, source.path, stream.index):
                         streams[stream.index] = output.add_stream_from_template(stream, opaque=True)
                         streams[stream.index].metadata.update(stream.metadata)
-                output.metadata.update({k: v for k, v in container.metadata.items() if k in ("title", "artist")})
+                        streams[stream.index].disposition = stream.disposition
+                about = {k: v for k, v in container.metadata.items() if k.lower() not in OF_THE_FILE}
+                output.metadata.update(about)
+                if whole:
+                    output.set_chapters(container.chapters())
                 end = None if whole else _end(parts[-1])
                 packets.append(_other_packets(container, streams, end))
             for _, _, packet in heapq.merge(*packets):
@@ -280,7 +309,7 @@ def join_videos(
 def _video_packets(parts: Sequence[Path], video: av.VideoStream) -> Iterator[tuple]:
     latest = None
     for part in parts:
-        with av.open(str(part)) as container:
+        with av.open(located(part)) as container:
             for packet in container.demux(video=0):
                 if not packet.size:
                     continue
@@ -309,7 +338,7 @@ def _other_packets(container: av.container.InputContainer, streams: dict, end: F
 
 def _decoded(parts: Sequence[Path]) -> Iterator[av.VideoFrame]:
     for part in parts:
-        with av.open(str(part)) as container:
+        with av.open(located(part)) as container:
             yield from container.decode(video=0)
 
 
@@ -361,7 +390,7 @@ def muxer(out: Path) -> str:
 def holds(out: Path, path: str, index: int) -> bool:
     """Whether a kind of file can hold a stream of the file `path` as it is: some say so only when they begin or end."""
     try:
-        with av.open(path) as container, av.open(BytesIO(), "w", muxer(out)) as trial:
+        with av.open(located(path)) as container, av.open(BytesIO(), "w", muxer(out)) as trial:
             stream = trial.add_stream_from_template(container.streams[index], opaque=True)
             packet = next(packet for packet in container.demux(index) if packet.pts is not None or not packet.size)
             if packet.size:
@@ -374,10 +403,10 @@ def holds(out: Path, path: str, index: int) -> bool:
 
 def left_out(path: str, out: Path) -> Iterator[str]:
     """A line for each stream of a file that its output cannot hold."""
-    with errors(path), av.open(path) as container:
+    with errors(path), av.open(located(path)) as container:
         for stream in container.streams:
             if stream.type in COPIED and not holds(out, path, stream.index):
-                kind = f"{stream.type} ({stream.codec_context.name})"
+                kind = f"{stream.type} (stream {stream.index}, {stream.codec_context.name})"
                 yield f"{out}: {kind} cannot be stored in {out.suffix} and is left out; use .mkv"
 
 
@@ -411,6 +440,8 @@ def check_folder(out: Path) -> None:
 def kind_of(out: str) -> str:
     """ "pipe", "folder", ".gif" or the ending of a video file. ValueError for an ending that is not known."""
     suffix = Path(out).suffix.lower()
+    if not out:
+        raise ValueError("the output has no name; an empty one may come of a variable that is not set")
     if out == PIPE:
         return "pipe"
     if not suffix or Path(out).is_dir():
