@@ -1,17 +1,20 @@
 """Vimeo90K as it lies on the disk: what is read is what was written, and what is wrong with it is named."""
 
 import hashlib
+import multiprocessing
 import shutil
+import time
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from datasets import clips, gopro
 from datasets.clips import Windows
 from datasets.transforms import Augment, finish
 from datasets.vimeo90k import Vimeo90K, find_flow, read_list
+from utils.batches import GRACE, load
 from utils.io import write_flow, write_image
 
 HEIGHT, WIDTH = 48, 64
@@ -213,3 +216,25 @@ def test_small_clips_are_left_out_and_named_and_too_few_are_an_error(tmp_path, o
         clips.split(folder, 3, held=["zebra"])
     with pytest.raises(ValueError, match="too few windows of 40 frames"):
         clips.split(folder, 40)
+
+
+class Spoilt(Dataset):
+    """Samples of which one cannot be read."""
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, key):
+        if key == 3:
+            raise ValueError("3.png: the picture is cut short")
+        return torch.zeros(2)
+
+
+def test_a_sample_that_cannot_be_read_ends_the_reading_processes_at_once():
+    batches = load(Spoilt(), [[k] for k in range(20)], workers=2)
+    with pytest.raises(ValueError, match="3.png: the picture is cut short") as caught:
+        list(batches)
+    until = time.monotonic() + GRACE / 2
+    while multiprocessing.active_children() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not multiprocessing.active_children() and caught  # whoever holds on to the error

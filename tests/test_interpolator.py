@@ -3,12 +3,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import formula_image, formula_weights
 
 import models
+from models import baselines
 from models.interpolator import CPU_BUDGET, Padding, scale_for, smallest_divisor
 from models.strips import REACH, StripIFRNet
 from utils import io
@@ -64,6 +66,29 @@ def test_a_frame_without_two_rows_and_columns_is_refused(model, height, width):
 def test_what_is_no_pair_of_frames_is_refused(model, shapes):
     with pytest.raises(ValueError, match="different sizes: 96x64 and 80x64|frames of shape"):
         models.Interpolator(model, "cpu")(*(torch.zeros(shape) for shape in shapes))
+
+
+@pytest.mark.parametrize(
+    "frames, times, message",
+    [
+        ((np.zeros((3, 64, 96), "f4"),) * 2, [0.5], "frames of type ndarray; tensors are needed"),
+        (
+            (torch.full((3, 64, 96), 200.0),) * 2,
+            [0.5],
+            r"frames reach 200; values in \[0, 1\] are needed: divide by 255",
+        ),
+        ((torch.zeros(1, 3, 64, 96), torch.zeros(2, 3, 64, 96)), [0.5], r"different shapes: \(1, 3, 64, 96\) and \(2,"),
+        ((torch.zeros(3, 64, 96), torch.zeros(1, 3, 64, 96)), [0.5], r"different shapes: \(3, 64, 96\) and \(1, 3"),
+        ((torch.zeros(0, 3, 64, 96),) * 2, [0.5], r"frames of shape \(0, 3, 64, 96\)"),
+        ((torch.zeros(3, 64, 96),) * 2, 0.5, r"times = 0.5; a list of numbers in \(0, 1\) is needed"),
+        ((torch.zeros(3, 64, 96),) * 2, [], r"times = \[\]; a list of numbers"),
+    ],
+)
+@pytest.mark.parametrize("name", ["IFRNet_S", "average"])
+def test_what_is_handed_over_wrongly_is_named(name, frames, times, message):
+    call = models.Interpolator(models.build(name), "cpu") if name == "IFRNet_S" else baselines.interpolator(name)
+    with pytest.raises(ValueError, match=message):
+        call(*frames, times)
 
 
 # Padding

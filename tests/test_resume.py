@@ -341,6 +341,7 @@ def test_resume_by_path_takes_runs_and_bare_weights(vimeo, whole, tmp_path):
         (["--data", "nowhere"], "nowhere: no such folder"),
         (["--world_size", "4"], "--nproc_per_node=4"),
         (["--resume_epoch", "4"], "needs --resume_path"),
+        (["--clip_stride", "2"], "--clip_stride 2 is about clips"),
         (["--resume_path", "missing.pth"], "missing.pth: no such checkpoint"),
         (["--val_list", "missing.txt"], "missing.txt: no such list"),
     ],

@@ -392,6 +392,14 @@ def test_without_footage_scenes_that_move_are_validated_on(material):
     assert all((sample.img0 != sample.imgt).any() for sample in held)  # averaging would be perfect
 
 
+def test_a_run_that_is_over_says_so(tmp_path, typed):
+    words = ["--crops", 32, "--crop_ends", 1, "--batch_size", 1, "--workers", 0, "--log_path", tmp_path]
+    assert typed(script.main, script.parser(), *words, "--minutes", 0.01).status == 0
+    done = typed(script.main, script.parser(), *words, "--minutes", 0.001, "--seed", 3, "--resume", "auto")
+    assert done.status == 0 and "nothing to do: the run has taken" in done.out
+    assert "note: the run went on with seed 0 until now, from here with 3" in done.out
+
+
 def test_the_model_card_tells_the_shipped_files():
     card = (ROOT / "checkpoints" / "README.md").read_text()
     for path in (ROOT / "checkpoints").glob("*.pth"):
