@@ -299,6 +299,14 @@ def test_names_with_colons_are_no_addresses(tmp_path, clip, monkeypatch):
         assert Path(out).stat().st_size and not begun(Path(out))
 
 
+def test_pictures_that_cannot_be_read_are_told_of_beside_those_that_can(tmp_path, capsys):
+    for k, image in enumerate(moving(3)):
+        io.write_image(tmp_path / f"in/{k}.png", image)
+    (tmp_path / "in/1.webp").touch()
+    run(tmp_path / "in", tmp_path / "out.gif")
+    assert "pictures in .webp are passed over" in capsys.readouterr().err
+
+
 def test_a_size_that_changes_within_a_file_is_named(tmp_path, capsys):
     parts = []
     for k, side in enumerate((64, 96)):

@@ -39,6 +39,7 @@ COPIED = ("audio", "subtitle")  # streams that go into the output as they are
 DTS_ONLY = ("avi",)  # containers that store when frames are decoded alone, not when they are shown
 FROM_ZERO = ("matroska,webm",)  # containers whose duration counts from 0, not from their first frame
 GUESSED = ("mpeg",)  # containers where some frames alone have times: reading from the middle gets the others wrong
+OTHER_PICTURES = (".bmp", ".webp", ".tif", ".tiff", ".exr", ".heic", ".avif", ".gif")  # which utils.io does not read
 Y4M = "yuv4mpegpipe"  # FFmpeg's name; it passes over a last frame that is not whole
 # What makes a frame upright, by the signs of its display matrix: where its right and where its lower side point to.
 TURNS = {
@@ -122,6 +123,9 @@ class Folder(Source):
         self.path, self.rate, self.step, self.hold = path, rate, 1 / rate, 1 / rate
         self.count, self.last = len(self.paths), (len(self.paths) - 1) / rate
         self.height, self.width = io.read_image(self.paths[0]).shape[:2]
+        others = {other.suffix.lower() for other in Path(path).iterdir()} & set(OTHER_PICTURES)
+        if others:
+            self.notes += (f"{path}: pictures in {', '.join(sorted(others))} are passed over; convert them first",)
         _check_count(self)
 
     def frames(self, start: Fraction = Fraction(0)) -> Iterator[Frame]:
