@@ -21,9 +21,10 @@ import errno
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from fractions import Fraction
 from itertools import chain, groupby
 from itertools import count as infinity
@@ -115,8 +116,7 @@ def main(args: argparse.Namespace) -> None:
         raise ValueError(f"--input_fps {args.input_fps}: {args.input} is no folder of pictures; leave it away")
     source = video.open_source(args.input, args.input_fps or Fraction(24))
     grid = Grid(args.factor or (1 if args.fps else max(2, args.slow)), args.fps, args.slow)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what systems stop jobs with is no worse than Ctrl-C
-    with distributed.ranks(args) as device:
+    with distributed.ranks(args) as device, terminated_as_interrupted():
         call = interpolator(
             args.model_name,
             args.checkpoint,
@@ -144,6 +144,19 @@ def main(args: argparse.Namespace) -> None:
         if source.damaged:
             frames = f"{source.damaged} frame{'s' * (source.damaged > 1)}"
             say(f"{source.path}: {frames} left out, damaged or cut short; the file may not be whole")
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, with which systems stop jobs, is no worse than Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers there alone
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def say(line: str) -> None:
@@ -192,6 +205,8 @@ def check_output(args: argparse.Namespace) -> str:
 def pointed_to(output: str) -> str:
     """The name that an output is replaced under, which is not that of a link, nor "." ValueError where a link's end has
     another ending, which would make it another kind of file."""
+    if not output:
+        raise ValueError("the output has no name; an empty one may come of a variable that is not set")
     out = Path(output)
     if out.name and not out.is_symlink():
         return output
@@ -401,8 +416,8 @@ def join(job: Job, parts: list[Path], whole: bool = True) -> None:
     elif job.kind == ".gif":
         video_out.join_gif(parts, out)
     else:
-        sound = job.source if job.source.has_sound and job.args.slow == 1 else None
-        video_out.join_videos(parts, out, job.form, sound, whole)
+        source = job.source.path if isinstance(job.source, video.Video) else None
+        video_out.join_videos(parts, out, job.form, source, whole, timed=job.args.slow == 1)
 
 
 def counted(made: Iterator[Picture], total: int | None, rate: Fraction) -> Iterator[Picture]:

@@ -1,8 +1,8 @@
 """Windows of neighbouring frames out of one's own footage: videos, folders of frames, Vimeo90K's septuplets.
 
-Each clip is decoded once into a file, uint8 (F, H, W, 3), in a cache folder that may be deleted at any time (a minute
-of 1080p at 25 frames a second takes 9 GB); from then on any window is a slice of it. Windows with a cut or a repeated
-frame are left out: there is no motion between such frames to learn.
+Each clip is decoded once into a file, uint8 (F, H, W, 3), in a cache folder that may be deleted whenever nothing reads
+from it (a minute of 1080p at 25 frames a second takes 9 GB); from then on any window is a slice of it. Windows with a
+cut or a repeated frame are left out: there is no motion between such frames to learn.
 """
 
 import glob
@@ -22,7 +22,7 @@ from . import Sample
 from .transforms import Augment, Raw, Stack, centre_crop
 
 VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".gif", ".y4m")
-SEPTUPLETS = "sep_trainlist.txt"  # beside the folder `sequences`; the sequences of sep_testlist.txt are for tests
+SEPTUPLETS, SEQUENCES = "sep_trainlist.txt", "sequences"  # Vimeo90K's: what is for training, and where all lie
 CACHE = Path(__file__).resolve().parent.parent / "data" / "clips_cache"
 # Measured on thumbnails, mean absolute grey difference of neighbours, of 255: a repeated frame differs by the noise of
 # compression alone; a cut by much, and by several times more than the motion before and after it.
@@ -77,7 +77,8 @@ def open_clips(
     longest: int | None = None,
     cache: str | Path | None = None,
 ) -> list[Clip]:
-    """The clips of a folder, by name: its videos, and the folders below it that hold pictures.
+    """The clips of a folder, by name: its videos, and the folders below it that hold pictures; of Vimeo90K's septuplets
+    those of the training list, where it lies there.
 
     only, without: names to take or leave. longest: clips whose longer side is greater are halved until it is not, which
     also cleans compressed video. cache: where decoded frames are kept (None: CACHE). FileNotFoundError without the
@@ -87,9 +88,14 @@ def open_clips(
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of clips")
     found = {path.relative_to(folder).as_posix(): path for path in _sources(folder)}
+    listed = folder / SEPTUPLETS
+    if only is None and listed.is_file():
+        only = [f"{SEQUENCES}/{name}" for name in listed.read_text().split()]
+        if absent := sorted(set(only) - set(found)):
+            raise ValueError(f"{listed}: {len(absent)} of its sequences are not there, such as {absent[0]}; copy them")
     only, without = None if only is None else set(only), set(without)
     missing = (only or set()) - set(found)
-    if not found or missing:
+    if not found or missing or only == set():
         what = f"clip named {min(missing)}" if missing else f"videos ({', '.join(VIDEOS)}) and no folders of frames"
         raise ValueError(f"{folder}: no {what} in this folder")
     names = [name for name in found if (only is None or name in only) and name not in without]
@@ -116,16 +122,18 @@ def split(
     longest: int | None = None,
     held: Iterable[str] | None = None,
 ) -> tuple[list[Window], list[Window]]:
-    """Windows to train on, and windows of other clips to validate on, which share one frame at most. Where the folder
-    has the training list of Vimeo90K's septuplets (SEPTUPLETS), all of them are of its sequences.
+    """Windows to train on, and windows of other clips to validate on, which share one frame at most.
 
     least: the least side; smaller clips are left out, with a warning. longest: as in `open_clips`. held: the clips to
     validate on; None: from the last one on as many as hold 1 % of the windows, or the end of the only one. ValueError
     where nothing is left to train or validate on.
     """
-    official = Path(folder) / SEPTUPLETS
-    listed = [f"sequences/{name}" for name in official.read_text().split()] if official.is_file() else None
-    clips = open_clips(folder, listed, longest=longest)
+    clips = open_clips(folder, longest=longest)
+    if held is not None:
+        within = Path(folder) / SEQUENCES  # septuplets are listed by their names in there
+        held = {f"{SEQUENCES}/{name}" if (within / name).is_dir() else name for name in held}
+        more = held - {clip.name for clip in clips}  # which the training list leaves out
+        clips += open_clips(folder, more, longest=longest) if more else []
     small = [clip.name for clip in clips if clip.short_side < least]
     if small:
         warnings.warn(f"{folder}: left out, smaller than {least}x{least}: {', '.join(small)}", stacklevel=2)

@@ -26,7 +26,7 @@ from .strips import by_rows, even
 ALIGNED = 8  # channels: what tensor cores read at a time
 STRIP, LEAST_ROWS = 2**17, 32  # pixels and rows of a level that are worked on at a time on a CPU
 PAYS = 1e12  # see pays
-LARGE = 10  # inputs of fewer than 2^10 pixels have weights packed for their power of two: other layouts are best there
+LARGE = 11  # inputs of fewer than 2^10 pixels have weights packed for their power of two: other layouts are best there
 NARROW = 4  # pixels: below, oneDNN 3.x in bfloat16 reads beyond rows (seen with 2 pixels, 144 channels and stride 2)
 
 

@@ -1,7 +1,7 @@
 """Interpolator: from frames of any size to frames at any times, on any device, at any precision."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import partial
 from typing import NamedTuple
@@ -96,7 +96,7 @@ def check_pair(img0: Tensor, img1: Tensor) -> None:
 
 def check_range(times: Sequence[float]) -> None:
     """ValueError where there is none, or where one is outside (0, 1)."""
-    if not isinstance(times, Iterable) or not len(times):
+    if not hasattr(times, "__getitem__") or isinstance(times, str) or not getattr(times, "ndim", 1) or not len(times):
         raise ValueError(f"times = {times}; a list of numbers in (0, 1) is needed, such as [0.5]")
     for t in times:
         if not 0 < t < 1:

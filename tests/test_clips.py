@@ -117,6 +117,13 @@ def test_of_septuplets_those_of_the_training_list_are_taken(tmp_path, monkeypatc
     train, val = clips.split(tmp_path / "in", 3)
     assert {w.clip.name for w in train} == {"sequences/00001/0001"}
     assert {w.clip.name for w in val} == {"sequences/00002/0001"}
+    train, val = clips.split(tmp_path / "in", 3, held=["00001/0002"])  # of the test list, by its name there
+    assert len({w.clip.name for w in train}) == 2 and {w.clip.name for w in val} == {"sequences/00001/0002"}
+    (tmp_path / "in" / "sep_trainlist.txt").write_text("00001/0001\n00009/0009\n")
+    with pytest.raises(
+        ValueError, match="sep_trainlist.txt: 1 of its sequences are not there, such as sequences/00009"
+    ):
+        clips.open_clips(tmp_path / "in")
 
 
 def test_motion_alone_is_no_cut():

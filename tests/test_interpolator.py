@@ -82,6 +82,8 @@ def test_what_is_no_pair_of_frames_is_refused(model, shapes):
         ((torch.zeros(0, 3, 64, 96),) * 2, [0.5], r"frames of shape \(0, 3, 64, 96\)"),
         ((torch.zeros(3, 64, 96),) * 2, 0.5, r"times = 0.5; a list of numbers in \(0, 1\) is needed"),
         ((torch.zeros(3, 64, 96),) * 2, [], r"times = \[\]; a list of numbers"),
+        ((torch.zeros(3, 64, 96),) * 2, torch.tensor(0.5), "a list of numbers"),
+        ((torch.zeros(3, 64, 96),) * 2, (t for t in [0.5]), "a list of numbers"),
     ],
 )
 @pytest.mark.parametrize("name", ["IFRNet_S", "average"])

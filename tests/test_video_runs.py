@@ -291,6 +291,24 @@ def test_a_whole_file_that_begins_late_is_whole(tmp_path, capsys, name):
     assert "ends" not in capsys.readouterr().err and len(decode(tmp_path / "out.mp4")[0]) == 15
 
 
+def test_names_without_an_end_and_with_ways_back_are_taken_as_the_system_takes_them(
+    tmp_path, clip, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "far/away").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far/away")
+    encode(tmp_path / "far/in.mp4", moving(5))
+    run("link/../in.mp4", "link/../out.mp4")
+    assert len(decode(tmp_path / "far/out.mp4")[0]) == 9 and not (tmp_path / "out.mp4").exists()
+    assert "the output has no name" in complaint(capsys, clip, "")
+    assert "the input has no name" in complaint(capsys, "", "out.mp4")
+
+
+def test_a_raw_stream_without_times_is_taken(tmp_path):
+    run(encode(tmp_path / "in.m1v", moving(10), codec="mpeg1video", b="2M"), tmp_path / "out.mp4")
+    assert len(decode(tmp_path / "out.mp4")[0]) == 19
+
+
 def test_names_with_colons_are_no_addresses(tmp_path, clip, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(clip, "12:30.mp4")
@@ -341,11 +359,14 @@ def test_what_belongs_to_the_content_goes_along(tmp_path):
             if packet.size:
                 packet.stream = streams[packet.stream.index]
                 output.mux(packet)
-    run(tmp_path / "in.mkv", tmp_path / "out.mkv")
-    with av.open(str(tmp_path / "out.mkv")) as container:
-        assert {"ARTIST": "somebody", "COMMENT": "a word", "title": "a name"}.items() <= container.metadata.items()
-        assert [(c["end"] * c["time_base"], c["metadata"]) for c in container.chapters()] == [(1, {"title": "one"})]
-        assert container.streams[1].disposition & av.stream.Disposition.forced
+    for slow in (1, 2):
+        run(tmp_path / "in.mkv", tmp_path / "out.mkv", "--slow", slow, "--overwrite")
+        with av.open(str(tmp_path / "out.mkv")) as container:
+            assert {"ARTIST": "somebody", "COMMENT": "a word", "title": "a name"}.items() <= container.metadata.items()
+            chapters = [(c["end"] * c["time_base"], c["metadata"]) for c in container.chapters()]
+            assert chapters == ([(1, {"title": "one"})] if slow == 1 else [])
+            assert len(container.streams) == (2 if slow == 1 else 1)
+            assert slow > 1 or container.streams[1].disposition & av.stream.Disposition.forced
 
 
 def test_sigterm_ends_a_run_like_an_interrupt(tmp_path):

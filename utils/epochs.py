@@ -19,8 +19,9 @@ from utils.validation import Validation
 T = TypeVar("T")
 # Options that may be others when a run is resumed: they change neither its course nor its end, or other ones tell it.
 FREE = (
-    "epochs", "minutes", "data", "workers", "device", "compile", "world_size", "local_rank", "resume", "resume_path",
-    "resume_epoch", "log_path", "log_every", "save_every", "eval_interval", "eval_iterations", "max_bad_steps",
+    "epochs", "minutes", "data", "cache", "workers", "device", "compile", "world_size", "local_rank", "resume",
+    "resume_path", "resume_epoch", "log_path", "log_every", "save_every", "eval_interval", "eval_iterations",
+    "max_bad_steps",
 )  # fmt: skip
 CLIPS = "clips:"  # what --data begins with where it is a folder of videos or frame folders
 CLIP_OPTIONS = {"clip_stride": 1, "clip_longest": 640}
@@ -82,6 +83,8 @@ def crop(text: str) -> int:
 def clips_folder(args: argparse.Namespace) -> str | None:
     """The folder of --data clips:FOLDER, None for any other set. ValueError for options about clips without it."""
     if args.data.startswith(CLIPS):
+        if args.data == CLIPS:
+            raise ValueError(f"--data {CLIPS}: name a folder behind the colon")
         return args.data.removeprefix(CLIPS)
     for name, usual in CLIP_OPTIONS.items():
         if getattr(args, name) != usual:
@@ -185,7 +188,7 @@ def tell_changes(content: dict | None, config: dict) -> None:
     content: the checkpoint, config: the options now, as `recorded` gives them.
     """
     before = (content or {}).get("config") or {}
-    changed = [name for name in config if name not in FREE and name in before and before[name] != config[name]]
+    changed = [name for name in config if name not in FREE and before.get(name, config[name]) != config[name]]
     for name in changed:
         print(f"note: the run went on with {name} {before[name]} until now, from here with {config[name]}", flush=True)
 

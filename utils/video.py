@@ -8,7 +8,6 @@ Frames are upright, RGB uint8 (H, W, 3); times are Fractions, in seconds from th
 file is a ValueError or FileNotFoundError that names it.
 """
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +36,7 @@ LARGEST_SD = 576  # rows up to which an unspecified matrix is BT.601, as players
 SLACK, NOTED = Fraction(1, 2), Fraction(1, 10)  # seconds that a file may be shorter than it says; what is told of that
 COPIED = ("audio", "subtitle")  # streams that go into the output as they are
 DTS_ONLY = ("avi",)  # containers that store when frames are decoded alone, not when they are shown
-FROM_ZERO = ("matroska,webm",)  # containers whose duration counts from 0, not from their first frame
+FROM_ZERO = ("matroska,webm", "nut")  # containers whose duration counts from 0, not from their first frame
 GUESSED = ("mpeg",)  # containers where some frames alone have times: reading from the middle gets the others wrong
 OTHER_PICTURES = (".bmp", ".webp", ".tif", ".tiff", ".exr", ".heic", ".avif", ".gif")  # which utils.io does not read
 Y4M = "yuv4mpegpipe"  # FFmpeg's name; it passes over a last frame that is not whole
@@ -246,8 +245,9 @@ class Video(Source):
                     times.append(time)
                     latest, hold = max((latest, hold), (time, (packet.duration or 0) * packet.time_base))
             start = Fraction(container.start_time or 0, av.time_base)
-            if video.duration and (until := (video.start_time + video.duration) * video.time_base) > latest:
-                hold = until - latest  # better than the packet's, which decoders may want in another order
+            if video.duration and video.start_time is not None:  # else it is a guess, of a raw stream
+                until = (video.start_time + video.duration) * video.time_base
+                hold = until - latest if until > latest else hold  # packets come in the order of decoding
             self.damaged += kind == Y4M and read < container.size
         promised = Fraction(duration or 0, av.time_base) + (0 if kind in FROM_ZERO else start)
         missing = promised - end
@@ -371,15 +371,16 @@ def _opened(path: str, file) -> Iterator[av.container.InputContainer]:
 
 def located(path: str | Path) -> str:
     """A file's name as FFmpeg takes it: what stands before a colon in a relative one would be a protocol to it."""
-    return os.path.abspath(path)
+    return str(Path(path).absolute())  # not abspath, which takes .. behind a link for something else
 
 
 def _sides(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     """The display matrix of a frame, without its scale and what it shifts: see TURNS."""
     for data in frame.side_data:
         if data.type == Type.DISPLAYMATRIX:
-            a, b, _, c, d = np.frombuffer(data, "<i4", 9)[:5] / np.float64(2**16)
-            return tuple(int(round(x)) for x in (a, b, c, d))
+            sides = np.frombuffer(data, "<i4", 9).reshape(3, 3)[:2, :2].astype(float)
+            lengths = np.linalg.norm(sides, axis=1, keepdims=True)
+            return tuple((sides / np.maximum(lengths, 1)).round().astype(int).ravel().tolist())
     return 1, 0, 0, 1
 
 

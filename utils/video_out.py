@@ -23,7 +23,7 @@ from av.video.reformatter import ColorRange, VideoReformatter
 
 from . import io
 from .timeline import common
-from .video import COPIED, FROM_RGB, PIPE, Colour, Source, located
+from .video import COPIED, FROM_RGB, PIPE, Colour, located
 
 
 class Codec(NamedTuple):
@@ -270,10 +270,11 @@ def join_gif(parts: Sequence[Path], out: Path) -> None:
 
 
 def join_videos(
-    parts: Sequence[Path], out: Path, form: Format, source: Source | None = None, whole: bool = True
+    parts: Sequence[Path], out: Path, form: Format, source: str | None = None, whole: bool = True, timed: bool = True
 ) -> None:
-    """One file out of parts, packet by packet, with the sound and the subtitles of `source` that it can hold (None:
-    without). whole: False ends these where the pictures end."""
+    """One file out of parts, packet by packet, with what the file `source` says of itself, its chapters, and the sound
+    and the subtitles that the output can hold. whole: False ends these where the pictures end. timed: False leaves out
+    all that has a time, because that is another one now."""
     with io.replacing(out) as temporary, errors(out):
         mp4 = out.suffix.lower() in MP4
         options = {"movflags": "+faststart"} if mp4 else {}
@@ -287,16 +288,16 @@ def join_videos(
                 video.codec_context.codec_tag = "hvc1"  # what Apple's players ask for
             packets = [_video_packets(parts, video)]
             if source is not None:
-                container = av.open(located(source.path))
+                container = av.open(located(source))
                 streams = {}
-                for stream in container.streams:
-                    if stream.type in COPIED and holds(out, source.path, stream.index):
+                for stream in container.streams if timed else ():
+                    if stream.type in COPIED and holds(out, source, stream.index):
                         streams[stream.index] = output.add_stream_from_template(stream, opaque=True)
                         streams[stream.index].metadata.update(stream.metadata)
                         streams[stream.index].disposition = stream.disposition
                 about = {k: v for k, v in container.metadata.items() if k.lower() not in OF_THE_FILE}
                 output.metadata.update(about)
-                if whole:
+                if whole and timed:
                     output.set_chapters(container.chapters())
                 end = None if whole else _end(parts[-1])
                 packets.append(_other_packets(container, streams, end))
@@ -310,9 +311,13 @@ def _video_packets(parts: Sequence[Path], video: av.VideoStream) -> Iterator[tup
     latest = None
     for part in parts:
         with av.open(located(part)) as container:
-            for packet in container.demux(video=0):
+            stream = container.streams.video[0]
+            end = (stream.start_time or 0) + (stream.duration or 0)
+            for number, packet in enumerate(container.demux(stream), start=1):
                 if not packet.size:
                     continue
+                if number == stream.frames and "vp9" in stream.codec_context.name and packet.pts < end:
+                    packet.duration = end - packet.pts  # for which FFmpeg takes the usual one
                 # An encoder that reorders frames counts from before its first one, where frames are of unequal length
                 # perhaps from before the end of the part before.
                 dts = packet.dts * packet.time_base
@@ -440,8 +445,6 @@ def check_folder(out: Path) -> None:
 def kind_of(out: str) -> str:
     """ "pipe", "folder", ".gif" or the ending of a video file. ValueError for an ending that is not known."""
     suffix = Path(out).suffix.lower()
-    if not out:
-        raise ValueError("the output has no name; an empty one may come of a variable that is not set")
     if out == PIPE:
         return "pipe"
     if not suffix or Path(out).is_dir():
