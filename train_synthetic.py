@@ -309,14 +309,15 @@ def main(args: argparse.Namespace) -> None:
                 f"{len(material.windows)} windows of photographs and textures, {cut} objects cut out of photographs, "
                 f"{real} windows of footage, {len(val_set)} samples to validate on"
             )
-        begun = content and content["iteration"]
+        trained = False
         for stage in plan:
             spent = max(distributed.gather(content["seconds"] if content else 0.0))  # the same on every rank
             if content and spent >= args.minutes * 60 * stage.end:
-                if stage is plan[-1] and content["iteration"] == begun and distributed.is_main():
-                    print(f"nothing to do: the run has taken {spent / 60:.1f} minutes; --minutes may give it more")
                 continue
+            trained = True
             content = train(args, stage, model, material, footage, val_set, folder, device, content)
+        if not trained and distributed.is_main():
+            print(f"nothing to do: the run has taken {spent / 60:.1f} minutes; --minutes may give it more")
         if distributed.is_main():
             shipped = folder / f"{args.model_name}.pth"
             halves = {name: value.half() for name, value in bare(content).items()}
