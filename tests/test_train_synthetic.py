@@ -243,7 +243,8 @@ def test_weights_that_see_motion_are_not_led_to_it_again(material, monkeypatch, 
     model, batch = models.build("IFRNet_S"), take(script.Mixture(material, {}, 32, options(), 0), 1)[0]
     for words in ([], ["--init", "IFRNet_S"]):
         args = script.parser().parse_args(words)
-        script.train(args, model, material, {}, [batch], tmp_path, torch.device("cpu"), None, 32, 1.0, None)
+        stage = script.Stage(32, 1.0, None)
+        script.train(args, stage, model, material, {}, [batch], tmp_path, torch.device("cpu"), None)
     out = model(batch.img0, batch.img1, batch.t, batch.imgt)
     fresh, known = (loss(out, batch, 0.0) for loss in losses)
     assert fresh["geo"] == 0 < known["geo"]
@@ -259,7 +260,7 @@ def test_a_resumed_run_keeps_the_loss_of_what_it_was_begun_with(material, monkey
     words = ["--resume", "auto", "--crops", "32", "--crop_ends", "1", "--device", "cpu", "--log_path", str(tmp_path)]
     script.main(script.parser().parse_args(words))
     assert asked == ["IFRNet_S"]
-    with pytest.raises(ValueError, match="--init other.pth: the run in .* began with --init IFRNet_S; leave the option away"):
+    with pytest.raises(ValueError, match="--init other.pth: the run in .* began with --init IFRNet_S; leave the option"):
         script.main(script.parser().parse_args([*words, "--init", "other.pth"]))
 
 
