@@ -260,7 +260,7 @@ def test_a_resumed_run_keeps_the_loss_of_what_it_was_begun_with(material, monkey
     words = ["--resume", "auto", "--crops", "32", "--crop_ends", "1", "--device", "cpu", "--log_path", str(tmp_path)]
     script.main(script.parser().parse_args(words))
     assert asked == ["IFRNet_S"]
-    with pytest.raises(ValueError, match="--init other.pth: the run in .* began with --init IFRNet_S; leave the option"):
+    with pytest.raises(ValueError, match="--init other.pth: the run in .* began with --init IFRNet_S; leave"):
         script.main(script.parser().parse_args([*words, "--init", "other.pth"]))
 
 
