@@ -19,12 +19,10 @@ subtitles are copied. 4K takes under 4 GB of memory: see --scale and --tile.
 import argparse
 import errno
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from fractions import Fraction
 from itertools import chain, groupby
 from itertools import count as infinity
@@ -116,7 +114,7 @@ def main(args: argparse.Namespace) -> None:
         raise ValueError(f"--input_fps {args.input_fps}: {args.input} is no folder of pictures; leave it away")
     source = video.open_source(args.input, args.input_fps or Fraction(24))
     grid = Grid(args.factor or (1 if args.fps else max(2, args.slow)), args.fps, args.slow)
-    with distributed.ranks(args) as device, terminated_as_interrupted():
+    with distributed.ranks(args) as device, cli.terminated_as_interrupted():
         call = interpolator(
             args.model_name,
             args.checkpoint,
@@ -144,19 +142,6 @@ def main(args: argparse.Namespace) -> None:
         if source.damaged:
             frames = f"{source.damaged} frame{'s' * (source.damaged > 1)}"
             say(f"{source.path}: {frames} left out, damaged or cut short; the file may not be whole")
-
-
-@contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM, with which systems stop jobs, is no worse than Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():  # Python allows handlers there alone
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def say(line: str) -> None:

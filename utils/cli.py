@@ -7,9 +7,12 @@ VFI_DEBUG=1 to see where it was raised. Anything else is a bug and keeps its tra
 import argparse
 import math
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -83,6 +86,20 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
     finally:
         warnings.formatwarning = usual
     sys.exit(complain(f"{Path(sys.argv[0]).name}: {message}"))
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, with which systems stop jobs, is no worse than Ctrl-C. For scripts that start no processes of their own:
+    these would inherit it."""
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers there alone
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def complain(line: str) -> int:
