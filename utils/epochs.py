@@ -53,9 +53,11 @@ def add_options(
     add("--clip", type=cli.amount, default=0.0, help="greatest norm of the gradient (default: any)")
     add("--optimizer", choices=OPTIMIZERS, default="adamw", help="the paper's adamw (default) or muon, an experiment")
     add("--val_list", help="text file of names, to validate on and not to train on (default: last 1 %% of the set)")
-    parser.set_defaults(**CLIP_OPTIONS)
-    add("--clip_stride", type=cli.positive, help="of clips, take every N-th frame (default: %(default)s)")
-    add("--clip_longest", type=cli.positive, help="clips are halved while a side is longer (default: %(default)s)")
+    stride, longest = CLIP_OPTIONS.values()
+    about = "of clips, take every N-th frame (default: %(default)s)"
+    add("--clip_stride", type=cli.positive, default=stride, help=about)
+    about = "clips are halved while a side is longer (default: %(default)s)"
+    add("--clip_longest", type=cli.positive, default=longest, help=about)
     turns = parser.add_mutually_exclusive_group()
     about = "epochs between validations (default: %(default)s)"
     turns.add_argument("--eval_interval", type=cli.positive, default=eval_interval, help=about)

@@ -1,0 +1,197 @@
+"""What goes into interpolate_video.py: whole, late, cut short, damaged, of odd names; what is wrong with it is told."""
+
+import shutil
+import sys
+from fractions import Fraction
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import pytest
+from video_files import HEIGHT, WIDTH, complaint, decode, encode, moving, run
+
+from utils import io, video
+from utils.parts import begun
+
+
+def truncated(path, source, share):
+    data = source.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    return path
+
+
+def test_broken_inputs_are_named_in_one_line(tmp_path, capsys):
+    whole = encode(tmp_path / "whole.mp4", moving(50))
+    stream = encode(tmp_path / "whole.mkv", moving(50))
+    out = tmp_path / "out.mp4"
+    (tmp_path / "text.mp4").write_text("this is no video")
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    with av.open(str(tmp_path / "sound.m4a"), "w", format="mp4") as output:
+        audio = output.add_stream("aac", rate=44100, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 44100, 0
+        output.mux(audio.encode(frame))
+        output.mux(audio.encode(None))
+    (tmp_path / "none").mkdir()
+    io.write_image(tmp_path / "one" / "1.png", moving(1)[0])
+    for i, width in enumerate((128, 96)):
+        io.write_image(tmp_path / "two" / f"{i}.png", moving(1)[0][:, :width])
+    cases = {
+        tmp_path / "missing.mp4": "no such video",
+        tmp_path / "text.mp4": "cannot be read as video",
+        tmp_path / "empty.mp4": "cannot be read as video",
+        tmp_path / "sound.m4a": "no video in this file",
+        encode(tmp_path / "single.mp4", moving(1)): "1 frame",
+        truncated(tmp_path / "half.mp4", whole, 0.5): "cannot be read as video",
+        truncated(tmp_path / "half.mkv", stream, 0.5): "cut short",
+        tmp_path / "none": "no pictures",
+        tmp_path / "one": "1 frame",
+        tmp_path / "two": "frames must have one size",
+    }
+    for path, words in cases.items():
+        line = complaint(capsys, path, out)
+        assert words in line and path.name in line, line
+        assert not list(tmp_path.glob("out*")) and not list(tmp_path.glob(".out*"))
+
+
+def test_a_file_cut_short_behind_its_index_is_noticed(tmp_path, capsys):
+    source = encode(tmp_path / "in.mp4", moving(100))
+    with (
+        av.open(str(source)) as first,
+        av.open(str(tmp_path / "fast.mp4"), "w", options={"movflags": "+faststart"}) as output,
+    ):
+        stream = output.add_stream_from_template(first.streams.video[0], opaque=True)
+        for packet in first.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                output.mux(packet)
+    path = truncated(tmp_path / "half.mp4", tmp_path / "fast.mp4", 0.6)
+    assert "cut short" in complaint(capsys, path, tmp_path / "out.mp4")
+
+
+def test_a_little_that_is_missing_at_the_end_is_told(tmp_path, capsys):
+    """Some whole files are shorter than they say, so that it is no reason to refuse one."""
+    whole = encode(tmp_path / "whole.mkv", moving(50), codec="ffv1", g="1")
+    for path, told in ((whole, 0), (truncated(tmp_path / "less.mkv", whole, 0.9), 1)):
+        run(path, tmp_path / f"{path.stem}.mp4", "--factor", "1")
+        lines = [line for line in capsys.readouterr().err.splitlines() if "before it says" in line]
+        assert len(lines) == told and all("less.mkv: ends 0.2" in line for line in lines), lines
+
+
+@pytest.mark.parametrize("name", ["in.mkv", "in.webm", "in.mp4", "in.ts"])
+def test_a_whole_file_that_begins_late_is_whole(tmp_path, capsys, name):
+    moments = [Fraction(5, 2) + Fraction(k, 25) for k in range(8)]
+    codec = "libvpx-vp9" if name == "in.webm" else "libx264"
+    source = encode(tmp_path / name, moving(8), 25, moments, codec=codec, b="0" if "vp9" in codec else "1M")
+    run(source, tmp_path / "out.mp4")
+    assert "ends" not in capsys.readouterr().err and len(decode(tmp_path / "out.mp4")[0]) == 15
+
+
+def test_names_without_an_end_and_with_ways_back_are_taken_as_the_system_takes_them(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "far/away").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far/away")
+    encode(tmp_path / "far/in.mp4", moving(5))
+    run("link/../in.mp4", "link/../out.mp4")
+    assert len(decode(tmp_path / "far/out.mp4")[0]) == 9 and not (tmp_path / "out.mp4").exists()
+    assert "the output has no name" in complaint(capsys, "link/../in.mp4", "")
+    assert "the input has no name" in complaint(capsys, "", "out.mp4")
+
+
+def test_names_with_colons_are_no_addresses(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(encode(tmp_path / "in.mp4", moving(20)), "12:30.mp4")
+    for out in ("a:b.mp4", "c:d.gif"):
+        run("12:30.mp4", out)
+        assert Path(out).stat().st_size and not begun(Path(out))
+
+
+def test_a_raw_stream_without_times_is_taken(tmp_path):
+    run(encode(tmp_path / "in.m1v", moving(10), codec="mpeg1video", b="2M"), tmp_path / "out.mp4")
+    assert len(decode(tmp_path / "out.mp4")[0]) == 19
+
+
+def test_pictures_that_cannot_be_read_are_told_of_beside_those_that_can(tmp_path, capsys):
+    for k, image in enumerate(moving(3)):
+        io.write_image(tmp_path / f"in/{k}.png", image)
+    (tmp_path / "in/1.webp").touch()
+    run(tmp_path / "in", tmp_path / "out.gif")
+    assert "pictures in .webp are passed over" in capsys.readouterr().err
+
+
+def test_a_size_that_changes_within_a_file_is_named(tmp_path, capsys):
+    parts = []
+    for k, side in enumerate((64, 96)):
+        images, moments = [np.zeros((64, side, 3), np.uint8)] * 5, [Fraction(5 * k + n, 25) for n in range(5)]
+        parts.append(encode(tmp_path / f"{k}.ts", images, 25, moments, bf="0"))
+    (tmp_path / "in.ts").write_bytes(b"".join(part.read_bytes() for part in parts))
+    assert "in.ts: from 0." in (line := complaint(capsys, tmp_path / "in.ts", tmp_path / "out.mp4"))
+    assert "96x64, not 64x64; give them one size" in line
+
+
+def test_damaged_frames_are_left_out_and_counted(tmp_path, capsys):
+    source = encode(tmp_path / "in.mkv", moving(60), codec="ffv1", pix_fmt="yuv420p", g="1")
+    data = bytearray(source.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 3000] = b"\xff" * 3000
+    source.write_bytes(data)
+    try:
+        run(source, tmp_path / "out.mp4")
+    except ValueError as error:
+        assert "in.mkv" in str(error)
+    else:
+        assert "damaged" in capsys.readouterr().err
+
+
+def spoilt(path, source, damaged=(), repeated=()):
+    """The same packets, but that these numbers cannot be decoded, and that those have the time of the one before."""
+    with av.open(str(source)) as first, av.open(str(path), "w") as output:
+        stream, latest = output.add_stream_from_template(first.streams.video[0], opaque=True), None
+        for number, packet in enumerate(packet for packet in first.demux(video=0) if packet.size):
+            if number in damaged:
+                packet.update(b"\xff" * packet.size)
+            if number in repeated:
+                packet.pts = packet.dts = latest
+            latest, packet.stream = packet.pts, stream
+            output.mux(packet)
+    return path
+
+
+def test_damaged_frames_are_counted_once_wherever_reading_begins(tmp_path):
+    groups = encode(tmp_path / "groups.mkv", moving(100), g="30", bf="0")
+    path = spoilt(tmp_path / "in.mkv", groups, damaged=(35, 70), repeated=(32, 80))
+    source = video.open_source(str(path))
+    assert len(list(source.frames())) == 96 and source.damaged == 4
+    source = video.open_source(str(path))
+    list(source.frames(Fraction(55, 25)))  # is decoded from number 30 on, which needs no other
+    assert source.damaged == 2
+    source = video.open_source(str(spoilt(tmp_path / "key.mkv", groups, damaged=(60,))))
+    list(source.frames(Fraction(60, 25)))  # what comes first must be looked for further back, and is met again
+    assert source.damaged == 1
+
+
+def test_damaged_frames_before_the_first_whole_one_are_counted_once(tmp_path):
+    single = encode(tmp_path / "single.mkv", moving(100), g="1")
+    source = video.open_source(str(spoilt(tmp_path / "in.mkv", single, damaged=range(30))))
+    assert len(list(source.frames())) == 70 and source.damaged == 30
+
+
+def y4m(count):
+    rng = np.random.default_rng(0)
+    frames = [b"FRAME\n" + rng.integers(0, 256, HEIGHT * WIDTH * 3 // 2, np.uint8).tobytes() for _ in range(count)]
+    return f"YUV4MPEG2 W{WIDTH} H{HEIGHT} F25:1 C420jpeg\n".encode() + b"".join(frames)
+
+
+@pytest.mark.parametrize("lost", [0, 1, 5000, HEIGHT * WIDTH * 3 // 2 + 3])
+@pytest.mark.parametrize("piped", [False, True])
+def test_a_raw_video_whose_last_frame_is_cut_keeps_the_others_and_says_so(tmp_path, monkeypatch, capsys, lost, piped):
+    data = y4m(4)[: -lost or None]
+    (tmp_path / "in.y4m").write_bytes(data)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=BytesIO(data)))
+    run("-" if piped else tmp_path / "in.y4m", tmp_path / "out.mp4", "--factor", "1")
+    assert len(decode(tmp_path / "out.mp4")[0]) == (3 if lost else 4)
+    name = "standard input" if piped else "in.y4m"
+    told = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert len(told) == (lost > 0) and all(f"{name}: 1 frame left out, damaged or cut short" in line for line in told)
