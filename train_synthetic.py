@@ -91,38 +91,38 @@ class Mixture(IterableDataset):
     def goes_ahead(self, iteration: int) -> bool:
         return self.ahead is not None and iteration % FORETASTE == FORETASTE - 1
 
-    def windows(self, iteration: int) -> Sample | None:
+    def windows(self, iteration: int) -> transforms.Raw | None:
         """The footage of an iteration, on the CPU."""
         if self.goes_ahead(iteration):
             return self.ahead.windows(iteration)
         _, rng = self.dice(iteration)
         real = [self.window(rng) for _ in range(self.real)]
-        return Sample(*map(torch.stack, zip(*real))) if real else None
+        return transforms.Raw(*map(torch.stack, zip(*real))) if real else None
 
-    def batch(self, iteration: int, real: Sample | None) -> Sample:
+    def batch(self, iteration: int, real: transforms.Raw | None) -> Sample:
         """The scenes of an iteration, on the material's device, and its footage."""
         if self.goes_ahead(iteration):
             return self.ahead.batch(iteration, real)
         self.source.random.manual_seed(self.dice(iteration)[0])
         parts = [self.source.batch(self.scenes, any_time=True)] if self.scenes else []
-        parts += [] if real is None else [synthetic.to_device(real, self.source.device)]
+        parts += [] if real is None else [transforms.finish(real, self.source.device)]
         return self.effects(Sample(*map(torch.cat, zip(*parts))))
 
-    def window(self, rng: np.random.Generator) -> Sample:
+    def window(self, rng: np.random.Generator) -> transforms.Raw:
         """A crop of three frames of a window: both ends and one between. Clips count alike, whatever their length."""
         span = int(rng.choice(list(self.footage), p=self.shares))
         windows = self.footage[span][rng.integers(len(self.footage[span]))]
         frames = windows[rng.integers(len(windows))].frames
         k = int(rng.integers(1, span - 1))
-        frames = frames[[0, k, span - 1]]
-        if rng.random() < HALVED and min(frames.shape[1:3]) >= 2 * self.crop:
-            frames = np.stack([clips.halved(frame) for frame in frames])
+        frames = [frames[i] for i in (0, k, span - 1)]
+        if rng.random() < HALVED and min(frames[0].shape[:2]) >= 2 * self.crop:
+            frames = [clips.halved(frame) for frame in frames]
         stack = transforms.Stack(frames, None, np.float32([k / (span - 1)]))
-        dice = transforms.roll(rng, *frames.shape[1:3], self.crop)
+        dice = transforms.roll(rng, *frames[0].shape[:2], self.crop)
         if self.clip_flow == "dis":
             stack, dice = surroundings(stack, dice, self.crop)
             stack = stack._replace(flow=dis_flow(stack.frames))
-        return transforms.apply(stack, dice, self.crop).sample()
+        return transforms.take(stack, dice, self.crop)
 
 
 class Footage(IterableDataset):
@@ -151,7 +151,7 @@ def surroundings(stack: transforms.Stack, dice: transforms.Dice, crop: int) -> t
     factor = 1 + dice.zoom
     top, left = (max(start // factor - MARGIN, 0) for start in (dice.top, dice.left))
     side = crop // factor + 2 * MARGIN + 1
-    part = stack.frames[:, top : top + side, left : left + side]
+    part = np.stack([frame[top : top + side, left : left + side] for frame in stack.frames])
     return stack._replace(frames=part), dice._replace(top=dice.top - factor * top, left=dice.left - factor * left)
 
 

@@ -189,27 +189,34 @@ class Augment:
         return roll(np.random.default_rng((self.seed, epoch, index)), height, width, self.size)
 
     def __call__(self, stack: Stack, index: int, epoch: int) -> Raw:
-        frames = np.empty((len(stack.frames), self.size, self.size, 3), np.uint8)
-        flow = np.empty((0,), np.float32)
-        if stack.flow is not None:
-            flow = np.empty((self.size, self.size, 4), stack.flow.dtype)
-        dice = self.copy(stack, index, epoch, frames, None if stack.flow is None else flow)
-        return Raw(*map(torch.from_numpy, (frames, flow, np.float32(stack.t))), torch.tensor(dice, dtype=torch.int64))
+        return take(stack, self.dice(index, epoch, *stack.frames[0].shape[:2]), self.size)
 
     def copy(self, stack: Stack, index: int, epoch: int, frames: np.ndarray, flow: np.ndarray | None) -> Dice:
         """Copy the pixels that the sample needs into `frames` (N, S, S, 3) and `flow` (S, S, 4); the dice of Raw."""
-        height, width = stack.frames[0].shape[:2]
-        dice = self.dice(index, epoch, height, width)
-        rows, top = source(dice.top, dice.zoom, height, self.size)
-        columns, left = source(dice.left, dice.zoom, width, self.size)
-        for target, frame in zip(frames, stack.frames):
-            _copy(target, frame, rows, columns)
-        if isinstance(stack.flow, FlowPair):
-            for k, one in enumerate(stack.flow):
-                _copy(flow[..., 2 * k : 2 * k + 2], one, rows, columns)
-        elif flow is not None:
-            _copy(flow, stack.flow, rows, columns)
-        return dice._replace(top=top, left=left)
+        return _copy_to(frames, flow, stack, self.dice(index, epoch, *stack.frames[0].shape[:2]))
+
+
+def take(stack: Stack, dice: Dice, size: int) -> Raw:
+    """What is needed of a stack, whose frames may be a list, its flow a FlowPair, for its crop of size x size."""
+    frames, flow = np.empty((len(stack.frames), size, size, 3), np.uint8), np.empty((0,), np.float32)
+    if stack.flow is not None:
+        flow = np.empty((size, size, 4), stack.flow.dtype)
+    dice = _copy_to(frames, None if stack.flow is None else flow, stack, dice)
+    return Raw(*map(torch.from_numpy, (frames, flow, np.float32(stack.t))), torch.tensor(dice, dtype=torch.int64))
+
+
+def _copy_to(frames: np.ndarray, flow: np.ndarray | None, stack: Stack, dice: Dice) -> Dice:
+    (height, width), size = stack.frames[0].shape[:2], frames.shape[1]
+    rows, top = source(dice.top, dice.zoom, height, size)
+    columns, left = source(dice.left, dice.zoom, width, size)
+    for target, frame in zip(frames, stack.frames):
+        _copy(target, frame, rows, columns)
+    if isinstance(stack.flow, FlowPair):
+        for k, one in enumerate(stack.flow):
+            _copy(flow[..., 2 * k : 2 * k + 2], one, rows, columns)
+    elif flow is not None:
+        _copy(flow, stack.flow, rows, columns)
+    return dice._replace(top=top, left=left)
 
 
 class FlowPair(NamedTuple):

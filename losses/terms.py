@@ -1,5 +1,9 @@
 """The single terms of the loss. Equation numbers are those of the IFRNet paper (arXiv 2205.14620)."""
 
+import warnings
+from collections.abc import Callable
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,11 +49,12 @@ class _CensusSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, y: Tensor, patch: int) -> Tensor:
-        library = native.library(x)
-        if library is None:
-            total, gradients = _census_sum(x, y, patch, ctx.needs_input_grad)
-        else:
-            total, gradients = _native_census_sum(library, x, y, patch, ctx.needs_input_grad)
+        way, needed = _census_sum, ctx.needs_input_grad[:2]
+        if native.library(x) is not None:
+            way = _native_census_sum
+        elif x.is_cuda and x.dtype == torch.float32 and not torch.compiler.is_compiling():
+            way = _gpu_census_sum()
+        total, gradients = way(x, y, patch, needed)
         ctx.save_for_backward(*gradients)  # which frees them with the rest of the graph
         return total
 
@@ -95,8 +100,22 @@ def _census_sum(x: Tensor, y: Tensor, patch: int, needed: tuple[bool, ...]) -> t
     return total, gradients
 
 
+@cache
+def _gpu_census_sum() -> Callable:
+    """The same on GPUs as one kernel in place of hundreds; `_census_sum` itself where there is no compiler for it."""
+    try:
+        from models.triton_kernels import census
+
+        probe = torch.zeros(1, 1, 4, 4, device="cuda")
+        census(probe, probe, 3, (True, True))
+    except Exception as error:  # Triton has many kinds
+        warnings.warn(f"training goes on without kernels of its own, which takes longer: {error}", stacklevel=2)
+        return _census_sum
+    return census
+
+
 def _native_census_sum(
-    library: native.Library, x: Tensor, y: Tensor, patch: int, needed: tuple[bool, ...]
+    x: Tensor, y: Tensor, patch: int, needed: tuple[bool, ...]
 ) -> tuple[Tensor, list[Tensor | None]]:
     """The same on the CPU, all neighbours of a few pixels at a time, so that nothing is fetched from memory twice."""
     (batch, channels, height, width), planar = x.shape, x.stride(1) != 1
@@ -106,7 +125,7 @@ def _native_census_sum(
     inner = _inner(x, patch).repeat_interleave(side)
     gradients = [torch.zeros_like(z) if n else None for z, n in zip((x, y), needed)]
     sums = torch.empty(planes, dtype=torch.float64)
-    library.call("census", x, y, inner, *gradients, sums, planes, height, width, side, patch // 2)
+    native.library(x).call("census", x, y, inner, *gradients, sums, planes, height, width, side, patch // 2)
     return sums.sum().to(x.dtype), gradients
 
 

@@ -1,8 +1,12 @@
-"""The kernels of kernels.py for GPUs, in Triton. Imported only where there is a GPU; needs the package triton."""
+"""The kernels of kernels.py for GPUs, in Triton, and for training that of the census distance. Imported only where
+there is a GPU; needs the package triton."""
+
+from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .kernels import Eager, empty
 
@@ -73,6 +77,78 @@ class Triton(Eager):
                 PIXELS=PIXELS,
             )
         return out
+
+
+def census(x: Tensor, y: Tensor, patch: int, needed: Sequence[bool]) -> tuple[Tensor, list[Tensor | None]]:
+    """The sum of losses.terms._census_sum for float32 on a GPU, and its gradients in x and y where they are needed.
+
+    All neighbours of a value are looked at from there: each pair twice, but nothing is written twice.
+    """
+    (_, channels, height, width), planar = x.shape, x.stride(1) != 1
+    layout = torch.contiguous_format if planar else torch.channels_last
+    x, y = (z.contiguous(memory_format=layout) for z in (x, y))
+    gradients = [torch.empty_like(z) if n else None for z, n in zip((x, y), needed)]
+    distance = torch.empty_like(x)
+    with torch.cuda.device_of(x):
+        _census[(triton.cdiv(x.numel(), PIXELS),)](
+            *(x, y, *(x if g is None else g for g in gradients), distance, x.numel(), height, width),
+            *(1 if planar else channels,),
+            IN_X=needed[0],
+            IN_Y=needed[1],
+            BORDER=patch // 2,
+            VALUES=PIXELS,
+        )
+    return distance.sum() / 2, gradients
+
+
+@triton.jit
+def _census(
+    x,
+    y,
+    in_x,
+    in_y,
+    distance,
+    total,
+    height,
+    width,
+    side,
+    IN_X: tl.constexpr,
+    IN_Y: tl.constexpr,
+    BORDER: tl.constexpr,
+    VALUES: tl.constexpr,
+):
+    i = tl.program_id(0).to(tl.int64) * VALUES + tl.arange(0, VALUES)
+    there = i < total
+    row, column = (i // side // width % height).to(tl.int32), (i // side % width).to(tl.int32)
+    own = (row >= BORDER) & (row < height - BORDER) & (column >= BORDER) & (column < width - BORDER)
+    here_x, here_y = tl.load(x + i, mask=there, other=0), tl.load(y + i, mask=there, other=0)
+    far = tl.full([VALUES], 0, tl.float32)
+    slope_x, slope_y = far, far
+    for dy in tl.static_range(-BORDER, BORDER + 1):
+        for dx in tl.static_range(-BORDER, BORDER + 1):
+            if dy != 0 or dx != 0:
+                r, c = row + dy, column + dx
+                inside = there & (r >= 0) & (r < height) & (c >= 0) & (c < width)
+                other = (r >= BORDER) & (r < height - BORDER) & (c >= BORDER) & (c < width - BORDER)
+                counted = tl.where(inside, own.to(tl.float32) + other.to(tl.float32), 0.0)
+                j = i + (dy * width + dx) * side
+                v = tl.load(x + j, mask=inside, other=0) - here_x
+                u = tl.load(y + j, mask=inside, other=0) - here_y
+                scale_v, scale_u = tl.rsqrt(v * v + 0.81), tl.rsqrt(u * u + 0.81)
+                s = v * scale_v - u * scale_u
+                square = s * s
+                below = 1 / (square + 0.1)
+                far += square * below * counted
+                common = 0.2 * 0.81 * s * below * below * counted
+                if IN_X:
+                    slope_x -= common * scale_v * scale_v * scale_v
+                if IN_Y:
+                    slope_y += common * scale_u * scale_u * scale_u
+    if IN_X:
+        tl.store(in_x + i, slope_x, mask=there)
+    if IN_Y:
+        tl.store(in_y + i, slope_y, mask=there)
+    tl.store(distance + i, far, mask=there)
 
 
 @triton.jit

@@ -41,6 +41,16 @@ def real_data():
     return SHARED / "data"
 
 
+def triton_kernels():
+    """The module of the Triton kernels, and their device: a GPU where there is one, otherwise they are interpreted."""
+    pytest.importorskip("triton")
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"  # read where the kernels are defined
+    from models import triton_kernels
+
+    return triton_kernels, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def formula_image(height, width, seed):
     """A smooth picture made by formula, (3, H, W) uint8 values in [0, 1]: the reference values' own recipe."""
     rng = np.random.default_rng(seed)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, formula_image, formula_weights
+from conftest import ROOT, formula_image, formula_weights, triton_kernels
 
 import demo_2x
 import demo_8x
@@ -44,13 +44,8 @@ def pairs(height, width, count=2):
 
 
 def triton():
-    """The Triton kernels: on a GPU where there is one, otherwise interpreted."""
-    pytest.importorskip("triton")
-    if not torch.cuda.is_available():
-        os.environ["TRITON_INTERPRET"] = "1"  # read where the kernels are defined
-    from models.triton_kernels import Triton
-
-    return Triton(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    module, device = triton_kernels()
+    return module.Triton(), device
 
 
 def native():
@@ -444,7 +439,7 @@ def test_the_triton_kernels_compile_for_gpus_that_are_not_here():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-c", COMPILE.format(root=str(ROOT))]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout == "compiled 5\n", done.stderr
+    assert done.returncode == 0 and done.stdout == "compiled 6\n", done.stderr
 
 
 COMPILE = """
@@ -455,14 +450,17 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from models import triton_kernels
 
-pointers = dict.fromkeys(("slope", "coarse", "flow", "img0", "img1"), "*fp32") | {{"growth": "fp32"}}
+pointers = dict.fromkeys(("slope", "coarse", "flow", "img0", "img1", "in_x", "in_y", "distance"), "*fp32")
+pointers["growth"] = "fp32"
 halves = dict.fromkeys(("x", "add", "out", "tail", "answer", "f0", "f1"), "*fp16")
 constants = dict(ADD=True, COARSE=True, ENLARGED=0, CHANNELS=24, TAIL=8, VALUES=1024, PIXELS=128, LANES=32, WIDTH=80)
+constants |= dict(IN_X=True, IN_Y=True, BORDER=3)
 count = 0
 blend = triton_kernels._blend
-for kernel in (triton_kernels._prelu, triton_kernels._step, triton_kernels._join, blend, blend):
+for kernel in (triton_kernels._prelu, triton_kernels._step, triton_kernels._join, blend, blend, triton_kernels._census):
     constants["ENLARGED"] = count == 4
     kinds = dict.fromkeys(kernel.arg_names, "i32") | dict.fromkeys(constants, "constexpr") | pointers | halves
+    kinds |= dict.fromkeys(("x", "y"), "*fp32") if kernel is triton_kernels._census else {{}}
     given = {{k: v for k, v in constants.items() if k in kernel.arg_names}}
     source = ASTSource(kernel, {{name: kinds[name] for name in kernel.arg_names}}, given)
     count += len(triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]) > 0

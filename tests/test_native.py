@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import triton_kernels
 from torch import nn
 
 import models
@@ -160,6 +161,21 @@ def test_the_census_is_that_of_plain_pytorch(term, layout, calls, monkeypatch):
         assert (a.grad is None) == (b.grad is None)
         if b.grad is not None:
             torch.testing.assert_close(a.grad.double(), b.grad, atol=1e-9, rtol=1e-3)
+
+
+@pytest.mark.parametrize("needed", [(True, False), (True, True)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, CHANNELS_LAST])
+@pytest.mark.parametrize("patch", [3, 7])
+def test_the_census_of_a_gpu_is_that_of_plain_pytorch(patch, layout, needed):
+    kernels, device = triton_kernels()
+    pair = [noise(2, 3, 14, 19, seed=s, layout=layout) for s in (0, 1)]
+    total, gradients = kernels.census(*(x.to(device) for x in pair), patch, needed)
+    expected, exact = terms._census_sum(*(x.double() for x in pair), patch, needed)
+    torch.testing.assert_close(total.cpu().double(), expected, atol=0, rtol=1e-5)
+    for a, b in zip(gradients, exact):
+        assert (a is None) == (b is None)
+        if b is not None:
+            torch.testing.assert_close(a.cpu().double(), b, atol=1e-6, rtol=1e-4)
 
 
 def test_the_gradient_of_the_census_is_what_the_sum_changes_by():

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 import models
 import train_synthetic as script
-from datasets import Sample, clips, effects, synthetic
+from datasets import Sample, clips, effects, synthetic, transforms
 from datasets.stencils import drawn_stencils
 from losses.terms import flow_error
 from models.layers import warp
@@ -54,6 +54,12 @@ def options(**changes):
 def take(mixture, count, workers=0):
     loader = DataLoader(mixture, batch_size=None, num_workers=workers)
     return [batch for batch, _ in zip(loader, range(count))]
+
+
+def drawn(mixture, seed):
+    """A window of footage as a Sample."""
+    raw = transforms.Raw(*(part[None] for part in mixture.window(np.random.default_rng(seed))))
+    return Sample(*(part[0] for part in transforms.finish(raw, torch.device("cpu"))))
 
 
 def same(one, other):
@@ -118,10 +124,10 @@ def test_every_fourth_batch_is_one_of_the_next_stage(material):
 
 
 def test_effects_0_leaves_scenes_as_they_are_drawn_and_1_does_not(material):
-    drawn = synthetic.Synthetic(material, (96, 96), speed=4.0)
+    scenes = synthetic.Synthetic(material, (96, 96), speed=4.0)
     seed = np.random.default_rng((0, 0, 0)).integers(2**62)
-    drawn.random.manual_seed(int(seed))
-    expected = drawn.batch(8, any_time=True)
+    scenes.random.manual_seed(int(seed))
+    expected = scenes.batch(8, any_time=True)
     without, having = (
         take(script.Mixture(material, {}, 96, options(batch_size=8, effects=strength), 0), 1)[0] for strength in (0, 4)
     )
@@ -156,7 +162,7 @@ def test_dis_finds_the_motion_of_footage_through_every_turn_of_it(material, monk
     monkeypatch.setattr(script, "HALVED", halved)
     mixture = script.Mixture(material, {5: [clips.windows([smooth], 5)]}, 48, options(clip_flow="dis", real=1), 0)
     for seed in range(12):
-        sample = mixture.window(np.random.default_rng(seed))
+        sample = drawn(mixture, seed)
         both = sample.flow[:2] - sample.flow[2:]  # along one axis; twice as long where it was zoomed
         known = both.isfinite().all(0)
         length = both[:, known].norm(dim=0).median().item()
@@ -192,7 +198,7 @@ def test_crops_with_flow_are_cut_as_those_without(material):
     windows = footage(clip("a", size=(150, 170)))
     plain, having = (script.Mixture(material, windows, 48, options(clip_flow=kind), 0) for kind in ("none", "dis"))
     for seed in range(20):
-        one, other = (mixture.window(np.random.default_rng(seed)) for mixture in (plain, having))
+        one, other = (drawn(mixture, seed) for mixture in (plain, having))
         assert (one.imgt - other.imgt).abs().max() <= 2 / 255 and one.t == other.t
 
 
@@ -307,7 +313,7 @@ def test_clips_too_short_for_some_windows_still_give_the_others():
     material = script.synthetic.material(None, None, 0.0, 96, 0)
     short = [[clips.Window(clip("short", 4), 0, 3, 1)]]
     mixture = script.Mixture(material, {3: short, 5: [], 9: []}, 32, args, 0)
-    assert mixture.real == 6 and mixture.window(np.random.default_rng(0)).img0.shape == (3, 32, 32)
+    assert mixture.real == 6 and drawn(mixture, 0).img0.shape == (3, 32, 32)
 
 
 def write_folder(folder, frames):

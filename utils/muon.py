@@ -5,7 +5,7 @@ Scalable for LLM Training", arXiv:2502.16982. torch.optim.Muon is for matrices a
 would have to wait for the device.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -39,29 +39,49 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        kernels = self.param_groups[0]
-        skipped = self.found_inf > 0
-        for kernel in (weight for weight in kernels["params"] if weight.grad is not None):
+        kernels, skipped = [k for k in self.param_groups[0]["params"] if k.grad is not None], self.found_inf > 0
+        steps = []
+        for kernel in kernels:
             if "momentum" not in self.state[kernel]:
                 self.state[kernel]["momentum"] = torch.zeros_like(kernel)
             momentum = self.state[kernel]["momentum"]
             ahead = momentum.lerp(kernel.grad, 1 - MOMENTUM)
             momentum.copy_(torch.where(skipped, momentum, ahead))
-            matrix = kernel.grad.lerp(ahead, MOMENTUM).flatten(1)  # Nesterov's
-            turned = orthogonal(matrix.bfloat16() if self.half else matrix).view(kernel.shape)
-            length = kernels["lr"] * RMS * max(matrix.shape) ** 0.5
-            kernel.copy_(torch.where(skipped, kernel, kernel - length * turned))
+            step = kernel.grad.lerp(ahead, MOMENTUM).flatten(1)  # Nesterov's
+            steps.append(step.bfloat16() if self.half else step)
+        for kernel, turned in zip(kernels, all_orthogonal(steps)):
+            length = self.param_groups[0]["lr"] * RMS * max(turned.shape) ** 0.5
+            moved = kernel.add(turned.reshape(kernel.shape), alpha=-length)
+            kernel.copy_(torch.where(skipped, kernel, moved))
         self.adamw.found_inf = self.found_inf
         self.adamw.step()
 
 
+def all_orthogonal(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Each of them as by `orthogonal`. On a GPU all at once, as parts of equally large matrices that are zero
+    elsewhere, and stay so: one by one, starting the kernels would take longer than running them."""
+    if not matrices or matrices[0].device.type == "cpu":
+        return [orthogonal(matrix) for matrix in matrices]
+    lying = [_lying(matrix) for matrix in matrices]
+    batch = lying[0].new_zeros(len(lying), *(max(matrix.shape[side] for matrix in lying) for side in (0, 1)))
+    parts = [whole[: len(matrix), : matrix.shape[1]] for whole, matrix in zip(batch, lying)]
+    torch._foreach_copy_(parts, lying)
+    turned = [whole[: len(matrix), : matrix.shape[1]] for whole, matrix in zip(orthogonal(batch), lying)]
+    return [x if x.shape == matrix.shape else x.mT for x, matrix in zip(turned, matrices)]
+
+
 def orthogonal(matrix: Tensor) -> Tensor:
-    """About the nearest matrix (M, N) whose singular values are all one, by Newton-Schulz steps: they come to lie
+    """About the nearest matrix (.., M, N) whose singular values are all one, by Newton-Schulz steps: they come to lie
     between 0.7 and 1.2, those below a thousandth of the norm less far. Zero stays zero."""
     a, b, c = QUINTIC
-    x = matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
-    x = x / x.norm().clamp(min=1e-7)
+    x = _lying(matrix).flatten(0, -3) if matrix.ndim > 2 else _lying(matrix)[None]
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(REPEATS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if matrix.shape[0] > matrix.shape[1] else x
+        x = x.baddbmm(gram.baddbmm(gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x if matrix.shape[-2] <= matrix.shape[-1] else x.mT).view(matrix.shape)
+
+
+def _lying(matrix: Tensor) -> Tensor:
+    """No higher than wide: a small matrix then times itself."""
+    return matrix if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT

@@ -250,7 +250,10 @@ def _examine(
 ) -> None:
     """Score the network, on all ranks, and keep its weights where they are the best so far; see `fit`."""
     distributed.as_on_main(state.judged.buffers())  # BatchNorm's are of a rank's own batches
+    searching = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False  # of frames of many sizes, each would be searched for longer than it takes
     scores = validate(state.judged)
+    torch.backends.cudnn.benchmark = searching
     score = next(iter(scores.values()))
     if journal:
         journal.numbers(state.iteration, scores)
