@@ -13,7 +13,7 @@ but with --init, loss weights follow the share of --minutes that is over, and a 
 
 import argparse
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import count, repeat
 from pathlib import Path
 from typing import NamedTuple
@@ -41,7 +41,8 @@ SPANS = {3: 0.4, 5: 0.4, 9: 0.2}  # frames of a window of footage -> share of th
 FLOW_START, FLOW_END = 0.1, 0.002  # weight of the exact flow: it leads at first, the picture decides in the end
 GEOMETRY_FROM = 0.5  # share of the run after which the geometry term joins: see `weighted`
 CROP = 96  # the side that --batch_size and --speed are told of; smaller: more samples, slower motion, no effects
-FORETASTE = 4  # one batch in so many has the next stage's crops: what saw only small ones fails on larger ones
+GROUP = 4  # batches that are made at once: starting the kernels for scenes takes a GPU longer than a step
+FORETASTE = 4  # one group in so many has the next stage's crops: what saw only small ones fails on larger ones
 MARGIN = 48  # pixels that DIS sees around a crop
 TRUSTED = 0.06  # DIS is believed where colour changes by less along its flow, and by more in the neighbourhood
 LONGEST = 640  # footage is halved until its longer side is no more, which also cleans compression
@@ -51,10 +52,10 @@ VALIDATION_SCENES, VALIDATION_WINDOWS = 24, 2  # scenes where there is no footag
 
 
 class Mixture(IterableDataset):
-    """Endless batches of Samples, each a function of (seed, rank, iteration): procedural scenes, then footage.
+    """Endless groups of GROUP batches of Samples, each a function of (seed, rank, its number): see `batches`.
 
     material: what scenes are made of. footage: for each span its windows, by clip; empty: scenes alone. start: the
-    iteration to begin at. ahead: a mixture of larger crops, of which every FORETASTE-th batch is.
+    iteration to begin at. ahead: a mixture of larger crops, of which every FORETASTE-th group is.
     """
 
     def __init__(
@@ -76,34 +77,41 @@ class Mixture(IterableDataset):
         shares = np.array([SPANS[span] for span in self.footage])
         self.shares = shares / shares.sum()
         self.crop, self.seed, self.start = crop, args.seed, start
-        self.real = round(args.real * size) if self.footage else 0
-        self.scenes = size - self.real
+        self.real = GROUP * round(args.real * size) if self.footage else 0
+        self.scenes = GROUP * size - self.real
         self.rank, self.ahead = distributed.rank(), ahead
 
     def __iter__(self) -> Iterator[Sample]:
-        return (self.batch(iteration, self.windows(iteration)) for iteration in own_iterations(self.start))
+        return (self.group(number, self.windows(number)) for number in own_groups(self.start))
 
-    def dice(self, iteration: int) -> tuple[int, np.random.Generator]:
-        """The seed of an iteration's scenes, and what its footage is drawn with."""
-        rng = np.random.default_rng((self.seed, self.rank, iteration))
+    def batches(self, groups: Iterable[Sample]) -> Iterator[Sample]:
+        """Of groups from that of `start` on, the batches from `start` on: scenes first, then footage."""
+        first = self.start % GROUP
+        for group in groups:
+            yield from (Sample(*(x[k::GROUP] for x in group)) for k in range(first, GROUP))
+            first = 0
+
+    def dice(self, number: int) -> tuple[int, np.random.Generator]:
+        """The seed of a group's scenes, and what its footage is drawn with."""
+        rng = np.random.default_rng((self.seed, self.rank, number))
         return int(rng.integers(2**62)), rng
 
-    def goes_ahead(self, iteration: int) -> bool:
-        return self.ahead is not None and iteration % FORETASTE == FORETASTE - 1
+    def goes_ahead(self, number: int) -> bool:
+        return self.ahead is not None and number % FORETASTE == FORETASTE - 1
 
-    def windows(self, iteration: int) -> transforms.Raw | None:
-        """The footage of an iteration, on the CPU."""
-        if self.goes_ahead(iteration):
-            return self.ahead.windows(iteration)
-        _, rng = self.dice(iteration)
+    def windows(self, number: int) -> transforms.Raw | None:
+        """The footage of a group, on the CPU."""
+        if self.goes_ahead(number):
+            return self.ahead.windows(number)
+        _, rng = self.dice(number)
         real = [self.window(rng) for _ in range(self.real)]
         return transforms.Raw(*map(torch.stack, zip(*real))) if real else None
 
-    def batch(self, iteration: int, real: transforms.Raw | None) -> Sample:
-        """The scenes of an iteration, on the material's device, and its footage."""
-        if self.goes_ahead(iteration):
-            return self.ahead.batch(iteration, real)
-        self.source.random.manual_seed(self.dice(iteration)[0])
+    def group(self, number: int, real: transforms.Raw | None) -> Sample:
+        """The scenes of a group, on the material's device, and its footage."""
+        if self.goes_ahead(number):
+            return self.ahead.group(number, real)
+        self.source.random.manual_seed(self.dice(number)[0])
         parts = [self.source.batch(self.scenes, any_time=True)] if self.scenes else []
         parts += [] if real is None else [transforms.finish(real, self.source.device)]
         return self.effects(Sample(*map(torch.cat, zip(*parts))))
@@ -136,14 +144,14 @@ class Footage(IterableDataset):
             self.mixture.ahead = Footage(mixture.ahead).mixture
 
     def __iter__(self) -> Iterator[Sample]:
-        return map(self.mixture.windows, own_iterations(self.mixture.start))
+        return map(self.mixture.windows, own_groups(self.mixture.start))
 
 
-def own_iterations(start: int) -> Iterator[int]:
-    """The iterations from `start` on that this process makes the batches of: all, or one in as many as there are."""
+def own_groups(start: int) -> Iterator[int]:
+    """The groups from that of iteration `start` on that this process makes: all, or one in as many as there are."""
     worker = get_worker_info()
     first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-    return count(start + first, step)
+    return count(start // GROUP + first, step)
 
 
 def surroundings(stack: transforms.Stack, dice: transforms.Dice, crop: int) -> tuple[transforms.Stack, transforms.Dice]:
@@ -357,15 +365,15 @@ def train(
     def batches(start: int):
         ahead = stage.following and Mixture(material, footage, stage.following, args, start)
         mixture = Mixture(material, footage, stage.crop, args, start, ahead)
-        workers = {"num_workers": args.workers, "prefetch_factor": 4, "worker_init_fn": begin_worker}
+        workers = {"num_workers": args.workers, "prefetch_factor": 2, "worker_init_fn": begin_worker}
         workers = workers if args.workers else {}
         if device.type == "cpu":
-            return DataLoader(mixture, batch_size=None, **workers)
+            return mixture.batches(DataLoader(mixture, batch_size=None, **workers))
         # On a GPU scenes are made where they are used; footage is read beside the training.
-        if not (mixture.real or ahead and ahead.real):
-            return map(mixture.batch, count(start), repeat(None))
-        real = DataLoader(Footage(mixture), batch_size=None, pin_memory=True, **workers)
-        return map(mixture.batch, count(start), real)
+        real = repeat(None)
+        if mixture.real or ahead and ahead.real:
+            real = DataLoader(Footage(mixture), batch_size=None, pin_memory=True, **workers)
+        return mixture.batches(map(mixture.group, own_groups(start), real))
 
     def loss(out: models.Interpolation, batch: Sample, done: float) -> dict[str, Tensor]:
         progress = 1.0 if args.init else done * stage.end  # weights that see motion need not be led to it
