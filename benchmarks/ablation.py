@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import models
-from models.fast import FastIFRNet, best_precision
+from models.fast import best_precision
 from models.interpolator import Interpolator
 from models.kernels import Eager
 
@@ -44,20 +44,16 @@ def calls(model: models.IFRNet, device: torch.device, compiled: bool = False) ->
     return eager | fast | {("fast", half): Interpolator(model, device, mode="fast")}
 
 
-def inner(call: Interpolator) -> FastIFRNet:
-    return getattr(call.fast, "network", call.fast)
-
-
 def without_kernels(call: Interpolator) -> None:
-    inner(call).kernel = Eager()
+    call.fast.kernel = Eager()
 
 
 def without_recording(call: Interpolator) -> None:
-    call.fast = inner(call)
+    call.recorder = None
 
 
 def without_packing(call: Interpolator) -> None:
-    for conv in inner(call).convs:
+    for conv in call.fast.convs:
         conv.packs = False
 
 

@@ -13,6 +13,7 @@ graphs (recording.py). Nothing is compiled for a size, so that every size is qui
 import copy
 import warnings
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from .ifrnet import LEVELS, IFRNet, Interpolation, Pair, check_frames, common_me
 from .layers import resize
 from .strips import by_rows, even
 
-ALIGNED = 8  # channels: what tensor cores read at a time
+ALIGNED = 8  # channels: what tensor cores read at a time; cuDNN copies tensors that have another number of them
 STRIP, LEAST_ROWS = 2**17, 32  # pixels and rows of a level that are worked on at a time on a CPU
 PAYS = 1e12  # see pays
 LARGE = 11  # inputs of fewer than 2^10 pixels have weights packed for their power of two: other layouts are best there
@@ -79,23 +80,57 @@ def packs(device: torch.device, dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
+class Channels(NamedTuple):
+    """Where a layer's channels lie among the `total` of a tensor. The others are zero, and stay so."""
+
+    places: list[int]
+    total: int
+
+    def spread(self, x: Tensor, dim: int = 0) -> Tensor:
+        """Weights of the layer's channels, along `dim`, as weights of all."""
+        whole = x.new_zeros(*x.shape[:dim], self.total, *x.shape[dim + 1 :])
+        return whole.index_copy_(dim, torch.tensor(self.places, device=x.device), x)
+
+
+def unit_for(device: torch.device) -> int:
+    """What the number of a tensor's channels is to be a multiple of."""
+    return ALIGNED if device.type == "cuda" else 1
+
+
+def multiple(count: int, unit: int) -> int:
+    return -(-count // unit) * unit
+
+
+def at_front(count: int, unit: int) -> Channels:
+    return Channels(list(range(count)), multiple(count, unit))
+
+
+def at_end(count: int, unit: int) -> Channels:
+    total = multiple(count, unit)
+    return Channels(list(range(total - count, total)), total)
+
+
 class Conv:
     """A convolution, transposed or not, with its weights laid out for the machine, and the activation after it.
 
-    inputs: channels of the tensors that will come, where those beyond the weights' own are padding. x: channels last.
+    inputs, outputs: where its channels lie. x: channels last.
     """
 
     def __init__(
-        self, module: nn.Conv2d | nn.ConvTranspose2d, act: nn.PReLU | None, to: dict, inputs: int | None = None
+        self,
+        module: nn.Conv2d | nn.ConvTranspose2d,
+        act: nn.PReLU | None,
+        to: dict,
+        inputs: Channels,
+        outputs: Channels,
     ):
         self.transposed = isinstance(module, nn.ConvTranspose2d)
         self.stride, self.padding = list(module.stride), list(module.padding)
-        weight = module.weight.detach()
-        if inputs is not None:
-            weight = F.pad(weight, (0, 0, 0, 0, 0, inputs - weight.shape[1]))
+        weight = outputs.spread(inputs.spread(module.weight.detach(), 1 - self.transposed), int(self.transposed))
         self.weight = weight.to(**to, memory_format=torch.channels_last)
-        self.bias = module.bias.detach().to(**to)
-        self.slope = None if act is None else act.weight.detach().to(self.weight.device, torch.float32)
+        self.bias = outputs.spread(module.bias.detach()).to(**to)
+        slope = None if act is None else outputs.spread(act.weight.detach())
+        self.slope = None if slope is None else slope.to(self.weight.device, torch.float32)
         self.packs = packs(self.weight.device, to["dtype"])
         self.packed: dict[int, Tensor] = {}
 
@@ -148,16 +183,31 @@ def as_convolution(up: nn.ConvTranspose2d) -> nn.Conv2d:
 
 
 class FastDecoder:
-    """A Decoder with activations in place. last: its answer is left to be shuffled."""
+    """A Decoder with activations in place.
 
-    def __init__(self, decoder: nn.Module, to: dict, last: bool):
+    feature: of the level. below: that which it answers with, after the flow; None: it is the last decoder, whose answer
+    is left to be shuffled.
+    """
+
+    def __init__(self, decoder: nn.Module, to: dict, feature: Channels, below: Channels | None):
         first, block, up = decoder.convblock
-        self.inputs = -(-first[0].in_channels // ALIGNED) * ALIGNED
-        self.first = Conv(*first, to, self.inputs)
-        self.block = [Conv(*getattr(block, f"conv{i}"), to) for i in range(1, 5)]
-        self.conv5 = Conv(block.conv5, block.prelu, to)
-        self.up = Conv(as_convolution(up) if last else up, None, to)
-        self.side = block.split[1]
+        unit, self.side = unit_for(to["device"]), block.split[1]
+        count, rest = divmod(first[0].in_channels, len(feature.places))  # features, and the time or the flows
+        places = [k * feature.total + place for k in range(count) for place in feature.places]
+        places += [count * feature.total + k for k in range(rest)]
+        self.inputs = multiple(count * feature.total + rest, ALIGNED)
+        # Zeros before, so that the side channels are still the last.
+        inner, side = at_end(first[0].out_channels, unit), at_front(self.side, 1)
+        self.first = Conv(*first, to, Channels(places, self.inputs), inner)
+        among = (inner, side, inner, side)
+        self.block = [Conv(*getattr(block, f"conv{i}"), to, c, c) for i, c in enumerate(among, start=1)]
+        self.conv5 = Conv(block.conv5, block.prelu, to, inner, inner)
+        if below is None:
+            up = as_convolution(up)
+            answer = at_front(up.out_channels, unit)
+        else:
+            answer = Channels(list(range(4 + len(below.places))), multiple(4 + below.total, unit))
+        self.up = Conv(up, None, to, inner, answer)
 
     @property
     def convs(self) -> list[Conv]:
@@ -197,10 +247,15 @@ class FastIFRNet:
             raise ValueError(f"fast mode is for networks with PReLU, not {model.act}; go without it")
         self.dtype = dtype
         self.kernel = kernels.choose(device, dtype)
-        to = {"device": device, "dtype": dtype}
-        self.encoder = [[Conv(*layer, to) for layer in stage] for stage in model.encoder.children()]
+        to, unit = {"device": device, "dtype": dtype}, unit_for(device)
+        self.encoder, features, before = [], [None], at_front(3, 1)
+        for stage in model.encoder.children():
+            feature = at_front(stage[0][0].out_channels, unit)
+            self.encoder.append([Conv(*stage[0], to, before, feature), Conv(*stage[1], to, feature, feature)])
+            features.append(before := feature)
         self.decoders = {
-            level: FastDecoder(getattr(model, f"decoder{level}"), to, last=level == 1) for level in range(1, LEVELS + 1)
+            level: FastDecoder(getattr(model, f"decoder{level}"), to, features[level], features[level - 1])
+            for level in range(1, LEVELS + 1)
         }
 
     @property
@@ -211,6 +266,8 @@ class FastIFRNet:
 
     def in_strips(self, rows: int | None) -> "FastIFRNet":
         """The same network, worked off in strips of about `rows` rows of the frame: see strips.py."""
+        if rows == self.rows:
+            return self
         other = copy.copy(self)
         other.rows = rows
         return other

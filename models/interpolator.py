@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from . import fast, multiscale
 from .ifrnet import DIVISOR, IFRNet
-from .recording import RecordedIFRNet
+from .recording import Recorder
 from .strips import StripIFRNet
 
 SCALES = ((2560, 1.0), (5120, 0.5))  # longer side in pixels up to which flow is estimated at this scale
@@ -22,6 +23,7 @@ BRIGHTEST = 2.0  # beyond, frames are no floats in [0, 1], not even after some f
 FINEST = 16  # denominator of a scale: of 333/1000, sides would have to be multiples of 16000
 CPU_BUDGET = 2 * 2**30  # bytes that one call may take: more is no faster there
 MOST_PAIRS = 8  # in a batch: beyond, a GPU is busy anyway
+MOST_TIMES = 8  # that are recorded as one: all their frames are kept at once
 STRIP, LEAST_ROWS = 2**19, 32  # pixels and rows of a strip
 FRAME_BYTES, FEATURE_BYTES = 200, 24  # a pixel of the frame, and of a channel of the first level: measured
 MODES = ("eager", "fast", "auto")
@@ -158,13 +160,13 @@ class Interpolator:
         self.scale = scale if scale in NAMED_SCALES else exact(scale)
         self.padding, self.tile = padding, tile
         self._budget: int | None = None
-        self.fast = None
+        self.fast = self.recorder = None
         if mode == "fast":
             with warnings.catch_warnings():
                 if unasked:  # nobody waits for kernels, so that nobody need know where there is no compiler for them
                     warnings.simplefilter("ignore")
-                network = fast.FastIFRNet(self.model, self.device, PRECISIONS[self.precision])
-            self.fast = RecordedIFRNet(network) if self.device.type == "cuda" else network
+                self.fast = fast.FastIFRNet(self.model, self.device, PRECISIONS[self.precision])
+            self.recorder = Recorder() if self.device.type == "cuda" else None
 
     def check_times(self, times: Sequence[float]) -> None:
         """ValueError where a time is outside (0, 1), or one that the weights do not know."""
@@ -197,16 +199,29 @@ class Interpolator:
         batch = img0.ndim == 4
         height, width = img0.shape[-2:]
         scales = self.scales(height, width, scale)
-        img0, img1 = (x if batch else x[None] for x in (img0, img1))
+        img0, img1 = ((x if batch else x[None]).to(self.device, torch.float32) for x in (img0, img1))
+        if self.recorder is None or any(self._rows(img0.shape, scale) for scale in scales):
+            frames = self._frames(scales, img0, img1, *times)
+        else:
+            several = (times[k : k + MOST_TIMES] for k in range(0, len(times), MOST_TIMES))
+            of_scales = partial(self._frames, scales)
+            recorded = (
+                self.recorder((scales, img0.shape, len(some)), of_scales, img0, img1, *some) for some in several
+            )
+            frames = chain.from_iterable(recorded)
+        for frame in frames:
+            yield frame if batch else frame[0]
+
+    def _frames(self, scales: Sequence[float], img0: Tensor, img1: Tensor, *times: float | Tensor) -> Iterator[Tensor]:
+        """The frames at `times`, (B, 3, H, W), one after another; each may be a tensor of one number."""
         estimates = [self._estimates(img0, img1, scale, len(scales) == 1) for scale in scales]
         for t in times:
             frames, doubts = zip(*(estimate(t) for estimate in estimates))
-            frame = multiscale.blend(frames, doubts) if len(frames) > 1 else frames[0]
-            yield frame if batch else frame[0]
+            yield multiscale.blend(frames, doubts) if len(frames) > 1 else frames[0]
 
     def _estimates(
         self, img0: Tensor, img1: Tensor, scale: float, alone: bool
-    ) -> Callable[[float], tuple[Tensor, Tensor | None]]:
+    ) -> Callable[[float | Tensor], tuple[Tensor, Tensor | None]]:
         """What answers with the frame at t, (B, 3, H, W), as it is seen at one scale, and unless alone its doubt."""
         height, width = img0.shape[-2:]
         amounts = self.padding.amounts(height, width, scale)
@@ -221,7 +236,7 @@ class Interpolator:
         def cropped(x: Tensor) -> Tensor:
             return x[..., top : top + height, left : left + width]
 
-        def estimate(t: float) -> tuple[Tensor, Tensor | None]:
+        def estimate(t: float | Tensor) -> tuple[Tensor, Tensor | None]:
             with self._autocast():
                 out = decode(pair, t)
             return cropped(out.imgt.float()), None if small is None else cropped(multiscale.doubt(out.flows[0], *small))
@@ -261,19 +276,21 @@ class Interpolator:
         wanted = self.precision != "fp32" and self.fast is None
         return torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=wanted)
 
-    def _fitting(self, shape: Sequence[int], scale: float) -> IFRNet | fast.FastIFRNet | RecordedIFRNet:
-        rows = self.tile
-        if rows == "auto" and self.fast is not None and self.device.type == "cpu":
-            rows = None
-        if rows == "auto":
-            too_large = self.memory(shape, scale) > self.budget()
-            rows = max(STRIP // shape[-1], LEAST_ROWS) if too_large else None
+    def _rows(self, shape: Sequence[int], scale: float) -> int | None:
+        """How many rows of frames of shape (B, 3, H, W) to work on at a time; None: all."""
+        if self.tile != "auto":
+            return self.tile
+        if self.fast is not None and self.device.type == "cpu" or self.memory(shape, scale) <= self.budget():
+            return None
+        return max(STRIP // shape[-1], LEAST_ROWS)
+
+    def _fitting(self, shape: Sequence[int], scale: float) -> IFRNet | fast.FastIFRNet:
+        rows = self._rows(shape, scale)
         if self.fast is not None:
             return self.fast.in_strips(rows)
         return StripIFRNet(self.model, rows) if rows else self.model
 
     def _pad(self, x: Tensor, amounts: tuple[int, int, int, int]) -> Tensor:
-        x = x.to(self.device, torch.float32)
         if not any(amounts):
             return x  # F.pad would copy
         return F.pad(x, amounts, mode="constant" if self.padding.mode == "zeros" else self.padding.mode)

@@ -63,11 +63,16 @@ class Eager:
     def join(self, answer: Tensor, flow: Tensor, f0: Tensor, f1: Tensor, width: int, top: int = 0) -> Tensor:
         """A decoder's input, `width` channels: the feature at t, the frames' features moved to t, the flow, then zeros.
 
-        answer: (B, 4 + C, H, W), after a step of the flow the feature. flow: (B, 4, H, W). f0, f1: (P, C, H, W), B a
-        multiple of P: pair by pair. answer and flow may be some rows of the level, from `top` on.
+        answer: (B, 4 + C or, but on CPUs, more, H, W), after a step of the flow the feature. flow: (B, 4, H, W). f0,
+        f1: (P, C, H, W), B a multiple of P: pair by pair. answer and flow may be some rows of the level, from `top` on.
         """
         f0, f1 = (for_each(f, len(answer)) for f in (f0, f1))
-        parts = [answer[:, 4:], warp(f0, flow[:, :2], top), warp(f1, flow[:, 2:], top), flow.to(answer.dtype)]
+        parts = [
+            answer[:, 4 : 4 + f0.shape[1]],
+            warp(f0, flow[:, :2], top),
+            warp(f1, flow[:, 2:], top),
+            flow.to(answer.dtype),
+        ]
         used = 4 + 3 * f0.shape[1]
         return F.pad(torch.cat(parts, 1), (0, 0, 0, 0, 0, width - used)).contiguous(memory_format=torch.channels_last)
 

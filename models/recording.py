@@ -1,24 +1,23 @@
-"""A network on a GPU as CUDA graphs: starting a hundred kernels one by one takes longer than a small frame itself."""
+"""Work on a GPU as CUDA graphs: starting two hundred kernels one by one takes longer than a small frame itself."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from .fast import FastIFRNet
-from .ifrnet import LEVELS, Interpolation, Pair, check_frames, times_of
-
-RECORDINGS = 8  # sizes of frames that are kept, each at one scale
+RECORDINGS = 8  # that are kept
 LARGEST = 2**22  # pixels of a batch: beyond, kernels take longer than it takes to start them
-PATIENCE = 16  # calls before a size takes another's place: recording takes as long as tens of them
-SEEN = 1000  # sizes that are remembered as having come
+PATIENCE = 16  # calls before one takes another's place: recording takes as long as tens of them
+SEEN = 1000  # keys that are remembered as having come
+
+Function = Callable[..., Iterable[Tensor]]
 
 
 class Recording:
-    """A function of tensors as a CUDA graph: its hundred launches become one. Inputs are copied in, results out, so
-    that what one call gave is not overwritten by the next.
+    """A function of tensors and numbers as a CUDA graph: its hundreds of launches become one. Inputs are copied in,
+    results out, so that what one call gave is not overwritten by the next.
 
     stream: to record on. beside: another recording on this stream, to share memory with; the two must not be replayed
     at the same time.
@@ -26,68 +25,46 @@ class Recording:
 
     def __init__(
         self,
-        function: Callable[..., Sequence[Tensor]],
-        inputs: Sequence[Tensor],
+        function: Function,
+        inputs: Sequence[Tensor | float],
         stream: torch.cuda.Stream,
         beside: "Recording | None" = None,
     ):
-        self.inputs = [x.clone() for x in inputs]
+        self.inputs = [
+            x.clone() if isinstance(x, Tensor) else torch.full((1,), x, device=inputs[0].device) for x in inputs
+        ]
         now = torch.cuda.current_stream()
         stream.wait_stream(now)
         with torch.cuda.stream(stream):
-            function(*self.inputs)  # kernels are compiled and chosen before anything is recorded
+            list(function(*self.inputs))  # kernels are compiled and chosen before anything is recorded
         now.wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
         pool = beside and beside.graph.pool()
         with torch.cuda.stream(now):  # where recording fails, PyTorch may stay on the other stream
             # Other threads, which read and write frames, may go on using the GPU while this one records.
             with torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                self.outputs = function(*self.inputs)
+                self.outputs = list(function(*self.inputs))
 
-    def __call__(self, *inputs: Tensor) -> list[Tensor]:
+    def __call__(self, *inputs: Tensor | float) -> list[Tensor]:
         for mine, given in zip(self.inputs, inputs):
-            mine.copy_(given)
+            mine.copy_(given) if isinstance(given, Tensor) else mine.fill_(given)
         self.graph.replay()
         return [x.clone() for x in self.outputs]
 
 
-class RecordedIFRNet:
-    """A FastIFRNet on a GPU, called as that is, by one thread. What comes a second time with frames of one size is
-    recorded, where frames are small enough for it to pay; RECORDINGS sizes are kept, all in one pool of memory."""
+class Recorder:
+    """Calls functions, for one thread: what comes a second time under one key is recorded, where frames are small
+    enough for it to pay. RECORDINGS of them are kept, all in one pool of memory."""
 
-    def __init__(self, network: FastIFRNet):
-        self.network = network
+    def __init__(self):
         self.recordings: dict[tuple, Recording] = {}  # the least recently used first
         self.seen: dict[tuple, int] = {}  # how often what is not recorded has come
         self.stream: torch.cuda.Stream | None = None
         self.records = True
 
-    def in_strips(self, rows: int | None) -> "RecordedIFRNet | FastIFRNet":
-        return self if rows == self.network.rows else self.network.in_strips(rows)
-
-    @torch.inference_mode()
-    def encode(self, img0: Tensor, img1: Tensor, scale: float = 1.0) -> Pair:
-        def function(img0: Tensor, img1: Tensor) -> list[Tensor]:
-            pair = self.network.encode(img0, img1, scale)
-            return [pair.mean, *pair.pyramid0, *pair.pyramid1]
-
-        check_frames(img0, img1, scale)
-        mean, *pyramids = self._call(("encode", img0.shape, scale), function, img0, img1)
-        return Pair(img0, img1, mean, tuple(pyramids[:LEVELS]), tuple(pyramids[LEVELS:]), scale)
-
-    @torch.inference_mode()
-    def decode(self, pair: Pair, t: Tensor | float, flow: bool = False) -> Interpolation:
-        def function(img0: Tensor, img1: Tensor, mean: Tensor, t: Tensor, *pyramids: Tensor) -> list[Tensor]:
-            inputs = Pair(img0, img1, mean, pyramids[:LEVELS], pyramids[LEVELS:], pair.scale)
-            out = self.network.decode(inputs, t, flow)
-            return [out.imgt, *out.flows]
-
-        t, _ = times_of(pair, t)
-        inputs = (pair.img0, pair.img1, pair.mean, t, *pair.pyramid0, *pair.pyramid1)
-        frame, *flows = self._call(("decode", pair.img0.shape, t.shape, pair.scale, flow), function, *inputs)
-        return Interpolation(frame, tuple(flows), (), None)
-
-    def _call(self, key: tuple, function: Callable[..., Sequence[Tensor]], *inputs: Tensor) -> Sequence[Tensor]:
+    def __call__(self, key: tuple, function: Function, *inputs: Tensor | float) -> Iterable[Tensor]:
+        """function(*inputs). key: for what makes its launches others: sizes, and all it depends on but for the inputs.
+        The first input are frames, (B, 3, H, W)."""
         with torch.cuda.device_of(inputs[0]):
             recording = self.recordings.pop(key, None)
             if recording is None:
@@ -95,23 +72,25 @@ class RecordedIFRNet:
                     self.seen.clear()
                 self.seen[key] = count = self.seen.get(key, 0) + 1
                 # Of a size that comes once, trying all of cuDNN's algorithms would take longer than the frame.
-                with _all_algorithms_tried(count > 1):
-                    recording = self._record(function, inputs) if self._pays(count, inputs[0]) else None
-                    if recording is None:
-                        return function(*inputs)
+                if not self._pays(count, inputs[0]):
+                    return _trying_algorithms(count > 1, function(*inputs))
+                with _all_algorithms_tried(True):
+                    recording = self._record(function, inputs)
+                if recording is None:
+                    return function(*inputs)
                 del self.seen[key]
             self.recordings[key] = recording
             return recording(*inputs)
 
     def _pays(self, count: int, frames: Tensor) -> bool:
         """Whether what has come so many times is to be recorded."""
-        full = len(self.recordings) >= 2 * RECORDINGS  # one to encode, one to decode
+        full = len(self.recordings) >= RECORDINGS
         small = frames.numel() <= LARGEST * frames.shape[1]
         return self.records and small and count > (PATIENCE if full else 1)
 
-    def _record(self, function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> Recording | None:
+    def _record(self, function: Function, inputs: Sequence[Tensor | float]) -> Recording | None:
         """None where it fails: then nothing is recorded from now on."""
-        while len(self.recordings) >= 2 * RECORDINGS:
+        while len(self.recordings) >= RECORDINGS:
             del self.recordings[next(iter(self.recordings))]
         self.stream = self.stream or torch.cuda.Stream()
         try:
@@ -120,6 +99,17 @@ class RecordedIFRNet:
             warnings.warn(f"fast mode without CUDA graphs: {error}", stacklevel=2)
             self.records = False
             return None
+
+
+def _trying_algorithms(wanted: bool, results: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The results, each made with cuDNN searching or not."""
+    results = iter(results)
+    while True:
+        with _all_algorithms_tried(wanted):
+            result = next(results, None)
+        if result is None:
+            return
+        yield result
 
 
 @contextmanager

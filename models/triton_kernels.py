@@ -57,6 +57,7 @@ class Triton(Eager):
         with torch.cuda.device_of(answer):
             _join[(triton.cdiv(total, pixels),)](
                 *(answer, flow, f0, f1, out, total, batch // pairs, rows, top, height, columns),
+                ANSWER=answer.shape[1],
                 CHANNELS=channels,
                 WIDTH=width,
                 PIXELS=pixels,
@@ -248,6 +249,7 @@ def _join(
     first,
     height,
     width,
+    ANSWER: tl.constexpr,
     CHANNELS: tl.constexpr,
     WIDTH: tl.constexpr,
     PIXELS: tl.constexpr,
@@ -261,7 +263,7 @@ def _join(
     base = n // times * height * width
     kind = out.dtype.element_ty
     to = out + (p * WIDTH)[:, None] + channel[None, :]
-    feature = tl.load(answer + (p * (CHANNELS + 4) + 4)[:, None] + channel[None, :], mask=inside, other=0)
+    feature = tl.load(answer + (p * ANSWER + 4)[:, None] + channel[None, :], mask=inside, other=0)
     tl.store(to, feature, mask=inside)
     for side in tl.static_range(2):
         dx = tl.load(flow + p * 4 + 2 * side, mask=there, other=0)
