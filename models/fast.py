@@ -97,6 +97,10 @@ def unit_for(device: torch.device) -> int:
     return ALIGNED if device.type == "cuda" else 1
 
 
+def device_adds_late(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
 def multiple(count: int, unit: int) -> int:
     return -(-count // unit) * unit
 
@@ -133,12 +137,15 @@ class Conv:
         self.slope = None if slope is None else slope.to(self.weight.device, torch.float32)
         self.packs = packs(self.weight.device, to["dtype"])
         self.packed: dict[int, Tensor] = {}
+        # cuDNN does not add a bias: PyTorch does, in a pass of its own, which the activation can save.
+        self.late = self.bias if act is not None and device_adds_late(self.weight.device) else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The convolution alone."""
+        """The convolution alone; without its bias where `late` is to be added by the activation."""
         function = F.conv_transpose2d if self.transposed else F.conv2d
         if not self.packs:
-            y = function(x, self.weight, self.bias, self.stride, self.padding)
+            bias = self.bias if self.late is None else None
+            y = function(x, self.weight, bias, self.stride, self.padding)
             return y.contiguous(memory_format=torch.channels_last)  # cuDNN's is, other libraries' may not be
         if x.shape[-1] < NARROW:
             whole = (tensor.float() for tensor in (x, self.weight, self.bias))
@@ -214,23 +221,23 @@ class FastDecoder:
         return [self.first, *self.block, self.conv5, self.up]
 
     def __call__(self, kernel: kernels.Eager, x: Tensor) -> Tensor:
-        return self._refined(kernel, kernel.prelu(self.first(x), self.first.slope))
+        return self._refined(kernel, kernel.prelu(self.first(x), self.first.slope, self.first.late))
 
     def refine(
         self, kernel: kernels.Eager, answer: Tensor, flow: Tensor, f0: Tensor, f1: Tensor, top: int = 0
     ) -> Tensor:
         """See IFRNet.refine."""
         x = kernel.join(answer, flow, f0, f1, self.inputs, top)
-        x = kernel.prelu(self.first(x), self.first.slope)  # under one name: what has been read is let go
+        x = kernel.prelu(self.first(x), self.first.slope, self.first.late)  # one name: what has been read is let go
         return self._refined(kernel, x)
 
     def _refined(self, kernel: kernels.Eager, x: Tensor) -> Tensor:
         y = x
         for wide, narrow in (self.block[:2], self.block[2:]):
             y = wide(y)
-            side = kernel.prelu(y, wide.slope, tail=self.side)
-            kernel.prelu(narrow(side), narrow.slope, into=y)
-        return self.up(kernel.prelu(self.conv5(y), self.conv5.slope, add=x))
+            side = kernel.prelu(y, wide.slope, wide.late, tail=self.side)
+            kernel.prelu(narrow(side), narrow.slope, narrow.late, into=y)
+        return self.up(kernel.prelu(self.conv5(y), self.conv5.slope, self.conv5.late, add=x))
 
 
 class FastIFRNet:
@@ -285,7 +292,7 @@ class FastIFRNet:
 
     def _stage(self, convs: list[Conv], x: Tensor, top: int = 0) -> Tensor:
         for conv in convs:
-            x = self.kernel.prelu(conv(x.contiguous(memory_format=torch.channels_last)), conv.slope)
+            x = self.kernel.prelu(conv(x.contiguous(memory_format=torch.channels_last)), conv.slope, conv.late)
         return x
 
     @torch.inference_mode()

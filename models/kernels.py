@@ -39,13 +39,21 @@ class Eager:
         return torch.cat([img0 - mean, img1 - mean]).to(dtype, memory_format=torch.channels_last)
 
     def prelu(
-        self, x: Tensor, slope: Tensor, add: Tensor | None = None, into: Tensor | None = None, tail: int = 0
+        self,
+        x: Tensor,
+        slope: Tensor,
+        bias: Tensor | None = None,
+        add: Tensor | None = None,
+        into: Tensor | None = None,
+        tail: int = 0,
     ) -> Tensor:
-        """PReLU of x (+ add), written over x, or over the last channels of `into`. slope: float32, one a channel.
+        """PReLU of x (+ bias + add), written over x, or over the last channels of `into`. slope, bias: one a channel;
+        slope is float32; there is no bias on CPUs, where convolutions add it.
 
         The result is the tensor written to; with `tail`, a copy of its last `tail` channels.
         """
-        whole = x if add is None else x.float() + add.float()
+        whole = x if bias is None else x.float() + bias.float()[:, None, None]
+        whole = whole if add is None else whole.float() + add.float()
         y = F.prelu(whole.float(), slope).to(x.dtype)
         out = x if into is None else into
         out[:, -x.shape[1] :] = y
@@ -126,7 +134,7 @@ class Native(Eager):
             self.call("prepare", img.contiguous(), mean.contiguous(), out, batch, height * width)
         return both
 
-    def prelu(self, x, slope, add=None, into=None, tail=0):
+    def prelu(self, x, slope, bias=None, add=None, into=None, tail=0):
         pixels, channels = x.numel() // x.shape[1], x.shape[1]
         side = empty(x, tail) if tail else None
         out = x if into is None else into

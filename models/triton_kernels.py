@@ -19,14 +19,16 @@ class Triton(Eager):
 
     one_pass = True
 
-    def prelu(self, x, slope, add=None, into=None, tail=0):
+    def prelu(self, x, slope, bias=None, add=None, into=None, tail=0):
         out = x if into is None else into
         side = empty(x, tail) if tail else x
         channels = x.shape[1]
         with torch.cuda.device_of(x):
             _prelu[(triton.cdiv(x.numel(), VALUES),)](
-                *(x, x if add is None else add, slope, out[:, -channels:], side, x.numel(), out.shape[1]),
+                *(x, x if add is None else add, slope, slope if bias is None else bias),
+                *(out[:, -channels:], side, x.numel(), out.shape[1]),
                 ADD=add is not None,
+                BIAS=bias is not None,
                 CHANNELS=channels,
                 TAIL=tail,
                 VALUES=VALUES,
@@ -157,11 +159,13 @@ def _prelu(
     x,
     add,
     slope,
+    bias,
     out,
     tail,
     total,
     stride,
     ADD: tl.constexpr,
+    BIAS: tl.constexpr,
     CHANNELS: tl.constexpr,
     TAIL: tl.constexpr,
     VALUES: tl.constexpr,
@@ -170,6 +174,8 @@ def _prelu(
     inside = i < total
     pixel, channel = i // CHANNELS, i % CHANNELS
     value = tl.load(x + i, mask=inside, other=0).to(tl.float32)
+    if BIAS:
+        value += tl.load(bias + channel, mask=inside, other=0).to(tl.float32)
     if ADD:
         value += tl.load(add + i, mask=inside, other=0).to(tl.float32)
     value = tl.where(value > 0, value, value * tl.load(slope + channel, mask=inside, other=0))

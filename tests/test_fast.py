@@ -78,6 +78,10 @@ def test_prelu_is_pytorchs_in_place_and_hands_back_the_last_channels(kernel, cha
     torch.testing.assert_close(tail.cpu(), F.prelu(x, slope)[:, -2:])
     assert kernel.prelu(y := last(x, device), slope.to(device), add=last(more, device)) is y
     torch.testing.assert_close(y.cpu(), F.prelu(x + more, slope))
+    if not isinstance(kernel, kernels.Native):
+        bias, y = torch.randn(channels), last(x, device)
+        kernel.prelu(y, slope.to(device), bias.to(device), add=last(more, device))
+        torch.testing.assert_close(y.cpu(), F.prelu(x + bias[:, None, None] + more, slope))
     whole = torch.randn(2, channels + 5, 11, 13)
     kernel.prelu(last(x, device), slope.to(device), into=(y := last(whole, device)))
     torch.testing.assert_close(y.cpu(), torch.cat([whole[:, :5], F.prelu(x, slope)], 1))
@@ -152,9 +156,11 @@ def test_a_transposed_convolution_is_a_convolution_and_a_shuffle():
 
 
 @pytest.mark.parametrize("make", [lambda: (kernels.Eager(), CPU), triton], ids=["twins", "triton"])
-def test_channels_padded_to_what_a_gpu_reads_at_a_time_change_nothing(small, make, monkeypatch):
+def test_how_channels_and_biases_lie_on_a_gpu_changes_nothing(small, make, monkeypatch):
     kernel, device = make()
     monkeypatch.setattr(fast, "unit_for", lambda device: fast.ALIGNED)
+    monkeypatch.setattr(fast, "device_adds_late", lambda device: True)
+    monkeypatch.setattr(fast, "packs", lambda *_: False)
     quick = fast.FastIFRNet(small, device, torch.float32)
     quick.kernel = kernel
     counts = {side for conv in quick.convs for side in conv.weight.shape[:2]}
@@ -473,9 +479,9 @@ from models import triton_kernels
 
 pointers = dict.fromkeys(("slope", "coarse", "flow", "img0", "img1", "in_x", "in_y", "distance"), "*fp32")
 pointers["growth"] = "fp32"
-halves = dict.fromkeys(("x", "add", "out", "tail", "answer", "f0", "f1"), "*fp16")
+halves = dict.fromkeys(("x", "add", "bias", "out", "tail", "answer", "f0", "f1"), "*fp16")
 constants = dict(ADD=True, COARSE=True, ENLARGED=0, CHANNELS=24, TAIL=8, VALUES=1024, PIXELS=128, LANES=32, WIDTH=80)
-constants |= dict(ANSWER=32, IN_X=True, IN_Y=True, BORDER=3)
+constants |= dict(BIAS=True, ANSWER=32, IN_X=True, IN_Y=True, BORDER=3)
 count = 0
 blend = triton_kernels._blend
 for kernel in (triton_kernels._prelu, triton_kernels._step, triton_kernels._join, blend, blend, triton_kernels._census):
