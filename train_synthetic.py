@@ -46,6 +46,7 @@ FORETASTE = 4  # one group in so many has the next stage's crops: what saw only 
 MARGIN = 48  # pixels that DIS sees around a crop
 TRUSTED = 0.06  # DIS is believed where colour changes by less along its flow, and by more in the neighbourhood
 LONGEST = 640  # footage is halved until its longer side is no more, which also cleans compression
+RESIDENT = 0.4  # of a GPU's free memory that footage may take, to be cut there
 HALVED = 0.5  # share of the windows that are halved once more, where a crop is left: more to see, half the motion
 VALIDATION_SEED = -1
 VALIDATION_SCENES, VALIDATION_WINDOWS = 24, 2  # scenes where there is no footage; windows a clip where there is
@@ -55,7 +56,8 @@ class Mixture(IterableDataset):
     """Endless groups of GROUP batches of Samples, each a function of (seed, rank, its number): see `batches`.
 
     material: what scenes are made of. footage: for each span its windows, by clip; empty: scenes alone. start: the
-    iteration to begin at. ahead: a mixture of larger crops, of which every FORETASTE-th group is.
+    iteration to begin at. ahead: a mixture of larger crops, of which every FORETASTE-th group is. resident: the footage
+    in the memory of the material's device; None: it is read.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Mixture(IterableDataset):
         args: argparse.Namespace,
         start: int,
         ahead: "Mixture | None" = None,
+        resident: clips.Resident | None = None,
     ):
         size, strength = batch_size(args, crop), args.effects * (crop >= CROP)
         speed = args.speed * min(1, crop / CROP)
@@ -79,7 +82,7 @@ class Mixture(IterableDataset):
         self.crop, self.seed, self.start = crop, args.seed, start
         self.real = GROUP * round(args.real * size) if self.footage else 0
         self.scenes = GROUP * size - self.real
-        self.rank, self.ahead = distributed.rank(), ahead
+        self.rank, self.ahead, self.resident = distributed.rank(), ahead, resident
 
     def __iter__(self) -> Iterator[Sample]:
         return (self.group(number, self.windows(number)) for number in own_groups(self.start))
@@ -100,12 +103,14 @@ class Mixture(IterableDataset):
         return self.ahead is not None and number % FORETASTE == FORETASTE - 1
 
     def windows(self, number: int) -> transforms.Raw | None:
-        """The footage of a group, on the CPU."""
+        """The footage of a group, on the CPU unless it is resident."""
         if self.goes_ahead(number):
             return self.ahead.windows(number)
         _, rng = self.dice(number)
-        real = [self.window(rng) for _ in range(self.real)]
-        return transforms.Raw(*map(torch.stack, zip(*real))) if real else None
+        cuts = [self.cut(rng) for _ in range(self.real)]
+        if cuts and self.resident:
+            return self.resident.take(cuts, self.crop)
+        return transforms.Raw(*map(torch.stack, zip(*map(self.read, cuts)))) if cuts else None
 
     def group(self, number: int, real: transforms.Raw | None) -> Sample:
         """The scenes of a group, on the material's device, and its footage."""
@@ -116,17 +121,19 @@ class Mixture(IterableDataset):
         parts += [] if real is None else [transforms.finish(real, self.source.device)]
         return self.effects(Sample(*map(torch.cat, zip(*parts))))
 
-    def window(self, rng: np.random.Generator) -> transforms.Raw:
+    def cut(self, rng: np.random.Generator) -> clips.Cut:
         """A crop of three frames of a window: both ends and one between. Clips count alike, whatever their length."""
         span = int(rng.choice(list(self.footage), p=self.shares))
         windows = self.footage[span][rng.integers(len(self.footage[span]))]
-        frames = windows[rng.integers(len(windows))].frames
+        window = windows[rng.integers(len(windows))]
         k = int(rng.integers(1, span - 1))
-        frames = [frames[i] for i in (0, k, span - 1)]
-        if rng.random() < HALVED and min(frames[0].shape[:2]) >= 2 * self.crop:
-            frames = [clips.halved(frame) for frame in frames]
-        stack = transforms.Stack(frames, None, np.float32([k / (span - 1)]))
-        dice = transforms.roll(rng, *frames[0].shape[:2], self.crop)
+        sides = window.clip.frames.shape[1:3]
+        halved = rng.random() < HALVED and min(sides) >= 2 * self.crop
+        sides = [side // (1 + halved) for side in sides]
+        return clips.Cut(window, (0, k, span - 1), halved, transforms.roll(rng, *sides, self.crop))
+
+    def read(self, cut: clips.Cut) -> transforms.Raw:
+        stack, dice = cut.stack(), cut.dice
         if self.clip_flow == "dis":
             stack, dice = surroundings(stack, dice, self.crop)
             stack = stack._replace(flow=dis_flow(stack.frames))
@@ -270,6 +277,15 @@ def read_material(args: argparse.Namespace) -> synthetic.Material:
     return synthetic.material(images, args.masks, procedural, args.window, args.seed)
 
 
+def on_device(found: Iterable[clips.Clip], device: torch.device) -> clips.Resident | None:
+    """Clips in a GPU's memory, where it holds them beside the training."""
+    found = list(found)
+    size = sum(int(np.prod(clip.frames.shape)) for clip in found)
+    if size > RESIDENT * torch.cuda.mem_get_info(device)[0]:
+        return None
+    return clips.Resident(found, device)
+
+
 def validation_scenes(material: synthetic.Material, args: argparse.Namespace) -> list[Sample]:
     """Scenes that training does not draw: as much to validate on as there is without footage. All of them move."""
     source = synthetic.Synthetic(material, (192, 256), speed=args.speed, seed=VALIDATION_SEED)
@@ -290,7 +306,7 @@ def main(args: argparse.Namespace) -> None:
             if getattr(args, name) != parser().get_default(name):
                 raise ValueError(f"--{name} is about footage; give --clips, the folder of it")
     with distributed.ranks(args) as device:
-        folder = args.log_path / args.model_name
+        folder, resident = args.log_path / args.model_name, None
         io.check_writable(folder)
         content = None
         if args.resume:
@@ -317,13 +333,15 @@ def main(args: argparse.Namespace) -> None:
                 f"{len(material.windows)} windows of photographs and textures, {cut} objects cut out of photographs, "
                 f"{real} windows of footage, {len(val_set)} samples to validate on"
             )
+        if device.type == "cuda" and args.clip_flow == "none" and footage:
+            resident = on_device({w.clip.name: w.clip for of in footage.values() for (w, *_) in of}.values(), device)
         trained = False
         for stage in plan:
             spent = max(distributed.gather(content["seconds"] if content else 0.0))  # the same on every rank
             if content and spent >= args.minutes * 60 * stage.end:
                 continue
             trained = True
-            content = train(args, stage, model, material, footage, val_set, folder, device, content)
+            content = train(args, stage, model, material, footage, resident, val_set, folder, device, content)
         if not trained and distributed.is_main():
             print(f"nothing to do: the run has taken {spent / 60:.1f} minutes; --minutes may give it more")
         if distributed.is_main():
@@ -339,6 +357,7 @@ def train(
     model: models.IFRNet,
     material: synthetic.Material,
     footage: dict[int, list],
+    resident: clips.Resident | None,
     val_set: Sequence[Sample],
     folder: Path,
     device: torch.device,
@@ -363,13 +382,15 @@ def train(
     torch.compiler.reset()  # a stage is compiled for its own crops: those of all would be too many
 
     def batches(start: int):
-        ahead = stage.following and Mixture(material, footage, stage.following, args, start)
-        mixture = Mixture(material, footage, stage.crop, args, start, ahead)
+        ahead = stage.following and Mixture(material, footage, stage.following, args, start, None, resident)
+        mixture = Mixture(material, footage, stage.crop, args, start, ahead, resident)
         workers = {"num_workers": args.workers, "prefetch_factor": 2, "worker_init_fn": begin_worker}
         workers = workers if args.workers else {}
         if device.type == "cpu":
             return mixture.batches(DataLoader(mixture, batch_size=None, **workers))
-        # On a GPU scenes are made where they are used; footage is read beside the training.
+        # On a GPU scenes are made where they are used, and footage is cut there or read beside the training.
+        if resident:
+            return mixture.batches(iter(mixture))
         real = repeat(None)
         if mixture.real or ahead and ahead.real:
             real = DataLoader(Footage(mixture), batch_size=None, pin_memory=True, **workers)

@@ -14,12 +14,13 @@ from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
 from utils import io
 
 from . import Sample
-from .transforms import Augment, Raw, Stack, centre_crop
+from .transforms import Augment, Dice, Raw, Stack, centre_crop, source
 
 VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".gif", ".y4m")
 SEPTUPLETS, SEQUENCES = "sep_trainlist.txt", "sequences"  # Vimeo90K's: what is for training, and where all lie
@@ -186,6 +187,64 @@ class Windows(Dataset):
         if self.augment:
             return self.augment(stack, index, epoch)
         return centre_crop(stack, limit=self.limit).sample()
+
+
+class Cut(NamedTuple):
+    """A crop of some frames of a window. moments: their numbers in the window, the first and the last among them.
+    halved: whether the frames are halved before; dice: what happens to them then."""
+
+    window: Window
+    moments: tuple[int, ...]
+    halved: bool
+    dice: Dice
+
+    @property
+    def t(self) -> np.ndarray:
+        """The times of the frames between, (N - 2,)."""
+        return np.float32(self.moments[1:-1]) / (self.window.length - 1)
+
+    def stack(self) -> Stack:
+        """The whole frames."""
+        frames = self.window.frames
+        frames = [frames[i] for i in self.moments]
+        return Stack([halved(frame) for frame in frames] if self.halved else frames, None, self.t)
+
+
+class Resident:
+    """Clips in the memory of a device, which cuts a batch of windows out of it at once: what a GPU works off in a
+    second keeps ten processes busy that read it."""
+
+    def __init__(self, clips: Iterable[Clip], device: torch.device):
+        clips, self.device = {clip.name: clip for clip in clips}, device
+        ends = np.cumsum([0, *(int(np.prod(clip.frames.shape[:3])) for clip in clips.values())])
+        self.starts = dict(zip(clips, ends.tolist()))
+        self.pixels = torch.empty(int(ends[-1]), 3, dtype=torch.uint8, device=device)
+        for clip, start, end in zip(clips.values(), ends, ends[1:]):
+            self.pixels[start:end] = torch.from_numpy(np.ascontiguousarray(clip.frames[:]).reshape(-1, 3))
+
+    def take(self, cuts: Sequence[Cut], size: int) -> Raw:
+        """As transforms.take of each, its frames on the device. Halved frames of odd sides lack their last line."""
+        count = len(cuts)
+        rows, columns = np.zeros((2, count, size), np.int64)
+        first, more, dice = np.empty((count, len(cuts[0].moments)), np.int64), np.empty((count, 2), np.int64), []
+        for i, (window, moments, halved, rolled) in enumerate(cuts):
+            _, height, width, _ = window.clip.frames.shape
+            step = 1 + halved
+            y, top = source(rolled.top, rolled.zoom, height // step, size)
+            x, left = source(rolled.left, rolled.zoom, width // step, size)
+            y, x = (np.arange(side // step)[line] for side, line in ((height, y), (width, x)))
+            rows[i, : len(y)], columns[i, : len(x)] = step * width * y, step * x
+            frames = window.start + window.stride * np.array(moments)
+            first[i] = self.starts[window.clip.name] + height * width * frames
+            more[i] = width * halved, int(halved)  # to the other pixels of a square of 2x2, or none
+            dice.append(rolled._replace(top=top, left=left))
+        rows, columns, first, more = (torch.from_numpy(x).to(self.device) for x in (rows, columns, first, more))
+        place = first[:, :, None, None] + rows[:, None, :, None] + columns[:, None, None]
+        below, right = more[:, :, None, None, None].unbind(1)
+        squares = (self.pixels[place + move].int() for move in (0, below, right, below + right))
+        frames = ((sum(squares) + 2) >> 2).to(torch.uint8)
+        t = torch.from_numpy(np.stack([cut.t for cut in cuts]))
+        return Raw(frames, torch.empty(count, 0), t, torch.tensor(dice, dtype=torch.int64))
 
 
 def _sources(folder: Path) -> Iterator[Path]:

@@ -64,7 +64,7 @@ def take_beside(mixture, count, workers=0):
 
 def drawn(mixture, seed):
     """A window of footage as a Sample."""
-    raw = transforms.Raw(*(part[None] for part in mixture.window(np.random.default_rng(seed))))
+    raw = transforms.Raw(*(part[None] for part in mixture.read(mixture.cut(np.random.default_rng(seed)))))
     return Sample(*(part[0] for part in transforms.finish(raw, torch.device("cpu"))))
 
 
@@ -98,6 +98,19 @@ def test_footage_read_beside_a_gpu_makes_the_same_batches(material):
     assert all(map(same, take(mixture, 6), take_beside(mixture, 6, workers=2)))
 
 
+def test_footage_in_the_memory_of_a_device_makes_the_same_batches(material):
+    """On a GPU, too: it is the same code. Clips of several sizes, zoomed and halved windows among them."""
+    found = clip("a", size=(112, 144)), clip("b", seed=1), clip("c", size=(100, 98), seed=2)
+    read, resident = (
+        script.Mixture(material, footage(*found), 48, options(real=1, batch_size=16), 0, resident=held)
+        for held in (None, clips.Resident(found, torch.device("cpu")))
+    )
+    for one, other in zip(take(read, 8), take(resident, 8)):
+        assert torch.equal(one.t, other.t)
+        for a, b in zip(one[:3], other[:3]):
+            assert (a - b).abs().max() <= 1.01 / 255 and (a != b).float().mean() < 0.01
+
+
 @pytest.mark.parametrize("real, unknown", [(0, 0), (1, 8)])
 def test_batches_may_be_of_scenes_or_of_footage_alone(material, real, unknown):
     batch = take(script.Mixture(material, footage(clip("a")), 48, options(real=real), start=0), 1)[0]
@@ -110,7 +123,7 @@ def test_half_of_the_windows_are_halved_where_a_crop_is_left(material):
     large = clip("a", size=(64, 96))
     small = large._replace(frames=np.stack([clips.halved(frame) for frame in large.frames]))
     mixtures = [script.Mixture(material, footage(one), 32, options(), start=0) for one in (large, small)]
-    seen = [[mixture.window(np.random.default_rng(k)) for k in range(60)] for mixture in mixtures]
+    seen = [[mixture.read(mixture.cut(np.random.default_rng(k))) for k in range(60)] for mixture in mixtures]
     halved = sum(map(same, *seen))
     assert 15 < halved < 45
 
@@ -253,7 +266,7 @@ def test_weights_that_see_motion_are_not_led_to_it_again(material, monkeypatch, 
     for words in ([], ["--init", "IFRNet_S"]):
         args = script.parser().parse_args(words)
         stage = script.Stage(32, 1.0, None)
-        script.train(args, stage, model, material, {}, [batch], tmp_path, torch.device("cpu"), None)
+        script.train(args, stage, model, material, {}, None, [batch], tmp_path, torch.device("cpu"), None)
     out = model(batch.img0, batch.img1, batch.t, batch.imgt)
     fresh, known = (loss(out, batch, 0.0) for loss in losses)
     assert fresh["geo"] == 0 < known["geo"]
