@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 import models
 import models.flow
 from datasets import Sample, clips, effects, synthetic, transforms
+from datasets.synthetic import GROUP
 from losses import ifrnet_loss
 from losses.terms import flow_error, full_size, log_error
 from models.layers import warp
@@ -41,7 +42,6 @@ SPANS = {3: 0.4, 5: 0.4, 9: 0.2}  # frames of a window of footage -> share of th
 FLOW_START, FLOW_END = 0.1, 0.002  # weight of the exact flow: it leads at first, the picture decides in the end
 GEOMETRY_FROM = 0.5  # share of the run after which the geometry term joins: see `weighted`
 CROP = 96  # the side that --batch_size and --speed are told of; smaller: more samples, slower motion, no effects
-GROUP = 4  # batches that are made at once: starting the kernels for scenes takes a GPU longer than a step
 FORETASTE = 4  # one group in so many has the next stage's crops: what saw only small ones fails on larger ones
 MARGIN = 48  # pixels that DIS sees around a crop
 TRUSTED = 0.06  # DIS is believed where colour changes by less along its flow, and by more in the neighbourhood

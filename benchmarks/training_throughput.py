@@ -34,8 +34,9 @@ from torch.utils.data import Dataset, default_collate
 
 import models
 from benchmarks import store
-from datasets import effects, synthetic
+from datasets import Sample, effects, synthetic
 from datasets.packed import Packed, Resident, pack
+from datasets.synthetic import GROUP
 from datasets.transforms import Augment, finish
 from datasets.vimeo90k import FLOW, FRAMES, TRAIN_LIST, Vimeo90K, read_list
 from losses import ifrnet_loss
@@ -234,15 +235,19 @@ def together(root: Path, packed: Path, args: argparse.Namespace, device: torch.d
 
 
 def scenes(args: argparse.Namespace, device: torch.device) -> dict[str, dict]:
-    """Seconds to make a batch of procedural scenes with all effects, to step on one that is there, and to do both."""
+    """Seconds to make a batch of procedural scenes with all effects, to step on one that is there, and to do both.
+    Batches come in groups, as in train_synthetic.py, and whole groups are timed."""
     material = synthetic.material(procedural=0.5).to(device)
     source = synthetic.Synthetic(material, (args.crop, args.crop), blur=effects.BLUR)
     finishing = effects.Effects(1.0, material.stencils, source.random)
-    stream = (finishing(source.batch(args.batch_size, any_time=True)) for _ in itertools.count())
+    groups = (finishing(source.batch(GROUP * args.batch_size, any_time=True)) for _ in itertools.count())
+    stream = (Sample(*(x[k::GROUP] for x in group)) for group in groups for k in range(GROUP))
+    count = -(-args.steps // GROUP) * GROUP
     measures = {"channels_last": True, "amp": "bf16", "ema": 0.999, "clip": 1.0}  # of train_synthetic.py
-    alone, both = (Run(args, device, measures, batches) for batches in (itertools.repeat(next(stream)), stream))
+    one = [next(stream) for _ in range(GROUP)][0]
+    alone, both = (Run(args, device, measures, batches) for batches in (itertools.repeat(one), stream))
 
-    def making(count: int = args.steps) -> float:
+    def making() -> float:
         clock = time.perf_counter if device.type == "cuda" else time.process_time
         start = clock()
         for _ in range(count):
@@ -251,12 +256,9 @@ def scenes(args: argparse.Namespace, device: torch.device) -> dict[str, dict]:
             torch.cuda.synchronize()
         return (clock() - start) / count
 
-    for warm_up in (making, alone.seconds, both.seconds):
-        warm_up(args.warm_up)
-    seconds = in_turn(
-        {"making": making, "a step": lambda: alone.seconds(args.steps), "both": lambda: both.seconds(args.steps)},
-        args.rounds,
-    )
+    timed = {"making": making, "a step": lambda: alone.seconds(count), "both": lambda: both.seconds(count)}
+    in_turn(timed, 1)  # to warm up
+    seconds = in_turn(timed, args.rounds)
     return {
         name: {"s": s, "samples_per_s": args.batch_size / s, "share": s / seconds["both"]}
         for name, s in seconds.items()

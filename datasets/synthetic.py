@@ -40,6 +40,7 @@ TEXTURES = 160  # as many are made; each is a window, of which scenes show parts
 LEAST_SIDE, LEAST_SPEED = 32, 0.5  # pixels; of frames on disk, of the median motion in them
 CUTOUT_SIDE = 192  # side of the objects cut out of photographs
 CUTOUT_SHARE = 0.5  # share of the objects that are cut out of photographs, where there are such
+GROUP = 4  # batches to draw at once: for a GPU, starting the kernels of a few scenes takes longer than a training step
 SUBFRAMES, SHUTTER = 5, (0.05, 0.3)  # of a frame with motion blur; how long it is exposed, of the time from 0 to 1
 
 
