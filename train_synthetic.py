@@ -150,7 +150,7 @@ class Footage(IterableDataset):
         if mixture.ahead:
             self.mixture.ahead = Footage(mixture.ahead).mixture
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __iter__(self) -> Iterator[transforms.Raw | None]:
         return map(self.mixture.windows, own_groups(self.mixture.start))
 
 
@@ -335,6 +335,8 @@ def main(args: argparse.Namespace) -> None:
             )
         if device.type == "cuda" and args.clip_flow == "none" and footage:
             resident = on_device({w.clip.name: w.clip for of in footage.values() for (w, *_) in of}.values(), device)
+            if distributed.is_main():
+                print("footage is", "cut in the GPU's memory" if resident else f"read by {args.workers} processes")
         trained = False
         for stage in plan:
             spent = max(distributed.gather(content["seconds"] if content else 0.0))  # the same on every rank
@@ -463,7 +465,12 @@ def parser() -> cli.Parser:
     add("--clip", type=cli.amount, default=1.0, help="greatest norm of the gradient (default: %(default)s)")
     add("--optimizer", choices=OPTIMIZERS, default="muon", help="the paper's adamw, or muon (default), sooner here")
     add("--seed", type=cli.whole, default=0, help="of weights and data (default: %(default)s)")
-    add("--workers", type=cli.whole, default=1, help="processes that make batches, on a GPU of footage (%(default)s)")
+    add(
+        "--workers",
+        type=cli.whole,
+        default=1,
+        help="processes that make batches, for a GPU of footage it cannot hold (%(default)s)",
+    )
     add("--eval_interval", type=cli.positive, default=1000, help="iterations between validations (%(default)s)")
     add("--log_path", type=Path, default=Path("runs/synthetic"), help="folder of the run (default: %(default)s)")
     add("--log_every", type=cli.positive, default=100, help="iterations between lines of the log (%(default)s)")

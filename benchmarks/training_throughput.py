@@ -7,7 +7,7 @@
 
 It makes triplets of Vimeo90K's size (448x256, three PNGs and two .flo each) out of scikit-image's photographs, so that
 a sample costs what it costs in training; they are read again and again, so the disk is not measured. Scenes are those
-of train_synthetic.py, which makes them on the device on which it trains, one batch before each step. Every number is
+of train_synthetic.py, which makes them on the device on which it trains, some batches at once. Every number is
 the best of some rounds in which all candidates took turns. Reading, and stepping on a CPU, are in CPU seconds, which
 count what the work takes and not what else the machine does; for steps set OMP_NUM_THREADS=1, threads that wait for
 each other count too. Stepping on a GPU, and both together, are by the clock.
@@ -325,7 +325,7 @@ def parser() -> cli.Parser:
     add("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to do")
     add("--samples", type=cli.positive, default=64, help="triplets to make (default: %(default)s)")
     add("--loader_samples", type=cli.positive, default=64, help="read in a round (default: %(default)s)")
-    add("--steps", type=cli.positive, default=4, help="steps in a round (default: %(default)s)")
+    add("--steps", type=cli.positive, default=4, help="steps in a round; of scenes whole groups (%(default)s)")
     add("--rounds", type=cli.positive, default=5, help="rounds, of which the best counts (default: %(default)s)")
     add("--workers", type=cli.whole, default=2, help="reading processes, where both are measured (%(default)s)")
     add("--no_compile", action="store_true", help="leave torch.compile out, which takes minutes on a CPU")

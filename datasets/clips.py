@@ -25,6 +25,7 @@ from .transforms import Augment, Dice, Raw, Stack, centre_crop, source
 VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".gif", ".y4m")
 SEPTUPLETS, SEQUENCES = "sep_trainlist.txt", "sequences"  # Vimeo90K's: what is for training, and where all lie
 CACHE = Path(__file__).resolve().parent.parent / "data" / "clips_cache"
+COPIED = 64  # frames that are brought into a device's memory at a time
 # Measured on thumbnails, mean absolute grey difference of neighbours, of 255: a repeated frame differs by the noise of
 # compression alone; a cut by much, and by several times more than the motion before and after it.
 THUMBNAIL, REPEATED, CUT, CUT_RATIO, AROUND = (64, 36), 0.15, 16.0, 3.0, 5
@@ -207,7 +208,10 @@ class Cut(NamedTuple):
         """The whole frames."""
         frames = self.window.frames
         frames = [frames[i] for i in self.moments]
-        return Stack([halved(frame) for frame in frames] if self.halved else frames, None, self.t)
+        if self.halved:
+            height, width = (side // 2 * 2 for side in frames[0].shape[:2])
+            frames = [halved(frame[:height, :width]) for frame in frames]
+        return Stack(frames, None, self.t)
 
 
 class Resident:
@@ -219,11 +223,14 @@ class Resident:
         ends = np.cumsum([0, *(int(np.prod(clip.frames.shape[:3])) for clip in clips.values())])
         self.starts = dict(zip(clips, ends.tolist()))
         self.pixels = torch.empty(int(ends[-1]), 3, dtype=torch.uint8, device=device)
-        for clip, start, end in zip(clips.values(), ends, ends[1:]):
-            self.pixels[start:end] = torch.from_numpy(np.ascontiguousarray(clip.frames[:]).reshape(-1, 3))
+        for clip, place in zip(clips.values(), ends):
+            for start in range(0, len(clip.frames), COPIED):
+                part = torch.from_numpy(np.array(clip.frames[start : start + COPIED])).view(-1, 3)
+                self.pixels[place : place + len(part)] = part
+                place += len(part)
 
     def take(self, cuts: Sequence[Cut], size: int) -> Raw:
-        """As transforms.take of each, its frames on the device. Halved frames of odd sides lack their last line."""
+        """As transforms.take of each one's stack, its frames on the device."""
         count = len(cuts)
         rows, columns = np.zeros((2, count, size), np.int64)
         first, more, dice = np.empty((count, len(cuts[0].moments)), np.int64), np.empty((count, 2), np.int64), []
@@ -238,7 +245,9 @@ class Resident:
             first[i] = self.starts[window.clip.name] + height * width * frames
             more[i] = width * halved, int(halved)  # to the other pixels of a square of 2x2, or none
             dice.append(rolled._replace(top=top, left=left))
-        rows, columns, first, more = (torch.from_numpy(x).to(self.device) for x in (rows, columns, first, more))
+        rows, columns, first, more = (
+            torch.from_numpy(x).to(self.device, non_blocking=True) for x in (rows, columns, first, more)
+        )
         place = first[:, :, None, None] + rows[:, None, :, None] + columns[:, None, None]
         below, right = more[:, :, None, None, None].unbind(1)
         squares = (self.pixels[place + move].int() for move in (0, below, right, below + right))
@@ -335,7 +344,7 @@ def _shrink(frame: np.ndarray, longest: int | None) -> np.ndarray:
 
 
 def halved(frame: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 at half the size, every pixel the mean of four."""
+    """(H, W, 3) uint8 at half the size, every pixel the mean of four, where both sides are even."""
     height, width = frame.shape[:2]
     return cv2.resize(frame, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
 

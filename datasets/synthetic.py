@@ -40,7 +40,9 @@ TEXTURES = 160  # as many are made; each is a window, of which scenes show parts
 LEAST_SIDE, LEAST_SPEED = 32, 0.5  # pixels; of frames on disk, of the median motion in them
 CUTOUT_SIDE = 192  # side of the objects cut out of photographs
 CUTOUT_SHARE = 0.5  # share of the objects that are cut out of photographs, where there are such
-GROUP = 4  # batches to draw at once: for a GPU, starting the kernels of a few scenes takes longer than a training step
+# Batches to draw at once: for a GPU, starting the kernels of a few scenes takes longer than a training step. What is
+# drawn once a group, such as whether the n-th objects are cut out of photographs, holds for so many steps.
+GROUP = 4
 SUBFRAMES, SHUTTER = 5, (0.05, 0.3)  # of a frame with motion blur; how long it is exposed, of the time from 0 to 1
 
 

@@ -40,7 +40,8 @@ def _planes(flow: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(flow.transpose(2, 0, 1))
 
 
-# The geometry. Flow (dx, dy) follows its pixels, and its values follow the axes.
+# The geometry, as it is meant: what training does is `take` and `finish` below, which are held against this. Flow
+# (dx, dy) follows its pixels, and its values follow the axes.
 
 
 def zoom(stack: Stack) -> Stack:

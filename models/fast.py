@@ -6,8 +6,8 @@
 Features are half precision (bfloat16 on CPUs, float16 on GPUs) in channels-last order; flow, coordinates and frames
 stay float32. Between the convolutions there is one pass over memory where there were several (kernels.py): activation
 in place, the side channels of a residual block put back where they were, a decoder's input sampled straight into the
-buffer that its convolution reads. On CPUs the weights are packed for oneDNN, on GPUs encoding and decoding are CUDA
-graphs (recording.py). Nothing is compiled for a size, so that every size is quick the first time.
+buffer that its convolution reads. On CPUs the weights are packed for oneDNN, on GPUs all of an Interpolator's
+call is a CUDA graph (recording.py). Nothing is compiled for a size, so that every size is quick the first time.
 """
 
 import copy
@@ -92,12 +92,8 @@ class Channels(NamedTuple):
         return whole.index_copy_(dim, torch.tensor(self.places, device=x.device), x)
 
 
-def unit_for(device: torch.device) -> int:
-    """What the number of a tensor's channels is to be a multiple of."""
-    return ALIGNED if device.type == "cuda" else 1
-
-
-def device_adds_late(device: torch.device) -> bool:
+def by_cudnn(device: torch.device) -> bool:
+    """Whether cuDNN computes convolutions: it likes channels in eights, and does not add a bias itself."""
     return device.type == "cuda"
 
 
@@ -137,8 +133,8 @@ class Conv:
         self.slope = None if slope is None else slope.to(self.weight.device, torch.float32)
         self.packs = packs(self.weight.device, to["dtype"])
         self.packed: dict[int, Tensor] = {}
-        # cuDNN does not add a bias: PyTorch does, in a pass of its own, which the activation can save.
-        self.late = self.bias if act is not None and device_adds_late(self.weight.device) else None
+        # PyTorch adds a bias in a pass of its own after cuDNN, which the activation can save.
+        self.late = self.bias if act is not None and by_cudnn(self.weight.device) else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """The convolution alone; without its bias where `late` is to be added by the activation."""
@@ -192,14 +188,15 @@ def as_convolution(up: nn.ConvTranspose2d) -> nn.Conv2d:
 class FastDecoder:
     """A Decoder with activations in place.
 
-    feature: of the level. below: that which it answers with, after the flow; None: it is the last decoder, whose answer
-    is left to be shuffled.
+    level: 1 is the last one's. feature: of the level. below: that which it answers with, after the flow; None: it is
+    the last, whose answer is left to be shuffled.
     """
 
-    def __init__(self, decoder: nn.Module, to: dict, feature: Channels, below: Channels | None):
+    def __init__(self, decoder: nn.Module, level: int, to: dict, feature: Channels, below: Channels | None):
         first, block, up = decoder.convblock
-        unit, self.side = unit_for(to["device"]), block.split[1]
-        count, rest = divmod(first[0].in_channels, len(feature.places))  # features, and the time or the flows
+        unit, self.side = ALIGNED if by_cudnn(to["device"]) else 1, block.split[1]
+        count = 2 if level == LEVELS else 3  # features: of both frames, and of the frame between
+        rest = first[0].in_channels - count * len(feature.places)  # the time, or the flows
         places = [k * feature.total + place for k in range(count) for place in feature.places]
         places += [count * feature.total + k for k in range(rest)]
         self.inputs = multiple(count * feature.total + rest, ALIGNED)
@@ -254,14 +251,14 @@ class FastIFRNet:
             raise ValueError(f"fast mode is for networks with PReLU, not {model.act}; go without it")
         self.dtype = dtype
         self.kernel = kernels.choose(device, dtype)
-        to, unit = {"device": device, "dtype": dtype}, unit_for(device)
+        to, unit = {"device": device, "dtype": dtype}, ALIGNED if by_cudnn(device) else 1
         self.encoder, features, before = [], [None], at_front(3, 1)
         for stage in model.encoder.children():
             feature = at_front(stage[0][0].out_channels, unit)
             self.encoder.append([Conv(*stage[0], to, before, feature), Conv(*stage[1], to, feature, feature)])
             features.append(before := feature)
         self.decoders = {
-            level: FastDecoder(getattr(model, f"decoder{level}"), to, features[level], features[level - 1])
+            level: FastDecoder(getattr(model, f"decoder{level}"), level, to, features[level], features[level - 1])
             for level in range(1, LEVELS + 1)
         }
 

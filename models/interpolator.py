@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import fast, multiscale
 from .ifrnet import DIVISOR, IFRNet
-from .recording import Recorder
+from .recording import LARGEST, Recorder
 from .strips import StripIFRNet
 
 SCALES = ((2560, 1.0), (5120, 0.5))  # longer side in pixels up to which flow is estimated at this scale
@@ -23,7 +23,7 @@ BRIGHTEST = 2.0  # beyond, frames are no floats in [0, 1], not even after some f
 FINEST = 16  # denominator of a scale: of 333/1000, sides would have to be multiples of 16000
 CPU_BUDGET = 2 * 2**30  # bytes that one call may take: more is no faster there
 MOST_PAIRS = 8  # in a batch: beyond, a GPU is busy anyway
-MOST_TIMES = 8  # that are recorded as one: all their frames are kept at once
+MOST_TIMES = 8  # that are recorded as one, of small frames: all are kept at once
 STRIP, LEAST_ROWS = 2**19, 32  # pixels and rows of a strip
 FRAME_BYTES, FEATURE_BYTES = 200, 24  # a pixel of the frame, and of a channel of the first level: measured
 MODES = ("eager", "fast", "auto")
@@ -193,9 +193,11 @@ class Interpolator:
     def each(
         self, img0: Tensor, img1: Tensor, times: Sequence[float] = (0.5,), scale: float | str | None = None
     ) -> Iterator[Tensor]:
-        """The same frames one after another, (3, H, W) or (B, 3, H, W): memory does not grow with their number."""
+        """The same frames one after another, (3, H, W) or (B, 3, H, W): memory does not grow with their number, but for
+        a few small ones that a GPU makes at once."""
         check_pair(img0, img1)
         self.check_times(times)
+        times = [float(t) for t in times]
         batch = img0.ndim == 4
         height, width = img0.shape[-2:]
         scales = self.scales(height, width, scale)
@@ -203,7 +205,8 @@ class Interpolator:
         if self.recorder is None or any(self._rows(img0.shape, scale) for scale in scales):
             frames = self._frames(scales, img0, img1, *times)
         else:
-            several = (times[k : k + MOST_TIMES] for k in range(0, len(times), MOST_TIMES))
+            at_once = max(1, min(MOST_TIMES, LARGEST // (len(img0) * height * width)))
+            several = (times[k : k + at_once] for k in range(0, len(times), at_once))
             of_scales = partial(self._frames, scales)
             recorded = (
                 self.recorder((scales, img0.shape, len(some)), of_scales, img0, img1, *some) for some in several

@@ -135,6 +135,7 @@ class Native(Eager):
         return both
 
     def prelu(self, x, slope, bias=None, add=None, into=None, tail=0):
+        assert bias is None, "convolutions add it"
         pixels, channels = x.numel() // x.shape[1], x.shape[1]
         side = empty(x, tail) if tail else None
         out = x if into is None else into

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-RECORDINGS = 8  # that are kept
+RECORDINGS = 16  # that are kept: sizes of frames, and for each a few numbers of times and scales
 LARGEST = 2**22  # pixels of a batch: beyond, kernels take longer than it takes to start them
 PATIENCE = 16  # calls before one takes another's place: recording takes as long as tens of them
 SEEN = 1000  # keys that are remembered as having come
@@ -63,8 +63,8 @@ class Recorder:
         self.records = True
 
     def __call__(self, key: tuple, function: Function, *inputs: Tensor | float) -> Iterable[Tensor]:
-        """function(*inputs). key: for what makes its launches others: sizes, and all it depends on but for the inputs.
-        The first input are frames, (B, 3, H, W)."""
+        """function(*inputs). key: for what makes its launches others: sizes, and all it depends on but for the inputs,
+        which are tensors on the GPU, the first of them frames, (B, 3, H, W), or floats."""
         with torch.cuda.device_of(inputs[0]):
             recording = self.recordings.pop(key, None)
             if recording is None:
@@ -77,7 +77,7 @@ class Recorder:
                 with _all_algorithms_tried(True):
                     recording = self._record(function, inputs)
                 if recording is None:
-                    return function(*inputs)
+                    return _trying_algorithms(True, function(*inputs))
                 del self.seen[key]
             self.recordings[key] = recording
             return recording(*inputs)

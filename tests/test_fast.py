@@ -15,7 +15,7 @@ from conftest import ROOT, formula_image, formula_weights, triton_kernels
 import demo_2x
 import demo_8x
 import models
-from models import fast, kernels, layers, multiscale, recording, strips
+from models import fast, interpolator, kernels, layers, multiscale, recording, strips
 from models.interpolator import default_precision
 from models.native import build
 from utils import io
@@ -158,8 +158,7 @@ def test_a_transposed_convolution_is_a_convolution_and_a_shuffle():
 @pytest.mark.parametrize("make", [lambda: (kernels.Eager(), CPU), triton], ids=["twins", "triton"])
 def test_how_channels_and_biases_lie_on_a_gpu_changes_nothing(small, make, monkeypatch):
     kernel, device = make()
-    monkeypatch.setattr(fast, "unit_for", lambda device: fast.ALIGNED)
-    monkeypatch.setattr(fast, "device_adds_late", lambda device: True)
+    monkeypatch.setattr(fast, "by_cudnn", lambda device: True)
     monkeypatch.setattr(fast, "packs", lambda *_: False)
     quick = fast.FastIFRNet(small, device, torch.float32)
     quick.kernel = kernel
@@ -408,6 +407,26 @@ def test_scales_and_numbers_of_times_are_recorded_each_and_long_lists_in_parts(r
     assert ask(32, 48, 2) == 1 and ask(32, 48, 2, scale="multi") == 2 and ask(32, 48, 2, (0.2, 0.7)) == 3
     assert ask(32, 48, 2, (0.3, 0.9)) == 3  # times are inputs
     assert ask(32, 48, 2, [k / 20 for k in range(1, 19)]) == 4  # 8, 8 and 2, which is there
+    assert ask(32, 48, 1, torch.tensor([0.4, 0.6])) == 4
+    monkeypatch.setattr(interpolator, "LARGEST", 4 * 32 * 48)
+    assert ask(32, 48, 2, [k / 20 for k in range(1, 10)]) == 5  # 4, 4 and 1, which is there
+
+
+def test_algorithms_are_searched_for_what_comes_again_and_for_nothing_else(monkeypatch):
+    monkeypatch.setattr(recording, "PATIENCE", 3)
+    monkeypatch.setattr(recording, "LARGEST", 0)
+    recorder, seen = recording.Recorder(), []
+
+    def frames(x):
+        for _ in range(2):
+            seen.append((torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic))
+            yield x
+
+    before = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+    for _ in range(2):
+        for _ in recorder("key", frames, torch.zeros(1, 3, 4, 4)):
+            assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == before
+    assert seen == [(False, True)] * 2 + [(True, False)] * 2
 
 
 def test_what_is_too_large_to_pay_is_not_recorded(recorded, monkeypatch):

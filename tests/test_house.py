@@ -11,7 +11,7 @@ PACKAGES = ("models", "losses", "datasets", "utils", "benchmarks")
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 ALLOWED = {  # package -> the modules of the project that it may import from
     "models": (),
-    "losses": ("models.native",),
+    "losses": ("models.native", "models.triton_kernels"),
     "datasets": ("datasets", "utils.io", "utils.cli"),
     "utils": ("utils", "models"),
 }

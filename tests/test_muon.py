@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.muon import QUINTIC, REPEATS, Muon, orthogonal
+from utils.muon import QUINTIC, REPEATS, Muon, orthogonal, together
 
 
 def network():
@@ -28,6 +28,15 @@ def test_singular_values_follow_the_quintic_and_their_vectors_stay(shape):
         s = a * s + b * s**3 + c * s**5
     torch.testing.assert_close(orthogonal(matrix), left @ s.diag() @ right, atol=1e-9, rtol=0)
     assert 0.68 < s.min() and s.max() < 1.21
+
+
+def test_matrices_of_all_shapes_together_turn_as_each_alone():
+    """As on GPUs."""
+    rng = torch.Generator().manual_seed(2)
+    shapes = [(5, 30), (30, 5), (8, 8), (1, 7), (12, 90)]
+    matrices = [torch.randn(shape, dtype=torch.float64, generator=rng) for shape in shapes]
+    for one, alone in zip(together(matrices), map(orthogonal, matrices)):
+        torch.testing.assert_close(one, alone, atol=1e-12, rtol=0)
 
 
 def test_no_gradient_is_no_step():

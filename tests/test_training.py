@@ -5,6 +5,7 @@ import itertools
 import math
 import os
 import signal
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -491,3 +492,19 @@ def test_amp_names_are_the_interpolators():
     from models.interpolator import PRECISIONS
 
     assert set(training.AMP) - {"none"} == set(PRECISIONS) - {"fp32"}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_algorithms_are_searched_in_validation_and_again_afterwards(tmp_path, monkeypatch, fails):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    seen = []
+
+    def validate(_):
+        seen.append(torch.backends.cudnn.benchmark)
+        if fails:
+            raise ValueError("cannot be read")
+        return {"psnr": 1.0}
+
+    with pytest.raises(ValueError) if fails else nullcontext():
+        fit(network(), endless, loss, Recipe(iterations=1), tmp_path, CPU, validate=validate)
+    assert seen == [False] and torch.backends.cudnn.benchmark

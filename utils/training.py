@@ -250,21 +250,30 @@ def _examine(
 ) -> None:
     """Score the network, on all ranks, and keep its weights where they are the best so far; see `fit`."""
     distributed.as_on_main(state.judged.buffers())  # BatchNorm's are of a rank's own batches
-    searching = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = False  # of frames of many sizes, each would be searched for longer than it takes
-    scores = validate(state.judged)
-    torch.backends.cudnn.benchmark = searching
+    with _without_search():
+        scores, drawn = validate(state.judged), pictures(state.judged) if pictures and journal else {}
     score = next(iter(scores.values()))
     if journal:
         journal.numbers(state.iteration, scores)
         text = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         journal.say(f"iteration {state.iteration}: {text}{'  (best)' * (score > state.best)}")
-        if pictures:
-            journal.pictures(state.iteration, pictures(state.judged))
+        if drawn:
+            journal.pictures(state.iteration, drawn)
         if score > state.best:
             checkpoint.write(folder / checkpoint.BEST, state.judged.state_dict())
     state.best, state.validated = max(state.best, score), state.iteration
     state.model.train()  # whoever judged it may have put it into evaluation mode
+
+
+@contextmanager
+def _without_search() -> Iterator[None]:
+    """Convolutions as cuDNN thinks best: where frames have many sizes, a search for each takes longer than they do."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def step(
