@@ -348,7 +348,7 @@ def main(args: argparse.Namespace) -> None:
             print(f"nothing to do: the run has taken {spent / 60:.1f} minutes; --minutes may give it more")
         if distributed.is_main():
             shipped = folder / f"{args.model_name}.pth"
-            halves = {name: value.half() for name, value in bare(content).items()}
+            halves = {name: value.half().cpu() for name, value in bare(content).items()}
             checkpoint.write(shipped, halves)
             print(f"wrote {shipped}: the weights at the end, 16 bits; {folder / checkpoint.LATEST}: to go on from")
 
