@@ -431,7 +431,7 @@ def test_without_footage_scenes_that_move_are_validated_on(material):
 
 
 def test_a_run_that_is_over_says_so(tmp_path, typed):
-    words = ["--crops", 32, "--crop_ends", 1, "--batch_size", 1, "--workers", 0, "--log_path", tmp_path]
+    words = ["--crops", 32, "--crop_ends", 1, "--batch_size", 1, "--workers", 0, "--window", 64, "--log_path", tmp_path]
     assert typed(script.main, script.parser(), *words, "--minutes", 0.01).status == 0
     done = typed(script.main, script.parser(), *words, "--minutes", 0.001, "--seed", 3, "--resume", "auto")
     assert done.status == 0 and "nothing to do: the run has taken" in done.out
