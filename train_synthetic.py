@@ -277,13 +277,16 @@ def read_material(args: argparse.Namespace) -> synthetic.Material:
     return synthetic.material(images, args.masks, procedural, args.window, args.seed)
 
 
-def on_device(found: Iterable[clips.Clip], device: torch.device) -> clips.Resident | None:
-    """Clips in a GPU's memory, where it holds them beside the training."""
-    found = list(found)
-    size = sum(int(np.prod(clip.frames.shape)) for clip in found)
-    if size > RESIDENT * torch.cuda.mem_get_info(device)[0]:
+def resident(footage: dict[int, list], args: argparse.Namespace, device: torch.device) -> clips.Resident | None:
+    """Footage in a GPU's memory, where that holds it beside the training; None: it is read."""
+    found = list({windows[0].clip.name: windows[0].clip for of in footage.values() for windows in of}.values())
+    if device.type != "cuda" or args.clip_flow != "none" or not found:
         return None
-    return clips.Resident(found, device)
+    size = sum(int(np.prod(clip.frames.shape)) for clip in found)
+    held = size <= RESIDENT * torch.cuda.mem_get_info(device)[0]
+    if distributed.is_main():
+        print("footage is", "cut in the GPU's memory" if held else f"read by {args.workers} processes")
+    return clips.Resident(found, device) if held else None
 
 
 def validation_scenes(material: synthetic.Material, args: argparse.Namespace) -> list[Sample]:
@@ -306,7 +309,7 @@ def main(args: argparse.Namespace) -> None:
             if getattr(args, name) != parser().get_default(name):
                 raise ValueError(f"--{name} is about footage; give --clips, the folder of it")
     with distributed.ranks(args) as device:
-        folder, resident = args.log_path / args.model_name, None
+        folder = args.log_path / args.model_name
         io.check_writable(folder)
         content = None
         if args.resume:
@@ -333,17 +336,14 @@ def main(args: argparse.Namespace) -> None:
                 f"{len(material.windows)} windows of photographs and textures, {cut} objects cut out of photographs, "
                 f"{real} windows of footage, {len(val_set)} samples to validate on"
             )
-        if device.type == "cuda" and args.clip_flow == "none" and footage:
-            resident = on_device({w.clip.name: w.clip for of in footage.values() for (w, *_) in of}.values(), device)
-            if distributed.is_main():
-                print("footage is", "cut in the GPU's memory" if resident else f"read by {args.workers} processes")
+        held = resident(footage, args, device)
         trained = False
         for stage in plan:
             spent = max(distributed.gather(content["seconds"] if content else 0.0))  # the same on every rank
             if content and spent >= args.minutes * 60 * stage.end:
                 continue
             trained = True
-            content = train(args, stage, model, material, footage, resident, val_set, folder, device, content)
+            content = train(args, stage, model, material, footage, held, val_set, folder, device, content)
         if not trained and distributed.is_main():
             print(f"nothing to do: the run has taken {spent / 60:.1f} minutes; --minutes may give it more")
         if distributed.is_main():
@@ -359,7 +359,7 @@ def train(
     model: models.IFRNet,
     material: synthetic.Material,
     footage: dict[int, list],
-    resident: clips.Resident | None,
+    held: clips.Resident | None,
     val_set: Sequence[Sample],
     folder: Path,
     device: torch.device,
@@ -384,14 +384,14 @@ def train(
     torch.compiler.reset()  # a stage is compiled for its own crops: those of all would be too many
 
     def batches(start: int):
-        ahead = stage.following and Mixture(material, footage, stage.following, args, start, None, resident)
-        mixture = Mixture(material, footage, stage.crop, args, start, ahead, resident)
+        ahead = stage.following and Mixture(material, footage, stage.following, args, start, None, held)
+        mixture = Mixture(material, footage, stage.crop, args, start, ahead, held)
         workers = {"num_workers": args.workers, "prefetch_factor": 2, "worker_init_fn": begin_worker}
         workers = workers if args.workers else {}
         if device.type == "cpu":
             return mixture.batches(DataLoader(mixture, batch_size=None, **workers))
         # On a GPU scenes are made where they are used, and footage is cut there or read beside the training.
-        if resident:
+        if held:
             return mixture.batches(iter(mixture))
         real = repeat(None)
         if mixture.real or ahead and ahead.real:

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from utils import io
 
 from . import Sample
-from .transforms import Augment, Dice, Raw, Stack, centre_crop, source
+from .transforms import Augment, Dice, Raw, Stack, centre_crop, lines
 
 VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".gif", ".y4m")
 SEPTUPLETS, SEQUENCES = "sep_trainlist.txt", "sequences"  # Vimeo90K's: what is for training, and where all lie
@@ -215,15 +215,14 @@ class Cut(NamedTuple):
 
 
 class Resident:
-    """Clips in the memory of a device, which cuts a batch of windows out of it at once: what a GPU works off in a
-    second keeps ten processes busy that read it."""
+    """Clips in the memory of a device, which cuts a batch of windows out of it at once."""
 
-    def __init__(self, clips: Iterable[Clip], device: torch.device):
-        clips, self.device = {clip.name: clip for clip in clips}, device
-        ends = np.cumsum([0, *(int(np.prod(clip.frames.shape[:3])) for clip in clips.values())])
-        self.starts = dict(zip(clips, ends.tolist()))
-        self.pixels = torch.empty(int(ends[-1]), 3, dtype=torch.uint8, device=device)
-        for clip, place in zip(clips.values(), ends):
+    def __init__(self, clips: Sequence[Clip], device: torch.device):
+        self.device = device
+        ends = np.cumsum([0, *(int(np.prod(clip.frames.shape[:3])) for clip in clips)]).tolist()
+        self.starts = dict(zip((clip.name for clip in clips), ends))
+        self.pixels = torch.empty(ends[-1], 3, dtype=torch.uint8, device=device)
+        for clip, place in zip(clips, ends):
             for start in range(0, len(clip.frames), COPIED):
                 part = torch.from_numpy(np.array(clip.frames[start : start + COPIED])).view(-1, 3)
                 self.pixels[place : place + len(part)] = part
@@ -232,15 +231,14 @@ class Resident:
     def take(self, cuts: Sequence[Cut], size: int) -> Raw:
         """As transforms.take of each one's stack, its frames on the device."""
         count = len(cuts)
-        rows, columns = np.zeros((2, count, size), np.int64)
+        rows, columns = np.empty((2, count, size), np.int64)
         first, more, dice = np.empty((count, len(cuts[0].moments)), np.int64), np.empty((count, 2), np.int64), []
         for i, (window, moments, halved, rolled) in enumerate(cuts):
             _, height, width, _ = window.clip.frames.shape
             step = 1 + halved
-            y, top = source(rolled.top, rolled.zoom, height // step, size)
-            x, left = source(rolled.left, rolled.zoom, width // step, size)
-            y, x = (np.arange(side // step)[line] for side, line in ((height, y), (width, x)))
-            rows[i, : len(y)], columns[i, : len(x)] = step * width * y, step * x
+            y, top = lines(rolled.top, rolled.zoom, height // step, size)
+            x, left = lines(rolled.left, rolled.zoom, width // step, size)
+            rows[i], columns[i] = step * width * y, step * x
             frames = window.start + window.stride * np.array(moments)
             first[i] = self.starts[window.clip.name] + height * width * frames
             more[i] = width * halved, int(halved)  # to the other pixels of a square of 2x2, or none

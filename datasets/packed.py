@@ -31,7 +31,7 @@ from utils import cli
 from utils.io import write_bytes
 
 from . import Sample
-from .transforms import FLOW_STEPS, FLOW_UNKNOWN, Augment, Raw, Stack, centre_crop, source
+from .transforms import FLOW_STEPS, FLOW_UNKNOWN, Augment, Raw, Stack, centre_crop, lines
 from .vimeo90k import TRAIN_LIST, Vimeo90K, read_list
 
 INDEX, FRAMES, FLOW, CHECKSUMS, SOURCES = "index.json", "frames.npy", "flow.npy", "checksums.npy", "sources.npy"
@@ -156,13 +156,12 @@ class Resident:
         size, rows, columns, dice = self.augment.size, [], [], []
         for index, epoch in keys:
             one = self.augment.dice(index, epoch, height, width)
-            (y, top), (x, left) = (source(a, one.zoom, n, size) for a, n in ((one.top, height), (one.left, width)))
-            for lines, line in ((rows, y), (columns, x)):
-                line = np.arange(line.start, line.stop) if isinstance(line, slice) else line
-                lines.append(np.pad(line, (0, size - len(line))))
+            (y, top), (x, left) = (lines(a, one.zoom, n, size) for a, n in ((one.top, height), (one.left, width)))
+            rows.append(y)
+            columns.append(x)
             dice.append(one._replace(top=top, left=left))
         index = torch.tensor([index for index, _ in keys], device=self.device)[:, None, None]
-        y, x = (torch.from_numpy(np.stack(lines)).to(self.device, non_blocking=True) for lines in (rows, columns))
+        y, x = (torch.from_numpy(np.stack(each)).to(self.device, non_blocking=True) for each in (rows, columns))
         frames = self.frames[index, :, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2, 4)
         flow = torch.empty((len(keys), 0), device=self.device)
         if self.flows is not None:

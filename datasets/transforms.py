@@ -178,6 +178,14 @@ def source(start: int, zoomed: bool, side: int, size: int) -> tuple[np.ndarray |
     return np.clip(np.arange(first, first + size // 2 + 2), 0, side - 1), start - 2 * first
 
 
+def lines(start: int, zoomed: bool, side: int, size: int) -> tuple[np.ndarray, int]:
+    """The same as (size,) numbers, to gather by; where fewer are needed the others are 0."""
+    line, first = source(start, zoomed, side, size)
+    line, result = np.arange(side)[line], np.zeros(size, np.int64)
+    result[: len(line)] = line
+    return result, first
+
+
 class Augment:
     """The recipe's augmentation of sample `index` in `epoch`: a stack becomes Raw, of which `finish` makes Samples of
     size x size, a batch at a time and on any device, as `apply` would. Only the pixels that a crop needs are read. The

@@ -112,7 +112,7 @@ def test_a_decoders_input_is_that_of_the_twin_and_strips_are_its_rows(kernel, ch
     torch.testing.assert_close(part.cpu(), expected[:, :, 5:12], atol=3e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("growth", [1, 0.75, 1.25, 2], ids=lambda growth: f"{growth}x")
+@pytest.mark.parametrize("growth", [1, 0.75, 1.25, 2, 4], ids=lambda growth: f"{growth}x")
 def test_the_last_blend_and_flow_are_those_of_the_twin(kernel, growth):
     kernel, device = kernel
     torch.manual_seed(0)

@@ -186,9 +186,9 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(vimeo, whole, tmp_path)
     assert_same(weights(whole), weights(tmp_path))
 
 
-def test_killed_at_seven_random_moments_and_always_resumed_is_uninterrupted(vimeo, whole, tmp_path, monkeypatch):
+def test_killed_at_ten_random_moments_and_always_resumed_is_uninterrupted(vimeo, whole, tmp_path, monkeypatch):
     """A run that is killed at random, each third time in the save that comes next, and gone on with until it is done;
-    as many of them as seven kills take."""
+    as many of them as ten kills take."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONWARNINGS", "ignore:resource_tracker")  # it tells what killed processes leave
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -201,12 +201,12 @@ def test_killed_at_seven_random_moments_and_always_resumed_is_uninterrupted(vime
     def save():
         return any((folder / "IFRNet_S").glob(f".*.{process.pid}.pth"))
 
-    while not done or kills < 7 or not in_saves:
+    while not done or kills < 10 or not in_saves:
         folder = tmp_path / str(kills) if done else folder
         args = train_vimeo90k.parser().parse_args(command(vimeo, folder, *options)[2:])
         process = forks.Process(target=train_vimeo90k.main, args=(args,))
         process.start()
-        process.join(random.uniform(0, seconds) if kills < 7 or not in_saves else None)
+        process.join(random.uniform(0, seconds) if kills < 10 or not in_saves else None)
         while kills % 3 == 2 and process.is_alive() and not save():
             time.sleep(0.001)
         process.kill()

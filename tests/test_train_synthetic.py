@@ -21,8 +21,6 @@ from losses.terms import flow_error
 from models.layers import warp
 from utils import checkpoint, io, metrics, training
 
-pytestmark = pytest.mark.usefixtures("one_thread")  # as in the processes that make batches
-
 
 @pytest.fixture(scope="module")
 def material():
@@ -74,7 +72,7 @@ def same(one, other):
     return all(torch.equal(a.nan_to_num(7), b.nan_to_num(7)) for a, b in zip(one, other))
 
 
-def test_batches_are_a_function_of_seed_and_iteration_whatever_the_workers(material):
+def test_batches_are_a_function_of_seed_and_iteration_whatever_the_workers(material, one_thread):
     windows = footage(clip("a"), clip("b", seed=1))
     here = take(script.Mixture(material, windows, 48, options(), start=0), 10)
     beside = take(script.Mixture(material, windows, 48, options(), start=0), 10, workers=2)
@@ -93,7 +91,7 @@ def test_footage_has_its_share_and_no_flow_and_scenes_have_theirs(material):
     assert torch.equal(k, k.round())  # k / (N - 1) for windows of 3, 5 or 9 frames
 
 
-def test_footage_read_beside_a_gpu_makes_the_same_batches(material):
+def test_footage_read_beside_a_gpu_makes_the_same_batches(material, one_thread):
     windows = footage(clip("a"), clip("b", seed=1))
     mixture = script.Mixture(material, windows, 48, options(), start=3)
     assert all(map(same, take(mixture, 6), take_beside(mixture, 6, workers=2)))
@@ -116,14 +114,17 @@ def test_footage_in_the_memory_of_a_device_makes_the_same_batches(material, tmp_
 
 
 def test_footage_is_held_where_a_gpu_has_room_for_it(monkeypatch):
-    held = []
+    held, gpu = [], torch.device("cuda")
     monkeypatch.setattr(clips, "Resident", lambda found, device: held.append(found) or "resident")
     found = [clip("a"), clip("b")]
     size = sum(one.frames.size for one in found)
     for free, expected in ((size / script.RESIDENT + 1, "resident"), (size / script.RESIDENT - 1, None)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2 * free))
-        assert script.on_device(iter(found), torch.device("cuda")) == expected
+        assert script.resident(footage(*found), options(workers=1), gpu) == expected
     assert held == [found]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * size, 10 * size))
+    assert script.resident(footage(*found), options(workers=1, clip_flow="dis"), gpu) is None  # made on the CPU
+    assert script.resident({}, options(workers=1), gpu) is None
 
 
 @pytest.mark.parametrize("real, unknown", [(0, 0), (1, 8)])
@@ -143,7 +144,7 @@ def test_half_of_the_windows_are_halved_where_a_crop_is_left(material):
     assert 15 < halved < 45
 
 
-def test_every_fourth_group_of_batches_is_one_of_the_next_stage(material):
+def test_every_fourth_group_of_batches_is_one_of_the_next_stage(material, one_thread):
     windows = footage(clip("a"))
     following = script.Mixture(material, windows, 48, options(), 0)
     mixture = script.Mixture(material, windows, 32, options(), 0, following)
@@ -154,7 +155,7 @@ def test_every_fourth_group_of_batches_is_one_of_the_next_stage(material):
         assert same(here[i], expected) and same(beside[i], expected) and same(on_gpu[i], expected)
 
 
-def test_effects_0_leaves_scenes_as_they_are_drawn_and_1_does_not(material):
+def test_effects_0_leaves_scenes_as_they_are_drawn_and_1_does_not(material, one_thread):
     scenes = synthetic.Synthetic(material, (96, 96), speed=4.0)
     seed = np.random.default_rng((0, 0, 0)).integers(2**62)
     scenes.random.manual_seed(int(seed))

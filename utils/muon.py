@@ -49,7 +49,9 @@ class Muon(torch.optim.Optimizer):
             momentum.copy_(torch.where(skipped, momentum, ahead))
             step = kernel.grad.lerp(ahead, MOMENTUM).flatten(1)  # Nesterov's
             steps.append(step.bfloat16() if self.half else step)
-        for kernel, turned in zip(kernels, all_orthogonal(steps)):
+        # On a GPU starting the kernels takes longer than they do; in float32 it is the arithmetic that counts.
+        at_once = self.half and skipped.is_cuda and steps
+        for kernel, turned in zip(kernels, together(steps) if at_once else map(orthogonal, steps)):
             length = self.param_groups[0]["lr"] * RMS * max(turned.shape) ** 0.5
             moved = kernel.add(turned.reshape(kernel.shape), alpha=-length)
             kernel.copy_(torch.where(skipped, kernel, moved))
@@ -57,15 +59,9 @@ class Muon(torch.optim.Optimizer):
         self.adamw.step()
 
 
-def all_orthogonal(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """Each of them as by `orthogonal`; on a GPU all at once: one by one, starting the kernels takes longer than they
-    do. Not so in float32, because together they are four times the arithmetic."""
-    half = bool(matrices) and matrices[0].dtype == torch.bfloat16
-    return together(matrices) if half and matrices[0].is_cuda else [orthogonal(matrix) for matrix in matrices]
-
-
 def together(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """Each of them as by `orthogonal`, as parts of equally large matrices that are zero elsewhere, and stay so."""
+    """Each of them as by `orthogonal`, as parts of equally large matrices that are zero elsewhere, and stay
+    so: up to four times the arithmetic."""
     lying = [_lying(matrix) for matrix in matrices]
     batch = lying[0].new_zeros(len(lying), *(max(matrix.shape[side] for matrix in lying) for side in (0, 1)))
     parts = [whole[: len(matrix), : matrix.shape[1]] for whole, matrix in zip(batch, lying)]
