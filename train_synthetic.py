@@ -102,23 +102,25 @@ class Mixture(IterableDataset):
     def goes_ahead(self, number: int) -> bool:
         return self.ahead is not None and number % FORETASTE == FORETASTE - 1
 
-    def windows(self, number: int) -> transforms.Raw | None:
-        """The footage of a group, on the CPU unless it is resident."""
+    def windows(self, number: int) -> transforms.Raw | clips.Places | None:
+        """The footage of a group; where it is resident, its places there."""
         if self.goes_ahead(number):
             return self.ahead.windows(number)
         _, rng = self.dice(number)
         cuts = [self.cut(rng) for _ in range(self.real)]
         if cuts and self.resident:
-            return self.resident.take(cuts, self.crop)
+            return self.resident.places(cuts, self.crop)
         return transforms.Raw(*map(torch.stack, zip(*map(self.read, cuts)))) if cuts else None
 
-    def group(self, number: int, real: transforms.Raw | None) -> Sample:
+    def group(self, number: int, real: transforms.Raw | clips.Places | None) -> Sample:
         """The scenes of a group, on the material's device, and its footage."""
         if self.goes_ahead(number):
             return self.ahead.group(number, real)
         self.source.random.manual_seed(self.dice(number)[0])
         parts = [self.source.batch(self.scenes, any_time=True)] if self.scenes else []
-        parts += [] if real is None else [transforms.finish(real, self.source.device)]
+        if real is not None:
+            raw = self.resident.take(real) if self.resident else real
+            parts.append(transforms.finish(raw, self.source.device))
         return self.effects(Sample(*map(torch.cat, zip(*parts))))
 
     def cut(self, rng: np.random.Generator) -> clips.Cut:
@@ -141,16 +143,19 @@ class Mixture(IterableDataset):
 
 
 class Footage(IterableDataset):
-    """The footage of a mixture alone, read by processes beside a GPU: a window takes a millisecond, and a batch has
+    """The footage of a mixture alone, for processes beside a GPU: to read a window takes a millisecond, a batch has
     tens of them."""
 
     def __init__(self, mixture: Mixture):
         self.mixture = copy.copy(mixture)
         self.mixture.source = self.mixture.effects = None  # what lies on a GPU stays out of other processes
+        if mixture.resident:
+            self.mixture.resident = copy.copy(mixture.resident)
+            self.mixture.resident.pixels = None
         if mixture.ahead:
             self.mixture.ahead = Footage(mixture.ahead).mixture
 
-    def __iter__(self) -> Iterator[transforms.Raw | None]:
+    def __iter__(self) -> Iterator[transforms.Raw | clips.Places | None]:
         return map(self.mixture.windows, own_groups(self.mixture.start))
 
 
@@ -285,7 +290,7 @@ def resident(footage: dict[int, list], args: argparse.Namespace, device: torch.d
     size = sum(int(np.prod(clip.frames.shape)) for clip in found)
     held = size <= RESIDENT * torch.cuda.mem_get_info(device)[0]
     if distributed.is_main():
-        print("footage is", "cut in the GPU's memory" if held else f"read by {args.workers} processes")
+        print("footage is", "in the GPU's memory" if held else f"read by {args.workers} processes")
     return clips.Resident(found, device) if held else None
 
 
@@ -390,9 +395,7 @@ def train(
         workers = workers if args.workers else {}
         if device.type == "cpu":
             return mixture.batches(DataLoader(mixture, batch_size=None, **workers))
-        # On a GPU scenes are made where they are used, and footage is cut there or read beside the training.
-        if held:
-            return mixture.batches(iter(mixture))
+        # On a GPU scenes are made where they are used; footage, or where it lies there, is found beside the training.
         real = repeat(None)
         if mixture.real or ahead and ahead.real:
             real = DataLoader(Footage(mixture), batch_size=None, pin_memory=True, **workers)
@@ -469,7 +472,7 @@ def parser() -> cli.Parser:
         "--workers",
         type=cli.whole,
         default=1,
-        help="processes that make batches, for a GPU of footage it cannot hold (%(default)s)",
+        help="processes that make batches, for a GPU the footage of them (%(default)s)",
     )
     add("--eval_interval", type=cli.positive, default=1000, help="iterations between validations (%(default)s)")
     add("--log_path", type=Path, default=Path("runs/synthetic"), help="folder of the run (default: %(default)s)")

@@ -15,6 +15,7 @@ from typing import BinaryIO, NamedTuple
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from utils import io
@@ -214,11 +215,21 @@ class Cut(NamedTuple):
         return Stack(frames, None, self.t)
 
 
+class Places(NamedTuple):
+    """Where crops lie in the pixels of a Resident. B: crops, N: their frames."""
+
+    first: Tensor  # (B, N), the first pixel of a frame
+    rows: Tensor  # (B, size), from there to a row
+    columns: Tensor  # (B, size), from there to a pixel
+    more: Tensor  # (B, 2), to the pixel below and to the one beside: of a square of 2x2, or the same
+    t: Tensor
+    dice: Tensor
+
+
 class Resident:
     """Clips in the memory of a device, which cuts a batch of windows out of it at once."""
 
     def __init__(self, clips: Sequence[Clip], device: torch.device):
-        self.device = device
         ends = np.cumsum([0, *(int(np.prod(clip.frames.shape[:3])) for clip in clips)]).tolist()
         self.starts = dict(zip((clip.name for clip in clips), ends))
         self.pixels = torch.empty(ends[-1], 3, dtype=torch.uint8, device=device)
@@ -228,8 +239,8 @@ class Resident:
                 self.pixels[place : place + len(part)] = part
                 place += len(part)
 
-    def take(self, cuts: Sequence[Cut], size: int) -> Raw:
-        """As transforms.take of each one's stack, its frames on the device."""
+    def places(self, cuts: Sequence[Cut], size: int) -> Places:
+        """Where the crops lie: all there is to do on the CPU. Another process, too, may do it."""
         count = len(cuts)
         rows, columns = np.empty((2, count, size), np.int64)
         first, more, dice = np.empty((count, len(cuts[0].moments)), np.int64), np.empty((count, 2), np.int64), []
@@ -243,15 +254,17 @@ class Resident:
             first[i] = self.starts[window.clip.name] + height * width * frames
             more[i] = width * halved, int(halved)  # to the other pixels of a square of 2x2, or none
             dice.append(rolled._replace(top=top, left=left))
-        rows, columns, first, more = (
-            torch.from_numpy(x).to(self.device, non_blocking=True) for x in (rows, columns, first, more)
-        )
+        t = torch.from_numpy(np.stack([cut.t for cut in cuts]))
+        return Places(*map(torch.from_numpy, (first, rows, columns, more)), t, torch.tensor(dice, dtype=torch.int64))
+
+    def take(self, places: Places) -> Raw:
+        """As transforms.take of each crop's stack, its frames on the device."""
+        first, rows, columns, more = (x.to(self.pixels.device, non_blocking=True) for x in places[:4])
         place = first[:, :, None, None] + rows[:, None, :, None] + columns[:, None, None]
         below, right = more[:, :, None, None, None].unbind(1)
         squares = (self.pixels[place + move].int() for move in (0, below, right, below + right))
         frames = ((sum(squares) + 2) >> 2).to(torch.uint8)
-        t = torch.from_numpy(np.stack([cut.t for cut in cuts]))
-        return Raw(frames, torch.empty(count, 0), t, torch.tensor(dice, dtype=torch.int64))
+        return Raw(frames, torch.empty(len(frames), 0), places.t, places.dice)
 
 
 def _sources(folder: Path) -> Iterator[Path]:
