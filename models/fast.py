@@ -24,7 +24,7 @@ from .ifrnet import LEVELS, IFRNet, Interpolation, Pair, check_frames, common_me
 from .layers import resize
 from .strips import by_rows, even
 
-ALIGNED = 8  # channels: 16 bytes in half precision, what a GPU reads at a time; cuDNN copies tensors with others
+ALIGNED = 8  # channels: what tensor cores read at a time; cuDNN copies tensors that have another number of them
 STRIP, LEAST_ROWS = 2**17, 32  # pixels and rows of a level that are worked on at a time on a CPU
 PAYS = 1e12  # see pays
 LARGE = 11  # inputs of fewer than 2^10 pixels have weights packed for their power of two: other layouts are best there
@@ -92,8 +92,8 @@ class Channels(NamedTuple):
         return whole.index_copy_(dim, torch.tensor(self.places, device=x.device), x)
 
 
-def in_eights(device: torch.device) -> bool:
-    """Whether channels are to come ALIGNED."""
+def by_cudnn(device: torch.device) -> bool:
+    """Whether cuDNN computes convolutions: it likes channels in eights, and does not add a bias itself."""
     return device.type == "cuda"
 
 
@@ -125,20 +125,23 @@ class Conv:
         outputs: Channels,
     ):
         self.transposed = isinstance(module, nn.ConvTranspose2d)
-        self.stride, self.padding = module.stride[0], list(module.padding)
+        self.stride, self.padding = list(module.stride), list(module.padding)
         weight = outputs.spread(inputs.spread(module.weight.detach(), 1 - self.transposed), int(self.transposed))
         self.weight = weight.to(**to, memory_format=torch.channels_last)
         self.bias = outputs.spread(module.bias.detach()).to(**to)
         slope = None if act is None else outputs.spread(act.weight.detach())
         self.slope = None if slope is None else slope.to(self.weight.device, torch.float32)
         self.packs = packs(self.weight.device, to["dtype"])
-        self.packed: dict[int | tuple, Tensor] = {}
+        self.packed: dict[int, Tensor] = {}
+        # PyTorch adds a bias in a pass of its own after cuDNN, which the activation can save.
+        self.late = self.bias if act is not None and by_cudnn(self.weight.device) else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The convolution alone."""
+        """The convolution alone; without its bias where `late` is to be added by the activation."""
         function = F.conv_transpose2d if self.transposed else F.conv2d
         if not self.packs:
-            y = function(x, self.weight, self.bias, self.stride, self.padding)
+            bias = self.bias if self.late is None else None
+            y = function(x, self.weight, bias, self.stride, self.padding)
             return y.contiguous(memory_format=torch.channels_last)  # cuDNN's is, other libraries' may not be
         if x.shape[-1] < NARROW:
             whole = (tensor.float() for tensor in (x, self.weight, self.bias))
@@ -147,20 +150,20 @@ class Conv:
         size = min((x.shape[-2] * x.shape[-1]).bit_length(), LARGE)
         if size not in self.packed:
             self.packed[size] = self._pack(list(x.shape))
-        ones, zeros, stride, nothing = [1, 1], [0, 0], 2 * [self.stride], ("none", [], "")
+        ones, zeros, nothing = [1, 1], [0, 0], ("none", [], "")
         if self.transposed:
-            function, shape = torch.ops.mkldnn._convolution_transpose_pointwise, (self.padding, zeros, stride)
+            function, shape = torch.ops.mkldnn._convolution_transpose_pointwise, (self.padding, zeros, self.stride)
         else:
-            function, shape = torch.ops.mkldnn._convolution_pointwise, (self.padding, stride)
+            function, shape = torch.ops.mkldnn._convolution_pointwise, (self.padding, self.stride)
         return function(x, self.packed[size], self.bias, *shape, ones, 1, *nothing)
 
     def _pack(self, size: list[int]) -> Tensor:
         """The weights as oneDNN wants them for a size of input; at another it may reorder them in every call."""
-        ones, zeros, stride = [1, 1], [0, 0], 2 * [self.stride]
+        ones, zeros = [1, 1], [0, 0]
         if self.transposed:
             pack = torch.ops.mkldnn._reorder_convolution_transpose_weight
-            return pack(self.weight, self.padding, zeros, stride, ones, 1, size)
-        return torch.ops.mkldnn._reorder_convolution_weight(self.weight, self.padding, stride, ones, 1, size)
+            return pack(self.weight, self.padding, zeros, self.stride, ones, 1, size)
+        return torch.ops.mkldnn._reorder_convolution_weight(self.weight, self.padding, self.stride, ones, 1, size)
 
 
 def as_convolution(up: nn.ConvTranspose2d) -> nn.Conv2d:
@@ -191,7 +194,7 @@ class FastDecoder:
 
     def __init__(self, decoder: nn.Module, level: int, to: dict, feature: Channels, below: Channels | None):
         first, block, up = decoder.convblock
-        unit, self.side = ALIGNED if in_eights(to["device"]) else 1, block.split[1]
+        unit, self.side = ALIGNED if by_cudnn(to["device"]) else 1, block.split[1]
         count = 2 if level == LEVELS else 3  # features: of both frames, and of the frame between
         rest = first[0].in_channels - count * len(feature.places)  # the time, or the flows
         places = [k * feature.total + place for k in range(count) for place in feature.places]
@@ -215,22 +218,23 @@ class FastDecoder:
         return [self.first, *self.block, self.conv5, self.up]
 
     def __call__(self, kernel: kernels.Eager, x: Tensor) -> Tensor:
-        return self._refined(kernel, kernel.convolve(self.first, x))
+        return self._refined(kernel, kernel.prelu(self.first(x), self.first.slope, self.first.late))
 
     def refine(
         self, kernel: kernels.Eager, answer: Tensor, flow: Tensor, f0: Tensor, f1: Tensor, top: int = 0
     ) -> Tensor:
         """See IFRNet.refine."""
         x = kernel.join(answer, flow, f0, f1, self.inputs, top)
-        x = kernel.convolve(self.first, x)  # one name: what has been read is let go
+        x = kernel.prelu(self.first(x), self.first.slope, self.first.late)  # one name: what has been read is let go
         return self._refined(kernel, x)
 
     def _refined(self, kernel: kernels.Eager, x: Tensor) -> Tensor:
         y = x
         for wide, narrow in (self.block[:2], self.block[2:]):
-            y, side = kernel.convolve(wide, y, tail=self.side)
-            kernel.convolve(narrow, side, into=y)
-        return kernel.convolve(self.up, kernel.convolve(self.conv5, y, add=x))
+            y = wide(y)
+            side = kernel.prelu(y, wide.slope, wide.late, tail=self.side)
+            kernel.prelu(narrow(side), narrow.slope, narrow.late, into=y)
+        return self.up(kernel.prelu(self.conv5(y), self.conv5.slope, self.conv5.late, add=x))
 
 
 class FastIFRNet:
@@ -247,7 +251,7 @@ class FastIFRNet:
             raise ValueError(f"fast mode is for networks with PReLU, not {model.act}; go without it")
         self.dtype = dtype
         self.kernel = kernels.choose(device, dtype)
-        to, unit = {"device": device, "dtype": dtype}, ALIGNED if in_eights(device) else 1
+        to, unit = {"device": device, "dtype": dtype}, ALIGNED if by_cudnn(device) else 1
         self.encoder, features, before = [], [None], at_front(3, 1)
         for stage in model.encoder.children():
             feature = at_front(stage[0][0].out_channels, unit)
@@ -285,7 +289,7 @@ class FastIFRNet:
 
     def _stage(self, convs: list[Conv], x: Tensor, top: int = 0) -> Tensor:
         for conv in convs:
-            x = self.kernel.convolve(conv, x.contiguous(memory_format=torch.channels_last))
+            x = self.kernel.prelu(conv(x.contiguous(memory_format=torch.channels_last)), conv.slope, conv.late)
         return x
 
     @torch.inference_mode()

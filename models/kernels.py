@@ -38,29 +38,22 @@ class Eager:
         """Both frames minus `mean`, one after the other along the batch. mean: (B, 1, 1, 1)."""
         return torch.cat([img0 - mean, img1 - mean]).to(dtype, memory_format=torch.channels_last)
 
-    def convolve(
-        self, conv: "Conv", x: Tensor, add: Tensor | None = None, into: Tensor | None = None, tail: int = 0
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """A convolution of fast.py and the PReLU after it, of their sum with `add`, into the last channels of `into`;
-        each where there is one.
-
-        The result is the tensor written to; with `tail`, that and its last `tail` channels once more, which need not
-        have been written to the first.
-        """
-        y = conv(x)
-        if conv.slope is None:
-            return y
-        out = self.prelu(y, conv.slope, add, into, tail)
-        return (y, out) if tail else out
-
     def prelu(
-        self, x: Tensor, slope: Tensor, add: Tensor | None = None, into: Tensor | None = None, tail: int = 0
+        self,
+        x: Tensor,
+        slope: Tensor,
+        bias: Tensor | None = None,
+        add: Tensor | None = None,
+        into: Tensor | None = None,
+        tail: int = 0,
     ) -> Tensor:
-        """PReLU of x (+ add), written over x, or over the last channels of `into`. slope: float32, one a channel.
+        """PReLU of x (+ bias + add), written over x, or over the last channels of `into`. slope, bias: one a channel;
+        slope is float32; there is no bias on CPUs, where convolutions add it.
 
         The result is the tensor written to; with `tail`, a copy of its last `tail` channels.
         """
-        whole = x if add is None else x.float() + add.float()
+        whole = x if bias is None else x.float() + bias.float()[:, None, None]
+        whole = whole if add is None else whole.float() + add.float()
         y = F.prelu(whole.float(), slope).to(x.dtype)
         out = x if into is None else into
         out[:, -x.shape[1] :] = y
@@ -141,7 +134,8 @@ class Native(Eager):
             self.call("prepare", img.contiguous(), mean.contiguous(), out, batch, height * width)
         return both
 
-    def prelu(self, x, slope, add=None, into=None, tail=0):
+    def prelu(self, x, slope, bias=None, add=None, into=None, tail=0):
+        assert bias is None, "convolutions add it"
         pixels, channels = x.numel() // x.shape[1], x.shape[1]
         side = empty(x, tail) if tail else None
         out = x if into is None else into

@@ -2,24 +2,20 @@
 there is a GPU; needs the package triton."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .kernels import Eager, empty
 
-PIXELS = 256  # that one program works on
+VALUES, PIXELS = 1024, 256  # that one program works on, where it goes by values and where by pixels
 TILE = 4096  # values of a program of `join`: pixels times channels
-FEW = 40_000  # pixels that a convolution answers with: see tiles_for
 
 
 class Triton(Eager):
-    """The kernels on a GPU. Convolutions of half precision are ours too: cuDNN's are slow where channels are few, and
-    leave bias, sum and activation to passes over memory of their own."""
+    """The kernels on a GPU."""
 
     one_pass = True
 
@@ -35,44 +31,21 @@ class Triton(Eager):
             )
         return out
 
-    def convolve(self, conv, x, add=None, into=None, tail=0):
-        if not multiplies(x):
-            return super().convolve(conv, x, add, into, tail)
-        batch, channels, height, width = x.shape
-        up, outputs = 1 + conv.transposed, conv.weight.shape[int(conv.transposed)]
-        stride = 1 if conv.transposed else conv.stride
-        rows, columns = triton.cdiv(height, stride), triton.cdiv(width, stride)
-        total, tiles = batch * rows * columns, tiles_for(batch * rows * columns, outputs)
-        if tiles not in conv.packed:
-            conv.packed[tiles] = lay_out(conv.weight, conv.transposed, tiles)
-        weight = conv.packed[tiles]
-        shape = (batch, outputs, up * rows, up * columns)
-        if into is None:
-            into = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-        over = empty(into, tail) if tail else into
-        x = x.contiguous(memory_format=torch.channels_last)
+    def prelu(self, x, slope, bias=None, add=None, into=None, tail=0):
+        out = x if into is None else into
+        side = empty(x, tail) if tail else x
+        channels = x.shape[1]
         with torch.cuda.device_of(x):
-            _convolve[(triton.cdiv(total, tiles.pixels), weight.shape[-1] // (tiles.wide + tiles.narrow), up * up)](
-                *(x, weight, conv.bias, weight if conv.slope is None else conv.slope, x if add is None else add),
-                *(into[:, -outputs:], over, total, height, width, rows, columns),
-                CHANNELS=channels,
-                OUTPUTS=outputs,
-                PITCH=into.shape[1],
-                ACROSS=weight.shape[-1],
-                SIDE=2 if conv.transposed else 3,
-                STRIDE=stride,
-                UP=up,
-                PRELU=conv.slope is not None,
+            _prelu[(triton.cdiv(x.numel(), VALUES),)](
+                *(x, x if add is None else add, slope, slope if bias is None else bias),
+                *(out[:, -channels:], side, x.numel(), out.shape[1]),
                 ADD=add is not None,
+                BIAS=bias is not None,
+                CHANNELS=channels,
                 TAIL=tail,
-                PIXELS=tiles.pixels,
-                WIDE=tiles.wide,
-                NARROW=tiles.narrow,
-                STEP=tiles.step,
-                num_warps=tiles.warps,
-                num_stages=tiles.stages,
+                VALUES=VALUES,
             )
-        return (into, over) if tail else into
+        return side if tail else out
 
     def step(self, answer, coarse):
         batch, channels, height, width = answer.shape
@@ -193,151 +166,36 @@ def _census(
     tl.store(distance + i, far, mask=there)
 
 
-def multiplies(x: Tensor) -> bool:
-    """Whether these kernels have a use for the tensor cores: not for float32, nor on GPUs before Ampere."""
-    return x.dtype != torch.float32 and (not x.is_cuda or torch.cuda.get_device_capability(x.device) >= (8, 0))
-
-
-class Tiles(NamedTuple):
-    """The part of a convolution that one program computes: so many output pixels, and of their channels a power of two
-    and another, or none, beside it. step: values of a pixel's surroundings that are multiplied at a time; stages: of
-    these steps, how many are on their way from memory."""
-
-    pixels: int
-    wide: int
-    narrow: int
-    step: int
-    warps: int
-    stages: int
-
-
-def tiles_for(pixels: int, outputs: int) -> Tiles:
-    """The quickest tiles for so many output pixels and channels, as measured on an H200."""
-    if pixels < FEW:  # smaller ones, that all of the GPU has something to do
-        outputs = triton.cdiv(outputs, triton.cdiv(outputs, 96))
-        return Tiles(64, *_two_powers(outputs), 64, 4, 4)
-    wide, narrow = _two_powers(outputs)
-    return Tiles(128, wide, narrow, 32, 4 if wide + narrow <= 128 else 8, 4)
-
-
-def _two_powers(count: int) -> tuple[int, int]:
-    """A power of two and another, or 0, that together are `count` or little more; both are 16 or more."""
-    wide = max(1 << (count.bit_length() - 1), 16)
-    narrow = 0 if wide >= count else max(triton.next_power_of_2(count - wide), 16)
-    return (wide + narrow, 0) if wide == narrow else (wide, narrow)
-
-
-def lay_out(weight: Tensor, transposed: bool, tiles: Tiles) -> Tensor:
-    """The kernels of a convolution, (4 or 1, values of a pixel's surroundings, outputs), with zeros up to whole tiles.
-
-    Of a transposed one, of side 4 and stride 2, the pixels of even and odd rows and columns are four convolutions of
-    side 2: the even ones read taps 3 and 1, the odd ones 2 and 0.
-    """
-    if transposed:
-        taps = torch.tensor([[3, 1], [2, 0]], device=weight.device)
-        weight = weight[:, :, taps][..., taps].permute(2, 4, 3, 5, 0, 1).flatten(0, 1)
-    else:
-        weight = weight.permute(2, 3, 1, 0)[None]
-    weight = weight.flatten(1, 3)
-    wanted = [triton.cdiv(weight.shape[k], unit) * unit for k, unit in ((1, tiles.step), (2, tiles.wide + tiles.narrow))]
-    return F.pad(weight, (0, wanted[1] - weight.shape[2], 0, wanted[0] - weight.shape[1])).contiguous()
-
-
-@triton.jit(do_not_specialize=["total", "height", "width", "rows", "columns"])  # one kernel for all sizes
-def _convolve(
+@triton.jit
+def _prelu(
     x,
-    weight,
-    bias,
-    slope,
     add,
+    slope,
+    bias,
     out,
     tail,
     total,
-    height,
-    width,
-    rows,
-    columns,
+    stride,
+    ADD: tl.constexpr,
+    BIAS: tl.constexpr,
     CHANNELS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-    PITCH: tl.constexpr,
-    ACROSS: tl.constexpr,
-    SIDE: tl.constexpr,
-    STRIDE: tl.constexpr,
-    UP: tl.constexpr,
-    PRELU: tl.constexpr,
-    ADD: tl.constexpr,
     TAIL: tl.constexpr,
-    PIXELS: tl.constexpr,
-    WIDE: tl.constexpr,
-    NARROW: tl.constexpr,
-    STEP: tl.constexpr,
+    VALUES: tl.constexpr,
 ):
-    """A matrix product of the pixels' surroundings, gathered on the way, and the weights; then bias, sum and PReLU.
-
-    PITCH: channels of a pixel of `out`; ACROSS: outputs of the weights as they are laid out.
-    """
-    p = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
-    odd_y, odd_x = tl.program_id(2) // UP, tl.program_id(2) % UP
-    n, r, c = p // (rows * columns), (p // columns % rows).to(tl.int32), (p % columns).to(tl.int32)
-    top, left = r * STRIDE - 1 + odd_y, c * STRIDE - 1 + odd_x
-    base = ((n * height + top) * width + left) * CHANNELS
-    values: tl.constexpr = SIDE * SIDE * CHANNELS
-    steps: tl.constexpr = (values + STEP - 1) // STEP
-    first = tl.program_id(1) * (WIDE + NARROW)
-    weight += tl.program_id(2) * steps * STEP * ACROSS + first
-    there = p < total
-    sums = tl.full([PIXELS, WIDE], 0, tl.float32)
-    if NARROW > 0:
-        others = tl.full([PIXELS, NARROW], 0, tl.float32)
-    for step in range(steps):
-        k = step * STEP + tl.arange(0, STEP)
-        tap, channel = k // CHANNELS, k % CHANNELS
-        dy, dx = tap // SIDE, tap % SIDE
-        y, z = top[:, None] + dy[None, :], left[:, None] + dx[None, :]
-        inside = there[:, None] & (k < values)[None, :] & (y >= 0) & (y < height) & (z >= 0) & (z < width)
-        around = tl.load(x + base[:, None] + ((dy * width + dx) * CHANNELS + channel)[None, :], mask=inside, other=0)
-        of_k = weight + (k * ACROSS)[:, None]
-        sums = tl.dot(around, tl.load(of_k + tl.arange(0, WIDE)[None, :]), sums)
-        if NARROW > 0:
-            others = tl.dot(around, tl.load(of_k + WIDE + tl.arange(0, NARROW)[None, :]), others)
-    place = (n * rows * UP + r * UP + odd_y) * columns * UP + c * UP + odd_x
-    channel = first + tl.arange(0, WIDE)
-    _finish(sums, channel, place, there, bias, slope, add, out, tail, OUTPUTS, PITCH, PRELU, ADD, TAIL)
-    if NARROW > 0:
-        channel = first + WIDE + tl.arange(0, NARROW)
-        _finish(others, channel, place, there, bias, slope, add, out, tail, OUTPUTS, PITCH, PRELU, ADD, TAIL)
-
-
-@triton.jit
-def _finish(
-    value,
-    channel,
-    place,
-    there,
-    bias,
-    slope,
-    add,
-    out,
-    tail,
-    OUTPUTS: tl.constexpr,
-    PITCH: tl.constexpr,
-    PRELU: tl.constexpr,
-    ADD: tl.constexpr,
-    TAIL: tl.constexpr,
-):
-    known = channel < OUTPUTS
-    inside = there[:, None] & known[None, :]
-    value += tl.load(bias + channel, mask=known, other=0).to(tl.float32)[None, :]
+    i = tl.program_id(0).to(tl.int64) * VALUES + tl.arange(0, VALUES)
+    inside = i < total
+    pixel, channel = i // CHANNELS, i % CHANNELS
+    value = tl.load(x + i, mask=inside, other=0).to(tl.float32)
+    if BIAS:
+        value += tl.load(bias + channel, mask=inside, other=0).to(tl.float32)
     if ADD:
-        value += tl.load(add + place[:, None] * OUTPUTS + channel[None, :], mask=inside, other=0).to(tl.float32)
-    if PRELU:
-        value = tl.where(value > 0, value, value * tl.load(slope + channel, mask=known, other=0)[None, :])
+        value += tl.load(add + i, mask=inside, other=0).to(tl.float32)
+    value = tl.where(value > 0, value, value * tl.load(slope + channel, mask=inside, other=0))
     value = value.to(out.dtype.element_ty)
-    before = OUTPUTS - TAIL
-    tl.store(out + place[:, None] * PITCH + channel[None, :], value, mask=inside & (channel < before)[None, :])
+    tl.store(out + pixel * stride + channel, value, mask=inside)
     if TAIL > 0:
-        over = tail + place[:, None] * TAIL + (channel - before)[None, :]
-        tl.store(over, value, mask=inside & (channel >= before)[None, :])
+        late = channel - (CHANNELS - TAIL)
+        tl.store(tail + pixel * TAIL + late, value, mask=inside & (late >= 0))
 
 
 @triton.jit

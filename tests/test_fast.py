@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT, formula_image, formula_weights, triton_kernels
-from torch import nn
 
 import demo_2x
 import demo_8x
@@ -68,6 +67,16 @@ def last(tensor, device=CPU):
 # Every kernel against its eager twin. Sizes are no multiples of what a program works on at a time.
 
 
+def test_both_frames_are_prepared_as_by_the_twin(kernel):
+    kernel, device = kernel
+    torch.manual_seed(0)
+    img0, img1, mean = torch.rand(2, 3, 11, 25), torch.rand(2, 3, 11, 25), torch.rand(2, 1, 1, 1)
+    expected = kernels.Eager().prepare(img0, img1, mean, torch.float32)
+    got = kernel.prepare(*(x.to(device) for x in (img0, img1, mean)), torch.float32)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(got.cpu(), expected, atol=1e-7, rtol=0)
+
+
 @pytest.mark.parametrize("channels", [3, 24, 37])
 def test_prelu_is_pytorchs_in_place_and_hands_back_the_last_channels(kernel, channels):
     kernel, device = kernel
@@ -79,50 +88,13 @@ def test_prelu_is_pytorchs_in_place_and_hands_back_the_last_channels(kernel, cha
     torch.testing.assert_close(tail.cpu(), F.prelu(x, slope)[:, -2:])
     assert kernel.prelu(y := last(x, device), slope.to(device), add=last(more, device)) is y
     torch.testing.assert_close(y.cpu(), F.prelu(x + more, slope))
+    if not isinstance(kernel, kernels.Native):
+        bias, y = torch.randn(channels), last(x, device)
+        kernel.prelu(y, slope.to(device), bias.to(device), add=last(more, device))
+        torch.testing.assert_close(y.cpu(), F.prelu(x + bias[:, None, None] + more, slope))
     whole = torch.randn(2, channels + 5, 11, 13)
     kernel.prelu(last(x, device), slope.to(device), into=(y := last(whole, device)))
     torch.testing.assert_close(y.cpu(), torch.cat([whole[:, :5], F.prelu(x, slope)], 1))
-
-
-CONVOLUTIONS = {  # inputs, outputs, stride; of the first a transposed one, too
-    "one tile": (16, 32, 1),
-    "two tiles beside each other": (24, 72, 1),
-    "more outputs than the tiles are wide": (8, 168, 1),
-    "few inputs": (3, 24, 2),
-    "odd numbers": (21, 13, 2),
-}
-
-
-@pytest.mark.parametrize("tiles", [None, (64, 32, 0, 32, 4, 3), (128, 32, 16, 64, 4, 3)])
-@pytest.mark.parametrize("inputs, outputs, stride", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
-def test_a_convolution_in_half_precision_is_pytorchs(inputs, outputs, stride, tiles, monkeypatch):
-    kernel, device = triton()
-    if tiles:
-        module, _ = triton_kernels()
-        monkeypatch.setattr(module, "tiles_for", lambda *_: module.Tiles(*tiles))
-    torch.manual_seed(0)
-    to, lie = {"device": device, "dtype": torch.float16}, [fast.at_front(count, 1) for count in (inputs, outputs)]
-    conv = nn.Conv2d(inputs, outputs, 3, stride, 1)
-    up, act = nn.ConvTranspose2d(inputs, outputs, 4, 2, 1), nn.PReLU(outputs)
-    nn.init.uniform_(act.weight, -0.5, 0.5)
-    x = last(torch.randn(2, inputs, 9, 13).half(), device)
-    exact, close = x.float().cpu(), {"atol": 2e-3, "rtol": 2e-3}  # half precision of the weights and of the result
-    with torch.inference_mode():
-        y = conv(exact)
-        more, whole = (last(torch.randn(2, count, *y.shape[-2:]).half(), device) for count in (outputs, outputs + 5))
-        plain, active = fast.Conv(conv, None, to, *lie), fast.Conv(conv, act, to, *lie)
-        torch.testing.assert_close(kernel.convolve(plain, x).float().cpu(), y, **close)
-        torch.testing.assert_close(kernel.convolve(active, x).float().cpu(), act(y), **close)
-        added = kernel.convolve(active, x, add=more)
-        torch.testing.assert_close(added.float().cpu(), act(y + more.float().cpu()), **close)
-        out, tail = kernel.convolve(active, x, tail=8)
-        torch.testing.assert_close(torch.cat([out[:, :-8], tail], 1).float().cpu(), act(y), **close)
-        before = whole[:, :5].clone()
-        assert kernel.convolve(active, x, into=whole) is whole and torch.equal(whole[:, :5], before)
-        torch.testing.assert_close(whole[:, 5:].float().cpu(), act(y), **close)
-        enlarged = kernel.convolve(fast.Conv(up, None, to, *lie), x)
-        torch.testing.assert_close(enlarged.float().cpu(), up(exact), **close)
-    assert all(z.is_contiguous(memory_format=torch.channels_last) for z in (out, tail, enlarged))
 
 
 @pytest.mark.parametrize("size", [(2, 2), (14, 22), (6, 40)])
@@ -194,12 +166,11 @@ def test_a_transposed_convolution_is_a_convolution_and_a_shuffle():
 
 
 @pytest.mark.parametrize("make", [lambda: (kernels.Eager(), CPU), triton], ids=["twins", "triton"])
-def test_how_channels_lie_on_a_gpu_changes_nothing(small, make, monkeypatch):
+def test_how_channels_and_biases_lie_on_a_gpu_changes_nothing(small, make, monkeypatch):
     kernel, device = make()
-    monkeypatch.setattr(fast, "in_eights", lambda device: True)
+    monkeypatch.setattr(fast, "by_cudnn", lambda device: True)
     monkeypatch.setattr(fast, "packs", lambda *_: False)
-    half = make is triton
-    quick = fast.FastIFRNet(small, device, torch.float16 if half else torch.float32)
+    quick = fast.FastIFRNet(small, device, torch.float32)
     quick.kernel = kernel
     counts = {side for conv in quick.convs for side in conv.weight.shape[:2]}
     assert {count % fast.ALIGNED for count in counts - {3}} == {0} and 56 in counts  # IFRNet_S has 54
@@ -207,7 +178,8 @@ def test_how_channels_lie_on_a_gpu_changes_nothing(small, make, monkeypatch):
     with torch.inference_mode():
         expected = small(img0, img1, SEVERAL).imgt
     pair = quick.encode(img0.to(device), img1.to(device))
-    assert psnr(quick.decode(pair, SEVERAL).imgt.cpu(), expected) > (60 if half else 110)
+    least = 110 if device == CPU else 50  # a GPU rounds in convolutions (TF32)
+    assert psnr(quick.decode(pair, SEVERAL).imgt.cpu(), expected) > least
 
 
 @pytest.mark.parametrize("size", [(64, 96), (48, 16), (16, 16)])
@@ -518,18 +490,6 @@ def test_on_a_gpu_the_interpolator_is_quick_in_half_precision(small):
         assert psnr(call(img0, img1, [0.3, 0.5]), expected) > 50
 
 
-@pytest.mark.gpu
-@gpu
-def test_on_a_gpu_large_motion_is_as_exact_as_small(small):
-    """See test_wide_frames_and_large_motion_are_as_exact_as_small_ones, which says what would be seen."""
-    texture = formula_image(32, 4196, 5)
-    texture = (texture + 0.2 * torch.rand(texture.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
-    pair = texture[..., 100:], texture[..., :-100]
-    model = far(small, 100.0)
-    expected = models.Interpolator(model, "cuda")(*pair)
-    assert psnr(models.Interpolator(model, "cuda", mode="fast")(*pair), expected) > 48
-
-
 def test_the_triton_kernels_compile_for_gpus_that_are_not_here():
     pytest.importorskip("triton")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -548,12 +508,11 @@ from models import triton_kernels
 
 floats = ("slope", "coarse", "flow", "img0", "img1", "mean", "in_x", "in_y", "distance")
 pointers = dict.fromkeys(floats, "*fp32") | {{"growth": "fp32"}}
-halves = dict.fromkeys(("x", "weight", "bias", "add", "out", "tail", "answer", "f0", "f1"), "*fp16")
+halves = dict.fromkeys(("x", "add", "bias", "out", "tail", "answer", "f0", "f1"), "*fp16")
 constants = dict(ADD=True, COARSE=True, ENLARGED=0, CHANNELS=24, TAIL=8, VALUES=1024, PIXELS=128, LANES=32, WIDTH=80)
-constants |= dict(ANSWER=32, IN_X=True, IN_Y=True, BORDER=3)
-constants |= dict(OUTPUTS=72, SIDE=3, STRIDE=1, UP=1, PRELU=True, WIDE=64, NARROW=16, STEP=64)
+constants |= dict(BIAS=True, ANSWER=32, IN_X=True, IN_Y=True, BORDER=3)
 count = 0
-names = ("_convolve", "_prepare", "_step", "_join", "_blend", "_blend", "_census")
+names = ("_prelu", "_prepare", "_step", "_join", "_blend", "_blend", "_census")
 for kernel in (getattr(triton_kernels, name) for name in names):
     constants["ENLARGED"] = count == 5
     kinds = dict.fromkeys(kernel.arg_names, "i32") | dict.fromkeys(constants, "constexpr") | pointers | halves
