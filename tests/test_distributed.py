@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -33,18 +34,13 @@ def main(args):
     with open(f"{{args.out}}/{{answer['main']}}.json", "w") as file:
         json.dump(answer, file)
 
+parser = cli.Parser("two ranks")
+distributed.add_options(parser)
+cli.add_device(parser)
+parser.add_argument("--out")
 if __name__ == "__main__":
-    parser = cli.Parser("two ranks")
-    distributed.add_options(parser)
-    cli.add_device(parser)
-    parser.add_argument("--out")
     cli.run(main, parser)
 """
-
-
-def launch(command: list[str], **env: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **env}
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, timeout=120)
 
 
 @pytest.fixture
@@ -54,10 +50,19 @@ def script(tmp_path):
     return path
 
 
+@pytest.fixture
+def alone(script, tmp_path, typed):
+    """Run the script in this process, which no launcher started."""
+    names = runpy.run_path(str(script))
+    return lambda *options: typed(names["main"], names["parser"], "--device", "cpu", "--out", tmp_path, *options)
+
+
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_ranks_share_all_and_know_all_under_both_launchers(script, tmp_path, launcher):
     options = ["--world-size", "2", "--device", "cpu", "--out", str(tmp_path)]
-    done = launch(["-m", launcher, "--standalone", "--nproc_per_node=2", str(script), *options])
+    command = [sys.executable, "-m", launcher, "--standalone", "--nproc_per_node=2", str(script), *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
     main, other = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("True", "False"))
     assert main["shared"] == other["shared"] == [5, 5]
@@ -67,20 +72,20 @@ def test_two_ranks_share_all_and_know_all_under_both_launchers(script, tmp_path,
     assert main["total"] == other["total"] == {"n": 5, "tenths": pytest.approx(0.2, abs=1e-12)}
 
 
-def test_without_a_launcher_the_one_rank_has_everything(script, tmp_path):
-    done = launch([str(script), "--device", "cpu", "--out", str(tmp_path), "--world_size", "1"])
-    assert done.returncode == 0, done.stderr
-    alone = json.loads((tmp_path / "True.json").read_text())
-    assert alone["world"] == 1 and alone["share"] == list("abcde") and alone["total"]["n"] == 5
+def test_without_a_launcher_the_one_rank_has_everything(alone, tmp_path):
+    done = alone("--world_size", "1")
+    assert done.status == 0, done.err
+    answer = json.loads((tmp_path / "True.json").read_text())
+    assert answer["world"] == 1 and answer["share"] == list("abcde") and answer["total"]["n"] == 5
 
 
 @pytest.mark.parametrize(
     ("options", "named"),
     [(["--world_size", "4"], "--nproc_per_node=4"), (["--local_rank", "3"], "LOCAL_RANK=0")],
 )
-def test_options_that_contradict_the_launcher_are_one_line(script, tmp_path, options, named):
-    done = launch([str(script), "--device", "cpu", "--out", str(tmp_path), *options])
-    assert done.returncode == 2 and named in done.stderr and len(done.stderr.splitlines()) == 1
+def test_options_that_contradict_the_launcher_are_one_line(alone, tmp_path, options, named):
+    done = alone(*options)
+    assert done.status == 2 and named in done.err and len(done.err.splitlines()) == 1
     assert not list(tmp_path.glob("*.json"))
 
 
