@@ -1,11 +1,11 @@
 """Exports: the frames of the network, in another runtime, at sizes and times that the export did not see."""
 
-import subprocess
+import runpy
 import sys
 
 import pytest
 import torch
-from conftest import ROOT, formula_image, formula_weights
+from conftest import formula_image, formula_weights
 
 import models
 from models import export
@@ -100,6 +100,7 @@ def test_of_weights_that_ignore_t_it_says_so(model, tmp_path, capsys):
     assert "t = 0.5 alone" in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore:'models.export' found in sys.modules")
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
@@ -110,12 +111,14 @@ def test_of_weights_that_ignore_t_it_says_so(model, tmp_path, capsys):
         ("--check", "net.pt2", "--providers: are of onnxruntime, which does not run"),
     ],
 )
-def test_what_is_wrong_ends_in_one_line(tmp_path, option, value, words):
+def test_what_is_wrong_ends_in_one_line(tmp_path, monkeypatch, capsys, option, value, words):
     value = value if option in ("--format", "--size") else str(tmp_path / value)
-    command = [sys.executable, "-m", "models.export", option, value]
-    command += ["--providers", "CPUExecutionProvider"] if option == "--check" else []
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and words in done.stderr
+    more = ["--providers", "CPUExecutionProvider"] if option == "--check" else []
+    monkeypatch.setattr(sys, "argv", ["export.py", option, value, *more])
+    with pytest.raises(SystemExit) as stopped:  # as python -m models.export, without a start to wait for
+        runpy.run_module("models.export", run_name="__main__")
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1 and words in error
     assert not list(tmp_path.iterdir())
 
 
