@@ -157,10 +157,28 @@ def assert_same(one, two, tolerance=0.0):
         torch.testing.assert_close(one[name], two[name], atol=tolerance, rtol=0)
 
 
-def test_killed_and_resumed_is_uninterrupted_bit_for_bit(vimeo, whole, tmp_path):
+@pytest.fixture
+def begin(monkeypatch):
+    """Begin a run in a process of its own, soon: one process imports, all others are its copies."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore:resource_tracker")  # it tells what killed processes leave
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(["train_vimeo90k", "torch.utils.tensorboard"])
+
+    def begin(*args):
+        options = train_vimeo90k.parser().parse_args(command(*args)[2:])
+        process = forks.Process(target=train_vimeo90k.main, args=(options,))
+        process.start()
+        return process
+
+    return begin
+
+
+def test_killed_and_resumed_is_uninterrupted_bit_for_bit(vimeo, whole, tmp_path, begin, capsys):
     """Killed with no chance to save: in the first save, in a later one, and a moment after one, in a step."""
     options = ["--epochs", 6, "--batch_size", 4, "--log_every", 1, "--save_every", 0, "--resume", "auto"]
-    folder, log = tmp_path / "IFRNet_S", tmp_path / "out.txt"
+    folder = tmp_path / "IFRNet_S"
 
     def saving():
         return any(folder.glob(".latest.*.pth"))
@@ -171,29 +189,31 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(vimeo, whole, tmp_path)
         except FileNotFoundError:  # also for a moment while the next one takes its place
             return False
 
+    def wait_until(condition):
+        while not condition():
+            assert process.is_alive()
+            time.sleep(0.002)
+
     for moment in ("first save", "later save", "step"):
-        begun, process = time.time_ns(), start(log, vimeo, tmp_path, *options)
+        begun, process = time.time_ns(), begin(vimeo, tmp_path, *options)
         if moment != "first save":
             for left in folder.glob(".latest.*.pth"):
                 left.unlink()
-            wait_for(lambda begun=begun: saved(begun), process, log)
+            wait_until(lambda begun=begun: saved(begun))
         if moment != "step":
-            wait_for(saving, process, log)
+            wait_until(saving)
         process.kill()
-        assert process.wait() == -signal.SIGKILL, log.read_text()
-    done = train(vimeo, tmp_path, *options)
-    assert done.returncode == 0 and "passed over" not in done.stdout, done.stderr
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    capsys.readouterr()
+    train_here(vimeo, tmp_path, *options)
+    assert "passed over" not in capsys.readouterr().out
     assert_same(weights(whole), weights(tmp_path))
 
 
-def test_killed_at_ten_random_moments_and_always_resumed_is_uninterrupted(vimeo, whole, tmp_path, monkeypatch):
+def test_killed_at_ten_random_moments_and_always_resumed_is_uninterrupted(vimeo, whole, tmp_path, begin):
     """A run that is killed at random, each third time in the save that comes next, and gone on with until it is done;
     as many of them as ten kills take."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONWARNINGS", "ignore:resource_tracker")  # it tells what killed processes leave
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    forks = multiprocessing.get_context("forkserver")  # one process imports, all others begin as its copies
-    forks.set_forkserver_preload(["train_vimeo90k", "torch.utils.tensorboard"])
     options = ["--epochs", 6, "--batch_size", 4, "--log_every", 1, "--save_every", 0, "--resume", "auto"]
     seconds = torch.load(whole / "IFRNet_S" / "latest.pth", weights_only=True)["seconds"]
     folder, kills, in_saves, done = tmp_path / "0", 0, 0, True
@@ -203,9 +223,7 @@ def test_killed_at_ten_random_moments_and_always_resumed_is_uninterrupted(vimeo,
 
     while not done or kills < 10 or not in_saves:
         folder = tmp_path / str(kills) if done else folder
-        args = train_vimeo90k.parser().parse_args(command(vimeo, folder, *options)[2:])
-        process = forks.Process(target=train_vimeo90k.main, args=(args,))
-        process.start()
+        process = begin(vimeo, folder, *options)
         process.join(random.uniform(0, seconds) if kills < 10 or not in_saves else None)
         while kills % 3 == 2 and process.is_alive() and not save():
             time.sleep(0.001)
