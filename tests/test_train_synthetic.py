@@ -431,7 +431,9 @@ def test_without_footage_scenes_that_move_are_validated_on(material):
     assert all((sample.img0 != sample.imgt).any() for sample in held)  # averaging would be perfect
 
 
-def test_a_run_that_is_over_says_so(tmp_path, typed):
+def test_a_run_that_is_over_says_so(tmp_path, typed, monkeypatch):
+    monkeypatch.setattr(synthetic, "TEXTURES", 4)
+    monkeypatch.setattr(script, "VALIDATION_SCENES", 2)
     words = ["--crops", 32, "--crop_ends", 1, "--batch_size", 1, "--workers", 0, "--window", 64, "--log_path", tmp_path]
     assert typed(script.main, script.parser(), *words, "--minutes", 0.01).status == 0
     done = typed(script.main, script.parser(), *words, "--minutes", 0.001, "--seed", 3, "--resume", "auto")
