@@ -37,8 +37,9 @@ demo: setup
 	$(PY) demo_8x.py
 	@echo "Done. Look at the pictures named above; the run, its log and its curves are in $(RUN)/IFRNet_S."
 
+# Two files of tests at a time, one thread each: most of them keep a single core busy.
 test: setup
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
 lint: setup
 	$(PY) -m ruff check .
