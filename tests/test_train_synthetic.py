@@ -110,7 +110,9 @@ def test_footage_in_the_memory_of_a_device_makes_the_same_batches(material, tmp_
         script.Mixture(material, footage(*found), 48, options(real=1, batch_size=16), 0, resident=held)
         for held in (None, clips.Resident(found, torch.device("cpu")))
     )
-    assert all(map(same, take(read, 8), take(resident, 8)))
+    expected = take(read, 8)
+    assert all(map(same, expected, take(resident, 8))) and all(map(same, expected, take_beside(resident, 8, workers=2)))
+    assert script.Footage(resident).mixture.resident.pixels is None  # other processes do without
 
 
 def test_footage_is_held_where_a_gpu_has_room_for_it(monkeypatch):
