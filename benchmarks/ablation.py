@@ -1,7 +1,8 @@
 """What each part of fast mode is worth: the same frame with one part at a time, and with all of them but one.
 
 The first rows are the network as it is written, with one more change each; the others are fast mode without one of its
-parts. What pays is in; what does not is here to be measured again on another machine.
+parts ("not packed" has the library's convolutions, too). What pays is in; what does not is here to be measured again on
+another machine.
 """
 
 import copy
@@ -35,8 +36,11 @@ def calls(model: models.IFRNet, device: torch.device, compiled: bool = False) ->
         call.model.encode = torch.compile(call.model.encode)
         call.model.decode = torch.compile(call.model.decode)
     parts = {"no kernels of its own": without_kernels}
-    parts |= {"not recorded": without_recording} if device.type == "cuda" else {"not packed": without_packing}
-    parts |= {} if device.type == "cuda" else {"whole frames": in_one_piece}
+    if device.type == "cuda":
+        parts["not recorded"] = without_recording
+    else:
+        parts |= {"convolutions of the library": without_winograd, "not packed": without_packing}
+        parts["whole frames"] = in_one_piece
     fast = {("fast", "fp32"): Interpolator(model, device, "fp32", mode="fast")}
     for name, change in parts.items():
         fast[f"fast, {name}", half] = changed = Interpolator(model, device, mode="fast")
@@ -52,7 +56,13 @@ def without_recording(call: Interpolator) -> None:
     call.recorder = None
 
 
+def without_winograd(call: Interpolator) -> None:
+    call.fast.kernel = copy.copy(call.fast.kernel)  # others have the same
+    call.fast.kernel.winograd = None
+
+
 def without_packing(call: Interpolator) -> None:
+    without_winograd(call)
     for conv in call.fast.convs:
         conv.packs = False
 

@@ -6,8 +6,9 @@
 Features are half precision (bfloat16 on CPUs, float16 on GPUs) in channels-last order; flow, coordinates and frames
 stay float32. Between the convolutions there is one pass over memory where there were several (kernels.py): activation
 in place, the side channels of a residual block put back where they were, a decoder's input sampled straight into the
-buffer that its convolution reads. On CPUs the weights are packed for oneDNN, on GPUs all of an Interpolator's
-call is a CUDA graph (recording.py). Nothing is compiled for a size, so that every size is quick the first time.
+buffer that its convolution reads. On CPUs most convolutions are winograd.py's where that pays, the others oneDNN's with
+weights packed for it; on GPUs all of an Interpolator's call is a CUDA graph (recording.py). Nothing is compiled for a
+size, so that every size is quick the first time.
 """
 
 import copy
@@ -19,14 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import kernels
+from . import kernels, winograd
 from .ifrnet import LEVELS, IFRNet, Interpolation, Pair, check_frames, common_mean, times_of
 from .layers import resize
 from .strips import by_rows, even
+from .winograd import Winograd, as_convolution
 
 ALIGNED = 8  # channels: what tensor cores read at a time; cuDNN copies tensors that have another number of them
 STRIP, LEAST_ROWS = 2**17, 32  # pixels and rows of a level that are worked on at a time on a CPU
-PAYS = 1e12  # see pays
+PAYS = 1.5e12  # see pays
 LARGE = 11  # inputs of fewer than 2^10 pixels have weights packed for their power of two: other layouts are best there
 NARROW = 4  # pixels: below, oneDNN 3.x in bfloat16 reads beyond rows (seen with 2 pixels, 144 channels and stride 2)
 
@@ -57,7 +59,8 @@ def pays(model: nn.Module, pixels: float, device: torch.device) -> bool:
     """Whether fast mode saves more time than its start costs, for so many pixels in all.
 
     All three networks take about parameters / 26 multiply-accumulates a pixel. PAYS of parameters times pixels take a
-    thread one second in eager mode; the start takes half of that: native.c is built the first time, weights are packed.
+    thread one and a half seconds in eager mode, half a second in fast mode, whose start takes another the first time,
+    when its library is built, and a tenth of one later.
     On a GPU kernels are compiled for longer than any one pair takes.
     """
     work = pixels * sum(parameter.numel() for parameter in model.parameters())
@@ -111,15 +114,16 @@ def at_end(count: int, unit: int) -> Channels:
 
 
 class Conv:
-    """A convolution, transposed or not, with its weights laid out for the machine, and the activation after it.
+    """A convolution, transposed or not, and the activation after it, with weights laid out for the machine.
 
-    inputs, outputs: where its channels lie. x: channels last.
+    kernel: that it will be called with, or a plainer one. inputs, outputs: where its channels lie. x: channels last.
     """
 
     def __init__(
         self,
         module: nn.Conv2d | nn.ConvTranspose2d,
         act: nn.PReLU | None,
+        kernel: kernels.Eager,
         to: dict,
         inputs: Channels,
         outputs: Channels,
@@ -135,8 +139,33 @@ class Conv:
         self.packed: dict[int, Tensor] = {}
         # PyTorch adds a bias in a pass of its own after cuDNN, which the activation can save.
         self.late = self.bias if act is not None and by_cudnn(self.weight.device) else None
+        self.winograd = None
+        if kernel.winograd and winograd.serves(module, inputs.total):
+            whole, phases = (as_convolution(module), 4) if self.transposed else (module, 1)
+            spread = inputs.spread(whole.weight.detach(), 1)  # outputs lie side by side on a CPU
+            self.winograd = Winograd(spread, whole.bias.detach(), slope, to["dtype"], phases)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(
+        self,
+        kernel: kernels.Eager,
+        x: Tensor,
+        add: Tensor | None = None,
+        into: Tensor | None = None,
+        tail: int = 0,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """PReLU of the convolution of x (+ add), in the last channels of `into` where that is given.
+
+        With `tail`, also a copy of its last `tail` channels.
+        """
+        if self.winograd and kernel.winograd:
+            return self.winograd(kernel.winograd, x, add, into, tail)
+        y = self.convolve(x)
+        if self.slope is None:
+            return y
+        result = kernel.prelu(y, self.slope, self.late, add, into, tail)
+        return (y, result) if tail else result
+
+    def convolve(self, x: Tensor) -> Tensor:
         """The convolution alone; without its bias where `late` is to be added by the activation."""
         function = F.conv_transpose2d if self.transposed else F.conv2d
         if not self.packs:
@@ -166,25 +195,6 @@ class Conv:
         return torch.ops.mkldnn._reorder_convolution_weight(self.weight, self.padding, self.stride, ones, 1, size)
 
 
-def as_convolution(up: nn.ConvTranspose2d) -> nn.Conv2d:
-    """A transposed 4x4 convolution of stride 2 as a 3x3 one with four times the channels, to be shuffled afterwards.
-
-    Twice the arithmetic at seven times the pace where there are few channels: the last decoder answers only 8. Along
-    a side, the even pixels read the kernel's taps 3 and 1, from the pixel before and the same; the odd ones 2 and 0,
-    from the same and the next.
-    """
-    inputs, outputs = up.weight.shape[:2]
-    conv = nn.Conv2d(inputs, 4 * outputs, 3, padding=1, device=up.weight.device)
-    weight = torch.zeros_like(conv.weight).view(2, 2, outputs, inputs, 3, 3)
-    taps = {0: ((0, 3), (1, 1)), 1: ((1, 2), (2, 0))}  # odd or even: (tap of the new kernel, tap of the old)
-    for odd_y, odd_x in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        for y, old_y in taps[odd_y]:
-            for x, old_x in taps[odd_x]:
-                weight[odd_y, odd_x, :, :, y, x] = up.weight.detach()[:, :, old_y, old_x].T
-    conv.weight.data, conv.bias.data = weight.flatten(0, 2), up.bias.detach().repeat(4)
-    return conv
-
-
 class FastDecoder:
     """A Decoder with activations in place.
 
@@ -192,7 +202,15 @@ class FastDecoder:
     the last, whose answer is left to be shuffled.
     """
 
-    def __init__(self, decoder: nn.Module, level: int, to: dict, feature: Channels, below: Channels | None):
+    def __init__(
+        self,
+        decoder: nn.Module,
+        level: int,
+        kernel: kernels.Eager,
+        to: dict,
+        feature: Channels,
+        below: Channels | None,
+    ):
         first, block, up = decoder.convblock
         unit, self.side = ALIGNED if by_cudnn(to["device"]) else 1, block.split[1]
         count = 2 if level == LEVELS else 3  # features: of both frames, and of the frame between
@@ -202,39 +220,34 @@ class FastDecoder:
         self.inputs = multiple(count * feature.total + rest, ALIGNED)
         # Zeros before, so that the side channels are still the last.
         inner, side = at_end(first[0].out_channels, unit), at_front(self.side, 1)
-        self.first = Conv(*first, to, Channels(places, self.inputs), inner)
+        self.first = Conv(*first, kernel, to, Channels(places, self.inputs), inner)
         among = (inner, side, inner, side)
-        self.block = [Conv(*getattr(block, f"conv{i}"), to, c, c) for i, c in enumerate(among, start=1)]
-        self.conv5 = Conv(block.conv5, block.prelu, to, inner, inner)
+        self.block = [Conv(*getattr(block, f"conv{i}"), kernel, to, c, c) for i, c in enumerate(among, start=1)]
+        self.conv5 = Conv(block.conv5, block.prelu, kernel, to, inner, inner)
         if below is None:
             up = as_convolution(up)
             answer = at_front(up.out_channels, unit)
         else:
             answer = Channels(list(range(4 + len(below.places))), multiple(4 + below.total, unit))
-        self.up = Conv(up, None, to, inner, answer)
+        self.up = Conv(up, None, kernel, to, inner, answer)
 
     @property
     def convs(self) -> list[Conv]:
         return [self.first, *self.block, self.conv5, self.up]
 
     def __call__(self, kernel: kernels.Eager, x: Tensor) -> Tensor:
-        return self._refined(kernel, kernel.prelu(self.first(x), self.first.slope, self.first.late))
+        x = self.first(kernel, x)  # one name: what has been read is let go
+        y = x
+        for wide, narrow in (self.block[:2], self.block[2:]):
+            y, side = wide(kernel, y, tail=self.side)
+            narrow(kernel, side, into=y)
+        return self.up(kernel, self.conv5(kernel, y, add=x))
 
     def refine(
         self, kernel: kernels.Eager, answer: Tensor, flow: Tensor, f0: Tensor, f1: Tensor, top: int = 0
     ) -> Tensor:
         """See IFRNet.refine."""
-        x = kernel.join(answer, flow, f0, f1, self.inputs, top)
-        x = kernel.prelu(self.first(x), self.first.slope, self.first.late)  # one name: what has been read is let go
-        return self._refined(kernel, x)
-
-    def _refined(self, kernel: kernels.Eager, x: Tensor) -> Tensor:
-        y = x
-        for wide, narrow in (self.block[:2], self.block[2:]):
-            y = wide(y)
-            side = kernel.prelu(y, wide.slope, wide.late, tail=self.side)
-            kernel.prelu(narrow(side), narrow.slope, narrow.late, into=y)
-        return self.up(kernel.prelu(self.conv5(y), self.conv5.slope, self.conv5.late, add=x))
+        return self(kernel, kernel.join(answer, flow, f0, f1, self.inputs, top))
 
 
 class FastIFRNet:
@@ -251,15 +264,16 @@ class FastIFRNet:
             raise ValueError(f"fast mode is for networks with PReLU, not {model.act}; go without it")
         self.dtype = dtype
         self.kernel = kernels.choose(device, dtype)
-        to, unit = {"device": device, "dtype": dtype}, ALIGNED if by_cudnn(device) else 1
+        kernel, to, unit = self.kernel, {"device": device, "dtype": dtype}, ALIGNED if by_cudnn(device) else 1
         self.encoder, features, before = [], [None], at_front(3, 1)
         for stage in model.encoder.children():
             feature = at_front(stage[0][0].out_channels, unit)
-            self.encoder.append([Conv(*stage[0], to, before, feature), Conv(*stage[1], to, feature, feature)])
+            among = ((before, feature), (feature, feature))
+            self.encoder.append([Conv(*stage[i], kernel, to, *channels) for i, channels in enumerate(among)])
             features.append(before := feature)
         self.decoders = {
-            level: FastDecoder(getattr(model, f"decoder{level}"), level, to, features[level], features[level - 1])
-            for level in range(1, LEVELS + 1)
+            level: FastDecoder(decoder, level, kernel, to, features[level], features[level - 1])
+            for level, decoder in ((level, getattr(model, f"decoder{level}")) for level in range(1, LEVELS + 1))
         }
 
     @property
@@ -289,7 +303,7 @@ class FastIFRNet:
 
     def _stage(self, convs: list[Conv], x: Tensor, top: int = 0) -> Tensor:
         for conv in convs:
-            x = self.kernel.prelu(conv(x.contiguous(memory_format=torch.channels_last)), conv.slope, conv.late)
+            x = conv(self.kernel, x.contiguous(memory_format=torch.channels_last))
         return x
 
     @torch.inference_mode()

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import winograd
 from .layers import resize, warp
 from .native import DEFINES, Library
 
@@ -33,6 +34,7 @@ class Eager:
     """The kernels in plain PyTorch."""
 
     one_pass = False  # whether `blend` keeps nothing but the frame, so that it need not work in strips
+    winograd: Library | None = None  # that has convolutions as winograd.py computes them
 
     def prepare(self, img0: Tensor, img1: Tensor, mean: Tensor, dtype: torch.dtype) -> Tensor:
         """Both frames minus `mean`, one after the other along the batch. mean: (B, 1, 1, 1)."""
@@ -125,7 +127,9 @@ class Native(Eager):
     one_pass = True
 
     def __init__(self, dtype: torch.dtype):
-        self.call = Library(dtype).call
+        library = Library(dtype)
+        self.call = library.call
+        self.winograd = library if winograd.pays(library, dtype) else None
 
     def prepare(self, img0, img1, mean, dtype):
         batch, _, height, width = img0.shape

@@ -1,4 +1,4 @@
-"""native.c as a library: compiled for the CPU at hand when first used, and called with tensors.
+"""native.c and winograd.c as a library: compiled for the CPU at hand when first used, and called with tensors.
 
 What inference does between the convolutions is in kernels.py; training takes single functions from here, where there
 are any for a tensor (`library`), and is plain PyTorch elsewhere.
@@ -16,16 +16,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("native.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.c", "winograd.c"))
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno")
 DEFINES = {torch.bfloat16: (), torch.float32: ("-DFLOAT32",)}
 
 
 class Library:
-    """native.c for values of one type. OSError where there is no compiler that can build it."""
+    """The functions for values of one type. OSError where there is no compiler that can build it."""
 
     def __init__(self, dtype: torch.dtype):
         self._functions = ctypes.CDLL(str(build(dtype)))
+
+    def has(self, name: str) -> bool:
+        """Whether there is a function of this name: not all are built for every processor."""
+        return hasattr(self._functions, name)
 
     def call(self, name: str, *arguments: Tensor | int | None) -> None:
         """A function by name: tensors become pointers to their values, and the number of threads comes last."""
@@ -50,7 +54,7 @@ def _library(dtype: torch.dtype) -> Library | None:
 
 
 def build(dtype: torch.dtype) -> Path:
-    """native.c as a library for this machine and type, compiled once (half a second) and kept where PyTorch keeps its
+    """A library for this machine and type, compiled once (a second) and kept where PyTorch keeps its
     extensions. OSError where that cannot be done."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
@@ -61,15 +65,17 @@ def build(dtype: torch.dtype) -> Path:
         # What the compiler predefines tells its version and the processor's instructions: a library that another
         # machine left in a shared home is not taken for this one's.
         predefined = run([compiler, *flags, "-E", "-dM", "-x", "c", os.devnull]).stdout
-        digest = hashlib.sha256((SOURCE.read_text() + predefined).encode()).hexdigest()[:16]
+        text = "".join(source.read_text() for source in SOURCES)
+        digest = hashlib.sha256((text + predefined).encode()).hexdigest()[:16]
         library = cache_folder() / f"native-{digest}.so"
         if not library.is_file():
             library.parent.mkdir(parents=True, exist_ok=True)
             temporary = library.with_suffix(f".{os.getpid()}")
-            run([compiler, *flags, "-shared", "-fPIC", str(SOURCE), "-o", str(temporary), "-lm"])
+            run([compiler, *flags, "-shared", "-fPIC", *map(str, SOURCES), "-o", str(temporary), "-lm"])
             temporary.replace(library)
     except subprocess.CalledProcessError as error:
-        raise OSError(f"{compiler} cannot build {SOURCE.name}: {error.stderr.strip()[:200]}") from error
+        names = " and ".join(source.name for source in SOURCES)
+        raise OSError(f"{compiler} cannot build {names}: {error.stderr.strip()[:200]}") from error
     return library
 
 
