@@ -47,7 +47,27 @@ def read_index(root: str | Path) -> dict:
     path = Path(root) / INDEX
     if not path.is_file():
         raise ValueError(f"{root}: packing was not finished; run python -m datasets.packed again, it goes on")
-    return json.loads(path.read_text())
+    return _read_plan(path)
+
+
+def _read_plan(path: Path) -> dict:
+    """What index.json and begun.json hold."""
+    try:
+        plan = json.loads(path.read_text())
+        return {"names": list(plan["names"]), "flow": bool(plan["flow"])}
+    except (ValueError, TypeError, KeyError) as error:
+        raise _damaged(path) from error
+
+
+def _load(path: Path, mode: str | None = None) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode=mode)
+    except (ValueError, EOFError) as error:
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> ValueError:
+    return ValueError(f"{path}: cut short or damaged; copy it again, or remove {path.parent} and pack again")
 
 
 class Packed(Dataset):
@@ -77,14 +97,8 @@ class Packed(Dataset):
         self._open()
 
     def _open(self) -> None:
-        self.frames = self._map(FRAMES)
-        self.flows = self._map(FLOW) if self.flow else None
-
-    def _map(self, name: str) -> np.ndarray:
-        try:
-            return np.load(self.root / name, mmap_mode="r")
-        except ValueError as error:
-            raise ValueError(f"{self.root / name}: cut short or damaged; copy it again, or pack again") from error
+        self.frames = _load(self.root / FRAMES, "r")
+        self.flows = _load(self.root / FLOW, "r") if self.flow else None
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "frames": None, "flows": None}  # a memory map would travel as what it maps
@@ -190,9 +204,8 @@ class _Packer:
 
     def __init__(self, source: Vimeo90K, out: Path):
         self.source = source
-        maps = (np.load(out / name, mmap_mode="r+") for name in (FRAMES, CHECKSUMS, SOURCES))
-        self.frames, self.checksums, self.sources = maps
-        self.flows = np.load(out / FLOW, mmap_mode="r+") if source.flow else None
+        self.frames, self.checksums, self.sources = (_load(out / name, "r+") for name in (FRAMES, CHECKSUMS, SOURCES))
+        self.flows = _load(out / FLOW, "r+") if source.flow else None
 
     def write(self, row: int) -> None:
         now, stack, name = state(self.source, row), self.source.stack(row), self.source.names[row]
@@ -246,10 +259,11 @@ def pack(source: Vimeo90K, out: Path, workers: int) -> None:
     plan = {"names": source.names, "flow": bool(source.flow)}
     _prepare(source, out, plan)
     now = np.array([state(source, row) for row in range(len(source))], np.uint32)
-    missing = np.flatnonzero((np.load(out / CHECKSUMS) == 0) | (np.load(out / SOURCES) != now)).tolist()
+    missing = np.flatnonzero((_load(out / CHECKSUMS) == 0) | (_load(out / SOURCES) != now)).tolist()
     if missing:
         (out / INDEX).unlink(missing_ok=True)
     print(f"{len(source)} triplets, {len(source) - len(missing)} of them packed before")
+    _Packer(source, out)  # here, so that an array that cannot be opened is named
     pool = ProcessPoolExecutor(workers, initializer=_begin, initargs=(source, out))
     try:
         for _ in tqdm(pool.map(_write, missing, chunksize=8), total=len(missing), desc="packing", disable=None):
@@ -263,7 +277,7 @@ def pack(source: Vimeo90K, out: Path, workers: int) -> None:
     finally:
         pool.shutdown(cancel_futures=True)
     if damaged:
-        checksums = np.load(out / CHECKSUMS, mmap_mode="r+")
+        checksums = _load(out / CHECKSUMS, "r+")
         checksums[damaged] = 0
         checksums.flush()
         raise ValueError(
@@ -276,7 +290,7 @@ def _prepare(source: Vimeo90K, out: Path, plan: dict) -> None:
     """Make the arrays, or see that those that are there are of the same list."""
     begun = out / "begun.json"
     if begun.is_file():
-        if json.loads(begun.read_text()) != plan:
+        if _read_plan(begun) != plan:
             raise ValueError(f"{out}: another list or another choice of flow is packed here; give another --out")
         return
     frames = source.stack(0).frames.shape

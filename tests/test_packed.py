@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+from functools import partial
 
 import numpy as np
 import pytest
@@ -143,6 +144,15 @@ def test_an_array_that_was_cut_is_named(packed_set):
         file.truncate(1000)
     with pytest.raises(ValueError, match="frames.npy: cut short or damaged; copy it again"):
         Packed(packed_set)
+
+
+@pytest.mark.parametrize("name", [packed.INDEX, "begun.json", packed.FRAMES, packed.CHECKSUMS])
+def test_whatever_was_cut_is_named_by_who_packs_and_by_who_reads(files, packed_set, name):
+    with open(packed_set / name, "r+b") as file:
+        file.truncate(50)
+    read = partial(Packed, packed_set) if name == packed.INDEX else partial(pack, Vimeo90K(files, NAMES), packed_set, 1)
+    with pytest.raises(ValueError, match=f"{name}: cut short or damaged; copy it again"):
+        read()
 
 
 class Deadly(Vimeo90K):
