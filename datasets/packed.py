@@ -277,6 +277,7 @@ def pack(source: Vimeo90K, out: Path, workers: int) -> None:
     finally:
         pool.shutdown(cancel_futures=True)
     if damaged:
+        (out / INDEX).unlink(missing_ok=True)  # where packing had been finished before the damage
         checksums = _load(out / CHECKSUMS, "r+")
         checksums[damaged] = 0
         checksums.flush()

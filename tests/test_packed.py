@@ -95,6 +95,8 @@ def test_damage_is_found_and_mended(files, packed_set, capsys):
     source = Vimeo90K(files, NAMES)
     with pytest.raises(ValueError, match=f"1 triplets are damaged, such as {NAMES[3]}; run this again"):
         pack(source, packed_set, workers=1)
+    with pytest.raises(ValueError, match="packing was not finished"):  # nobody trains on it before it is mended
+        Packed(packed_set)
     pack(source, packed_set, workers=1)
     assert torch.equal(Packed(packed_set)[3].imgt, source[3].imgt)
 
