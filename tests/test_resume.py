@@ -343,6 +343,17 @@ def test_resume_by_path_takes_runs_and_bare_weights(vimeo, whole, tmp_path):
     assert steps == [14, 2]  # the optimizer's memory went on, and began anew
 
 
+def test_a_run_that_goes_on_elsewhere_has_a_best_of_its_own(vimeo, whole, tmp_path, capsys):
+    """The best so far may be out of reach, of other data: the new folder would then never get any weights to use."""
+    content = torch.load(whole / "IFRNet_S" / "latest.pth", weights_only=True)
+    torch.save({**content, "best": 99.0}, tmp_path / "latest.pth")
+    train_here(vimeo, tmp_path, "--batch_size", 4, "--epochs", 7, "--resume_path", tmp_path / "latest.pth")
+    assert models.load(tmp_path / "IFRNet_S" / "best.pth")
+    said = capsys.readouterr().out
+    assert "iteration 12: psnr" in said and "(best)" in said
+    assert torch.load(tmp_path / "IFRNet_S" / "latest.pth", weights_only=True)["best"] < 99
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -183,6 +183,8 @@ def fit(
     state = State(model.to(device, memory_format=recipe.layout).train(), recipe, device, config)
     if resume:
         state.load(resume)
+        if state.best > -math.inf and not distributed.gather((Path(folder) / checkpoint.BEST).is_file())[0]:
+            state.best, state.validated = -math.inf, -1  # of a run elsewhere: here nothing is the best yet
     begun = state.iteration
     network = parallel(state.model, recipe, device)
     journal = Journal(folder, state.iteration, recipe.iterations) if distributed.is_main() else None
