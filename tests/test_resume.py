@@ -1,6 +1,7 @@
 """The training script as people run it: on one process and two, killed and gone on with, and given what is wrong."""
 
 import csv
+import itertools
 import multiprocessing
 import os
 import random
@@ -23,7 +24,7 @@ import models
 import train_gopro
 import train_vimeo90k
 from datasets import clips, gopro
-from utils import cli, epochs
+from utils import batches, cli, epochs
 from utils.io import to_uint8, write_flow, write_image
 from utils.training import OPTIMIZERS
 
@@ -248,6 +249,21 @@ def test_a_cut_checkpoint_is_passed_over_for_the_one_before_it(vimeo, whole, tmp
     said = capsys.readouterr().out
     assert "passed over: " in said and "latest.pth: not a whole checkpoint" in said
     assert torch.load(folder / "latest.pth", weights_only=True)["iteration"] == 9
+
+
+def test_what_one_rank_cannot_read_loses_no_step_of_all(vimeo, tmp_path):
+    """Of two ranks, the second meets the broken picture in the third step; the first is the one that saves."""
+    spoilt = tmp_path / "spoilt"
+    shutil.copytree(vimeo, spoilt)
+    index = next(itertools.islice(batches.Order(8, 2), 2, None))[1][0]  # as one rank: the second half of the step
+    picture = spoilt / "sequences" / f"00001/{index + 1:04}" / "im2.png"
+    picture.write_bytes(picture.read_bytes()[:100])
+    done = train(spoilt, tmp_path, "--epochs", 6, "--batch_size", 1, launcher=TORCHRUN)
+    assert done.returncode == 1
+    assert done.stderr.count(f"{picture}: the picture is cut short") == 1 and "train_vimeo90k.py:" in done.stderr
+    assert torch.load(tmp_path / "IFRNet_S" / "latest.pth", weights_only=True)["iteration"] == 2
+    shutil.copytree(vimeo, spoilt, dirs_exist_ok=True)
+    train_here(spoilt, tmp_path, "--epochs", 6, "--batch_size", 2, "--resume", "auto")
 
 
 def test_a_run_without_a_whole_checkpoint_is_not_begun_anew_over_what_is_left(vimeo, tmp_path):

@@ -189,22 +189,28 @@ def fit(
     network = parallel(state.model, recipe, device)
     journal = Journal(folder, state.iteration, recipe.iterations) if distributed.is_main() else None
     meter = Meter(device)
-    saved = time.monotonic()
+    saved, kept = time.monotonic(), begun  # when it was tried, and which iteration is in the folder
 
     def save(forgiving: bool = False) -> None:
-        nonlocal saved
+        nonlocal saved, kept
         try:
             if journal:
                 checkpoint.save(folder, state.content())
+            kept = state.iteration
         except OSError as error:  # a full disk may have room again before the run ends
             if not forgiving:
                 raise
             journal.say(f"not saved at iteration {state.iteration}, trying again later: {error}")
         saved = time.monotonic()
 
-    stream = meter.timed(batches(state.iteration))
+    def keep() -> None:
+        if state.iteration > kept:
+            save()
+
+    stream = _together(meter.timed(batches(state.iteration)))
     try:
-        with _signals() as asked_to_stop:
+        # Signals wait for what is kept: where one rank fails, the launcher ends the one that writes.
+        with _signals() as asked_to_stop, _at_failure(keep):
             while True:
                 signal_number, seconds = _agree(asked_to_stop(), state.seconds)
                 done = state.iteration / recipe.iterations if recipe.iterations else seconds / 60 / recipe.minutes
@@ -236,10 +242,6 @@ def fit(
                 if time.monotonic() - saved > 60 * recipe.save_every:
                     save(forgiving=True)
         save()
-    except Exception:
-        if state.iteration > begun:
-            save()
-        raise
     finally:
         stream.close()  # reading processes end with it, whoever still holds on to this frame
         if journal:
@@ -393,6 +395,34 @@ def _report(journal: Journal | None, state: State, meter: Meter, recipe: Recipe,
 def _say(journal: Journal | None, line: str) -> None:
     if journal:
         journal.say(line)
+
+
+@contextmanager
+def _at_failure(act: Callable[[], None]) -> Iterator[None]:
+    try:
+        yield
+    except (Exception, SystemExit):
+        act()
+        raise
+
+
+def _together(batches: Iterator) -> Iterator:
+    """The batches, while every rank has its own: where one cannot be read, all end, and the rank that met it says why.
+
+    Otherwise the others would wait in the step for gradients that never come, until they are killed.
+    """
+    try:
+        while True:
+            batch, problem = None, None
+            try:
+                batch = next(batches)
+            except (ValueError, OSError) as error:
+                problem = error
+            if distributed.maximum(torch.tensor(float(problem is not None))):
+                raise problem or SystemExit(2)
+            yield batch
+    finally:
+        batches.close()
 
 
 def _agree(signal_number: int, seconds: float) -> tuple[int, float]:
