@@ -70,7 +70,10 @@ class Vimeo90K(Dataset):
 
     def paths(self, index: int) -> tuple[list[Path], list[Path]]:
         """The files of a triplet: its frames, and its flow where that is to be read."""
-        frames = [self.root / "sequences" / self.names[index] / name for name in FRAMES]
+        folder = self.root / "sequences" / self.names[index]
+        if not folder.is_dir():  # before its flow, which is not what is missing
+            raise FileNotFoundError(f"{folder}: listed, but not there; copy it, or take it out of the list")
+        frames = [folder / name for name in FRAMES]
         return frames, [find_flow(self.root / "flow" / self.names[index] / name) for name in FLOW if self.flow]
 
     def _read(self, index: int) -> Stack:
@@ -83,9 +86,11 @@ class Vimeo90K(Dataset):
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample | Raw:
         index, epoch = key if isinstance(key, tuple) else (key, 0)
-        if self.augment:
-            return self.augment(self._read(index), index, epoch)
-        return centre_crop(self.stack(index)).sample()
+        stack = self._read(index) if self.augment else self.stack(index)
+        try:
+            return self.augment(stack, index, epoch) if self.augment else centre_crop(stack).sample()
+        except ValueError as error:  # too small: sets that people put together have several sizes
+            raise ValueError(f"{self.root / 'sequences' / self.names[index]}: {error}") from error
 
 
 def find_flow(stem: Path) -> Path:

@@ -121,6 +121,22 @@ def test_what_is_wrong_is_named_in_one_line(tmp_path, name):
     assert str(tmp_path) in str(caught.value)
 
 
+@pytest.mark.parametrize(("augment", "size"), [(None, "8x8 are too small"), (Augment(32), "8x8 hold no crop of 32x32")])
+def test_a_triplet_that_is_too_small_is_named(tmp_path, augment, size):
+    root = write_set(tmp_path / "set")
+    write_set(root, ["00001/0002"], size=(8, 8))
+    data = Vimeo90K(root, ["00001/0001", "00001/0002"], augment)
+    assert data[0]
+    with pytest.raises(ValueError, match=f"sequences/00001/0002: frames of {size}"):
+        data[1]
+
+
+def test_of_a_listed_triplet_that_is_not_there_the_frames_are_missed_and_not_the_flow(tmp_path):
+    root = write_set(tmp_path / "set")
+    with pytest.raises(FileNotFoundError, match="sequences/00009/0001: listed, but not there"):
+        Vimeo90K(root, ["00009/0001"], flow=True)[0]
+
+
 def test_flow_is_found_in_the_format_that_is_there(tmp_path):
     write_flow(tmp_path / "flow_t0.pfm", np.zeros((4, 4, 2), np.float32))
     assert find_flow(tmp_path / "flow_t0") == tmp_path / "flow_t0.pfm"
