@@ -403,9 +403,10 @@ def test_what_people_get_wrong_is_one_line(vimeo, tmp_path, capsys, monkeypatch,
 
 
 def test_a_run_of_another_network_is_named(vimeo, whole, tmp_path):
-    latest = whole / "IFRNet_S" / "latest.pth"
-    with pytest.raises(ValueError, match="is one of IFRNet_S; give its --model_name"):
-        train_here(vimeo, tmp_path, "--batch_size", 4, "--model_name", "IFRNet", "--resume_path", latest)
+    for name, whose in (("latest.pth", "IFRNet_S with prelu"), ("best.pth", "another network")):
+        path = whole / "IFRNet_S" / name
+        with pytest.raises(ValueError, match=f"{path}: weights of {whose}; give its --model_name and --activation"):
+            train_here(vimeo, tmp_path, "--batch_size", 4, "--model_name", "IFRNet", "--resume_path", path)
 
 
 def write_frames(folder, seed, count=25):

@@ -266,10 +266,11 @@ def find_resume(args: argparse.Namespace, folder: Path, per_epoch: int) -> dict 
     if latest.exists() and not (own and checkpoint.is_training(content)):  # bare weights begin a run of their own
         raise ValueError(f"{latest}: another run is here; give another --log_path")
     if not checkpoint.is_training(content):
-        return {"model": bare(content), "iteration": (args.resume_epoch or 0) * per_epoch}
+        start = (args.resume_epoch or 0) * per_epoch
+        return {"model": bare(content), "iteration": start, "source": args.resume_path}
     epoch = content["iteration"] // per_epoch
     if args.resume_epoch is not None and args.resume_epoch != epoch:
         raise ValueError(
             f"{args.resume_path}: stands at epoch {epoch}, not {args.resume_epoch}; leave --resume_epoch away"
         )
-    return content
+    return content | {"source": args.resume_path}

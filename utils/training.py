@@ -123,14 +123,18 @@ class State:
     def load(self, content: dict) -> None:
         """Go on from a checkpoint of `content`, or from {"model", "iteration"}: weights alone, the optimizer fresh.
 
-        Such weights are validated before their first step: they are the ones to beat. ValueError where the content
-        belongs to another network.
+        Such weights are validated before their first step: they are the ones to beat. ValueError, which names the file
+        where content["source"] does, where the content belongs to another network.
         """
         try:
             self.model.load_state_dict(content["model"])
         except RuntimeError as error:
-            theirs = content.get("config", {}).get("model_name", "another network")
-            raise ValueError(f"the run to resume is one of {theirs}; give its --model_name and --activation") from error
+            config = content.get("config") or {}
+            theirs = " with ".join(str(config[name]) for name in ("model_name", "activation") if name in config)
+            source = content.get("source", "the run to resume")
+            raise ValueError(
+                f"{source}: weights of {theirs or 'another network'}; give its --model_name and --activation"
+            ) from error
         if self.ema:
             self.ema.load_state_dict(content.get("ema") or content["model"])
         self.iteration, self.validated = content["iteration"], content.get("validated", -1)
