@@ -271,6 +271,7 @@ def test_wrong_input_is_one_line(scored, tmp_path, typed):
     (tmp_path / "again" / "Vimeo90K-dis.json").write_text((scored / "Vimeo90K-dis.json").read_text())
     for words, line in (
         (["empty"], "empty: no results here; run a benchmark"),
+        (["missing"], "missing: no results here; run a benchmark"),  # as results/ is before the first one
         (["gone.json"], "gone.json: no such file"),
         (["cut.json"], "cut.json: not a whole JSON file"),
         (["other.json"], "other.json: not a result of a benchmark: it lacks model"),
