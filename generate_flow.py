@@ -274,6 +274,8 @@ def main(args: argparse.Namespace) -> None:
         chosen = args.teacher
         if args.sheet and not args.check:
             raise ValueError(f"--sheet {args.sheet} is of --check; give the number of triplets, or leave it away")
+        if args.sheet and not io.is_picture(args.sheet):
+            raise ValueError(f"--sheet {args.sheet}: a picture is written; end the name in {', '.join(io.IMAGES)}")
         args.teacher = chosen or read_record(folder).get("teacher") or teachers.choose()
         teacher = teachers.build(args.teacher, args.weights, device, align_corners=args.align_corners, rgb=args.rgb)
         if distributed.is_main() and not chosen:
