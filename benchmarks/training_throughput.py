@@ -41,7 +41,7 @@ from datasets.transforms import Augment, finish
 from datasets.vimeo90k import FLOW, FRAMES, TRAIN_LIST, Vimeo90K, read_list
 from losses import ifrnet_loss
 from models.interpolator import default_device
-from utils import cli, io
+from utils import cli, epochs, io
 from utils.batches import Order, on_device, read
 from utils.meter import Meter
 from utils.training import Recipe, State, parallel, step
@@ -269,6 +269,7 @@ def main(args: argparse.Namespace) -> None:
     device = args.device or default_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    io.check_writable(args.out.parent)
     args.crop = args.crop or (224 if device.type == "cuda" else 128)
     args.batch_size = args.batch_size or (24 if device.type == "cuda" else 8)
     args.warm_up = 5 if device.type == "cuda" else 1
@@ -321,7 +322,7 @@ def parser() -> cli.Parser:
     add = parser.add_argument
     add("--model_name", choices=models.VARIANTS, default="IFRNet_S", help="network (default: %(default)s)")
     add("--batch_size", type=cli.positive, help="samples a step (default: 24 on a GPU, 8 on a CPU)")
-    add("--crop", type=cli.positive, help="side of the crops, a multiple of 16 (default: 224 on a GPU, 128 on a CPU)")
+    add("--crop", type=epochs.crop, help="side of the crops, a multiple of 16 (default: 224 on a GPU, 128 on a CPU)")
     add("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to do")
     add("--samples", type=cli.positive, default=64, help="triplets to make (default: %(default)s)")
     add("--loader_samples", type=cli.positive, default=64, help="read in a round (default: %(default)s)")
