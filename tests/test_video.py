@@ -300,6 +300,18 @@ def test_the_tags_of_colours_are_kept_where_only_some_are_there(tmp_path, name, 
     assert tags == [(1, 2), (1, 2)]
 
 
+@pytest.mark.parametrize("codec", ["h264", "vp9"])
+@pytest.mark.parametrize("name, made_by, pix_fmt", [("in.mov", "png", "rgb24"), ("in.mp4", "libx264rgb", "rgb24")])
+def test_rgb_becomes_yuv_that_does_not_say_it_is_rgb(tmp_path, name, made_by, pix_fmt, codec):
+    """Screen recordings and pictures in a container: decoders give them the matrix of RGB, which VP9 and AV1 refuse
+    for 4:2:0 and players take at its word."""
+    source = encode(tmp_path / name, moving(4), codec=made_by, pix_fmt=pix_fmt)
+    run(source, tmp_path / "out.mkv", "--codec", codec)
+    with av.open(str(tmp_path / "out.mkv")) as container:
+        frame = next(container.decode(video=0))
+    assert frame.format.name == "yuv420p" and frame.colorspace == video.UNKNOWN and frame.color_range != video.FULL
+
+
 @pytest.mark.parametrize("name", ["out.mp4", "out.mkv", "out.mov"])
 def test_the_shape_of_pixels_survives(tmp_path, name):
     run(encode(tmp_path / "in.mp4", moving(4), aspect=Fraction(16, 11)), tmp_path / name)

@@ -219,8 +219,10 @@ class Video(Source):
         if self.filters and not sides[0]:  # lies on its side
             self.width, self.height, self.aspect = self.height, self.width, 1 / self.aspect
         self.pix_fmt = frame.format.name.replace("yuvj", "yuv")
-        full = FULL if frame.format.name.startswith("yuvj") else frame.color_range
-        self.colour = Colour(frame.colorspace, full, frame.color_primaries, frame.color_trc)
+        matrix, extent = frame.colorspace, FULL if frame.format.name.startswith("yuvj") else frame.color_range
+        if _is_rgb(frame):  # tags of what has no matrix are no tags for what an encoder makes of it
+            matrix, extent = Colour().matrix, Colour().range
+        self.colour = Colour(matrix, extent, frame.color_primaries, frame.color_trc)
         self.notes += _depth_notes(self.path, frame.format)
         alpha = any(part.is_alpha for part in frame.format.components)
         if alpha and frame.to_ndarray(format="rgba")[..., 3].min() < 255:
@@ -339,7 +341,7 @@ class Counted:
 
 def to_rgb(frame: av.VideoFrame, colour: Colour, reformatter: VideoReformatter) -> np.ndarray:
     """RGB uint8 (H, W, 3), by the matrix and range of `colour`, within one grey level."""
-    if frame.format.is_rgb or frame.format.has_palette:
+    if _is_rgb(frame):
         return reformatter.reformat(frame, format="rgb24").to_ndarray()
     matrix, extent = colour.conversion(frame.height)
     rgb = reformatter.reformat(
@@ -352,6 +354,10 @@ def to_rgb(frame: av.VideoFrame, colour: Colour, reformatter: VideoReformatter) 
         interpolation=TO_RGB,
     )
     return rgb.to_ndarray()
+
+
+def _is_rgb(frame: av.VideoFrame) -> bool:
+    return frame.format.is_rgb or frame.format.has_palette
 
 
 @contextmanager
