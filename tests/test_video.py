@@ -304,7 +304,7 @@ def test_the_tags_of_colours_are_kept_where_only_some_are_there(tmp_path, name, 
 @pytest.mark.parametrize("name, made_by, pix_fmt", [("in.mov", "png", "rgb24"), ("in.mp4", "libx264rgb", "rgb24")])
 def test_rgb_becomes_yuv_that_does_not_say_it_is_rgb(tmp_path, name, made_by, pix_fmt, codec):
     """Screen recordings and pictures in a container: decoders give them the matrix of RGB, which VP9 and AV1 refuse
-    for 4:2:0 and players take at its word."""
+    for 4:2:0 and H.264 does not allow there."""
     source = encode(tmp_path / name, moving(4), codec=made_by, pix_fmt=pix_fmt)
     run(source, tmp_path / "out.mkv", "--codec", codec)
     with av.open(str(tmp_path / "out.mkv")) as container:

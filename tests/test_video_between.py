@@ -1,7 +1,9 @@
 """What interpolate_video.py puts between frames: nothing across cuts, motion in place of repeats, and the pipeline."""
 
+import itertools
 import subprocess
 import sys
+import threading
 import time
 from fractions import Fraction
 
@@ -223,6 +225,23 @@ def test_work_ahead_hands_on_what_was_raised_and_ends_when_closed():
     next(iterator)
     iterator.close()
     assert closed == ["failing", "endless"]
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_work_ahead_ends_where_its_start_is_interrupted(monkeypatch, begun):
+    """A thread left behind may be inside of a library when Python ends, which aborts the process."""
+    threads, usual = [], threading.Thread.start
+
+    def interrupted(thread):
+        threads.append(thread)
+        if begun:
+            usual(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(ahead(itertools.count(), 2))
+    assert len(threads) == 1 and not threads[0].is_alive()
 
 
 MEMORY = """

@@ -3,6 +3,7 @@
 import queue
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -28,10 +29,9 @@ def ahead(items: Iterable[T], depth: int) -> Iterator[T]:
     def work() -> None:
         iterator = iter(items)
         try:
-            for item in iterator:
-                put((item, None))
-                if ended.is_set():
-                    break
+            while not ended.is_set():
+                put((next(iterator), None))
+        except StopIteration:
             put((END, None))
         except BaseException as error:  # whatever it is, the one who waits must hear of it
             put((END, error))
@@ -40,8 +40,8 @@ def ahead(items: Iterable[T], depth: int) -> Iterator[T]:
                 iterator.close()
 
     thread = threading.Thread(target=work, daemon=True)
-    thread.start()
     try:
+        thread.start()
         while True:
             item, error = ready.get()
             if error is not None:
@@ -51,4 +51,5 @@ def ahead(items: Iterable[T], depth: int) -> Iterator[T]:
             yield item
     finally:
         ended.set()
-        thread.join()
+        with suppress(RuntimeError):  # starting it was interrupted: it has not begun, and will end at once
+            thread.join()
