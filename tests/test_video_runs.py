@@ -16,6 +16,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image, ImageSequence
 from video_files import HEIGHT, SCRIPT, WIDTH, complaint, decode, encode, moving, packets, planes, run, start
 
@@ -62,6 +63,28 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_file(tmp_path):
     assert packets(tmp_path / "out.mp4", "video") == packets(tmp_path / "whole.mp4", "video")
     assert packets(tmp_path / "out.mp4", "audio") == packets(tmp_path / "whole.mp4", "audio")
     assert not (tmp_path / ".out.mp4.parts").exists()
+
+
+KILLED_WHILE_JOINING = """
+import heapq, os, signal, sys
+sys.path.insert(0, {root!r})
+import interpolate_video
+
+def merge(packets, *_):
+    yield next(packets)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+heapq.merge = merge
+interpolate_video.main(interpolate_video.parser().parse_args(sys.argv[1:]))
+"""
+
+
+def test_a_run_that_was_killed_while_it_joined_its_parts_leaves_nothing_for_good(tmp_path, clip):
+    command = [sys.executable, "-c", KILLED_WHILE_JOINING.format(root=str(ROOT))]
+    killed = subprocess.run([*command, str(clip), str(tmp_path / "out.mp4"), "--model_name", "average"])
+    assert killed.returncode == -signal.SIGKILL and not (tmp_path / "out.mp4").exists()
+    run(clip, tmp_path / "out.mp4", "--resume")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.mp4"]
 
 
 def test_an_interrupt_leaves_a_playable_file_and_can_be_resumed(tmp_path):

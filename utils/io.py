@@ -53,11 +53,14 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed to it at the end, removed if anything goes wrong. Makes the folder."""
+def replacing(path: str | Path, folder: Path | None = None) -> Iterator[Path]:
+    """A temporary name beside `path`, renamed to it at the end, removed if anything goes wrong. Makes the folder.
+
+    folder: on the same disk, for the temporary name, where somebody clears up what a kill leaves.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{platform.node()}.{os.getpid()}{path.suffix}")
+    temporary = (folder or path.parent) / f".{path.stem}.{platform.node()}.{os.getpid()}{path.suffix}"
     try:
         yield temporary
         temporary.replace(path)

@@ -18,7 +18,7 @@ def folder_of(out: Path) -> Path:
 
 def begun(out: Path) -> bool:
     """Whether there is something for a run to go on from: more than settings and a part that was never whole."""
-    return any(not path.name.startswith(("settings", "making")) for path in folder_of(out).glob("*"))
+    return any(not path.name.startswith(("settings", "making", ".")) for path in folder_of(out).glob("*"))
 
 
 class Parts:
@@ -38,8 +38,9 @@ class Parts:
                 if before.get(name) != self.settings.get(name):
                     was, now = before.get(name), self.settings.get(name)
                     raise ValueError(f"{self.out}: was begun with {name} {was}, not {now}; go on so, or start anew")
-            for leftover in (*self.folder.glob("unfinished-*"), *self.folder.glob("making-*")):
-                _remove(leftover)
+            for pattern in ("unfinished-*", "making-*", ".*"):  # the last: temporary names, such as of the whole
+                for leftover in self.folder.glob(pattern):
+                    _remove(leftover)
         else:
             _remove(self.folder)
             self.folder.mkdir(parents=True)

@@ -250,7 +250,7 @@ def join_folders(parts: Sequence[Path], out: Path) -> None:
 
 def join_gif(parts: Sequence[Path], out: Path) -> None:
     """One animation that repeats, out of video parts."""
-    with io.replacing(out) as temporary, errors(out), av.open(located(temporary), "w") as output:
+    with io.replacing(out, parts[0].parent) as temporary, errors(out), av.open(located(temporary), "w") as output:
         stream, graph, ticks = None, None, -1
         for frame in _decoded(parts):
             if stream is None:
@@ -275,7 +275,7 @@ def join_videos(
     """One file out of parts, packet by packet, with what the file `source` says of itself, its chapters, and the sound
     and the subtitles that the output can hold. whole: False ends these where the pictures end. timed: False leaves out
     all that has a time, because that is another one now."""
-    with io.replacing(out) as temporary, errors(out):
+    with io.replacing(out, parts[0].parent) as temporary, errors(out):
         mp4 = out.suffix.lower() in MP4
         options = {"movflags": "+faststart"} if mp4 else {}
         name = located(temporary)
