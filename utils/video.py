@@ -147,6 +147,7 @@ class Video(Source):
             self.step = stream.time_base
             self.has_sound = any(other.type in COPIED for other in container.streams)
             self.dts_only = container.format.name in DTS_ONLY
+            self.notes += _stream_notes(path, container, stream)
             frame = next(self._decode(container, stream), None)
             if frame is None:
                 raise ValueError(f"{path}: not a single frame can be decoded")
@@ -397,9 +398,22 @@ def _depth_notes(path: str, form: av.VideoFormat) -> tuple[str, ...]:
 
 def _video_stream(container: av.container.InputContainer, path: str) -> av.VideoStream:
     for stream in container.streams.video:
-        if not stream.disposition & av.stream.Disposition.attached_pic:  # the cover of a piece of music
+        if not _is_cover(stream):
             return stream
     raise ValueError(f"{path}: no video in this file")
+
+
+def _is_cover(stream: av.stream.Stream) -> bool:
+    """Whether it is the picture of a piece of music or of a film."""
+    return bool(stream.disposition & av.stream.Disposition.attached_pic)
+
+
+def _stream_notes(path: str, container: av.container.InputContainer, taken: av.VideoStream) -> tuple[str, ...]:
+    others = [each for each in container.streams if each.index != taken.index and each.type in ("video", "data")]
+    if not others:
+        return ()
+    what = ", ".join(f"{'cover' if _is_cover(each) else each.type} (stream {each.index})" for each in others)
+    return (f"{path}: {what} left out; one video is taken, with the sound and the subtitles",)
 
 
 def _check_count(source: Source) -> None:

@@ -45,6 +45,7 @@ CODECS = {
 }
 DEFAULTS = {".mp4": "h264", ".m4v": "h264", ".mov": "h264", ".mkv": "h264", ".webm": "vp9"}
 MP4 = (".mp4", ".m4v", ".mov")
+ATTACHED = "attachment"  # FFmpeg's name for such as the fonts of subtitles
 PART = ".mp4"  # whatever the whole will be: it keeps times exactly, and the order of decoding
 LOSSLESS = "ffv1"
 RAW = "y4m"  # no codec: frames as they are, down a pipe
@@ -291,7 +292,10 @@ def join_videos(
                 container = av.open(located(source))
                 streams = {}
                 for stream in container.streams if timed else ():
-                    if stream.type in COPIED and holds(out, source, stream.index):
+                    if stream.type == ATTACHED and holds(out, source, stream.index):
+                        name, kind = stream.name or "attachment", stream.mimetype or "application/octet-stream"
+                        output.add_attachment(name, kind, stream.data)
+                    elif stream.type in COPIED and holds(out, source, stream.index):
                         streams[stream.index] = output.add_stream_from_template(stream, opaque=True)
                         streams[stream.index].metadata.update(stream.metadata)
                         streams[stream.index].disposition = stream.disposition
@@ -396,6 +400,8 @@ def holds(out: Path, path: str, index: int) -> bool:
     """Whether a kind of file can hold a stream of the file `path` as it is: some say so only when they begin or end."""
     try:
         with av.open(located(path)) as container, av.open(BytesIO(), "w", muxer(out)) as trial:
+            if container.streams[index].type == ATTACHED:
+                return muxer(out) == "matroska"
             stream = trial.add_stream_from_template(container.streams[index], opaque=True)
             packet = next(packet for packet in container.demux(index) if packet.pts is not None or not packet.size)
             if packet.size:
@@ -410,8 +416,9 @@ def left_out(path: str, out: Path) -> Iterator[str]:
     """A line for each stream of a file that its output cannot hold."""
     with errors(path), av.open(located(path)) as container:
         for stream in container.streams:
-            if stream.type in COPIED and not holds(out, path, stream.index):
-                kind = f"{stream.type} (stream {stream.index}, {stream.codec_context.name})"
+            if stream.type in (*COPIED, ATTACHED) and not holds(out, path, stream.index):
+                name = stream.name if stream.type == ATTACHED else stream.codec_context.name
+                kind = f"{stream.type} (stream {stream.index}, {name})"
                 yield f"{out}: {kind} cannot be stored in {out.suffix} and is left out; use .mkv"
 
 
