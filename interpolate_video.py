@@ -107,6 +107,7 @@ def parser() -> cli.Parser:
 
 
 def main(args: argparse.Namespace) -> None:
+    os.environ.setdefault("SVT_LOG", "1")  # the encoder of AV1 tells twenty lines a segment; errors alone from here on
     if args.output != video.PIPE:
         args.output = pointed_to(args.output)
     kind = check_output(args)

@@ -23,7 +23,7 @@ from video_files import HEIGHT, SCRIPT, WIDTH, complaint, decode, encode, moving
 import interpolate_video
 from models import fast
 from models.baselines import interpolator
-from utils import io, video
+from utils import io, video, video_out
 from utils.parts import Parts
 
 
@@ -456,3 +456,9 @@ def test_options_that_the_output_cannot_follow_are_refused(tmp_path, clip, capsy
     assert "--resume: what went down a pipe is not known" in complaint(capsys, clip, "-", "--resume")
     assert "no folder of pictures" in complaint(capsys, clip, tmp_path / "out.mp4", "--input_fps", "12")
     assert not list(tmp_path.glob("*out*"))
+
+
+def test_encoders_add_no_lines_of_their_own(tmp_path, clip, capfd):
+    for codec in video_out.CODECS:
+        run(clip, tmp_path / f"{codec}.mkv", "--codec", codec)
+    assert "[info]" not in capfd.readouterr().err
