@@ -462,3 +462,9 @@ def test_encoders_add_no_lines_of_their_own(tmp_path, clip, capfd):
     for codec in video_out.CODECS:
         run(clip, tmp_path / f"{codec}.mkv", "--codec", codec)
     assert "[info]" not in capfd.readouterr().err
+
+
+def test_a_size_that_an_encoder_cannot_take_is_named(tmp_path, capsys):
+    source = encode(tmp_path / "in.mkv", [image[:2, :2] for image in moving(4)], codec="ffv1", pix_fmt="bgr0")
+    assert "2x2: h265 cannot take them" in complaint(capsys, source, tmp_path / "out.mp4", "--codec", "h265")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mkv"]

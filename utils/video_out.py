@@ -128,6 +128,13 @@ class VideoWriter:
             form.tag(context)
             quality = codec.crf if form.crf is None else form.crf
             stream.options = codec.options | ({} if codec.crf is None else {"crf": str(quality)})
+        try:
+            stream.codec_context.open()
+        except av.FFmpegError as error:  # most often of the size: H.264 ends at 16384 columns
+            size = f"{stream.width}x{stream.height}"
+            raise ValueError(
+                f"frames of {size}: {form.codec} cannot take them ({error.strerror}); change --codec"
+            ) from error
         self.stream = stream
 
     def write(
