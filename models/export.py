@@ -18,6 +18,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -68,16 +69,20 @@ def export(model: IFRNet, form: str, path: Path, size: tuple[int, int] | None = 
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporters' own, about their future
-            _write(frame, inputs, form, temporary, size is None)
+            temporary.write_bytes(_exported(frame, inputs, form, size is None))
         temporary.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _write(frame: Frame, inputs: tuple[Tensor, ...], form: str, path: Path, dynamic: bool) -> None:
+def _exported(frame: Frame, inputs: tuple[Tensor, ...], form: str, dynamic: bool) -> bytes:
+    """The content of the file. Torch does not write it itself: on a full disk it aborts the process."""
+    file = BytesIO()
     if form == "torchscript":
-        torch.jit.trace(frame, inputs).save(str(path))
-        return
+        torch.jit.save(torch.jit.trace(frame, inputs), file)
+        return file.getvalue()
     sides = {
         2 + axis: DIVISOR * torch.export.Dim(name, min=SMALLEST, max=1024)
         for axis, name in enumerate(("rows16", "columns16"))
@@ -85,14 +90,14 @@ def _write(frame: Frame, inputs: tuple[Tensor, ...], form: str, path: Path, dyna
     shapes = {"img0": sides, "img1": sides, "t": None} if dynamic else None
     program = torch.export.export(frame, inputs, dynamic_shapes=shapes)
     if form == "pt2":
-        torch.export.save(program, path)
-        return
+        torch.export.save(program, file)
+        return file.getvalue()
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ValueError(f"ONNX needs the packages onnx and onnxscript: {error}") from None
-    options = {"input_names": NAMES, "output_names": ("imgt",), "opset_version": OPSET, "external_data": False}
-    torch.onnx.export(program, inputs, path, dynamo=True, verbose=False, **options)
+    options = {"input_names": NAMES, "output_names": ("imgt",), "opset_version": OPSET}
+    return torch.onnx.export(program, inputs, dynamo=True, verbose=False, **options).model_proto.SerializeToString()
 
 
 def runner(path: Path, providers: Sequence[str] = ()) -> Callable[..., Tensor]:
