@@ -171,6 +171,9 @@ def check_output(args: argparse.Namespace) -> str:
     else:
         kind = video_out.kind_of(args.output)
         check_encoding(args, kind)
+    for name, stream in ((args.input, sys.stdin), (args.output, sys.stdout)):
+        if name == video.PIPE and (stream is None or stream.buffer.isatty()):
+            raise ValueError(f"{name}: is a terminal or closed and no pipe that y4m goes through; name a file")
     if kind == "pipe":
         if args.resume:
             raise ValueError("--resume: what went down a pipe is not known; name a file")

@@ -199,6 +199,14 @@ def test_a_deep_pipe_tells_that_8_bits_are_kept(monkeypatch):
     assert video.Pipe().notes == ("standard input: more than 8 bits a colour (yuv420p10le) become 8",)
 
 
+@pytest.mark.parametrize("stream, names", [("stdin", ("-", "out.mp4")), ("stdout", ("in.mp4", "-"))])
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_terminal_is_no_pipe(tmp_path, clip, capsys, monkeypatch, stream, names, closed):
+    monkeypatch.setattr(sys, stream, None if closed else SimpleNamespace(buffer=SimpleNamespace(isatty=lambda: True)))
+    assert "is a terminal or closed" in complaint(capsys, *(n if n == "-" else tmp_path / n for n in names))
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
 def test_a_pipe_without_frames_is_refused(tmp_path, monkeypatch):
     for data, words in (
         (b"", "no y4m; ffmpeg"),
