@@ -24,7 +24,7 @@ from . import Sample
 from .transforms import Augment, Dice, Raw, Stack, centre_crop, lines
 
 VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".gif", ".y4m")
-SEPTUPLETS, SEQUENCES = "sep_trainlist.txt", "sequences"  # Vimeo90K's: what is for training, and where all lie
+LISTS, SEQUENCES = ("sep_trainlist.txt", "tri_trainlist.txt"), "sequences"  # Vimeo90K's, for training; where all lie
 CACHE = Path(__file__).resolve().parent.parent / "data" / "clips_cache"
 COPIED = 64  # frames that are brought into a device's memory at a time
 # Measured on thumbnails, mean absolute grey difference of neighbours, of 255: a repeated frame differs by the noise of
@@ -80,8 +80,8 @@ def open_clips(
     longest: int | None = None,
     cache: str | Path | None = None,
 ) -> list[Clip]:
-    """The clips of a folder, by name: its videos, and the folders below it that hold pictures; of Vimeo90K's septuplets
-    those of the training list, where it lies there.
+    """The clips of a folder, by name: its videos, and the folders below it that hold pictures; of Vimeo90K's
+    sequences those of the training list, where it lies there.
 
     only, without: names to take or leave. longest: clips whose longer side is greater are halved until it is not, which
     also cleans compressed video. cache: where decoded frames are kept (None: CACHE). FileNotFoundError without the
@@ -91,8 +91,8 @@ def open_clips(
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of clips")
     found = {path.relative_to(folder).as_posix(): path for path in _sources(folder)}
-    listed = folder / SEPTUPLETS
-    if only is None and listed.is_file():
+    listed = next((folder / name for name in LISTS if (folder / name).is_file()), None)
+    if only is None and listed:
         only = [f"{SEQUENCES}/{name}" for name in listed.read_text().split()]
         if absent := sorted(set(only) - set(found)):
             raise ValueError(f"{listed}: {len(absent)} of its sequences are not there, such as {absent[0]}; copy them")
@@ -133,7 +133,7 @@ def split(
     """
     clips = open_clips(folder, longest=longest)
     if held is not None:
-        within = Path(folder) / SEQUENCES  # septuplets are listed by their names in there
+        within = Path(folder) / SEQUENCES  # they are listed by their names in there
         held = {f"{SEQUENCES}/{name}" if (within / name).is_dir() else name for name in held}
         more = held - {clip.name for clip in clips}  # which the training list leaves out
         clips += open_clips(folder, more, longest=longest) if more else []

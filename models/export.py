@@ -149,7 +149,11 @@ def difference(model: IFRNet, run: Callable[..., Tensor], size: tuple[int, int])
 
 
 def main(args: argparse.Namespace) -> None:
-    model = load(args.checkpoint or args.model_name)
+    model = load(args.checkpoint or args.model_name or "IFRNet_S")
+    if args.model_name and model.name != args.model_name:
+        raise ValueError(f"{args.checkpoint}: holds an {model.name}, not an {args.model_name}; change --model_name")
+    if args.check and args.out:
+        raise ValueError(f"--out {args.out}: --check writes nothing; leave one of the two away")
     path = args.check or args.out or Path(f"{model.name}{SUFFIXES[args.format]}")
     if args.out and path.suffix != SUFFIXES[args.format]:
         raise ValueError(f"{path}: {args.format} ends in {SUFFIXES[args.format]}; name it so, or give another --format")
@@ -186,7 +190,7 @@ def parser() -> argparse.ArgumentParser:
     options.error = lambda message: options.exit(2, f"models.export: {message} (--help lists the options)\n")
     options.add_argument("--format", choices=SUFFIXES, default="onnx", help="of the file (default: onnx)")
     options.add_argument(
-        "--model_name", "--model-name", choices=VARIANTS, default="IFRNet_S", help="network (default: IFRNet_S)"
+        "--model_name", "--model-name", choices=VARIANTS, help="network (default: that of --checkpoint, or IFRNet_S)"
     )
     options.add_argument("--checkpoint", help="weights: a path (default: the shipped ones of that name)")
     options.add_argument("--size", type=size, help="WIDTHxHEIGHT, or dynamic (default) for any multiple of 16")

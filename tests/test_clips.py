@@ -107,22 +107,21 @@ def test_a_clip_at_hand_is_no_open_file(tmp_path):
     assert shape == (48, 64, 3) and len(os.listdir("/proc/self/fd")) == before
 
 
-def test_of_septuplets_those_of_the_training_list_are_taken(tmp_path, monkeypatch):
+@pytest.mark.parametrize("listed", clips.LISTS)
+def test_of_vimeo90k_those_of_the_training_list_are_taken(tmp_path, monkeypatch, listed):
     monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
     names = ["00001/0001", "00001/0002", "00002/0001"]
     for seed, name in enumerate(names):
         write_folder(tmp_path / "in" / "sequences" / name, moving(7, seed=seed))
     assert len({w.clip.name for part in clips.split(tmp_path / "in", 3) for w in part}) == 3
-    (tmp_path / "in" / "sep_trainlist.txt").write_text("00001/0001\n00002/0001\n\n")
+    (tmp_path / "in" / listed).write_text("00001/0001\n00002/0001\n\n")
     train, val = clips.split(tmp_path / "in", 3)
     assert {w.clip.name for w in train} == {"sequences/00001/0001"}
     assert {w.clip.name for w in val} == {"sequences/00002/0001"}
     train, val = clips.split(tmp_path / "in", 3, held=["00001/0002"])  # of the test list, by its name there
     assert len({w.clip.name for w in train}) == 2 and {w.clip.name for w in val} == {"sequences/00001/0002"}
-    (tmp_path / "in" / "sep_trainlist.txt").write_text("00001/0001\n00009/0009\n")
-    with pytest.raises(
-        ValueError, match="sep_trainlist.txt: 1 of its sequences are not there, such as sequences/00009"
-    ):
+    (tmp_path / "in" / listed).write_text("00001/0001\n00009/0009\n")
+    with pytest.raises(ValueError, match=f"{listed}: 1 of its sequences are not there, such as sequences/00009"):
         clips.open_clips(tmp_path / "in")
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import formula_image, formula_weights
+from conftest import ROOT, formula_image, formula_weights
 
 import models
 from models import export
@@ -111,11 +111,14 @@ def test_of_weights_that_ignore_t_it_says_so(model, tmp_path, capsys):
         ("--format", "tflite", "invalid choice: 'tflite'"),
         ("--size", "0x16", "'0x16' is no size"),
         ("--check", "net.pt2", "--providers: are of onnxruntime, which does not run"),
+        ("--check", "net.onnx --out other.onnx", "other.onnx: --check writes nothing"),
+        ("--checkpoint", f"{ROOT}/checkpoints/IFRNet_S.pth --model_name IFRNet", "holds an IFRNet_S, not an IFRNet"),
     ],
 )
 def test_what_is_wrong_ends_in_one_line(tmp_path, monkeypatch, capsys, option, value, words):
+    value, *more = value.split()
     value = value if option in ("--format", "--size") else str(tmp_path / value)
-    more = ["--providers", "CPUExecutionProvider"] if option == "--check" else []
+    more += ["--providers", "CPUExecutionProvider"] if option == "--check" else []
     monkeypatch.setattr(sys, "argv", ["export.py", option, value, *more])
     with pytest.raises(SystemExit) as stopped:  # as python -m models.export, without a start to wait for
         runpy.run_module("models.export", run_name="__main__")

@@ -139,6 +139,7 @@ def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path, picture):
 def test_pictures_are_listed_in_the_order_of_their_numbers(tmp_path, picture):
     for name in ("f10.png", "f9.png", "f1.jpg", "1²3.png", "frame².png", ".hidden.png", "notes.txt"):
         (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
     ordered = ["1²3.png", "f1.jpg", "f9.png", "f10.png", "frame².png"]  # a raised digit is no number
     assert [path.name for path in io.list_images(tmp_path)] == ordered
 

@@ -389,11 +389,13 @@ def test_a_run_that_goes_on_elsewhere_has_a_best_of_its_own(vimeo, whole, tmp_pa
         (["--clip_stride", "2"], "--clip_stride 2 is about clips"),
         (["--resume_path", "missing.pth"], "missing.pth: no such checkpoint"),
         (["--val_list", "missing.txt"], "missing.txt: no such list"),
+        (["--val_list", "tri_trainlist.txt"], "all of them for validation; give another --val_list"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_people_get_wrong_is_one_line(vimeo, tmp_path, capsys, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
+    shutil.copy(vimeo / "tri_trainlist.txt", tmp_path)
     monkeypatch.setattr(sys, "argv", command(vimeo, tmp_path / "run", "--batch_size", 4, *options)[1:])
     with pytest.raises(SystemExit) as stopped:
         cli.run(train_vimeo90k.main, train_vimeo90k.parser())

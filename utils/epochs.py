@@ -100,12 +100,13 @@ def split(names: Sequence[T], val: Sequence[T] | None = None) -> tuple[list[T], 
     The end and not a draw: neighbours in a list come from one video, and of a draw every video would lie on both sides,
     of the end one at most. The test list has no part in choosing weights. ValueError where nothing is left to train on.
     """
+    way = "give --val_list" if val is None else "give another --val_list"
     if val is None:
         val = list(names[-max(len(names) // 100, 1) :])
     held = set(val)
     train = [name for name in names if name not in held]
     if not train:
-        raise ValueError(f"{len(names)} samples in the training list, all of them for validation; give --val_list")
+        raise ValueError(f"{len(names)} samples in the training list, all of them for validation; {way}")
     return train, val
 
 

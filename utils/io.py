@@ -160,7 +160,7 @@ def list_images(folder: str | Path, below: bool = False) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
     within = folder.rglob("*") if below else folder.iterdir()
-    found = [path for path in within if is_picture(path)]
+    found = [path for path in within if is_picture(path) and not path.is_dir()]
     if not found:
         raise ValueError(f"{folder}: no pictures in this folder; {', '.join(IMAGES)} are looked for")
     return sorted(found, key=lambda path: (natural(path), path.parts))
