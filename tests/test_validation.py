@@ -36,6 +36,14 @@ def test_the_score_is_the_mean_over_all_frames(model):
     assert len(expected) == 5
 
 
+def test_a_frame_that_is_exact_counts_finitely(model):
+    """Between equal frames the average is the truth."""
+    other, still = sample(0, 32, 48), sample(1, 32, 48)
+    still = still._replace(img1=still.img0, imgt=still.img0)
+    average = psnr((other.img0 + other.img1)[None] / 2, other.imgt[None]).item()
+    assert Validation([still, other], CPU)(model)["averaging"] == pytest.approx((100 + average) / 2, abs=1e-4)
+
+
 def test_a_score_stands_beside_that_of_the_average(model):
     data = [sample(0, 32, 48, targets=2)]
     average = (data[0].img0 + data[0].img1)[None] / 2

@@ -15,6 +15,9 @@ from utils.io import to_uint8
 from utils.metrics import psnr
 
 
+MOST = 100.0  # dB that a frame counts at most: one that is exact, such as black, would make every mean infinite
+
+
 class Validation:
     """network -> {"psnr": mean over all frames of a data set, in dB, "averaging": what the plain average of both frames
     has there, the floor that a curve is read against}; every sample on exactly one rank.
@@ -65,7 +68,7 @@ class Validation:
         for batch in load(self.dataset, one_by_one, self.workers, pin=self.device.type == "cuda"):
             img0, img1, t = (x.to(self.device, non_blocking=True) for x in (batch.img0, batch.img1, batch.t.flatten()))
             imgt = batch.imgt.flatten(0, -4).to(self.device, non_blocking=True)
-            scores = psnr(predict(img0, img1, t), imgt)
+            scores = psnr(predict(img0, img1, t), imgt).clamp(max=MOST)
             total["psnr"] = total["psnr"] + scores.sum()
             total["frames"] += len(scores)
         total = distributed.sums({name: float(value) for name, value in total.items()})
