@@ -21,13 +21,11 @@ typedef uint16_t value;
 
 #ifdef __AVX512F__
 #define LANES 16
-#define SUMS 24 /* vectors that a product keeps in registers; there are 32 */
 #else
 #define LANES 8
-#define SUMS 12 /* of 16 */
 #endif
 #define UNIT 16  /* outputs: of weights, a multiple of this */
-#define BLOCK 48 /* outputs that are worked off at a time, 3 or 6 vectors */
+#define BLOCK 48 /* outputs that are worked off at a time */
 #define TILES 24 /* divided by each count of rows in PRODUCT */
 #define PLACES 16
 #define PRAGMA(words) _Pragma(#words)
@@ -84,24 +82,31 @@ INLINE vector load_some(const value *from, long count) {
     return load(all);
 }
 
-/* out (TILES x vectors) = x (TILES x channels) times weights, some rows at a time. */
-#define PRODUCT(name, vectors, rows)                                                              \
-    static void name(const value *x, const value *weights, long channels, float *out) {           \
-        for (long t = 0; t < TILES; t += rows, x += rows * channels) {                            \
-            vector sums[rows * vectors] = {{0}};                                                  \
-            const value *w = weights;                                                             \
-            for (long c = 0; c < channels; c += DEEP, w += vectors * LANES * DEEP)                \
-                UNROLL(12) for (int i = 0; i < rows; i++)                                         \
-                    UNROLL(6) for (int k = 0; k < vectors; k++) {                                 \
-                        vector *sum = sums + i * vectors + k;                                     \
-                        *sum = weigh(*sum, x + i * channels + c, w + k * LANES * DEEP);           \
-                    }                                                                             \
-            memcpy(out + t * vectors * LANES, sums, sizeof sums);                                 \
-        }                                                                                         \
+/* out (TILES x wide) = x (TILES x channels) times weights (channels x wide); some rows and vectors at a time, whose sums
+   stay in registers. */
+#define PRODUCT(name, wide, rows, vectors)                                                         \
+    static void name(const value *x, const value *weights, long channels, float *out) {            \
+        for (long t = 0; t < TILES; t += rows)                                                     \
+            for (long first = 0; first < wide; first += vectors * LANES) {                         \
+                vector sums[rows][vectors] = {{{0}}};                                              \
+                const value *from = x + t * channels, *w = weights + first * DEEP;                 \
+                for (long c = 0; c < channels; c += DEEP, w += wide * DEEP)                        \
+                    UNROLL(12) for (int i = 0; i < rows; i++)                                      \
+                        UNROLL(6) for (int k = 0; k < vectors; k++)                                \
+                            sums[i][k] = weigh(sums[i][k], from + i * channels + c, w + k * LANES * DEEP); \
+                for (int i = 0; i < rows; i++)                                                     \
+                    memcpy(out + (t + i) * wide + first, sums[i], sizeof sums[i]);                 \
+            }                                                                                      \
     }
-PRODUCT(product1, (UNIT / LANES), (SUMS / 2 / (UNIT / LANES)))
-PRODUCT(product2, (2 * UNIT / LANES), (SUMS / (2 * UNIT / LANES)))
-PRODUCT(product3, (3 * UNIT / LANES), (SUMS / (3 * UNIT / LANES)))
+#ifdef __AVX512F__ /* 32 registers */
+PRODUCT(product1, UNIT, 12, 1)
+PRODUCT(product2, (2 * UNIT), 12, 2)
+PRODUCT(product3, BLOCK, 8, 3)
+#else /* 16 of half the size */
+PRODUCT(product1, UNIT, 6, 2)
+PRODUCT(product2, (2 * UNIT), 6, 2)
+PRODUCT(product3, BLOCK, 6, 2)
+#endif
 
 /* A tile as the products read it, place by place; `step` values from one to the next. Its first pixel is the one above
    and left of (y, x); pixels beyond the frame, of `rows` and `columns`, are read from `zeros`. */
