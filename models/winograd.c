@@ -1,7 +1,7 @@
 /* 3x3 convolutions of stride 1, padded with zeros, by Winograd's minimal filtering: see winograd.py, which lays the
-   weights out. A tile of 2x2 pixels of the output is made of 4x4 of the input: sums and differences of those, one
-   product of matrices for each of the 16 places of a tile, sums and differences of the products. A thread works off
-   TILES tiles at a time, so that all between is in its cache.
+   weights out. A tile of PIXELS x PIXELS pixels of the output is made of SIDE x SIDE of the input: sums and differences
+   of those, one product of matrices for each of the places of a tile, sums and differences of the products. A thread
+   works off TILES tiles at a time, so that all between is in its cache.
 
    Tensors are channels-last and dense, but for `out`, whose pixels may lie further apart. Built where there are
    instructions that make it pay. */
@@ -27,7 +27,7 @@ typedef uint16_t value;
 #define UNIT 16  /* outputs: of weights, a multiple of this */
 #define BLOCK 48 /* outputs that are worked off at a time */
 #define TILES 24 /* divided by each count of rows in PRODUCT */
-#define PLACES 16
+#define PLACES (SIDE * SIDE)
 #define PRAGMA(words) _Pragma(#words)
 #define UNROLL(n) PRAGMA(GCC unroll n)
 #define INLINE static inline __attribute__((always_inline))
@@ -42,11 +42,31 @@ INLINE vector floats(const float *from) {
 }
 
 #ifdef FLOAT32
+#define PIXELS 4
+#define SIDE 6
 #define DEEP 1 /* channels that one instruction multiplies and sums */
 INLINE vector load(const value *from) { return floats(from); }
 INLINE void store(value *to, vector v) { memcpy(to, &v, sizeof v); }
 INLINE vector weigh(vector sum, const value *x, const value *weights) { return sum + *x * floats(weights); }
+
+/* B' and A' of winograd.py, of a row or a column of a tile. */
+INLINE void spread_line(vector out[SIDE], const vector x[SIDE]) {
+    vector even = x[4] - 4 * x[2], odd = x[3] - 4 * x[1], even2 = x[4] - x[2], odd2 = 2 * (x[3] - x[1]);
+    out[0] = 4 * x[0] - 5 * x[2] + x[4];
+    out[1] = even + odd, out[2] = even - odd;
+    out[3] = even2 + odd2, out[4] = even2 - odd2;
+    out[5] = 4 * x[1] - 5 * x[3] + x[5];
+}
+INLINE void gather_line(vector out[PIXELS], const vector x[SIDE]) {
+    vector even = x[1] + x[2], odd = x[1] - x[2], even2 = x[3] + x[4], odd2 = x[3] - x[4];
+    out[0] = x[0] + even + even2;
+    out[1] = odd + 2 * odd2;
+    out[2] = even + 4 * even2;
+    out[3] = odd + 8 * odd2 + x[5];
+}
 #else
+#define PIXELS 2
+#define SIDE 4
 #define DEEP 2
 INLINE vector load(const value *from) {
     __m256i halves = _mm256_loadu_si256((const __m256i *)from);
@@ -61,6 +81,12 @@ INLINE vector weigh(vector sum, const value *x, const value *weights) {
     memcpy(&two, x, sizeof two);
     __m512bh pair = (__m512bh)_mm512_set1_epi32(two), w = (__m512bh)_mm512_loadu_si512(weights);
     return (vector)_mm512_dpbf16_ps((__m512)sum, pair, w);
+}
+INLINE void spread_line(vector out[SIDE], const vector x[SIDE]) {
+    out[0] = x[0] - x[2], out[1] = x[1] + x[2], out[2] = x[2] - x[1], out[3] = x[1] - x[3];
+}
+INLINE void gather_line(vector out[PIXELS], const vector x[SIDE]) {
+    out[0] = x[0] + x[1] + x[2], out[1] = x[1] - x[2] - x[3];
 }
 #endif
 
@@ -112,9 +138,9 @@ PRODUCT(product3, BLOCK, 6, 2)
    and left of (y, x); pixels beyond the frame, of `rows` and `columns`, are read from `zeros`. */
 static void spread(const value *frame, value *out, const value *zeros, long y, long x, long rows, long columns,
                    long channels, long step) {
-    const value *at[4][4];
-    for (long r = 0; r < 4; r++)
-        for (long k = 0; k < 4; k++) {
+    const value *at[SIDE][SIDE];
+    for (long r = 0; r < SIDE; r++)
+        for (long k = 0; k < SIDE; k++) {
             long row = y - 1 + r, column = x - 1 + k;
             int inside = row >= 0 && row < rows && column >= 0 && column < columns;
             at[r][k] = inside ? frame + (row * columns + column) * channels : zeros;
@@ -122,37 +148,40 @@ static void spread(const value *frame, value *out, const value *zeros, long y, l
     for (long first = 0; first < channels; first += LANES) {
         /* The last vector begins earlier, so that nothing is read beyond the tensor. */
         long c = first + LANES > channels ? channels - LANES : first;
-        vector d[4][4];
-        UNROLL(4)
-        for (int k = 0; k < 4; k++) {
-            vector upper = load(at[0][k] + c), second = load(at[1][k] + c);
-            vector third = load(at[2][k] + c), lower = load(at[3][k] + c);
-            d[0][k] = upper - third, d[1][k] = second + third, d[2][k] = third - second, d[3][k] = second - lower;
+        vector lines[SIDE][SIDE];
+        UNROLL(6)
+        for (int r = 0; r < SIDE; r++) {
+            vector line[SIDE];
+            UNROLL(6)
+            for (int k = 0; k < SIDE; k++) line[k] = load(at[r][k] + c);
+            spread_line(lines[r], line);
         }
-        value *to = out + c;
-        UNROLL(4)
-        for (int r = 0; r < 4; r++, to += 4 * step) {
-            store(to, d[r][0] - d[r][2]);
-            store(to + step, d[r][1] + d[r][2]);
-            store(to + 2 * step, d[r][2] - d[r][1]);
-            store(to + 3 * step, d[r][1] - d[r][3]);
+        UNROLL(6)
+        for (int k = 0; k < SIDE; k++) {
+            vector line[SIDE], places[SIDE];
+            UNROLL(6)
+            for (int r = 0; r < SIDE; r++) line[r] = lines[r][k];
+            spread_line(places, line);
+            UNROLL(6)
+            for (int r = 0; r < SIDE; r++) store(out + (r * SIDE + k) * step + c, places[r]);
         }
     }
 }
 
-/* Of the products of a tile, `step` values from one place to the next, 2x2 pixels of the output. */
-INLINE void gather(vector pixels[4], const float *products, long step) {
-    vector d[2][4];
-    UNROLL(4)
-    for (int k = 0; k < 4; k++) {
-        vector upper = floats(products + k * step), second = floats(products + (4 + k) * step);
-        vector third = floats(products + (8 + k) * step), lower = floats(products + (12 + k) * step);
-        d[0][k] = upper + second + third, d[1][k] = second - third - lower;
+/* Of the products of a tile, `step` values from one place to the next, the pixels of the output. */
+INLINE void gather(vector pixels[PIXELS][PIXELS], const float *products, long step) {
+    vector lines[PIXELS][SIDE];
+    UNROLL(6)
+    for (int k = 0; k < SIDE; k++) {
+        vector line[SIDE], sums[PIXELS];
+        UNROLL(6)
+        for (int r = 0; r < SIDE; r++) line[r] = floats(products + (r * SIDE + k) * step);
+        gather_line(sums, line);
+        UNROLL(6)
+        for (int r = 0; r < PIXELS; r++) lines[r][k] = sums[r];
     }
-    for (int r = 0; r < 2; r++) {
-        pixels[2 * r] = d[r][0] + d[r][1] + d[r][2];
-        pixels[2 * r + 1] = d[r][1] - d[r][2] - d[r][3];
-    }
+    UNROLL(6)
+    for (int r = 0; r < PIXELS; r++) gather_line(pixels[r], lines[r]);
 }
 
 /* out = PReLU(convolution + bias + add), and in `tail` its last channels. With `doubled` it is a transposed convolution:
@@ -161,8 +190,9 @@ INLINE void gather(vector pixels[4], const float *products, long step) {
 void winograd(const value *x, const value *weights, const float *bias, const float *slope, const value *add, value *out,
               long out_width, value *tail, long tail_width, value *spaces, float *products, long count, long rows,
               long columns, long channels, long outputs, long doubled, int threads) {
-    long across = (columns + 1) / 2, down = (rows + 1) / 2, total = count * down * across, growth = 1 + doubled;
-    long padded = (outputs + UNIT - 1) / UNIT * UNIT, head = outputs - tail_width, step = TILES * channels;
+    long across = (columns + PIXELS - 1) / PIXELS, down = (rows + PIXELS - 1) / PIXELS, total = count * down * across;
+    long padded = (outputs + UNIT - 1) / UNIT * UNIT, head = outputs - tail_width;
+    long growth = 1 + doubled, step = TILES * channels;
     value zeros[channels];
     memset(zeros, 0, sizeof zeros);
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
@@ -175,7 +205,7 @@ void winograd(const value *x, const value *weights, const float *bias, const flo
         float *product = products + omp_get_thread_num() * PLACES * TILES * BLOCK;
         for (long t = 0; t < tiles; t++) {
             long line = (first + t) / across;
-            at[t].n = line / down, at[t].y = 2 * (line % down), at[t].x = 2 * ((first + t) % across);
+            at[t].n = line / down, at[t].y = PIXELS * (line % down), at[t].x = PIXELS * ((first + t) % across);
             const value *frame = x + at[t].n * rows * columns * channels;
             spread(frame, space + t * channels, zeros, at[t].y, at[t].x, rows, columns, channels, step);
         }
@@ -188,7 +218,7 @@ void winograd(const value *x, const value *weights, const float *bias, const flo
                     const value *from = space + place * step;
                     float *to = product + place * TILES * wide;
                     /* Of a kernel of 2x2 a row and a column are zero, and so are places of its tiles. */
-                    if (doubled && (place / 4 == 3 * !lower || place % 4 == 3 * !right)) {
+                    if (doubled && (place / SIDE == (SIDE - 1) * !lower || place % SIDE == (SIDE - 1) * !right)) {
                         memset(to, 0, TILES * wide * sizeof(float));
                         continue;
                     }
@@ -200,14 +230,14 @@ void winograd(const value *x, const value *weights, const float *bias, const flo
                 for (long t = 0; t < tiles; t++)
                     for (long k = 0; k < wide && block + k < outputs; k += LANES) {
                         long c = block + k, some = outputs - c < LANES ? outputs - c : LANES;
-                        vector pixels[4], b = floats(bias + c), bent = floats(slope + c);
+                        vector pixels[PIXELS][PIXELS], b = floats(bias + c), bent = floats(slope + c);
                         gather(pixels, product + t * wide + k, TILES * wide);
-                        for (int i = 0; i < 4; i++) {
-                            long row = at[t].y + i / 2, column = at[t].x + i % 2;
+                        for (int i = 0; i < PIXELS * PIXELS; i++) {
+                            long row = at[t].y + i / PIXELS, column = at[t].x + i % PIXELS;
                             if (row >= rows || column >= columns) continue;
                             row = (at[t].n * rows + row) * growth + lower;
                             long pixel = row * columns * growth + column * growth + right;
-                            vector v = pixels[i] + b;
+                            vector v = pixels[i / PIXELS][i % PIXELS] + b;
                             if (add) v += load_some(add + pixel * outputs + c, some);
                             vector positive = (vector)((v > 0) & (bits)v);
                             v = positive + (v - positive) * bent;

@@ -1,11 +1,12 @@
-"""3x3 convolutions with fewer multiplications, on CPUs: 16 for four pixels, where the definition takes 36.
+"""3x3 convolutions with fewer multiplications, on CPUs: a fourth of the definition's in float32, 4/9 in bfloat16.
 
-    convolution = Winograd(module, act, module.weight, dtype)
+    convolution = Winograd(module.weight, module.bias, slope, dtype)
     y = convolution(library, x)
 
-F(2x2, 3x3) of Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016), after Winograd's minimal
-filtering: y = A'((G w G') * (B' x B))A for each tile of 4x4 pixels x, here B' and A' as additions in winograd.c and
-G w G' ahead of time. In bfloat16 its rounding is about twice that of the definition; in float32 it is no larger.
+Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016), after Winograd's minimal filtering: of
+each tile x of the input y = A'((G w G') * (B' x B))A, with B' and A' as sums in winograd.c and G w G' ahead of time.
+F(4x4, 3x3) in float32 rounds about four times as coarsely as oneDNN's sums of products, which frames do not show; in
+bfloat16 it would ten times, and F(2x2, 3x3), which is used there, does twice.
 
 It pays where the time goes into multiplications: not beside AMX, whose matrix products are ten times as fast.
 """
@@ -18,9 +19,14 @@ from torch import Tensor, nn
 
 from .native import Library
 
-G = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
+G = {  # a tile of the input has as many rows, one of the output two fewer
+    torch.bfloat16: ((1, 0, 0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0, 0, 1)),
+    torch.float32: (
+        *((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6)),
+        *((1 / 24, 1 / 12, 1 / 6), (1 / 24, -1 / 12, 1 / 6), (0, 0, 1)),
+    ),
+}
 UNIT, BLOCK, TILES = 16, 48, 24  # as in winograd.c
-PLACES = len(G) ** 2
 
 
 def pays(library: Library, dtype: torch.dtype) -> bool:
@@ -64,10 +70,13 @@ class Winograd:
     def __init__(self, weight: Tensor, bias: Tensor, slope: Tensor | None, dtype: torch.dtype, phases: int = 1):
         self.phases, self.outputs = phases, len(weight) // phases
         padding = -self.outputs % UNIT
-        transform, taps, blocks = torch.kron(*2 * [torch.tensor(G)]), weight.permute(2, 3, 1, 0).flatten(0, 1), []
+        side = len(G[dtype])
+        self.places = side**2
+        transform, blocks = torch.kron(*2 * [torch.tensor(G[dtype], dtype=torch.float32)]), []
+        taps = weight.permute(2, 3, 1, 0).flatten(0, 1)
         tiles = (transform @ taps.flatten(1)).to(dtype).unflatten(1, taps.shape[1:])
         for phase, part in enumerate(tiles.chunk(phases, -1)):
-            kept = [k for k in range(PLACES) if phases == 1 or not zero(phase, k)]
+            kept = [k for k in range(side**2) if phases == 1 or not zero(phase, k, side)]
             for block in F.pad(part[kept], (0, padding)).split(BLOCK, -1):
                 if dtype != torch.float32:  # what one instruction reads: of each output two inputs
                     block = block.unflatten(1, (-1, 2)).transpose(2, 3)
@@ -91,15 +100,15 @@ class Winograd:
         out = empty((batch, self.outputs, *size)) if into is None else into
         side = empty((batch, tail, *size)) if tail else None
         threads = torch.get_num_threads()
-        spaces = x.new_empty(threads * PLACES * TILES * channels)
-        products = torch.empty(threads * PLACES * TILES * BLOCK)
+        spaces = x.new_empty(threads * self.places * TILES * channels)
+        products = torch.empty(threads * self.places * TILES * BLOCK)
         first, stride = out[:, -self.outputs :], out.shape[1]
         given = (x, self.weight, self.bias, self.slope, add, first, stride, side, tail, spaces, products)
         library.call("winograd", *given, batch, height, width, channels, self.outputs, growth - 1)
         return (out, side) if tail else out
 
 
-def zero(phase: int, place: int) -> bool:
+def zero(phase: int, place: int, side: int) -> bool:
     """Whether a place of a tile's weights is zero where they are a phase's of `as_convolution`: 2x2 of 3x3 are not."""
-    zeros = [3 * (1 - odd) for odd in divmod(phase, 2)]
-    return any(line == none for line, none in zip(divmod(place, len(G)), zeros))
+    zeros = [(side - 1) * (1 - odd) for odd in divmod(phase, 2)]
+    return any(line == none for line, none in zip(divmod(place, side), zeros))
