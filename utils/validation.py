@@ -14,7 +14,6 @@ from utils.flow_check import flow_colours
 from utils.io import to_uint8
 from utils.metrics import psnr
 
-
 MOST = 100.0  # dB that a frame counts at most: one that is exact, such as black, would make every mean infinite
 
 
