@@ -224,7 +224,7 @@ class FastDecoder:
         among = (inner, side, inner, side)
         self.block = [Conv(*getattr(block, f"conv{i}"), kernel, to, c, c) for i, c in enumerate(among, start=1)]
         self.conv5 = Conv(block.conv5, block.prelu, kernel, to, inner, inner)
-        if below is None:
+        if below is None:  # of so few channels that twice the arithmetic has seven times the pace
             up = as_convolution(up)
             answer = at_front(up.out_channels, unit)
         else:

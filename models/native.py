@@ -54,8 +54,8 @@ def _library(dtype: torch.dtype) -> Library | None:
 
 
 def build(dtype: torch.dtype) -> Path:
-    """A library for this machine and type, compiled once (a second) and kept where PyTorch keeps its
-    extensions. OSError where that cannot be done."""
+    """A library for this machine and type, compiled once (a second) and kept where PyTorch keeps its extensions.
+    OSError where that cannot be done."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise OSError("there is no C compiler")

@@ -17,7 +17,7 @@ typedef uint16_t value;
 
 #if defined FLOAT32 && defined __AVX2__ && defined __FMA__ || defined __AVX512BF16__ && defined __AVX512VL__
 #include <immintrin.h>
-#include <omp.h>
+int omp_get_thread_num(void); /* not all compilers that know OpenMP bring its header */
 
 #ifdef __AVX512F__
 #define LANES 16
@@ -51,18 +51,18 @@ INLINE vector weigh(vector sum, const value *x, const value *weights) { return s
 
 /* B' and A' of winograd.py, of a row or a column of a tile. */
 INLINE void spread_line(vector out[SIDE], const vector x[SIDE]) {
-    vector even = x[4] - 4 * x[2], odd = x[3] - 4 * x[1], even2 = x[4] - x[2], odd2 = 2 * (x[3] - x[1]);
-    out[0] = 4 * x[0] - 5 * x[2] + x[4];
+    vector even = x[4] - 4.0f * x[2], odd = x[3] - 4.0f * x[1], even2 = x[4] - x[2], odd2 = 2.0f * (x[3] - x[1]);
+    out[0] = 4.0f * x[0] - 5.0f * x[2] + x[4];
     out[1] = even + odd, out[2] = even - odd;
     out[3] = even2 + odd2, out[4] = even2 - odd2;
-    out[5] = 4 * x[1] - 5 * x[3] + x[5];
+    out[5] = 4.0f * x[1] - 5.0f * x[3] + x[5];
 }
 INLINE void gather_line(vector out[PIXELS], const vector x[SIDE]) {
     vector even = x[1] + x[2], odd = x[1] - x[2], even2 = x[3] + x[4], odd2 = x[3] - x[4];
     out[0] = x[0] + even + even2;
-    out[1] = odd + 2 * odd2;
-    out[2] = even + 4 * even2;
-    out[3] = odd + 8 * odd2 + x[5];
+    out[1] = odd + 2.0f * odd2;
+    out[2] = even + 4.0f * even2;
+    out[3] = odd + 8.0f * odd2 + x[5];
 }
 #else
 #define PIXELS 2
