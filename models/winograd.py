@@ -63,8 +63,9 @@ def serves(conv: nn.Conv2d | nn.ConvTranspose2d, channels: int) -> bool:
 class Winograd:
     """One convolution, transposed or not, and the PReLU after it.
 
-    weight: that of the convolution, or of `as_convolution`, float32, (outputs, inputs, 3, 3), whose inputs may lie
-    among others. dtype: float32 or bfloat16.
+    weight, bias: those of the convolution, float32, (outputs, inputs, 3, 3) and (outputs,); of a transposed one those
+    of `as_convolution`, with phases=4. slope: of PReLU, one an output, or None for no activation. dtype: of what it is
+    called with, float32 or bfloat16.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, slope: Tensor | None, dtype: torch.dtype, phases: int = 1):
@@ -93,7 +94,8 @@ class Winograd:
         into: Tensor | None = None,
         tail: int = 0,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """See kernels.Eager.convolve."""
+        """PReLU of the convolution of x (+ add), see fast.Conv. library: that of the weights' type. into: its pixels
+        may have more channels than are written, the last ones."""
         (batch, channels, height, width), growth = x.shape, 2 if self.phases > 1 else 1
         x, size = x.contiguous(memory_format=torch.channels_last), (growth * height, growth * width)
         empty = partial(torch.empty, dtype=x.dtype, memory_format=torch.channels_last)
