@@ -208,8 +208,10 @@ def make_record(args: argparse.Namespace) -> dict:
 
 
 def check_record(folder: Path, names: list[str], wanted: dict) -> None:
-    """ValueError where labels of another kind are in the folder already."""
+    """ValueError where labels of another kind are in the folder already. What failed before its first binds nobody."""
     there = read_record(folder)
+    if not any(folder.rglob(f"{FLOW[0]}.*")):
+        return
     if not there:
         try:
             there = {"format": find_flow(folder / names[0] / FLOW[0]).suffix[1:]}

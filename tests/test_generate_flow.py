@@ -207,6 +207,13 @@ def test_whole_files_are_left_alone(script, data, capsys):
     assert changed == {NAMES[2].split("/")[1]}
 
 
+def test_what_failed_before_its_first_label_binds_nobody(script, data):
+    labels_of(teacher="raft_small")(data)
+    (data / f"flow/{NAMES[0]}/flow_t0.flo").unlink()
+    assert script("--teacher", "dis") == 0
+    assert json.loads((data / "flow/teacher.json").read_text())["teacher"] == "dis"
+
+
 def test_without_weights_dis_is_chosen_and_said(script, data, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(teachers, "LITEFLOWNET", tmp_path / "network-default.pytorch")
@@ -286,6 +293,7 @@ def labels_of(**changes):
     def make(data):
         record = {"teacher": "dis", "weights": None, "align_corners": False, "rgb": False, "format": "flo"}
         io.write_bytes(data / "flow/teacher.json", json.dumps(record | changes).encode())
+        io.write_flow(data / f"flow/{NAMES[0]}/flow_t0.flo", np.zeros((48, 64, 2), np.float32))
 
     return make
 
