@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import kernels, winograd
+from . import kernels
 from .ifrnet import LEVELS, IFRNet, Interpolation, Pair, check_frames, common_mean, times_of
 from .layers import resize
 from .strips import by_rows, even
-from .winograd import Winograd, as_convolution
+from .winograd import Winograd, as_convolution, serves
 
 ALIGNED = 8  # channels: what tensor cores read at a time; cuDNN copies tensors that have another number of them
 STRIP, LEAST_ROWS = 2**17, 32  # pixels and rows of a level that are worked on at a time on a CPU
@@ -140,7 +140,7 @@ class Conv:
         # PyTorch adds a bias in a pass of its own after cuDNN, which the activation can save.
         self.late = self.bias if act is not None and by_cudnn(self.weight.device) else None
         self.winograd = None
-        if kernel.winograd and winograd.serves(module, inputs.total):
+        if kernel.winograd and serves(module, inputs.total):
             whole, phases = (as_convolution(module), 4) if self.transposed else (module, 1)
             spread = inputs.spread(whole.weight.detach(), 1)  # outputs lie side by side on a CPU
             self.winograd = Winograd(spread, whole.bias.detach(), slope, to["dtype"], phases)

@@ -8,7 +8,7 @@ each tile x of the input y = A'((G w G') * (B' x B))A, with B' and A' as sums in
 F(4x4, 3x3) in float32 rounds about four times as coarsely as oneDNN's sums of products, which frames do not show; in
 bfloat16 it would ten times, and F(2x2, 3x3), which is used there, does twice.
 
-It pays where the time goes into multiplications: not beside AMX, whose matrix products are ten times as fast.
+It pays where the time goes into multiplications: not in bfloat16 beside AMX, which does those much faster.
 """
 
 from functools import partial
@@ -71,13 +71,12 @@ class Winograd:
     def __init__(self, weight: Tensor, bias: Tensor, slope: Tensor | None, dtype: torch.dtype, phases: int = 1):
         self.phases, self.outputs = phases, len(weight) // phases
         padding = -self.outputs % UNIT
-        side = len(G[dtype])
-        self.places = side**2
-        transform, blocks = torch.kron(*2 * [torch.tensor(G[dtype], dtype=torch.float32)]), []
-        taps = weight.permute(2, 3, 1, 0).flatten(0, 1)
-        tiles = (transform @ taps.flatten(1)).to(dtype).unflatten(1, taps.shape[1:])
+        one, side = torch.tensor(G[dtype], dtype=torch.float32), len(G[dtype])
+        taps, self.places = weight.permute(2, 3, 1, 0).flatten(0, 1), side**2
+        tiles = (torch.kron(one, one) @ taps.flatten(1)).to(dtype).unflatten(1, taps.shape[1:])
+        blocks = []
         for phase, part in enumerate(tiles.chunk(phases, -1)):
-            kept = [k for k in range(side**2) if phases == 1 or not zero(phase, k, side)]
+            kept = [k for k in range(self.places) if phases == 1 or not zero(phase, k, side)]
             for block in F.pad(part[kept], (0, padding)).split(BLOCK, -1):
                 if dtype != torch.float32:  # what one instruction reads: of each output two inputs
                     block = block.unflatten(1, (-1, 2)).transpose(2, 3)

@@ -286,8 +286,8 @@ def join_videos(
     with io.replacing(out, parts[0].parent) as temporary, errors(out):
         mp4 = out.suffix.lower() in MP4
         options = {"movflags": "+faststart"} if mp4 else {}
-        name = located(temporary)
-        with av.open(name, "w", muxer(out), options=options) as output, av.open(located(parts[0])) as first:
+        named = located(temporary)
+        with av.open(named, "w", muxer(out), options=options) as output, av.open(located(parts[0])) as first:
             video = output.add_stream_from_template(first.streams.video[0], opaque=True)
             video.codec_context.framerate = form.nominal
             video.codec_context.sample_aspect_ratio = form.aspect
