@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from benchmarks.common import Benchmark, Case, Split, parser, run
+from benchmarks.cases import Case, Split
+from benchmarks.common import Benchmark, parser, run
 from datasets import clips
 from models.flow.dis import DIS
 from utils import cli, io

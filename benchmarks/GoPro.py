@@ -14,7 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.common import Benchmark, Split, centre_512, find_folder, parser, start, windows
+from benchmarks.cases import Split, centre_512, find_folder, windows
+from benchmarks.common import Benchmark, parser, start
 from datasets.gopro import PAGE, TEST_VIDEOS
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.common import Benchmark, Case, Split, find_data, parser, run, write_predictions
+from benchmarks.cases import Case, Split
+from benchmarks.common import Benchmark, find_data, parser, run, write_predictions
 from models import Padding
 from utils import cli
 

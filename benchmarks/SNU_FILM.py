@@ -14,7 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.common import Benchmark, Case, Split, parser, start
+from benchmarks.cases import Case, Split
+from benchmarks.common import Benchmark, parser, start
 
 SPLITS = ("easy", "medium", "hard", "extreme")
 SCALE, SCALE_EMA = 0.8, 0.5  # the paper's protocol; sides become multiples of 20 there, the least that serves

@@ -13,7 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.common import Benchmark, Case, Split, parser, start
+from benchmarks.cases import Case, Split
+from benchmarks.common import Benchmark, parser, start
 from utils.io import natural
 
 FOLDER = "ucf101_interp_ours"

@@ -15,7 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.common import Benchmark, Case, Split, parser, start
+from benchmarks.cases import Case, Split
+from benchmarks.common import Benchmark, parser, start
 from datasets.vimeo90k import FRAMES, PAGE, TEST_LIST, read_list
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.common import Benchmark, Case, Split, halved, parser, start
+from benchmarks.cases import Case, Split, halved
+from benchmarks.common import Benchmark, parser, start
 from utils.io import list_images, natural
 
 FRAMES, STEP = 33, 4

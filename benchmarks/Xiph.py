@@ -15,7 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.common import Benchmark, Case, Split, centre_half, halved, parser, start
+from benchmarks.cases import Case, Split, centre_half, halved
+from benchmarks.common import Benchmark, parser, start
 
 CLIPS = (
     "BoxingPractice", "Crosswalk", "DrivingPOV", "FoodMarket", "FoodMarket2", "RitualDance", "SquareAndTimelapse",

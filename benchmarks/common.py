@@ -1,4 +1,4 @@
-"""What all benchmarks share: the command line and the scoring loop; the store of results is in store.py.
+"""What all benchmarks share: the command line and the scoring loop; beside it cases.py and store.py, for the results.
 
 A benchmark says where its data lies, which pictures make a case, and what its protocol is; `run` scores every case once
 for every model, on any number of ranks, prints the table and writes results/NAME.json. A run that was stopped goes on
@@ -20,11 +20,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import models
 from benchmarks import store
+from benchmarks.cases import Batches, Case, Split, check_cases, read, whole
 from benchmarks.store import Score
 from models import Interpolator, Padding
 from models.baselines import BASELINES, Baseline, Dis, interpolator
@@ -41,55 +42,6 @@ METRICS = {"psnr": metrics.psnr, "ssim": metrics.ssim, "ssim_2d": metrics.ssim_2
 MORE_METRICS = ("lpips", "warp")  # one needs weights, one looks at all frames of a case at once
 SHOWN = {"worst": (0, 1), "median": (0.5,)}  # places among a split's cases by PSNR: numbers, or shares of all
 STRIP_ROWS = 64  # of frames that are too large to work on as a whole
-
-
-class Case(NamedTuple):
-    """Two frames and the true ones between them, at `times`: picture files. `name` is its own within a split."""
-
-    name: str
-    img0: Path
-    img1: Path
-    targets: tuple[Path, ...]
-    times: tuple[float, ...] = (0.5,)
-
-    @property
-    def pictures(self) -> tuple[Path, ...]:
-        return (self.img0, self.img1, *self.targets)
-
-
-def whole(image: np.ndarray) -> np.ndarray:
-    """The view of most benchmarks: pictures as they are."""
-    return image
-
-
-def halved(image: np.ndarray) -> np.ndarray:
-    return cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-
-
-def centre(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """ValueError where the picture is smaller."""
-    below, beside = image.shape[0] - height, image.shape[1] - width
-    if min(below, beside) < 0:
-        raise ValueError(f"a frame of {image.shape[1]}x{image.shape[0]} has no centre of {width}x{height}")
-    return image[below // 2 : below // 2 + height, beside // 2 : beside // 2 + width]
-
-
-def centre_half(image: np.ndarray) -> np.ndarray:
-    return centre(image, image.shape[0] // 2, image.shape[1] // 2)
-
-
-def centre_512(image: np.ndarray) -> np.ndarray:
-    return centre(image, 512, 512)
-
-
-class Split(NamedTuple):
-    """Cases whose average is one number of the table. view: what is done to every picture after it was read. full: how
-    many cases published averages are of; None where that is not settled."""
-
-    name: str
-    cases: list[Case]
-    view: Callable[[np.ndarray], np.ndarray] = whole
-    full: int | None = None
 
 
 class Benchmark(NamedTuple):
@@ -203,37 +155,6 @@ def find_data(benchmark: Benchmark, folder: Path | None) -> Path:
     return root
 
 
-def find_folder(parent: Path, name: str, page: str) -> Path:
-    """A video's folder of pictures. FileNotFoundError without it. page: where the set is described."""
-    if not (parent / name).is_dir():
-        raise FileNotFoundError(
-            f"{parent / name}: no such folder of frames, which the benchmark needs; it is described at {page}"
-        )
-    return parent / name
-
-
-def windows(folder: Path, length: int = 9) -> list[Case]:
-    """A video as windows that share their outer frames: the first and the last of each are given, the rest asked for.
-    ValueError where the video is shorter than one window."""
-    frames, steps = io.list_images(folder), length - 1
-    if len(frames) < length:
-        raise ValueError(f"{folder}: {len(frames)} frames, but a window takes {length}")
-    times = tuple(k / steps for k in range(1, steps))
-    parts = [frames[i : i + length] for i in range(0, len(frames) - steps, steps)]
-    return [Case(f"{folder.name}/{part[0].stem}", part[0], part[-1], tuple(part[1:-1]), times) for part in parts]
-
-
-def check_cases(root: Path, splits: list[Split], skip_broken: bool) -> None:
-    """Look for every picture before hours are spent on the first ones."""
-    for split in splits:
-        if not split.cases:
-            raise ValueError(f"{root}: nothing to score here: no case of the split {split.name!r}")
-        for case in split.cases:
-            for path in case.pictures:
-                if not skip_broken and not path.is_file():
-                    raise FileNotFoundError(f"{path}: no such file; --skip_broken leaves the case {case.name} out")
-
-
 # Models
 
 
@@ -323,39 +244,6 @@ def file_stem(benchmark: Benchmark, args: argparse.Namespace, contender: Contend
 
 
 # Scoring
-
-
-class Batches(Dataset):
-    """Batches of cases, read. The split into batches is that of the whole list, whatever the number of ranks: what a
-    case is batched with, and with it the last bit of its score, is always the same."""
-
-    def __init__(self, splits: list[Split], size: int):
-        self.cases = [(split, case) for split in splits for case in split.cases]
-        self.size = size
-        self.todo = list(range(-(-len(self.cases) // size)))
-
-    def __len__(self) -> int:
-        return len(self.todo)
-
-    def members(self, batch: int) -> list[tuple[Split, Case]]:
-        return self.cases[batch * self.size : (batch + 1) * self.size]
-
-    def __getitem__(self, i: int) -> tuple[int, list[np.ndarray | str]]:
-        """The number of the batch, and for each of its cases what `read` gives."""
-        batch = self.todo[i]
-        return batch, [read(split, case) for split, case in self.members(batch)]
-
-
-def read(split: Split, case: Case) -> np.ndarray | str:
-    """img0, img1, targets as uint8 (2 + T, H, W, 3), or what is wrong with them."""
-    try:
-        frames = io.read_frames(case.pictures)
-        try:
-            return np.stack([split.view(frame) for frame in frames])
-        except ValueError as error:
-            return f"{case.img0}: {error}"
-    except (OSError, ValueError) as error:
-        return str(error)
 
 
 def score_all(

@@ -19,7 +19,7 @@ from conftest import ROOT
 from scoring import frame, psnr_by_hand, result, score
 
 import models
-from benchmarks import Adobe240, Vimeo90K, common, store, video
+from benchmarks import Adobe240, Vimeo90K, cases, common, store, video
 from utils import io, metrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -125,7 +125,7 @@ def test_pictures_read_by_other_processes_score_the_same(vimeo, tmp_path, typed)
         words = ["--model_name", "average", "--batch_size", 2, "--workers", workers]
         assert score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path / str(workers), *words).status == 0
     assert files(tmp_path / "0") == files(tmp_path / "2")
-    pickle.dumps(common.Batches(Vimeo90K.BENCHMARK.splits(vimeo, None), 2))  # what spawned workers are given
+    pickle.dumps(cases.Batches(Vimeo90K.BENCHMARK.splits(vimeo, None), 2))  # what spawned workers are given
 
 
 def test_the_flow_that_is_shown_is_the_networks_also_in_strips(weights, monkeypatch):
