@@ -275,7 +275,7 @@ def main(args: argparse.Namespace) -> None:
         folder = args.data / "flow"
         chosen = args.teacher
         if args.sheet and not args.check:
-            raise ValueError(f"--sheet {args.sheet} is of --check; give the number of triplets, or leave it away")
+            raise ValueError(f"--sheet {args.sheet} is of --check; give the number of triplets, or leave it out")
         if args.sheet and not io.is_picture(args.sheet):
             raise ValueError(f"--sheet {args.sheet}: a picture is written; end the name in {', '.join(io.IMAGES)}")
         args.teacher = chosen or read_record(folder).get("teacher") or teachers.choose()
@@ -284,7 +284,7 @@ def main(args: argparse.Namespace) -> None:
             print(f"teacher: {args.teacher}, " + why(args.teacher, folder))
         if args.check:
             if distributed.world_size() > 1:
-                raise ValueError("--check runs in one process; leave torchrun away")
+                raise ValueError("--check runs in one process; leave torchrun out")
             check(args, names, teacher, device, given=chosen is not None)
             return
         record = make_record(args)

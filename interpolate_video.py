@@ -112,7 +112,7 @@ def main(args: argparse.Namespace) -> None:
         args.output = pointed_to(args.output)
     kind = check_output(args)
     if args.input_fps and not Path(args.input).is_dir():
-        raise ValueError(f"--input_fps {args.input_fps}: {args.input} is no folder of pictures; leave it away")
+        raise ValueError(f"--input_fps {args.input_fps}: {args.input} is no folder of pictures; leave it out")
     source = video.open_source(args.input, args.input_fps or Fraction(24))
     grid = Grid(args.factor or (1 if args.fps else max(2, args.slow)), args.fps, args.slow)
     with distributed.ranks(args) as device, cli.terminated_as_interrupted():
@@ -166,7 +166,7 @@ def check_output(args: argparse.Namespace) -> str:
             value = getattr(args, option)
             if value != parser().get_default(option):
                 typed = f"--{option}" if value is True else f"--{option} {value}"
-                raise ValueError(f"{typed}: means nothing to a preview; leave it away")
+                raise ValueError(f"{typed}: means nothing to a preview; leave it out")
         kind = "picture"
     else:
         kind = video_out.kind_of(args.output)
@@ -214,7 +214,7 @@ def check_encoding(args: argparse.Namespace, kind: str) -> None:
             video_out.check_crf(args.codec or video_out.DEFAULTS[kind], args.crf)
     elif args.codec or args.crf is not None:
         option = f"--codec {args.codec}" if args.codec else f"--crf {args.crf}"
-        raise ValueError(f"{args.output}: {option} is for {', '.join(video_out.DEFAULTS)}; leave it away")
+        raise ValueError(f"{args.output}: {option} is for {', '.join(video_out.DEFAULTS)}; leave it out")
 
 
 def check_grid(call: Interpolator | Baseline, grid: Grid) -> None:

@@ -194,7 +194,8 @@ def batch_size(args: argparse.Namespace, crop: int) -> int:
 
 
 def terms(out: models.Interpolation, imgt: Tensor, flow: Tensor, psnr: float = 0.0) -> dict[str, Tensor]:
-    """The paper's terms and that of the exact flow on all levels, unweighted; with a weight `psnr` that of PSNR too."""
+    """The terms of ifrnet_loss, weighted as there, and the error of all levels' flows, unweighted; with `psnr`, so much
+    of the logarithm of the error too."""
     out = out._replace(flows=tuple(full_size(level, flow.shape[-2:]) for level in out.flows))  # once, for two terms
     terms = ifrnet_loss(out, imgt, flow) | {"flow": flow_error(out.flows, flow)}
     return terms | {"log_error": psnr * log_error(out.imgt, imgt)} if psnr else terms
@@ -329,7 +330,7 @@ def main(args: argparse.Namespace) -> None:
             begun = content.get("config", {}).get("init")
             if args.init not in (None, begun):
                 how = f"with --init {begun}" if begun else "without --init"
-                raise ValueError(f"--init {args.init}: the run in {folder} began {how}; leave the option away")
+                raise ValueError(f"--init {args.init}: the run in {folder} began {how}; leave the option out")
             args.init = begun  # the loss depends on it
             if distributed.is_main():
                 epochs.tell_changes(content, epochs.recorded(args))
@@ -378,12 +379,12 @@ def train(
         print(f"crop {stage.crop}: {len(small)} clips are smaller and left out: {', '.join(small)}")
     recipe = Recipe(
         minutes=args.minutes * stage.end,
-        eval_every=args.eval_interval,
+        eval_every=args.eval_iterations,
         channels_last=True,
         log_every=args.log_every,
         save_every=args.save_every,
         amp=quickest_amp(device) if args.amp == "auto" else args.amp,
-        **{name: getattr(args, name) for name in ("lr_start", "compile", "ema", "clip", "optimizer")},
+        **{name: getattr(args, name) for name in ("lr_start", "compile", "ema", "clip_grad", "optimizer")},
     )
     rate = cosine(args.lr_start, args.lr_end)
     torch.compiler.reset()  # a stage is compiled for its own crops: those of all would be too many
@@ -465,7 +466,7 @@ def parser() -> cli.Parser:
     add("--amp", choices=["auto", *AMP], default="auto", help=about)
     add("--compile", action="store_true", help="torch.compile the network: minutes for each size of crop on a CPU")
     add("--ema", type=cli.decay, default=0.999, help="decay of the averaged weights (default: %(default)s)")
-    add("--clip", type=cli.amount, default=1.0, help="greatest norm of the gradient (default: %(default)s)")
+    add("--clip_grad", type=cli.amount, default=1.0, help="greatest norm of the gradient (default: %(default)s)")
     add("--optimizer", choices=OPTIMIZERS, default="muon", help="the paper's adamw, or muon (default), sooner here")
     add("--seed", type=cli.whole, default=0, help="of weights and data (default: %(default)s)")
     add(
@@ -474,7 +475,7 @@ def parser() -> cli.Parser:
         default=1,
         help="processes that make batches, for a GPU the footage of them (%(default)s)",
     )
-    add("--eval_interval", type=cli.positive, default=1000, help="iterations between validations (%(default)s)")
+    add("--eval_iterations", type=cli.positive, default=1000, help="iterations between validations (%(default)s)")
     add("--log_path", type=Path, default=Path("runs/synthetic"), help="folder of the run (default: %(default)s)")
     add("--log_every", type=cli.positive, default=100, help="iterations between lines of the log (%(default)s)")
     add("--save_every", type=cli.amount, default=2.0, help="minutes between checkpoints (default: %(default)s)")

@@ -4,7 +4,7 @@
 
 The weights must know any t: those shipped do, published *_GoPro.pth do, published *_Vimeo90K.pth do not.
 
-Data, from https://seungjunnah.github.io/Datasets/gopro (GOPRO_Large_all); the folder test/ may be left away:
+Data, from https://seungjunnah.github.io/Datasets/gopro (GOPRO_Large_all); the folder test/ may be left out:
     data/GOPRO/test/GOPR0384_11_00/000001.png ..
 """
 

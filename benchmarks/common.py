@@ -110,7 +110,7 @@ def start(benchmark: Benchmark, options: cli.Parser) -> None:
 def run(benchmark: Benchmark, args: argparse.Namespace) -> None:
     """Score every model that was asked for; ValueError or OSError for what a user can change."""
     if args.lpips_weights and "lpips" not in args.metrics:
-        raise ValueError("--lpips_weights: of no use without --metrics lpips; leave one away or give both")
+        raise ValueError("--lpips_weights: of no use without --metrics lpips; leave one out or give both")
     root = find_data(benchmark, args.data)
     splits = [split._replace(cases=split.cases[: args.limit]) for split in benchmark.splits(root, args)]
     check_cases(root, splits, args.skip_broken)

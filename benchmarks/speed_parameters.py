@@ -289,7 +289,7 @@ def to_compare(path: Path, args: argparse.Namespace) -> list[dict]:
     and for options that say what to measure."""
     for name in ("model_name", "sizes", "scales"):
         if getattr(args, name) is not None:
-            raise ValueError(f"--{name}: {path} says what is measured again; leave the option away")
+            raise ValueError(f"--{name}: {path} says what is measured again; leave the option out")
     older = store.read(path)
     if older["benchmark"] != store.SPEED or not older["rows"]:
         raise ValueError(f"{path}: holds no times; give a result of this benchmark")
@@ -304,15 +304,15 @@ def to_compare(path: Path, args: argparse.Namespace) -> list[dict]:
 def main(args: argparse.Namespace) -> None:
     older = to_compare(args.compare, args) if args.compare else None
     if args.tolerance is not None and older is None:
-        raise ValueError(f"--tolerance {args.tolerance:g} is about --compare; give an older result, or leave it away")
+        raise ValueError(f"--tolerance {args.tolerance:g} is about --compare; give an older result, or leave it out")
     args.model_name = args.model_name or list(models.VARIANTS)
     args.sizes = args.sizes or list(map(size, SIZES))
     args.scales = args.scales or ()
     args.device = args.device or default_device()
     if args.ablation and args.scales:
-        raise ValueError(f"--scales {args.scales[0]}: an ablation is at scale 1; leave one of the two away")
+        raise ValueError(f"--scales {args.scales[0]}: an ablation is at scale 1; leave one of the two out")
     if args.ablation and args.precision:
-        raise ValueError(f"--precision {args.precision}: an ablation has its own; leave one of the two away")
+        raise ValueError(f"--precision {args.precision}: an ablation has its own; leave one of the two out")
     if "auto" in args.scales:
         raise ValueError("--scales auto: these frames are noise, without motion to follow; give numbers or multi")
     scales = [scale for scale in dict.fromkeys(args.scales) if scale != 1]

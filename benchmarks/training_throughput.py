@@ -243,7 +243,7 @@ def scenes(args: argparse.Namespace, device: torch.device) -> dict[str, dict]:
     groups = (finishing(source.batch(GROUP * args.batch_size, any_time=True)) for _ in itertools.count())
     stream = (Sample(*(x[k::GROUP] for x in group)) for group in groups for k in range(GROUP))
     count = -(-args.steps // GROUP) * GROUP
-    measures = {"channels_last": True, "amp": "bf16", "ema": 0.999, "clip": 1.0}  # of train_synthetic.py
+    measures = {"channels_last": True, "amp": "bf16", "ema": 0.999, "clip_grad": 1.0}  # of train_synthetic.py
     one = [next(stream) for _ in range(GROUP)][0]
     alone, both = (Run(args, device, measures, batches) for batches in (itertools.repeat(one), stream))
 

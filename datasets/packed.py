@@ -142,7 +142,7 @@ class Resident:
 
     def __init__(self, packed: Packed, device: torch.device):
         if device.type != "cuda":
-            raise ValueError("--cache gpu needs a GPU; leave the option away")
+            raise ValueError("--cache gpu needs a GPU; leave the option out")
         self.augment, self.flow, self.device = packed.augment, packed.flow, device
         arrays = [packed.frames] if packed.flows is None else [packed.frames, packed.flows]
         row = sum(array[0].nbytes for array in arrays)
@@ -150,7 +150,7 @@ class Resident:
         if needed + SPARE > free:
             raise ValueError(
                 f"{packed.root}: --cache gpu takes {needed / 1e9:.0f} GB and {SPARE / 1e9:.0f} to train in, "
-                f"{free / 1e9:.0f} are free; leave the option away, or pack with --no_flow"
+                f"{free / 1e9:.0f} are free; leave the option out, or pack with --no_flow"
             )
         self.frames, *flows = (self._copy(array, packed.rows) for array in arrays)
         self.flows = flows[0] if flows else None

@@ -211,7 +211,7 @@ def cutouts(photographs: Sequence[Path], folder: Path, side: int, seed: int = 0)
         raise ValueError(f"{folder}: no {kinds} file is named like one of the {len(photographs)} photographs")
     pairs = [pair for number, (photo, path) in enumerate(both) for pair in _objects(photo, path, side, (seed, number))]
     if not pairs:
-        raise ValueError(f"{folder}: no segment in {len(both)} files is an object; leave --masks away")
+        raise ValueError(f"{folder}: no segment in {len(both)} files is an object; leave --masks out")
     return Cutouts(*(torch.from_numpy(np.stack(part)) for part in zip(*pairs)))
 
 

@@ -153,12 +153,12 @@ def main(args: argparse.Namespace) -> None:
     if args.model_name and model.name != args.model_name:
         raise ValueError(f"{args.checkpoint}: holds an {model.name}, not an {args.model_name}; change --model_name")
     if args.check and args.out:
-        raise ValueError(f"--out {args.out}: --check writes nothing; leave one of the two away")
+        raise ValueError(f"--out {args.out}: --check writes nothing; leave one of the two out")
     path = args.check or args.out or Path(f"{model.name}{SUFFIXES[args.format]}")
     if args.out and path.suffix != SUFFIXES[args.format]:
         raise ValueError(f"{path}: {args.format} ends in {SUFFIXES[args.format]}; name it so, or give another --format")
     if args.providers and path.suffix != SUFFIXES["onnx"]:
-        raise ValueError(f"--providers: are of onnxruntime, which does not run {path}; leave them away")
+        raise ValueError(f"--providers: are of onnxruntime, which does not run {path}; leave them out")
     if args.check is None:
         export(model, args.format, path, args.size)
         print(f"wrote {path}")

@@ -48,7 +48,7 @@ def test_an_option_of_networks_is_refused_where_there_is_none(script, option, ca
             parser.parse_args([*words, "--model-name", baseline, *option.split()])
         error = capsys.readouterr().err
         assert stopped.value.code == 2 and error.count("\n") == 1
-        assert f"{name} means nothing to {baseline}; leave it away, or name a network" in error
+        assert f"{name} means nothing to {baseline}; leave it out, or name a network" in error
         parser.parse_args([*words, "--model_name", baseline])
     for network in ([], ["--model_name", "IFRNet_S"]):
         parser.parse_args([*words, *network, *option.split()])

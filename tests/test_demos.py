@@ -138,7 +138,7 @@ BAD_INPUT = {
     "weights that are no numbers": ({"checkpoint": "nan.pth"}, "nan.pth: .*bias holds numbers that are not finite"),
     "infinite weights": ({"checkpoint": "infinite.pth"}, "infinite.pth: .*bias holds numbers that are not finite"),
     "weights for a baseline": ({"model_name": "dis", "scale": None}, "dis has no weights"),
-    "scale for a baseline": ({"model_name": "dis"}, "--scale means nothing to dis; leave it away, or name a network"),
+    "scale for a baseline": ({"model_name": "dis"}, "--scale means nothing to dis; leave it out, or name a network"),
     "unknown model": ({"model_name": "IFRNet_M"}, "'IFRNet_M' .*IFRNet_S.*dis"),
     "unknown device": ({"device": "tpu9"}, "unknown device 'tpu9'; give cpu"),
     "unknown precision": ({"precision": "fp8"}, "'fp8' .*fp32.*bf16"),

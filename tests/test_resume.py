@@ -378,7 +378,7 @@ def test_a_run_that_goes_on_elsewhere_has_a_best_of_its_own(vimeo, whole, tmp_pa
         (["--crop", "64"], "hold no crop of 64x64; give a smaller --crop"),
         (["--batch_size", "9"], "8 samples do not fill one step of 9"),
         (["--batch_size", "0"], "'0' is not a whole number from 1 up"),
-        (["--clip", "-1"], "argument --clip: '-1' is not a number from 0 up"),
+        (["--clip_grad", "-1"], "argument --clip_grad: '-1' is not a number from 0 up"),
         (["--lr_start", "nan"], "argument --lr_start: 'nan' is not a number from 0 up"),
         (["--ema", "2"], "argument --ema: '2' is not a number from 0 up and below 1"),
         (["--seed", "-1"], "argument --seed: '-1' is not a whole number from 0 up"),

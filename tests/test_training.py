@@ -67,7 +67,7 @@ def test_defaults_are_the_papers_recipe(script, epochs, batch_size, eval_interva
     args = script.parser().parse_args([])
     assert (args.epochs, args.batch_size, args.eval_interval) == (epochs, batch_size, eval_interval)
     assert (args.lr_start, args.lr_end, args.crop, args.accumulate) == (1e-4, 1e-5, 224, 1)
-    assert (args.optimizer, args.amp, args.ema, args.clip, args.activation) == ("adamw", "none", 0, 0, "prelu")
+    assert (args.optimizer, args.amp, args.ema, args.clip_grad, args.activation) == ("adamw", "none", 0, 0, "prelu")
     optimizer = State(models.build("IFRNet_S"), Recipe(iterations=1), CPU).optimizer
     assert type(optimizer) is torch.optim.AdamW and optimizer.defaults["weight_decay"] == 0
     assert train_vimeo90k.PAPER_ITERATIONS == 641_400 and gopro.VALIDATION_SIZE == 512
@@ -124,7 +124,7 @@ def test_two_batches_accumulated_are_one_of_twice_the_size(tmp_path):
 
 @pytest.mark.parametrize("optimizer", training.OPTIMIZERS)
 def test_a_stopped_run_resumed_is_the_uninterrupted_one_bit_for_bit(tmp_path, optimizer):
-    recipe = Recipe(iterations=6, log_every=1, eval_every=2, ema=0.9, clip=1.0, optimizer=optimizer)
+    recipe = Recipe(iterations=6, log_every=1, eval_every=2, ema=0.9, clip_grad=1.0, optimizer=optimizer)
 
     def validate(model):
         return {"psnr": float(model.decoder1.convblock[2].bias.detach().abs().sum())}
@@ -272,7 +272,7 @@ def test_clipping_bounds_the_gradient(tmp_path):
 
     torch.optim.AdamW.step = step
     try:
-        fit(network(), endless, loss, Recipe(iterations=2, clip=0.01), tmp_path / "a", CPU)
+        fit(network(), endless, loss, Recipe(iterations=2, clip_grad=0.01), tmp_path / "a", CPU)
         fit(network(), endless, loss, Recipe(iterations=2), tmp_path / "b", CPU)
     finally:
         torch.optim.AdamW.step = original

@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
         given = {arg.partition("=")[0] for arg in args}
         for option in OF_NETWORKS:
             if option in given and all(name in BASELINES for name in names):
-                self.error(f"{option} means nothing to {', '.join(names)}; leave it away, or name a network")
+                self.error(f"{option} means nothing to {', '.join(names)}; leave it out, or name a network")
         return parsed, rest
 
     def error(self, message: str) -> NoReturn:

@@ -124,10 +124,10 @@ def _check(wanted: int | None, given: int | None, world: int, local: int) -> Non
     if wanted is not None and wanted != world:
         raise ValueError(
             f"--world_size {wanted}, but the number of processes is {world}; start that many with "
-            f"torchrun --nproc_per_node={max(wanted, 1)}, or leave the option away"
+            f"torchrun --nproc_per_node={max(wanted, 1)}, or leave the option out"
         )
     if given is not None and given != local:
-        raise ValueError(f"--local_rank {given}, but the launcher says LOCAL_RANK={local}; leave the option away")
+        raise ValueError(f"--local_rank {given}, but the launcher says LOCAL_RANK={local}; leave the option out")
 
 
 def _device(wanted: torch.device | None, local: int) -> torch.device:

@@ -50,9 +50,9 @@ def add_options(
     add("--channels_last", action="store_true", help="memory layout that is faster with --amp")
     add("--compile", action="store_true", help="torch.compile the network: minutes at the start, then faster")
     add("--ema", type=cli.decay, default=0.0, help="decay of averaged weights, such as 0.999 (default: none)")
-    add("--clip", type=cli.amount, default=0.0, help="greatest norm of the gradient (default: any)")
+    add("--clip_grad", type=cli.amount, default=0.0, help="greatest norm of the gradient (default: any)")
     add("--optimizer", choices=OPTIMIZERS, default="adamw", help="the paper's adamw (default) or muon, an experiment")
-    add("--val_list", help="text file of names, to validate on and not to train on (default: last 1 %% of the set)")
+    add("--val_list", help="text file of triplets, videos or clips to validate on (default: last 1 %% of the set)")
     stride, longest = CLIP_OPTIONS.values()
     about = "of clips, take every N-th frame (default: %(default)s)"
     add("--clip_stride", type=cli.positive, default=stride, help=about)
@@ -90,15 +90,16 @@ def clips_folder(args: argparse.Namespace) -> str | None:
         return args.data.removeprefix(CLIPS)
     for name, usual in CLIP_OPTIONS.items():
         if getattr(args, name) != usual:
-            raise ValueError(f"--{name} {getattr(args, name)} is about clips, which {args.data} is not; leave it away")
+            raise ValueError(f"--{name} {getattr(args, name)} is about clips, which {args.data} is not; leave it out")
     return None
 
 
 def split(names: Sequence[T], val: Sequence[T] | None = None) -> tuple[list[T], list[T]]:
     """(training, validation): `val`, or the last 1 % of the list, at least one.
 
-    The end and not a draw: neighbours in a list come from one video, and of a draw every video would lie on both sides,
-    of the end one at most. The test list has no part in choosing weights. ValueError where nothing is left to train on.
+    The end of the list, not a random draw: neighbouring entries come from one video. A draw would put nearly every
+    video on both sides; the end splits one at most. The test list has no part in choosing weights. ValueError where
+    nothing is left to train on.
     """
     way = "give --val_list" if val is None else "give another --val_list"
     if val is None:
@@ -150,7 +151,7 @@ def train(
         eval_every=args.eval_iterations or args.eval_interval * order.per_epoch,
         **{
             name: getattr(args, name)
-            for name in ("lr_start", "lr_end", "accumulate", "amp", "channels_last", "compile", "ema", "clip")
+            for name in ("lr_start", "lr_end", "accumulate", "amp", "channels_last", "compile", "ema", "clip_grad")
             + ("optimizer", "log_every", "save_every", "max_bad_steps")
         },
     )
@@ -272,6 +273,6 @@ def find_resume(args: argparse.Namespace, folder: Path, per_epoch: int) -> dict 
     epoch = content["iteration"] // per_epoch
     if args.resume_epoch is not None and args.resume_epoch != epoch:
         raise ValueError(
-            f"{args.resume_path}: stands at epoch {epoch}, not {args.resume_epoch}; leave --resume_epoch away"
+            f"{args.resume_path}: stands at epoch {epoch}, not {args.resume_epoch}; leave --resume_epoch out"
         )
     return content | {"source": args.resume_path}

@@ -3,8 +3,9 @@
     fit(model, batches, loss, recipe, folder, device, validate=...)
 
 The horizon of a run is a number of iterations or of minutes; `progress` is the share of it that is done, from 0 to 1,
-and learning rate and loss weights are functions of it. A run is a function of its seed and iteration: stopped anywhere
-and resumed, it ends with the weights of a run that was not. The device is waited for only where the loop speaks.
+and learning rate and loss weights are functions of it. With a horizon in iterations a run that was stopped anywhere and
+resumed ends with the weights of one that was not; the clock of a horizon in minutes never runs the same way twice. The
+device is waited for only where the loop speaks.
 """
 
 import copy
@@ -37,10 +38,9 @@ class Recipe:
     """How a run steps, whatever its data and loss. The defaults are the paper's or neutral.
 
     iterations or minutes: the horizon. accumulate: batches a step. amp: precision of the convolutions. ema: decay of
-    the averaged weights, 0: none. clip: greatest gradient norm, 0: any. optimizer: of OPTIMIZERS; both take the same
-    learning rates. log_every, eval_every: iterations; eval_every 0: at the end alone. save_every: minutes.
-    max_bad_steps: so many steps in a row that are skipped, because a number was not finite, end the run.
-    """
+    the averaged weights, 0: none. clip_grad: greatest gradient norm, 0: any. optimizer: of OPTIMIZERS; both take the
+    same learning rates. log_every, eval_every: iterations; eval_every 0: at the end alone. save_every: minutes.
+    max_bad_steps: so many steps in a row that are skipped, because a number was not finite, end the run. """
 
     iterations: int | None = None
     minutes: float | None = None
@@ -51,7 +51,7 @@ class Recipe:
     channels_last: bool = False
     compile: bool = False
     ema: float = 0.0
-    clip: float = 0.0
+    clip_grad: float = 0.0
     optimizer: str = "adamw"
     log_every: int = 50
     eval_every: int = 0
@@ -296,7 +296,7 @@ def step(
     """One step of the optimizer, with the next `accumulate` batches of the stream.
 
     network: what `parallel` makes of state.model. Returns the loss's terms, the gradient's norm, whether the step was
-    skipped, because one of them was not finite, and the number of samples. All stay on the device.
+    skipped, because one of them was not finite, and the number of samples. Tensors are not read back from the device.
     """
     state.optimizer.zero_grad(set_to_none=True)
     buffers = list(state.model.buffers())  # of BatchNorm: what a forward pass changes
@@ -327,8 +327,8 @@ def step(
     gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
     bad = distributed.maximum((~torch.isfinite(norm + sum(total.values()))).float())
-    if recipe.clip:
-        nn.utils.clip_grads_with_norm_(state.model.parameters(), recipe.clip, norm)
+    if recipe.clip_grad:
+        nn.utils.clip_grads_with_norm_(state.model.parameters(), recipe.clip_grad, norm)
     if not state.scaler.is_enabled():
         state.optimizer.found_inf = bad  # the fused step then changes nothing, and the CPU need not ask
     state.scaler.step(state.optimizer)
@@ -392,7 +392,7 @@ def _report(journal: Journal | None, state: State, meter: Meter, recipe: Recipe,
     if longest >= recipe.max_bad_steps:
         raise ValueError(
             f"stopped at iteration {state.iteration}: {longest:.0f} steps in a row had a loss or gradient that is not "
-            "finite and were skipped; look at the data, or lower --lr_start, or give --clip 1 or --amp none"
+            "finite and were skipped; look at the data, or lower --lr_start, or give --clip_grad 1 or --amp none"
         )
 
 

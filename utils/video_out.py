@@ -443,7 +443,7 @@ def check_codec(out: Path, codec: str) -> None:
 def check_crf(codec: str, crf: int) -> None:
     """ValueError for a quality that a codec does not know: encoders take some of those for another, silently."""
     if CODECS[codec].crf is None:
-        raise ValueError(f"--crf {crf}: {codec} is lossless; leave it away, or give another --codec")
+        raise ValueError(f"--crf {crf}: {codec} is lossless; leave it out, or give another --codec")
     if not 0 <= crf <= CODECS[codec].worst:
         raise ValueError(f"--crf {crf}: {codec} takes 0 to {CODECS[codec].worst}")
 

@@ -90,7 +90,7 @@ def _dis(weights: str | Path | None, device: torch.device) -> Teacher:
     from .dis import DIS
 
     if weights is not None:
-        raise ValueError(f"{weights}: dis has no weights; leave --weights away")
+        raise ValueError(f"{weights}: dis has no weights; leave --weights out")
     return DIS()
 
 
