@@ -12,7 +12,7 @@ estimated and files are written at the same time. The files do not depend on the
 interruptions, because the batches are those of the list, whoever works on them; on a CPU the number of threads
 (OMP_NUM_THREADS) must be the same too.
 
-Formats, each file: flo, 8 bytes a pixel; f16, 4 bytes, within 1/128 pixel up to 16 pixels; png (KITTI), about 1 byte,
+Formats, each file: flo, 8 bytes a pixel; f16, 4 bytes, within 1/128 pixel up to 32 pixels; png (KITTI), about 1 byte,
 within 1/128 pixel, takes ten times as long to read from memory, and less from a disk below 350 MB/s. Every data set of
 this project reads all of them.
 """
@@ -208,7 +208,7 @@ def make_record(args: argparse.Namespace) -> dict:
 
 
 def check_record(folder: Path, names: list[str], wanted: dict) -> None:
-    """ValueError where labels of another kind are in the folder already. What failed before its first binds nobody."""
+    """ValueError where labels of another kind are in the folder already; a record without any counts for nothing."""
     there = read_record(folder)
     if not any(folder.rglob(f"{FLOW[0]}.*")):
         return

@@ -132,7 +132,9 @@ def main(args: argparse.Namespace) -> None:
             return
         form = output_format(args, source, grid, kind)
         if kind == ".gif" and average_rate(source, grid) > video_out.FASTEST_GIF:
-            raise ValueError(f"{args.output}: a GIF shows {video_out.FASTEST_GIF} frames a second; give --fps 50")
+            raise ValueError(
+                f"{args.output}: a GIF shows at most {video_out.FASTEST_GIF} frames a second; give --fps 50"
+            )
         for note in (*source.notes, *notes(args, source, grid, form, kind)):
             say(note)
         job = Job(args, source, grid, call, form, kind)
@@ -173,7 +175,7 @@ def check_output(args: argparse.Namespace) -> str:
         check_encoding(args, kind)
     for name, stream in ((args.input, sys.stdin), (args.output, sys.stdout)):
         if name == video.PIPE and (stream is None or stream.buffer.isatty()):
-            raise ValueError(f"{name}: is a terminal or closed and no pipe that y4m goes through; name a file")
+            raise ValueError(f"{name}: is a terminal or closed, no pipe that y4m goes through; name a file")
     if kind == "pipe":
         if args.resume:
             raise ValueError("--resume: what went down a pipe is not known; name a file")
@@ -202,7 +204,7 @@ def pointed_to(output: str) -> str:
     target = Path(os.path.realpath(out))
     other = not target.is_dir() and target.suffix.lower() != out.suffix.lower()
     if out.name and (target.is_symlink() or other):
-        raise ValueError(f"{out}: is a link to {target}, which has another ending or no end; name the file itself")
+        raise ValueError(f"{out}: is a link to {target}, which has another ending or leads nowhere; name that file")
     return str(target)
 
 

@@ -44,8 +44,9 @@ def windows(args: argparse.Namespace) -> tuple[list, list, int | None]:
     held = args.val_list and epochs.read_names(args.val_list)
     if folder := epochs.clips_folder(args):
         return *clips.split(folder, gopro.LENGTH, args.clip_stride, args.crop, args.clip_longest, held), None
-    train, val = epochs.split(gopro.windows(args.data), held and gopro.windows(args.data, held))
-    return train, val, PAPER_EPOCHS * (len(train) + len(val)) // PAPER_STEP
+    every = gopro.windows(args.data)
+    train, val = epochs.split(every, held and gopro.windows(args.data, held))
+    return train, val, PAPER_EPOCHS * len(every) // PAPER_STEP
 
 
 def parser() -> cli.Parser:

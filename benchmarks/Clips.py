@@ -7,7 +7,7 @@
 frame is taken and kept as pictures, so that all models see the same. Clips that a model was trained on do not measure
 it: name the others in --clips. Motion is the 95th percentile of the length of DIS flow between a window's outer frames.
 
-Data: a folder of videos or folders of frames:
+Data: a folder of videos or folders of frames, or Vimeo90K's, whose test list is kept to:
     FOLDER/a.mp4 ..    FOLDER/b/000001.png ..
 """
 
@@ -38,7 +38,7 @@ def motion(frames: np.ndarray) -> float:
 
 def cut(args: argparse.Namespace) -> Path:
     """Write the windows as pictures, once, beside the decoded clips; returns their folder."""
-    found = clips.open_clips(args.data, args.clips, longest=args.longest)
+    found = clips.open_clips(args.data, args.clips, longest=args.longest, lists=clips.TEST_LISTS)
     asked = repr(([str(clip.frames.path) for clip in found], args.frames, args.step, args.per_clip))
     root = clips.CACHE / f"windows-{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
     if (root / LIST).is_file():

@@ -17,8 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.cases import Case, Split
 from benchmarks.common import Benchmark, parser, start
 
+PAGE = "https://myungsub.github.io/CAIN"
 SPLITS = ("easy", "medium", "hard", "extreme")
-SCALE, SCALE_EMA = 0.8, 0.5  # the paper's protocol; sides become multiples of 20 there, the least that serves
+SCALE, SCALE_EMA = 0.8, 0.5  # the paper's, for which sides become multiples of 20; EMA-VFI's
 
 
 def splits(root: Path, args: argparse.Namespace) -> list[Split]:
@@ -29,7 +30,7 @@ def cases(root: Path, path: Path) -> list[Case]:
     """One for each line: the paths of the first frame, the target and the last, relative to the root."""
     found = []
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such list; all of test-{{{','.join(SPLITS)}}}.txt are needed")
+        raise FileNotFoundError(f"{path}: no such list; all of test-{{{','.join(SPLITS)}}}.txt are needed, see {PAGE}")
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         # As downloaded, the paths begin with the folder where the authors kept the set.
         names = [name.rpartition("SNU-FILM/")[2] for name in line.split()]
@@ -45,7 +46,7 @@ BENCHMARK = Benchmark(
     "SNU_FILM",
     "SNU-FILM",
     "test-easy.txt",
-    "https://myungsub.github.io/CAIN",
+    PAGE,
     splits,
     scale=SCALE,
     scales={"ema": SCALE_EMA},

@@ -354,7 +354,7 @@ def temporal(flow: DIS, prediction: Tensor, stack: Tensor) -> Tensor:
 def show(
     contender: Contender, splits: list[Split], scores: list[Score], protocol: Protocol, folder: Path
 ) -> list[dict]:
-    """Predict the worst and the median case of each split once more and write prediction, target and flow, as PNG."""
+    """Predict the two worst cases and the median of each split once more; write prediction, target and flow, as PNG."""
     shown = []
     for split in splits:
         cases = {case.name: case for case in split.cases}

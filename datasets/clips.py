@@ -24,7 +24,8 @@ from . import Sample
 from .transforms import Augment, Dice, Raw, Stack, centre_crop, lines
 
 VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".gif", ".y4m")
-LISTS, SEQUENCES = ("sep_trainlist.txt", "tri_trainlist.txt"), "sequences"  # Vimeo90K's, for training; where all lie
+TRAIN_LISTS, TEST_LISTS = (tuple(f"{of}_{part}list.txt" for of in ("sep", "tri")) for part in ("train", "test"))
+SEQUENCES = "sequences"  # where all of Vimeo90K's lie
 CACHE = Path(__file__).resolve().parent.parent / "data" / "clips_cache"
 COPIED = 64  # frames that are brought into a device's memory at a time
 # Measured on thumbnails, mean absolute grey difference of neighbours, of 255: a repeated frame differs by the noise of
@@ -79,9 +80,10 @@ def open_clips(
     without: Iterable[str] = (),
     longest: int | None = None,
     cache: str | Path | None = None,
+    lists: Sequence[str] = TRAIN_LISTS,
 ) -> list[Clip]:
     """The clips of a folder, by name: its videos, and the folders below it that hold pictures; of Vimeo90K's
-    sequences those of the training list, where it lies there.
+    sequences those of the first of `lists` that lies there.
 
     only, without: names to take or leave. longest: clips whose longer side is greater are halved until it is not, which
     also cleans compressed video. cache: where decoded frames are kept (None: CACHE). FileNotFoundError without the
@@ -91,7 +93,7 @@ def open_clips(
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of clips")
     found = {path.relative_to(folder).as_posix(): path for path in _sources(folder)}
-    listed = next((folder / name for name in LISTS if (folder / name).is_file()), None)
+    listed = next((folder / name for name in lists if (folder / name).is_file()), None)
     if only is None and listed:
         only = [f"{SEQUENCES}/{name}" for name in listed.read_text().split()]
         if absent := sorted(set(only) - set(found)):
@@ -125,11 +127,11 @@ def split(
     longest: int | None = None,
     held: Iterable[str] | None = None,
 ) -> tuple[list[Window], list[Window]]:
-    """Windows to train on, and windows of other clips to validate on, which share one frame at most.
+    """Windows to train on, and of other clips windows to validate on, which share one frame with the next at most.
 
     least: the least side; smaller clips are left out, with a warning. longest: as in `open_clips`. held: the clips to
-    validate on; None: from the last one on as many as hold 1 % of the windows, or the end of the only one. ValueError
-    where nothing is left to train or validate on.
+    validate on; None: from the end of the list as many as hold 1 % of all windows, or where that is all there is, the
+    last 5 % of the windows. ValueError where nothing is left to train or validate on.
     """
     clips = open_clips(folder, longest=longest)
     if held is not None:

@@ -46,7 +46,7 @@ def windows(root: str | Path, videos: Sequence[str] = TRAIN_VIDEOS) -> list[Wind
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(
-            f"{root}: no such folder; GoPro (GOPRO_Large_all) is described at {PAGE}, --data names it"
+            f"{root}: no such folder; GoPro (GOPRO_Large_all) is described at {PAGE}; --data names another"
         )
     result = []
     for video in videos:

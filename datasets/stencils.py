@@ -21,7 +21,7 @@ from .textures import FONTS, words
 OUTLINE, STEPS = 128, 4  # the value on the outline, and steps a pixel
 SIDE = 160
 FINE = 2  # shapes are drawn so many times larger
-INNER = 0.42  # half of the part of a stencil that a shape fills, of its side
+INNER = 0.42  # how far a shape reaches from the middle of its stencil, of the side
 SEGMENTATIONS = (".mat", ".png")
 LEAST, MOST = 0.01, 0.4  # of a photograph's area: smaller segments are crumbs, larger ones are backgrounds
 CUT = 0.15  # of a segment's outline may lie on the photograph's border: a segment that is cut off is no object

@@ -97,9 +97,9 @@ class Synthetic:
     """A source of random scenes.
 
     material: what to make them of, on the device to work on. size: (height, width) of the frames. layers: objects in
-    front of the background, at most. speed: median motion of a layer in pixels between t = 0 and 1; the distribution
-    is log-normal and reaches half the shorter side, and a share does not move at all. blur: share of
-    the samples with motion blur. seed: same seed, same scenes.
+    front of the background, at most. speed: median shift of the layers that move, in pixels between t = 0 and 1; the
+    distribution is log-normal and reaches half the shorter side. Rotation, zoom and the camera's motion come on top; a
+    share of the layers does not move at all. blur: share of the samples with motion blur. seed: same seed, same scenes.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class Synthetic:
         )
 
     def _waves(self, n: int) -> Waves | None:
-        """Two layers in five wobble, as steeply as `from_layer` can follow."""
+        """Of two calls in five all n layers wobble, as steeply as `from_layer` can follow; of the others none."""
         if not self._chance(0.4):
             return None
         frequency = self._normal(n, WAVES, 2) * math.pi / min(self.size)

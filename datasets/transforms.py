@@ -179,7 +179,7 @@ def source(start: int, zoomed: bool, side: int, size: int) -> tuple[np.ndarray |
 
 
 def lines(start: int, zoomed: bool, side: int, size: int) -> tuple[np.ndarray, int]:
-    """The same as (size,) numbers, to gather by; where fewer are needed the others are 0."""
+    """The same, always as (size,) numbers to gather by; where fewer are needed the others are 0."""
     line, first = source(start, zoomed, side, size)
     line, result = np.arange(side)[line], np.zeros(size, np.int64)
     result[: len(line)] = line

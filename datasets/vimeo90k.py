@@ -29,11 +29,13 @@ def read_list(root: str | Path, name: str | Path = TRAIN_LIST) -> list[str]:
     """
     root = Path(root)
     if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder; Vimeo90K (triplets) is described at {PAGE}, --data names it")
+        raise FileNotFoundError(
+            f"{root}: no such folder; Vimeo90K (triplets) is described at {PAGE}; --data names another"
+        )
     path = root / name if (root / name).is_file() else Path(name)
     if not path.is_file():
         path = root / name
-        raise FileNotFoundError(f"{path}: no such list of triplets; is {root} the folder of Vimeo90K's triplets?")
+        raise FileNotFoundError(f"{path}: no such list; is {root} the folder of Vimeo90K's triplets? See {PAGE}")
     lines = [(number, line.strip()) for number, line in enumerate(path.read_text().splitlines(), 1) if line.strip()]
     if not lines:
         raise ValueError(f"{path}: the list is empty")

@@ -198,8 +198,8 @@ class Conv:
 class FastDecoder:
     """A Decoder with activations in place.
 
-    level: 1 is the last one's. feature: of the level. below: that which it answers with, after the flow; None: it is
-    the last, whose answer is left to be shuffled.
+    level: from 1, the finest, to 4. feature: how the channels of the level's features lie. finer: those of the next
+    level's, which it answers with after the flow; None at level 1, whose answer is left to be shuffled.
     """
 
     def __init__(
@@ -209,7 +209,7 @@ class FastDecoder:
         kernel: kernels.Eager,
         to: dict,
         feature: Channels,
-        below: Channels | None,
+        finer: Channels | None,
     ):
         first, block, up = decoder.convblock
         unit, self.side = ALIGNED if by_cudnn(to["device"]) else 1, block.split[1]
@@ -224,11 +224,11 @@ class FastDecoder:
         among = (inner, side, inner, side)
         self.block = [Conv(*getattr(block, f"conv{i}"), kernel, to, c, c) for i, c in enumerate(among, start=1)]
         self.conv5 = Conv(block.conv5, block.prelu, kernel, to, inner, inner)
-        if below is None:  # of so few channels that twice the arithmetic has seven times the pace
+        if finer is None:  # of so few channels that twice the arithmetic has seven times the pace
             up = as_convolution(up)
             answer = at_front(up.out_channels, unit)
         else:
-            answer = Channels(list(range(4 + len(below.places))), multiple(4 + below.total, unit))
+            answer = Channels(list(range(4 + len(finer.places))), multiple(4 + finer.total, unit))
         self.up = Conv(up, None, kernel, to, inner, answer)
 
     @property

@@ -47,7 +47,11 @@ class Interpolation(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Two frames, encoded: all that the decoder needs, whatever the times asked for. `mean` is subtracted from both."""
+    """Two frames, encoded: all that the decoder needs, whatever the times asked for.
+
+    img0, img1: (B, 3, H, W) minus mean, (B, 1, 1, 1). pyramid0, pyramid1: their features of levels 1 to 4,
+    (B, C, s * H / 2^level, s * W / 2^level), where s is the scale.
+    """
 
     img0: Tensor
     img1: Tensor
@@ -143,7 +147,8 @@ class IFRNet(nn.Module):
 
     @property
     def any_time(self) -> bool:
-        """Whether the weights read t: where they were trained at t = 0.5 alone, the t plane's may be zero."""
+        """Whether the weights read t. Those of the t plane, the last input of decoder4, are zero after training at
+        t = 0.5 alone: the frame is then that at 0.5 whatever t is."""
         return bool(self.decoder4.convblock[0][0].weight[:, -1].any())
 
     def encode(self, img0: Tensor, img1: Tensor, scale: float = 1.0) -> Pair:
@@ -195,12 +200,21 @@ class IFRNet(nn.Module):
         return Interpolation(imgt, tuple(flows), tuple(features[1:]), None)
 
     def refine(self, level: int, feature: Tensor, flow: Tensor, f0: Tensor, f1: Tensor, top: int = 0) -> Tensor:
-        """What a decoder below the coarsest answers. feature and flow may be some rows of the level, from `top` on."""
+        """What the decoder of a level from 1 to 3 answers: the step of the flow, then the feature (of level 1 mask and
+        residual), at twice the size.
+
+        feature, f0, f1: (B, C, h, w); flow: (B, 4, h, w) in pixels of the level. feature and flow may be some rows of
+        it, from `top` on.
+        """
         decoder = getattr(self, f"decoder{level}")
         return decoder(feature, warp(f0, flow[:, :2], top), warp(f1, flow[:, 2:], top), flow.to(f0.dtype))
 
     def blend(self, flow: Tensor, mask: Tensor, rest: Tensor, img0: Tensor, img1: Tensor, top: int = 0) -> Tensor:
-        """The frame. flow, mask and rest may be some rows of it, from `top` on."""
+        """The frame, (B, 3, H, W) in [0, 1]: what both frames show along the flow, mixed, and the rest.
+
+        flow: (B, 4, H, W) in pixels; mask: (B, 1, H, W) in [0, 1], the share of img0; rest: residual and mean,
+        (B, 3, H, W). These may be some rows of the frame, from `top` on.
+        """
         frame = mask * warp(img0, flow[:, :2], top) + (1 - mask) * warp(img1, flow[:, 2:], top)
         return (frame + rest).clamp(0, 1)
 
@@ -211,7 +225,9 @@ class IFRNet(nn.Module):
 
         img0, img1: (B, 3, H, W) in [0, 1]. t: one number, B numbers, or N * B numbers: N for every pair, pair by pair;
         the result then holds N * B frames, and the pairs are encoded once. imgt: the true frames, of the result's
-        shape, to have `targets`, at the size of `features`. scale: see `encode`.
+        shape, to have `targets`, at the size of `features`. scale: see `encode`. Weights that do not read t (see
+        `any_time`) are not refused here, but by Interpolator. ValueError as from `encode`, and for another number of
+        times.
         """
         pair = self.encode(img0, img1, scale)
         out = self.decode(pair, t)

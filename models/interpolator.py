@@ -61,7 +61,7 @@ def scale_for(height: int, width: int) -> float:
     return next((scale for longest, scale in SCALES if max(height, width) <= longest), SMALLEST_SCALE)
 
 
-def exact(scale: float) -> float:
+def nearest_scale(scale: float) -> float:
     """The nearest scale at which frames need little padding. ValueError where it is none, or out of range."""
     if isinstance(scale, str):
         raise ValueError(f"unknown scale {scale!r}; give a number or one of {', '.join(NAMED_SCALES)}")
@@ -75,7 +75,7 @@ def scales_for(height: int, width: int, scale: float | str) -> tuple[float, ...]
     if scale == "multi":
         scales = (scale_for(height, width) * smaller for smaller in multiscale.SCALES)
         return tuple(scale for scale in scales if scale >= 1 / FINEST)
-    return (scale_for(height, width) if scale == "auto" else exact(scale),)
+    return (scale_for(height, width) if scale == "auto" else nearest_scale(scale),)
 
 
 def check_pair(img0: Tensor, img1: Tensor) -> None:
@@ -118,17 +118,24 @@ def default_precision(mode: str, device: str | torch.device) -> str:
 class Interpolator:
     """Frames between two frames.
 
-    model: an IFRNet; it is moved to `device` (default: where a GPU is, the GPU). precision: of the convolutions,
-    "fp32", "bf16" or "fp16" (default: see default_precision); flow and coordinates are always float32. scale: size at
-    which flow is estimated, relative to the frames (0.5 and below for 4K and large motion; the nearest fraction with a
-    denominator up to 16 is taken), "auto": see scale_for, or "multi": at that scale and smaller ones, for a third more
-    arithmetic; the frame is made, place by place, of those that find the motion there (see multiscale.py).
-    padding: see Padding. tile: None works on whole frames; a number works on strips of so many rows, which takes less
-    memory and gives the same frames (see strips.py); "auto" does so where a whole frame would not fit into the memory.
-    mode: "eager" is the network as it is written, "fast" the same weights at the pace of the machine (see fast.py);
-    on a CPU that works on strips anyway; "auto" is fast where that is proven (see fast.proven), otherwise eager.
-    pixels: how many the network will work on in all, if that is known: where fast mode's start costs more than it saves
-    (see fast.pays), the mode becomes "eager".
+    model: an IFRNet; it is moved to `device`.
+    device: default the GPU, where there is one.
+    precision: of the convolutions, "fp32", "bf16" or "fp16" (default: see default_precision); flow and coordinates are
+        always float32.
+    scale: size at which flow is estimated, relative to the frames: 0.5 and below for 4K and large motion; the nearest
+        fraction with a denominator up to 16 is taken. "auto": by the frames' size, see scale_for. "multi": at that
+        scale and smaller ones, for a third more arithmetic; the frame is made, place by place, of those that find the
+        motion there (see multiscale.py).
+    tile: None works on whole frames; a number works on strips of so many rows, which takes less memory and gives the
+        same frames (see strips.py); "auto" does so where a whole frame would not fit into the memory.
+    padding: see Padding.
+    mode: "eager" is the network as it is written, "fast" the same weights at the pace of the machine (see fast.py), in
+        strips on a CPU whatever `tile` says; "auto" is fast where that is proven (see fast.proven), otherwise eager.
+    pixels: how many the network will work on in all, if that is known: where fast mode's start costs more than it
+        saves, as for any number on a GPU (see fast.pays), the mode becomes "eager".
+
+    ValueError for an unknown precision, mode or scale, for a tile of fewer than LEAST_ROWS rows, and for "fast" without
+    PReLU.
     """
 
     def __init__(
@@ -137,8 +144,8 @@ class Interpolator:
         device: str | torch.device | None = None,
         precision: str | None = None,
         scale: float | str = 1.0,
-        padding: Padding = Padding(),
         tile: int | str | None = None,
+        padding: Padding = Padding(),
         mode: str = "eager",
         pixels: float | None = None,
     ):
@@ -157,7 +164,7 @@ class Interpolator:
         if unasked:
             mode, precision = fast.proven(self.model, self.device, precision)
         self.mode, self.precision = mode, precision or default_precision(mode, self.device)
-        self.scale = scale if scale in NAMED_SCALES else exact(scale)
+        self.scale = scale if scale in NAMED_SCALES else nearest_scale(scale)
         self.padding, self.tile = padding, tile
         self._budget: int | None = None
         self.fast = self.recorder = None
@@ -185,7 +192,7 @@ class Interpolator:
 
         img0, img1: (3, H, W) or (B, 3, H, W) in [0, 1], any H and W from 2 up. times: in (0, 1). scale: for these
         frames, in place of the interpolator's. Returns (T, 3, H, W) or (B, T, 3, H, W), float32 on the interpolator's
-        device. ValueError for frames of different sizes and for times out of range or unknown to the weights.
+        device. ValueError for frames that `check_pair` refuses, and for times out of range or unknown to the weights.
         """
         return torch.stack(list(self.each(img0, img1, times, scale)), img0.ndim - 3)
 

@@ -62,7 +62,8 @@ class Eager:
         return y[:, -tail:].contiguous(memory_format=torch.channels_last) if tail else out
 
     def step(self, answer: Tensor, coarse: Tensor | None) -> Tensor:
-        """The flow of a level, (B, 4, H, W): a decoder's step, and twice the flow of the level above at twice its size.
+        """The flow of a level, (B, 4, H, W): a decoder's step, and twice the flow of the coarser level at twice its
+        size.
 
         answer: (B, 4 or more, H, W), begins with the step; coarse: (B, 4, H/2, W/2), or None for the first step.
         """

@@ -50,7 +50,8 @@ class _NativePReLU(torch.autograd.Function):
 
 
 def activation(channels: int, kind: str) -> list[nn.Module]:
-    """The modules that follow a convolution: "prelu" has one slope a channel; "gelu+bn" normalises before it bends."""
+    """The modules that follow a convolution: "prelu" has one slope a channel; "gelu+bn" normalises before it bends.
+    ValueError for another kind."""
     if kind == "prelu":
         return [PReLU(channels)]
     if kind == "gelu":
@@ -107,5 +108,8 @@ def warp(x: Tensor, flow: Tensor, top: int = 0) -> Tensor:
 
 
 def resize(x: Tensor, factor: float | None = None, size: tuple[int, int] | None = None) -> Tensor:
-    """Bilinear resize by a factor or to (height, width), pixel areas aligned, no antialias."""
+    """Bilinear resize of (B, C, H, W), either by a factor or to (height, width): pixel areas aligned, no antialias.
+
+    Values stay as they are: flow in pixels is to be multiplied by the factor as well.
+    """
     return F.interpolate(x, size=size, scale_factor=factor, mode="bilinear", align_corners=False)

@@ -22,7 +22,8 @@ POWER, LEAST = 4, 1e-3  # an estimate counts by the inverse of its doubt to this
 
 
 def blend(frames: Sequence[Tensor], doubts: Sequence[Tensor]) -> Tensor:
-    """The frame, (B, 3, H, W). frames: as it was found at every scale; doubts: of each, (B, 1, H, W)."""
+    """The frame, (B, 3, H, W): the mean of `frames`, as it was found at every scale, each weighted pixel by pixel by
+    (doubt + LEAST)^-POWER. doubts: of each, (B, 1, H, W). Not from the paper."""
     shares = (torch.stack(tuple(doubts)) + LEAST).log_().mul_(-POWER).softmax(0)
     frame = shares[0] * frames[0]
     for share, other in zip(shares[1:], frames[1:]):
@@ -31,16 +32,13 @@ def blend(frames: Sequence[Tensor], doubts: Sequence[Tensor]) -> Tensor:
 
 
 def shrink(frame: Tensor) -> Tensor:
-    """(B, 3, H, W), sides multiples of SHRINK, at the size at which frames are compared: the means of its squares.
-
-    As sums of slices, for which CPUs take a fraction of avg_pool2d's time.
-    """
-    rows = sum(frame[..., k::SHRINK, :] for k in range(SHRINK))
-    return sum(rows[..., k::SHRINK] for k in range(SHRINK)) / SHRINK**2
+    """(B, 3, H, W), sides multiples of SHRINK, at the size at which frames are compared: the means of its squares."""
+    return F.avg_pool2d(frame, SHRINK)
 
 
 def doubt(flow: Tensor, img0: Tensor, img1: Tensor) -> Tensor:
-    """How much two frames differ around a place when both are moved along a flow, (B, 1, H, W) from 0 up.
+    """How much two frames differ around a place when both are moved along a flow, (B, 1, H, W) from 0 up: the mean
+    absolute difference of frames in [0, 1], without what is smooth in it.
 
     flow: (B, 4, h, w) as in Interpolation, with the frames' proportions. img0, img1: of `shrink`.
     """

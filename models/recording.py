@@ -74,7 +74,7 @@ class Recorder:
                 # Of a size that comes once, trying all of cuDNN's algorithms would take longer than the frame.
                 if not self._pays(count, inputs[0]):
                     return _trying_algorithms(count > 1, function(*inputs))
-                with _all_algorithms_tried(True):
+                with _cudnn_search(True):
                     recording = self._record(function, inputs)
                 if recording is None:
                     return _trying_algorithms(True, function(*inputs))
@@ -105,7 +105,7 @@ def _trying_algorithms(wanted: bool, results: Iterable[Tensor]) -> Iterator[Tens
     """The results, each made with cuDNN searching or not."""
     results = iter(results)
     while True:
-        with _all_algorithms_tried(wanted):
+        with _cudnn_search(wanted):
             result = next(results, None)
         if result is None:
             return
@@ -113,8 +113,8 @@ def _trying_algorithms(wanted: bool, results: Iterable[Tensor]) -> Iterator[Tens
 
 
 @contextmanager
-def _all_algorithms_tried(wanted: bool) -> Iterator[None]:
-    """Whether cuDNN looks for the quickest way to compute a convolution."""
+def _cudnn_search(wanted: bool) -> Iterator[None]:
+    """With cuDNN looking for the quickest way to compute each convolution, or not."""
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, cudnn.deterministic
     # PyTorch keeps what was taken unsearched and looks no further; "deterministic" is a part of what it is kept under.

@@ -107,7 +107,7 @@ def test_a_clip_at_hand_is_no_open_file(tmp_path):
     assert shape == (48, 64, 3) and len(os.listdir("/proc/self/fd")) == before
 
 
-@pytest.mark.parametrize("listed", clips.LISTS)
+@pytest.mark.parametrize("listed", clips.TRAIN_LISTS)
 def test_of_vimeo90k_those_of_the_training_list_are_taken(tmp_path, monkeypatch, listed):
     monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
     names = ["00001/0001", "00001/0002", "00002/0001"]

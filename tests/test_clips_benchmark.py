@@ -84,3 +84,14 @@ def test_motion_is_in_pixels():
 def test_what_is_wrong_is_named(typed, footage, words, wrong):
     status, _, error = typed(Clips.main, Clips.command_line(), *(["--data", footage, *words] if words else []))
     assert status == 2 and wrong in error and error.count("\n") == 1
+
+
+def test_of_vimeo90k_the_test_list_is_scored(typed, footage):
+    vimeo = footage.parent / "vimeo"
+    for name in ("slow", "fast"):
+        (vimeo / "sequences" / "00001").mkdir(parents=True, exist_ok=True)
+        (footage / name).rename(vimeo / "sequences" / "00001" / name)
+    for part, name in (("train", "slow"), ("test", "fast")):
+        (vimeo / f"sep_{part}list.txt").write_text(f"00001/{name}\n")
+    samples = result(score(typed, vimeo), "Clips_2x-average")["samples"]["all"]
+    assert {sample["name"].rsplit("/", 1)[0] for sample in samples} == {"sequences/00001/fast"}

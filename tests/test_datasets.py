@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+import train_gopro
 from datasets import clips, gopro
 from datasets.clips import Windows
 from datasets.transforms import Augment, finish
@@ -169,6 +170,16 @@ def test_gopro_split_is_frozen_and_has_no_video_on_both_sides():
         assert hashlib.sha256("\n".join(sorted(videos)).encode()).hexdigest().startswith(digest), "the paper's names"
     assert len(set(gopro.TRAIN_VIDEOS)) == 22 and len(set(gopro.TEST_VIDEOS)) == 11
     assert not set(gopro.TRAIN_VIDEOS) & set(gopro.TEST_VIDEOS)
+
+
+def test_the_papers_iterations_are_those_of_its_training_videos_whatever_is_validated_on(tmp_path):
+    write_gopro(tmp_path, frames=9, size=(16, 16))
+    write_gopro(tmp_path, "test", frames=9, size=(16, 16), videos=gopro.TEST_VIDEOS)
+    (tmp_path / "names.txt").write_text("\n".join(gopro.TEST_VIDEOS))
+    for options, held in (([], 1), (["--val_list", str(tmp_path / "names.txt")], 11)):
+        args = train_gopro.parser().parse_args(["--data", str(tmp_path), *options])
+        train, val, paper = train_gopro.windows(args)
+        assert (len(train) + len(val), len(val), paper) == (22 if held == 1 else 33, held, 600 * 22 // 8)
 
 
 @pytest.mark.parametrize(

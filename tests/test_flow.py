@@ -283,7 +283,7 @@ def test_teachers_are_asked_for_by_name(tmp_path, raft_weights, monkeypatch):
     for arguments, kind, message in wrong:
         with pytest.raises(kind, match=message):
             flow.build(*arguments)
-    with pytest.raises(ValueError, match="rgb: of liteflownet alone, not of dis"):
+    with pytest.raises(ValueError, match="rgb: for liteflownet alone, not for dis"):
         flow.build("dis", rgb=True)
 
 

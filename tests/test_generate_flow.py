@@ -321,7 +321,7 @@ WRONG = {
     "unknown teacher": (None, ["--teacher", "farneback"], "invalid choice: 'farneback'"),
     "weights for a teacher without": (None, ["--weights", "a.pth"], "a.pth: dis has no weights"),
     "missing weights": (None, ["--teacher", "raft_small", "--weights", "a.pth"], "a.pth: no such checkpoint"),
-    "options of another teacher": (None, ["--rgb"], "rgb: of liteflownet alone"),
+    "options of another teacher": (None, ["--rgb"], "rgb: for liteflownet alone"),
     "unknown format": (None, ["--format", "exr"], "invalid choice: 'exr'"),
     "no batch": (None, ["--batch_size", "0"], "'0' is not a whole number from 1 up"),
     "less than no workers": (None, ["--workers", "-1"], "'-1' is not a whole number from 0 up"),

@@ -345,14 +345,16 @@ def test_a_signal_saves_and_ends_with_its_own_status(vimeo, whole, tmp_path, kin
         assert_same(weights(whole), weights(tmp_path))
 
 
-def test_resume_by_path_takes_runs_and_bare_weights(vimeo, whole, tmp_path):
+def test_resume_by_path_takes_runs_and_bare_weights(vimeo, whole, tmp_path, capsys):
     latest, best = whole / "IFRNet_S" / "latest.pth", whole / "IFRNet_S" / "best.pth"
     short = ["--batch_size", 4, "--epochs", 7]
     with pytest.raises(ValueError, match="stands at epoch 6, not 3"):
         train_here(vimeo, tmp_path / "x", *short, "--resume_path", latest, "--resume_epoch", 3)
     assert not (tmp_path / "x").exists()
     train_here(vimeo, tmp_path / "a", *short, "--resume_path", latest, "--resume_epoch", 6)
+    assert "weights alone" not in capsys.readouterr().out
     train_here(vimeo, tmp_path / "b", *short, "--resume_path", best, "--resume_epoch", 6)
+    assert "best.pth: weights alone, taken for those of epoch 6; the optimizer begins anew" in capsys.readouterr().out
     runs = [torch.load(tmp_path / k / "IFRNet_S" / "latest.pth", weights_only=True) for k in ("a", "b")]
     assert runs[0]["iteration"] == runs[1]["iteration"] == 14
     steps = [run["optimizer"]["state"][0]["step"].item() for run in runs]

@@ -17,7 +17,8 @@ from utils.training import AMP, OPTIMIZERS, Recipe, cosine, fit
 from utils.validation import Validation
 
 T = TypeVar("T")
-# Options that may be others when a run is resumed: they change neither its course nor its end, or other ones tell it.
+# Options that may be others when a run is resumed and are not told of: a set may have moved, the horizon is given anew
+# (`iterations` tells of epochs), and the rest changes nothing of the course.
 FREE = (
     "epochs", "minutes", "data", "cache", "workers", "device", "compile", "world_size", "local_rank", "resume",
     "resume_path", "resume_epoch", "log_path", "log_every", "save_every", "eval_interval", "eval_iterations",
@@ -269,6 +270,9 @@ def find_resume(args: argparse.Namespace, folder: Path, per_epoch: int) -> dict 
         raise ValueError(f"{latest}: another run is here; give another --log_path")
     if not checkpoint.is_training(content):
         start = (args.resume_epoch or 0) * per_epoch
+        if distributed.is_main():
+            begins = f"taken for those of epoch {args.resume_epoch or 0}; the optimizer begins anew"
+            print(f"{args.resume_path}: weights alone, {begins}", flush=True)
         return {"model": bare(content), "iteration": start, "source": args.resume_path}
     epoch = content["iteration"] // per_epoch
     if args.resume_epoch is not None and args.resume_epoch != epoch:

@@ -29,7 +29,7 @@ from . import distributed
 PNG, JPEG, PPM = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"P6"
 IMAGES = {".png": PNG, ".jpg": JPEG, ".jpeg": JPEG, ".ppm": PPM}
 PPM_HEADER = re.compile(rb"P6(?:\s+#[^\n]*)*\s+(\d+)(?:\s+#[^\n]*)*\s+(\d+)(?:\s+#[^\n]*)*\s+(\d+)\s")
-TOLD = mmap.mmap(-1, 2)  # whether a loss was told, by its number; processes that are forked off to read ahead share it
+TOLD = mmap.mmap(-1, 2)  # a byte for each kind of loss, 1 once it was told; shared with processes that are forked off
 BITS, TRANSPARENCY = range(2)
 JPEG_MARKER = re.compile(rb"\xff([^\x00\xff])", re.DOTALL)
 JPEG_ALONE = {bytes([0x01]), *(bytes([number]) for number in range(0xD0, 0xD9))}  # markers that nothing belongs to
@@ -56,7 +56,8 @@ def read_bytes(path: str | Path) -> bytes:
 def replacing(path: str | Path, folder: Path | None = None) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it at the end, removed if anything goes wrong. Makes the folder.
 
-    folder: on the same disk, for the temporary name, where somebody clears up what a kill leaves.
+    folder: for the temporary name, in place of that of `path`, on the same disk; what a kill leaves there is the
+    caller's to remove.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -40,7 +40,8 @@ class Recipe:
     iterations or minutes: the horizon. accumulate: batches a step. amp: precision of the convolutions. ema: decay of
     the averaged weights, 0: none. clip_grad: greatest gradient norm, 0: any. optimizer: of OPTIMIZERS; both take the
     same learning rates. log_every, eval_every: iterations; eval_every 0: at the end alone. save_every: minutes.
-    max_bad_steps: so many steps in a row that are skipped, because a number was not finite, end the run. """
+    max_bad_steps: so many steps in a row that are skipped, because a number was not finite, end the run.
+    """
 
     iterations: int | None = None
     minutes: float | None = None

@@ -37,7 +37,7 @@ def build(name: str, weights: str | Path | None = None, device: str | torch.devi
     if name not in TEACHERS:
         raise ValueError(f"unknown teacher {name!r}; choose one of {', '.join(TEACHERS)}")
     if any(options.values()) and name != "liteflownet":
-        raise ValueError(f"{' and '.join(k for k, v in options.items() if v)}: of liteflownet alone, not of {name}")
+        raise ValueError(f"{' and '.join(k for k, v in options.items() if v)}: for liteflownet alone, not for {name}")
     return TEACHERS[name](weights, torch.device(device), **{key: value for key, value in options.items() if value})
 
 

@@ -124,7 +124,8 @@ class Features(nn.Module):
 
 
 class Matching(nn.Module):
-    """The whole displacement: flow of the level below, doubled, and what the cost volume says is left of it."""
+    """The whole displacement: the coarser level's flow, brought to twice its size, and what the cost volume says is
+    left of it."""
 
     def __init__(self, number: int, align_corners: bool):
         super().__init__()
