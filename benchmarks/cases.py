@@ -80,15 +80,17 @@ def windows(folder: Path, length: int = 9) -> list[Case]:
     return [Case(f"{folder.name}/{part[0].stem}", part[0], part[-1], tuple(part[1:-1]), times) for part in parts]
 
 
-def check_cases(root: Path, splits: list[Split], skip_broken: bool) -> None:
-    """Look for every picture before hours are spent on the first ones."""
+def check_cases(root: Path, splits: list[Split], page: str, skip_broken: bool) -> None:
+    """Look for every picture before hours are spent on the first ones. page: where the set is described."""
     for split in splits:
         if not split.cases:
             raise ValueError(f"{root}: nothing to score here: no case of the split {split.name!r}")
         for case in split.cases:
             for path in case.pictures:
                 if not skip_broken and not path.is_file():
-                    raise FileNotFoundError(f"{path}: no such file; --skip_broken leaves the case {case.name} out")
+                    raise FileNotFoundError(
+                        f"{path}: no such file, which the set has (see {page}); --skip_broken leaves {case.name} out"
+                    )
 
 
 class Batches(Dataset):

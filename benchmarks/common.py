@@ -113,7 +113,7 @@ def run(benchmark: Benchmark, args: argparse.Namespace) -> None:
         raise ValueError("--lpips_weights: of no use without --metrics lpips; leave one out or give both")
     root = find_data(benchmark, args.data)
     splits = [split._replace(cases=split.cases[: args.limit]) for split in benchmark.splits(root, args)]
-    check_cases(root, splits, args.skip_broken)
+    check_cases(root, splits, benchmark.page, args.skip_broken)
     with distributed.ranks(args) as device:
         contenders = [make_contender(benchmark, args, name, device) for name in _names(args)]
         about_run = settings(benchmark, args, root, splits, device)
@@ -214,7 +214,7 @@ def settings(
         "other_scale": None if args.scale == benchmark.scale_of(args.protocol) else args.scale,
         "precision": args.precision or default_precision(args.mode, device),
         "mode": args.mode,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}",
+        "device": store.device_name(device),
         "batch_size": args.batch_size,
         "limit": args.limit,
         "options": {name: getattr(args, name) for name in benchmark.options},

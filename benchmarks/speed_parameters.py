@@ -256,12 +256,6 @@ def networks(names: list[str]) -> str:
     return "\n".join(lines)
 
 
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
-
-
 def compared(rows: list[dict], older: list[dict], tolerance: float) -> tuple[str, list[str]]:
     """The ratios to float32 of two results as text, and the names of those that fell by more than `tolerance`, a share.
 
@@ -319,7 +313,7 @@ def main(args: argparse.Namespace) -> None:
     chosen = [way for way in ways(args.device, scales) if args.precision in (None, way.precision)]
     if not chosen:
         raise ValueError(f"--precision {args.precision}: not one of those that this {args.device.type} is built for")
-    name = device_name(args.device)
+    name = store.device_name(args.device, threads=True)
     print(networks(args.model_name))
     print(f"{name}, PyTorch {torch.__version__}")
     result = {

@@ -7,11 +7,14 @@ the same run gives the same file.
 import hashlib
 import json
 import math
+import platform
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+import torch
 
 from benchmarks import published
 from utils import distributed, io
@@ -98,6 +101,13 @@ def place(out: Path, stem: str, settings: dict) -> Path:
     if path.exists() and any(read(path)[name] != value for name, value in scored.items()):
         return out / f"{stem}-{hashlib.sha256(repr(scored).encode()).hexdigest()[:6]}.json"
     return path
+
+
+def device_name(device: torch.device, threads: bool = False) -> str:
+    """What a result was computed on. threads: name their number, of a CPU, which times depend on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU {platform.machine()}" + f", {torch.get_num_threads()} threads" * threads
 
 
 def write(path: Path, result: dict) -> None:

@@ -274,7 +274,7 @@ def main(args: argparse.Namespace) -> None:
     args.batch_size = args.batch_size or (24 if device.type == "cuda" else 8)
     args.warm_up = 5 if device.type == "cuda" else 1
     cv2.setNumThreads(0)
-    what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    what = store.device_name(device, threads=True)
     print(f"{what}, torch {torch.__version__}; {args.model_name}, batch {args.batch_size}, crop {args.crop}")
     result = {"benchmark": store.THROUGHPUT, "device": what, "torch": torch.__version__}
     result |= {name: str(value) for name, value in vars(args).items()}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import load
-from .ifrnet import VARIANTS
+from .ifrnet import VARIANTS, IFRNet
 from .interpolator import Interpolator, check_pair, check_range, default_device
 
 
@@ -114,10 +114,15 @@ def interpolator(
         return BASELINES[model_name](device)
     if model_name not in (None, *VARIANTS):
         raise ValueError(f"unknown model {model_name!r}; choose one of {', '.join(NAMES)}")
+    return Interpolator(network(model_name, checkpoint), device, **options)
+
+
+def network(model_name: str | None, checkpoint: str | Path | None) -> IFRNet:
+    """A network by name, see `interpolator`."""
     model = load(checkpoint or model_name or "IFRNet_S")
     if model_name and model.name != model_name:
         raise ValueError(f"{checkpoint}: holds an {model.name}, not an {model_name}; change --model_name")
-    return Interpolator(model, device, **options)
+    return model
 
 
 def _remap(x: Tensor, flow: Tensor) -> Tensor:

@@ -24,7 +24,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import VARIANTS, IFRNet, load
+from . import VARIANTS, IFRNet
+from .baselines import network
 from .ifrnet import DIVISOR
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2"}
@@ -149,9 +150,7 @@ def difference(model: IFRNet, run: Callable[..., Tensor], size: tuple[int, int])
 
 
 def main(args: argparse.Namespace) -> None:
-    model = load(args.checkpoint or args.model_name or "IFRNet_S")
-    if args.model_name and model.name != args.model_name:
-        raise ValueError(f"{args.checkpoint}: holds an {model.name}, not an {args.model_name}; change --model_name")
+    model = network(args.model_name, args.checkpoint)
     if args.check and args.out:
         raise ValueError(f"--out {args.out}: --check writes nothing; leave one of the two out")
     path = args.check or args.out or Path(f"{model.name}{SUFFIXES[args.format]}")

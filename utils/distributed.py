@@ -74,7 +74,7 @@ def ranks(args: argparse.Namespace) -> Iterator[torch.device]:
 
 def shard(indices: Sequence[T]) -> list[T]:
     """This rank's share: every one goes to exactly one rank, none is repeated to make the shares equal."""
-    return [indices[i] for i in range(rank(), len(indices), world_size())]
+    return list(indices[rank() :: world_size()])
 
 
 def gather(value: T) -> list[T]:

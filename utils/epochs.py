@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import models
+from models.ifrnet import DIVISOR
 from models.weights import bare
 from utils import checkpoint, cli, distributed, io
 from utils.batches import Order, default_workers, on_device, read
@@ -78,8 +79,8 @@ def add_options(
 def crop(text: str) -> int:
     """The type of --crop."""
     side = cli.positive(text)
-    if side % 16:
-        raise argparse.ArgumentTypeError(f"{side} is no multiple of 16")
+    if side % DIVISOR:
+        raise argparse.ArgumentTypeError(f"{side} is no multiple of {DIVISOR}")
     return side
 
 
