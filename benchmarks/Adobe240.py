@@ -22,7 +22,8 @@ PAGE = "http://www.cs.ubc.ca/labs/imager/tr/2017/DeepVideoDeblurring"
 
 
 def splits(root: Path, args: argparse.Namespace) -> list[Split]:
-    videos = args.videos or [folder.name for folder in sorted(filter(Path.is_dir, root.iterdir()), key=natural)]
+    found = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    videos = list(dict.fromkeys(args.videos or [folder.name for folder in sorted(found, key=natural)]))
     if not videos:
         raise ValueError(f"{root}: no folders of frames; make one of each video: ffmpeg -i VIDEO.mov VIDEO/%05d.png")
     return [Split("8x", [case for video in videos for case in windows(find_folder(root, video, PAGE))], centre_512)]

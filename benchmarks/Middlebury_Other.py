@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.cases import Case, Split
+from benchmarks.cases import Case, Split, check_cases
 from benchmarks.common import Benchmark, find_data, parser, run, write_predictions
 from models import Padding
 from utils import cli
@@ -53,8 +53,12 @@ EVALUATION = BENCHMARK._replace(name="Middlebury_Evaluation", looked_for="eval-d
 def main(args: argparse.Namespace) -> None:
     if not args.submission:
         return run(BENCHMARK, args)
+    for name in ("limit", "metrics", "skip_broken", "save_frames"):
+        if getattr(args, name):
+            raise ValueError(f"--{name}: means nothing to --submission, which scores nothing; leave it out")
     root = find_data(EVALUATION, args.data)
     pairs = {f"{name}/{TARGET}": inputs(root / "eval-data" / name) for name in SUBMISSION}
+    check_cases(root, [Split("evaluation", [Case(name, *pair, ()) for name, pair in pairs.items()])], EVALUATION.page)
     write_predictions(EVALUATION, args, pairs)
 
 

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.cases import Case, Split
 from benchmarks.common import Benchmark, parser, start
+from utils import io
 
 PAGE = "https://myungsub.github.io/CAIN"
 SPLITS = ("easy", "medium", "hard", "extreme")
@@ -31,7 +32,7 @@ def cases(root: Path, path: Path) -> list[Case]:
     found = []
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such list; all of test-{{{','.join(SPLITS)}}}.txt are needed, see {PAGE}")
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(io.read_text(path).splitlines(), start=1):
         # As downloaded, the paths begin with the folder where the authors kept the set.
         names = [name.rpartition("SNU-FILM/")[2] for name in line.split()]
         if len(names) not in (0, 3):

@@ -1,5 +1,8 @@
 """What is scored: pictures in splits and cases, and how they are read."""
 
+import hashlib
+import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -75,16 +78,21 @@ def windows(folder: Path, length: int = 9) -> list[Case]:
     frames, steps = io.list_images(folder), length - 1
     if len(frames) < length:
         raise ValueError(f"{folder}: {len(frames)} frames, but a window takes {length}")
+    io.warn_of_gaps(frames)
     times = tuple(k / steps for k in range(1, steps))
     parts = [frames[i : i + length] for i in range(0, len(frames) - steps, steps)]
     return [Case(f"{folder.name}/{part[0].stem}", part[0], part[-1], tuple(part[1:-1]), times) for part in parts]
 
 
-def check_cases(root: Path, splits: list[Split], page: str, skip_broken: bool) -> None:
+def check_cases(root: Path, splits: list[Split], page: str, skip_broken: bool = False) -> None:
     """Look for every picture before hours are spent on the first ones. page: where the set is described."""
     for split in splits:
         if not split.cases:
             raise ValueError(f"{root}: nothing to score here: no case of the split {split.name!r}")
+        counted = Counter(case.pictures for case in split.cases)
+        twice = [case.name for case in split.cases if counted[case.pictures] > 1]
+        if twice:
+            warnings.warn(f"{root}: listed more than once, and so scored: {', '.join(twice[:4])}", stacklevel=2)
         for case in split.cases:
             for path in case.pictures:
                 if not skip_broken and not path.is_file():
@@ -107,6 +115,13 @@ class Batches(Dataset):
 
     def members(self, batch: int) -> list[tuple[Split, Case]]:
         return self.cases[batch * self.size : (batch + 1) * self.size]
+
+    def mark(self, batch: int) -> str:
+        """Of the pictures of a batch as they are on the disk now: their sizes and when they were last changed."""
+        paths = [path for _, case in self.members(batch) for path in case.pictures]
+        states = [path.stat() if path.is_file() else None for path in paths]
+        known = [state and (state.st_size, state.st_mtime_ns) for state in states]
+        return hashlib.sha256(repr(known).encode()).hexdigest()[:12]
 
     def __getitem__(self, i: int) -> tuple[int, list[np.ndarray | str]]:
         """The number of the batch, and for each of its cases what `read` gives."""

@@ -7,6 +7,7 @@ where it was when the same command is given again.
 
 import argparse
 import hashlib
+import os
 import platform
 import shlex
 import sys
@@ -38,7 +39,7 @@ from utils.lpips import LPIPS
 from utils.motion import scale_by_motion
 
 ROOT = Path(__file__).resolve().parent.parent
-METRICS = {"psnr": metrics.psnr, "ssim": metrics.ssim, "ssim_2d": metrics.ssim_2d, "ie": metrics.ie}
+METRICS = {"psnr": metrics.bounded_psnr, "ssim": metrics.ssim, "ssim_2d": metrics.ssim_2d, "ie": metrics.ie}
 MORE_METRICS = ("lpips", "warp")  # one needs weights, one looks at all frames of a case at once
 SHOWN = {"worst": (0, 1), "median": (0.5,)}  # places among a split's cases by PSNR: numbers, or shares of all
 STRIP_ROWS = 64  # of frames that are too large to work on as a whole
@@ -122,9 +123,11 @@ def run(benchmark: Benchmark, args: argparse.Namespace) -> None:
         )
         about_run["command"] = shlex.join(["python", *sys.argv])
         scorers = {name: scorer(name, args, device) for name in about_run["metrics"]}
+        # All before the first is scored: what lies there may be no result.
+        paths = [store.place(args.out, file_stem(benchmark, args, each), about_run) for each in contenders]
+        store.check_replaced(paths, about_run["metrics"])
         results = {}
-        for contender in contenders:
-            path = store.place(args.out, file_stem(benchmark, args, contender, device), about_run)
+        for contender, path in zip(contenders, paths):
             scores = score_all(
                 contender, splits, args, progress, path.with_suffix("") if args.save_frames else None, scorers
             )
@@ -180,7 +183,7 @@ def _names(args: argparse.Namespace) -> list[str | None]:
 def make_contender(benchmark: Benchmark, args: argparse.Namespace, name: str | None, device: torch.device) -> Contender:
     """The model of a name, with the padding and scale of the protocol."""
     if name in BASELINES:
-        return Contender(interpolator(name, device=device), {"model": name})
+        return Contender(interpolator(name, device=device), {"model": name, "other_scale": None})
     scale = benchmark.scale_of(args.protocol) if args.scale is None else args.scale
     options = {"precision": args.precision, "scale": scale, "padding": benchmark.padding}
     call = interpolator(name, args.checkpoint, device, **options, tile="auto", mode=args.mode)
@@ -201,7 +204,7 @@ def settings(
 ) -> dict:
     """All that a number depends on besides the model."""
     cases = [
-        (split.name, case.name, case.times, [path.relative_to(root).as_posix() for path in case.pictures])
+        (split.name, case.name, case.times, [Path(os.path.relpath(path, root)).as_posix() for path in case.pictures])
         for split in splits
         for case in split.cases
     ]
@@ -220,26 +223,28 @@ def settings(
         "options": {name: getattr(args, name) for name in benchmark.options},
         "skip_broken": args.skip_broken,
         "cases_sha256": hashlib.sha256(repr(cases).encode()).hexdigest(),
-        "data": str(root),
+        "data": str(root.resolve()),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "opencv": cv2.__version__},
     }
 
 
-def file_stem(benchmark: Benchmark, args: argparse.Namespace, contender: Contender, device: torch.device) -> str:
-    """What a result is called: other weights, protocols, precisions, modes, scales and limits have other names."""
+def file_stem(benchmark: Benchmark, args: argparse.Namespace, contender: Contender) -> str:
+    """What a result is called: what is of other weights or options has another name."""
     marks = [benchmark.name, contender.about["model"]]
     if args.checkpoint and "checkpoint" in contender.about:
         marks += [Path(args.checkpoint).stem, contender.about["checkpoint_sha256"][:8]]
     if args.protocol != "paper":
         marks.append(args.protocol)
-    if args.precision not in (None, default_precision(args.mode, device)):
-        marks.append(args.precision)
+    if (precision := args.precision or default_precision(args.mode, contender.call.device)) != "fp32":
+        marks.append(precision)
     if args.mode != "eager":
         marks.append(args.mode)
-    if args.scale is not None:
-        marks.append(f"scale{args.scale}")
+    if args.scale is not None and "scale" in contender.about:
+        marks.append(f"scale{args.scale}" if isinstance(args.scale, str) else f"scale{args.scale:.4}")
     if args.limit:
         marks.append(f"first{args.limit}")
+    if args.skip_broken:
+        marks.append("skip_broken")
     return "-".join(marks)
 
 
@@ -256,7 +261,7 @@ def score_all(
 ) -> list[Score]:
     """The scores of all cases, in their order, known to every rank."""
     batches = Batches(splits, args.batch_size)
-    known = progress.read(contender.about["model"])
+    known = progress.read(contender.about["model"], batches.mark)
     if known and distributed.is_main():
         name = contender.about["model"]
         print(f"{name}: {len(known)} of {len(batches)} batches were scored before; going on from there")
@@ -265,18 +270,27 @@ def score_all(
     # Pictures come through a pipe as they are: shared memory, where tensors would come, is small in containers.
     loader = DataLoader(batches, batch_size=None, collate_fn=whole, num_workers=min(workers, len(batches)))
     bar = tqdm(loader, desc=contender.about["model"], unit="batch", disable=None if distributed.is_main() else True)
-    mine = {}
-    with progress.writer(contender.about["model"]) as write:
-        for batch, stacks in bar:
-            members = batches.members(batch)
-            mine[batch] = score_batch(contender, members, stacks, PROTOCOLS[args.protocol], scorers, frames)
-            broken = next((score for score in mine[batch] if score.broken), None)
-            if broken and not args.skip_broken:
-                raise ValueError(f"{broken.broken} (case {broken.name}); --skip_broken leaves such cases out")
-            write(batch, mine[batch])
+    mine, failure = {}, None
+    try:
+        with progress.writer(contender.about["model"]) as write:
+            for batch, stacks in bar:
+                members, mark = batches.members(batch), batches.mark(batch)
+                mine[batch] = score_batch(contender, members, stacks, PROTOCOLS[args.protocol], scorers, frames)
+                broken = next((score for score in mine[batch] if score.broken), None)
+                if broken and not args.skip_broken:
+                    raise ValueError(f"{broken.broken} (case {broken.name}); --skip_broken leaves such cases out")
+                if not broken:  # that may be mended until the next run
+                    write(batch, mark, mine[batch])
+    except (ValueError, OSError) as error:  # which the other ranks would wait for
+        failure = error
+    if failure := next(filter(None, distributed.gather(failure)), None):
+        raise failure
     for others in distributed.gather(mine):
         known |= others
-    return [score for batch in sorted(known) for score in known[batch]]
+    scores = [score for batch in sorted(known) for score in known[batch]]
+    if all(score.broken for score in scores):
+        raise ValueError(f"every case is broken; the first: {scores[0].broken}")
+    return scores
 
 
 def score_batch(
@@ -298,7 +312,10 @@ def score_batch(
     for (_, times, scale), indices in groups.items():
         stack = io.to_float(np.stack([stacks[i] for i in indices]), contender.call.device)
         prediction = predict(contender.call, stack[:, 0], stack[:, 1], times, protocol, scale)
-        values = {name: score(prediction, stack).tolist() for name, score in scorers.items()}
+        try:
+            values = {name: score(prediction, stack).tolist() for name, score in scorers.items()}
+        except ValueError as error:  # such as of frames that are too small for a metric
+            raise ValueError(f"{members[indices[0]][1].img0}: {error}") from error
         for place, i in enumerate(indices):
             split, case = members[i]
             scores[i] = Score(split.name, case.name, {name: values[name][place] for name in scorers})
@@ -419,7 +436,7 @@ def write_predictions(benchmark: Benchmark, args: argparse.Namespace, pairs: dic
     with distributed.ranks(args) as device:
         for name in _names(args):
             contender = make_contender(benchmark, args, name, device)
-            folder = args.out / file_stem(benchmark, args, contender, device)
+            folder = args.out / file_stem(benchmark, args, contender)
             for target in distributed.shard(list(pairs)):
                 frames = io.read_frames(pairs[target])
                 img0, img1 = io.to_float(frames, device)[:, None]

@@ -36,7 +36,10 @@ def shown_case(name: str, result: dict, case: dict) -> str:
     missing = [str(path) for path in paths.values() if not path.is_file()]
     if missing:
         return f"{head}<p>Its pictures are not beside the result: {escape(', '.join(missing))}</p>"
-    pictures = {kind: io.read_image(path) for kind, path in paths.items()}
+    try:
+        pictures = {kind: io.read_image(path) for kind, path in paths.items()}
+    except ValueError as error:
+        return f"{head}<p>{escape(str(error))}</p>"
     height, width = pictures["target"].shape[:2]
     pictures["error"] = error_picture(pictures["prediction"], pictures["target"])
     address = {kind: picture(image) for kind, image in pictures.items()}

@@ -43,7 +43,7 @@ from benchmarks import ablation, store
 from benchmarks.published import SECONDS_720P
 from models.fast import best_precision
 from models.interpolator import PRECISIONS, Interpolator, default_device
-from utils import cli
+from utils import cli, io
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = ("448x256", "1280x720", "1920x1080", "3840x2160")
@@ -313,6 +313,7 @@ def main(args: argparse.Namespace) -> None:
     chosen = [way for way in ways(args.device, scales) if args.precision in (None, way.precision)]
     if not chosen:
         raise ValueError(f"--precision {args.precision}: not one of those that this {args.device.type} is built for")
+    io.check_writable(args.out)
     name = store.device_name(args.device, threads=True)
     print(networks(args.model_name))
     print(f"{name}, PyTorch {torch.__version__}")
@@ -324,15 +325,17 @@ def main(args: argparse.Namespace) -> None:
         "rows": [],
         "left_out": [],
     }
-    stem = f"{store.SPEED}-ablation" if args.ablation else store.SPEED
-    path = free(args.out / f"{stem}-{re.sub('[^A-Za-z0-9]+', '_', name)}.json", args.compare)
+    path = free(args.out / f"{file_stem(args, name)}.json", args.compare)
     for rows in measure_all(args, chosen):
         if isinstance(rows, str):
             result["left_out"].append(rows)
         else:
             print(table(rows, head=not result["rows"]), flush=True)
             result["rows"] += rows
-        store.write(path, result)  # after each: nothing that was measured is lost
+            store.write(path, result)  # after each: nothing that was measured is lost
+    if not result["rows"]:
+        raise ValueError(f"--minutes {args.minutes:g}: not enough to measure anything; give more, or fewer --sizes")
+    store.write(path, result)
     if result["left_out"]:
         print(f"left out, for --minutes {args.minutes:g}: {', '.join(result['left_out'])}")
     print(f"wrote {path}")
@@ -342,6 +345,15 @@ def main(args: argparse.Namespace) -> None:
         if fallen:
             print(f"slower than before: {', '.join(fallen)}", file=sys.stderr)
             sys.exit(1)
+
+
+def file_stem(args: argparse.Namespace, device: str) -> str:
+    """What a result is called: another choice of what to measure has another name, but for all of it."""
+    marks = [store.SPEED, "ablation"] if args.ablation else [store.SPEED]
+    marks += [] if args.model_name == list(models.VARIANTS) else args.model_name
+    marks += [] if args.sizes == list(map(size, SIZES)) else [f"{width}x{height}" for width, height in args.sizes]
+    marks += [f"scale{scale}" for scale in args.scales] + ([args.precision] if args.precision else [])
+    return "-".join([*marks, re.sub("[^A-Za-z0-9]+", "_", device)])
 
 
 def free(path: Path, taken: Path | None) -> Path:

@@ -38,36 +38,43 @@ class Score(NamedTuple):
 
 class Progress:
     """What an unfinished run has scored: for each model and rank a file of JSON lines, one a batch. The folder's name
-    stands for everything the scores depend on, so that a run with other settings begins anew."""
+    stands for the settings that scores depend on, a batch's mark for its pictures: what has changed is scored anew."""
 
     def __init__(self, out: Path, identity: list):
         text = json.dumps(identity, sort_keys=True)
         self.folder = out / f".unfinished-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
-    def read(self, model: str) -> dict[int, list[Score]]:
-        """All batches that any rank wrote down before, the same on every rank."""
+    def read(self, model: str, mark: Callable[[int], str]) -> dict[int, list[Score]]:
+        """All batches that any rank wrote down before and that have the same mark now, the same on every rank."""
         mine = {}
         for path in self.folder.glob(f"{model}.*.jsonl"):
             for line in path.read_text().splitlines():
                 try:
-                    batch, scores = json.loads(line)
+                    batch, marked, scores = json.loads(line)
                 except ValueError:
                     continue  # the line that was being written when the run was stopped
-                mine[batch] = [Score(*score) for score in scores]
+                if marked == mark(batch):
+                    mine[batch] = [Score(*score) for score in scores]
         return {batch: scores for known in distributed.gather(mine) for batch, scores in known.items()}
 
     @contextmanager
-    def writer(self, model: str) -> Iterator[Callable[[int, list[Score]], None]]:
-        """Gives a function that writes down a batch at once."""
+    def writer(self, model: str) -> Iterator[Callable[[int, str, list[Score]], None]]:
+        """Gives a function that writes down a batch, with its mark, at once."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / f"{model}.{distributed.rank()}.jsonl").open("a") as file:
+        path = self.folder / f"{model}.{distributed.rank()}.jsonl"
 
-            def write(batch: int, scores: list[Score]) -> None:
-                # The line break comes first: the line before may have been cut.
-                file.write("\n" + json.dumps([batch, scores]))
-                file.flush()
+        def write(batch: int, mark: str, scores: list[Score]) -> None:
+            # The line break comes first: the line before may have been cut.
+            file.write("\n" + json.dumps([batch, mark, scores]))
+            file.flush()
 
-            yield write
+        try:
+            with path.open("a") as file:
+                yield write
+        except OSError as error:
+            if error.filename is None and error.errno:  # of a write to an open file, such as to a full disk
+                raise OSError(error.errno, error.strerror, str(path)) from error
+            raise
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -103,6 +110,14 @@ def place(out: Path, stem: str, settings: dict) -> Path:
     return path
 
 
+def check_replaced(paths: list[Path], metrics: list[str]) -> None:
+    """ValueError where results that are to be written would take the place of others with more metrics."""
+    for path in filter(Path.exists, paths):
+        if lost := [name for name in read(path)["metrics"] if name not in metrics]:
+            words = " ".join(lost)
+            raise ValueError(f"{path}: has {words} as well, to be lost; give --metrics {words}, or another --out")
+
+
 def device_name(device: torch.device, threads: bool = False) -> str:
     """What a result was computed on. threads: name their number, of a CPU, which times depend on."""
     if device.type == "cuda":
@@ -111,7 +126,7 @@ def device_name(device: torch.device, threads: bool = False) -> str:
 
 
 def write(path: Path, result: dict) -> None:
-    io.write_bytes(path, (json.dumps(result, indent=1) + "\n").encode())
+    io.write_bytes(path, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
 
 
 def read(path: Path) -> dict:
@@ -119,12 +134,12 @@ def read(path: Path) -> dict:
     try:
         result = json.loads(io.read_bytes(path))
     except ValueError as error:
-        raise ValueError(f"{path}: not a whole JSON file; remove it or run the benchmark again") from error
+        raise ValueError(f"{path}: not a whole JSON file; move it away") from error
     result = result if isinstance(result, dict) else {}
     needed = {SPEED: ("device", "rows"), THROUGHPUT: ("device",)}.get(result.get("benchmark"), NEEDED)
     missing = [name for name in needed if name not in result]
     if missing:
-        raise ValueError(f"{path}: not a result of a benchmark: it lacks {', '.join(missing)}")
+        raise ValueError(f"{path}: not a result of a benchmark: it lacks {', '.join(missing[:3])}; move it away")
     return result
 
 
@@ -140,8 +155,8 @@ def table(results: list[dict]) -> str:
             beside = result["published"][split] or {}
             if beside and first["protocol"] != "paper":
                 notes.add("published numbers are by the paper's protocol, not by this one")
-            if beside and first["other_scale"]:
-                notes.add(f"published numbers are not of --scale {first['other_scale']}")
+            if beside and result["other_scale"]:
+                notes.add(f"published numbers are not of --scale {result['other_scale']}")
             if beside and average["full"] not in (None, average["cases"]):
                 notes.add(f"published numbers of {split} are of {average['full']} cases, not of {average['cases']}")
             if result["model"] + published.RERUN in published.SCORES.get(first["benchmark"], {}).get(split, {}):

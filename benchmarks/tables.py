@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from typing import NamedTuple
 
 from benchmarks import store
@@ -76,7 +77,9 @@ def footing(result: dict, split: str) -> str:
     average = result["average"][split]
     if not result["other_scale"] and average["full"] == average["cases"]:
         return result["protocol"]
-    return f"{result['protocol']} {result['other_scale']} {result['cases_sha256']} {average['left_out']}"
+    # Where nothing is published, a scale is a model's own choice.
+    scale = average["full"] and result["other_scale"]
+    return f"{result['protocol']} {scale} {result['cases_sha256']} {average['left_out']}"
 
 
 def best(table: Table) -> set[tuple[str, tuple]]:
@@ -129,6 +132,7 @@ def markdown(tables: list[Table]) -> str:
     parts = []
     for table in tables:
         lines = [heads(table), ["---"] + ["---:"] * len(table.columns), *texts(table, "**{}**")]
+        lines = [[cell.replace("|", r"\|") for cell in line] for line in lines]
         parts.append(f"### {table.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
         if has_note(table):
             parts.append(NOTE + ".\n")
@@ -163,4 +167,5 @@ def latex(tables: list[Table]) -> str:
 
 
 def _latex_escape(text: str) -> str:
-    return text.replace("_", r"\_").replace("†", r"$^\dagger$").replace("‡", r"$^\ddagger$").replace("%", r"\%")
+    text = re.sub(r"[_%&#]", r"\\\g<0>", text)
+    return text.replace("†", r"$^\dagger$").replace("‡", r"$^\ddagger$")

@@ -270,6 +270,8 @@ def main(args: argparse.Namespace) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     io.check_writable(args.out.parent)
+    if args.out.is_dir():
+        raise ValueError(f"{args.out}: is a folder; name a file in it")
     args.crop = args.crop or (224 if device.type == "cuda" else 128)
     args.batch_size = args.batch_size or (24 if device.type == "cuda" else 8)
     args.warm_up = 5 if device.type == "cuda" else 1

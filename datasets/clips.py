@@ -49,7 +49,7 @@ class Frames:
 
 class Clip(NamedTuple):
     """frames: (F, H, W, 3) uint8. breaks: (F - 1,) bool, whether frames i and i + 1 do not belong in one window,
-    because of a cut or because the second repeats the first."""
+    because of a cut, because the second repeats the first, or because pictures between them are missing."""
 
     name: str
     frames: Frames | np.ndarray
@@ -95,7 +95,7 @@ def open_clips(
     found = {path.relative_to(folder).as_posix(): path for path in _sources(folder)}
     listed = next((folder / name for name in lists if (folder / name).is_file()), None)
     if only is None and listed:
-        only = [f"{SEQUENCES}/{name}" for name in listed.read_text().split()]
+        only = [f"{SEQUENCES}/{name}" for name in io.read_text(listed).split()]
         if absent := sorted(set(only) - set(found)):
             raise ValueError(f"{listed}: {len(absent)} of its sequences are not there, such as {absent[0]}; copy them")
     only, without = None if only is None else set(only), set(without)
@@ -295,6 +295,7 @@ def _open(path: Path, name: str, longest: int | None, cache: Path) -> Clip:
                 with io.replacing(frames) as temporary, open(temporary, "wb") as file:
                     found = find_breaks(_saved((_shrink(frame, longest) for frame in _decode(path)), file))
                 with io.replacing(breaks) as temporary, open(temporary, "wb") as file:
+                    found[io.gaps(files)] = True
                     np.save(file, found)
     return Clip(name, Frames(frames), np.load(breaks))
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.io import list_images, read_frames
+from utils.io import list_images, read_frames, warn_of_gaps
 
 PAGE = "https://seungjunnah.github.io/Datasets/gopro"  # where the set is described and downloaded
 LENGTH, STRIDE = 9, 8  # the paper's windows: neighbours share one frame
@@ -56,6 +56,7 @@ def windows(root: str | Path, videos: Sequence[str] = TRAIN_VIDEOS) -> list[Wind
         paths = list_images(found[0])
         if len(paths) < LENGTH:
             raise ValueError(f"{found[0]}: {len(paths)} frames; a window takes {LENGTH}")
+        warn_of_gaps(paths)
         starts = range(0, len(paths) - LENGTH + 1, STRIDE)
         result += [Window(tuple(paths[start : start + LENGTH])) for start in starts]
     return result

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
-from utils.io import FLOWS, read_flow, read_image
+from utils.io import FLOWS, read_flow, read_image, read_text
 
 from . import Sample
 from .transforms import Augment, FlowPair, Raw, Stack, centre_crop
@@ -36,7 +36,7 @@ def read_list(root: str | Path, name: str | Path = TRAIN_LIST) -> list[str]:
     if not path.is_file():
         path = root / name
         raise FileNotFoundError(f"{path}: no such list; is {root} the folder of Vimeo90K's triplets? See {PAGE}")
-    lines = [(number, line.strip()) for number, line in enumerate(path.read_text().splitlines(), 1) if line.strip()]
+    lines = [(number, line.strip()) for number, line in enumerate(read_text(path).splitlines(), 1) if line.strip()]
     if not lines:
         raise ValueError(f"{path}: the list is empty")
     for number, line in (lines[0], lines[-1]):  # the last one is where a copy was cut; all would take a minute

@@ -115,7 +115,7 @@ def runner(path: Path, providers: Sequence[str] = ()) -> Callable[..., Tensor]:
     try:
         return torch.export.load(path).module() if path.suffix == ".pt2" else torch.jit.load(str(path))
     except Exception as error:  # each format has errors of its own
-        raise ValueError(f"{path}: cannot be read as {path.suffix}") from error
+        raise ValueError(f"{path}: cannot be read as {path.suffix}; export it again") from error
 
 
 def _onnx_runner(path: Path, providers: Sequence[str]) -> Callable[..., Tensor]:
@@ -168,7 +168,10 @@ def main(args: argparse.Namespace) -> None:
     try:
         most = difference(model, run, (height, width))
     except Exception as error:  # each runtime has errors of its own
-        raise ValueError(f"{path}: does not run at {width}x{height}; give the --size that it was made for") from error
+        least = f"multiples of {DIVISOR} from {SMALLEST * DIVISOR} up"
+        raise ValueError(
+            f"{path}: does not run at {width}x{height}; give the --size that it was made for, or {least}"
+        ) from error
     print(f"largest difference from the network at {width}x{height}, of 1: {most:.1e}")
     if not most < TOLERANCE:
         raise ValueError(f"{path}: differs from the network by {most:.1e}; at most {TOLERANCE:g} is rounding")
@@ -202,6 +205,6 @@ def parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     try:
         main(parser().parse_args())
-    except (ValueError, OSError) as error:
-        print(f"models.export: {' '.join(str(error).split())}", file=sys.stderr)
+    except (ValueError, OSError, KeyboardInterrupt) as error:
+        print(f"models.export: {' '.join(str(error).split()) or 'interrupted'}", file=sys.stderr)
         sys.exit(2)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import partial
 from itertools import chain
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from .strips import StripIFRNet
 SCALES = ((2560, 1.0), (5120, 0.5))  # longer side in pixels up to which flow is estimated at this scale
 SMALLEST_SCALE = 0.25  # beyond
 NAMED_SCALES = ("auto", "multi")
-BRIGHTEST = 2.0  # beyond, frames are no floats in [0, 1], not even after some filter
+DARKEST, BRIGHTEST = -0.75, 2.0  # beyond, frames are no floats in [0, 1], not even after some filter
 FINEST = 16  # denominator of a scale: of 333/1000, sides would have to be multiples of 16000
 CPU_BUDGET = 2 * 2**30  # bytes that one call may take: more is no faster there
 MOST_PAIRS = 8  # in a batch: beyond, a GPU is busy anyway
@@ -63,7 +64,7 @@ def scale_for(height: int, width: int) -> float:
 
 def nearest_scale(scale: float) -> float:
     """The nearest scale at which frames need little padding. ValueError where it is none, or out of range."""
-    if isinstance(scale, str):
+    if not isinstance(scale, Real):
         raise ValueError(f"unknown scale {scale!r}; give a number or one of {', '.join(NAMED_SCALES)}")
     if not 1 / FINEST <= scale <= 4:
         raise ValueError(f"scale {scale:g} is out of range; give a number from 1/{FINEST} to 4")
@@ -91,9 +92,13 @@ def check_pair(img0: Tensor, img1: Tensor) -> None:
         raise ValueError(f"the two frames have different {'shapes' if alike else 'sizes'}: {' and '.join(sizes)}")
     if img0.ndim not in (3, 4) or img0.shape[-3] != 3 or min(img0.shape[-2:]) < 2 or not len(img0):
         raise ValueError(f"frames of shape {tuple(img0.shape)}; RGB of at least 2x2 pixels is needed, (3, H, W)")
-    # Of a 64th of the pixels: bytes as floats are told by few. On a GPU we would wait for the answer.
-    if img0.device.type == "cpu" and (most := max(x[..., ::8, ::8].max() for x in (img0, img1))) > BRIGHTEST:
-        raise ValueError(f"frames reach {most:g}; values in [0, 1] are needed: divide by 255")
+    if img0.device.type == "cpu":  # on a GPU we would wait for the answer
+        # A 64th of the pixels: bytes as floats, or values around 0, are told by few.
+        least, most = torch.stack([x[..., ::8, ::8] for x in (img0, img1)]).float().aminmax()
+        if not (DARKEST <= least and most <= BRIGHTEST):
+            if most > BRIGHTEST:
+                raise ValueError(f"frames reach {most:g}; values in [0, 1] are needed: divide by 255")
+            raise ValueError(f"frames from {least:g} to {most:g}; values in [0, 1] are needed")
 
 
 def check_range(times: Sequence[float]) -> None:
@@ -101,8 +106,10 @@ def check_range(times: Sequence[float]) -> None:
     if not hasattr(times, "__getitem__") or isinstance(times, str) or not getattr(times, "ndim", 1) or not len(times):
         raise ValueError(f"times = {times}; a list of numbers in (0, 1) is needed, such as [0.5]")
     for t in times:
+        if not isinstance(t, Real) and getattr(t, "ndim", 1):
+            raise ValueError(f"t = {t!r} is no number; a list of numbers in (0, 1) is needed, such as [0.5]")
         if not 0 < t < 1:
-            raise ValueError(f"t = {t:g} is out of range; a frame lies between the two at 0 < t < 1")
+            raise ValueError(f"t = {float(t):g} is out of range; a frame lies between the two at 0 < t < 1")
 
 
 def default_device() -> torch.device:

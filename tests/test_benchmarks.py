@@ -246,6 +246,80 @@ def test_a_broken_case_stops_the_run_by_name_and_what_was_scored_is_kept(vimeo, 
     )
 
 
+def test_pictures_that_changed_since_a_run_was_stopped_are_scored_anew(vimeo, tmp_path, typed):
+    words = [tmp_path / "out", "--model_name", "average"]
+    path = vimeo / "sequences/00001/0004/im2.png"
+    path.write_bytes(path.read_bytes()[:500])
+    assert score(typed, Vimeo90K.BENCHMARK, vimeo, *words).status == 2
+    io.write_image(path, frame(3))
+    io.write_image(vimeo / "sequences/00001/0002/im2.png", frame(4))
+    done = score(typed, Vimeo90K.BENCHMARK, vimeo, *words)
+    assert done.status == 0 and "average: 2 of 7 batches were scored before" in done.out
+    score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path / "whole", *words[1:])
+    names = [result(tmp_path / out, "Vimeo90K-average")["samples"] for out in ("out", "whole")]
+    assert names[0] == names[1]
+
+
+def test_a_case_that_was_mended_is_left_out_no_longer(vimeo, tmp_path, typed, monkeypatch):
+    words = [tmp_path, "--model_name", "average", "--skip_broken"]
+    path = vimeo / "sequences/00001/0002/im2.png"
+    data = path.read_bytes()
+    path.write_bytes(data[:500])
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device", "x")))
+        assert score(typed, Vimeo90K.BENCHMARK, vimeo, *words).status == 2
+    path.write_bytes(data)
+    done = score(typed, Vimeo90K.BENCHMARK, vimeo, *words)
+    assert "6 of 7 batches were scored before" in done.out and "left out" not in done.out
+
+
+def test_a_set_that_is_broken_throughout_has_no_score(vimeo, tmp_path, typed):
+    for path in vimeo.glob("sequences/00001/*/im2.png"):
+        path.unlink()
+    done = score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path, "--model_name", "average", "--skip_broken")
+    assert done.status == 2 and "every case is broken; the first: " in done.err and "im2.png" in done.err
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_metrics_that_were_scored_are_not_lost_to_a_run_without_them(vimeo, tmp_path, typed):
+    words = [tmp_path, "--model_name", "average"]
+    assert score(typed, Vimeo90K.BENCHMARK, vimeo, *words, "--metrics", "ie").status == 0
+    before = files(tmp_path)
+    done = score(typed, Vimeo90K.BENCHMARK, vimeo, *words)
+    assert done.status == 2 and "has ie as well, to be lost; give --metrics ie" in done.err
+    assert files(tmp_path) == before
+
+
+def test_a_frame_that_is_exact_leaves_a_mean_and_valid_json(vimeo, tmp_path, typed):
+    for name in ("im1.png", "im2.png", "im3.png"):
+        io.write_image(vimeo / "sequences/00001/0001" / name, frame(0))
+    done = score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path, "--model_name", "average", "--limit", 1)
+    assert done.status == 0 and re.search(r"^average +test +1 +100\.00 ", done.out, re.M)
+    text = (tmp_path / "Vimeo90K-average-first1.json").read_text()
+    assert "Infinity" not in text and result(tmp_path, "Vimeo90K-average-first1")["average"]["test"]["psnr"] == 100
+
+
+def test_what_is_wrong_on_one_rank_ends_all_in_one_line(vimeo, tmp_path):
+    (vimeo / "sequences/00001/0002/im2.png").write_bytes(b"no picture")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        ranks = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    words = ["-m", "benchmarks.Vimeo90K", "--data", vimeo, "--device", "cpu", "--workers", 0, "--out", tmp_path]
+    started = [launch(*words, "--model_name", "average", **ranks, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
+    errors = [process.communicate(timeout=120)[1] for process in started]
+    assert [process.returncode for process in started] == [2, 2], errors
+    assert all("0002/im2.png: not a PNG file" in error and "Traceback" not in error for error in errors), errors
+
+
+def test_frames_that_are_missing_in_a_video_are_told_of(tmp_path, typed):
+    for number in range(1, 11):
+        if number != 5:
+            io.write_image(tmp_path / "in" / "a" / f"{number:05}.png", frame(number, 520, 520))
+    words = [tmp_path / "in", tmp_path, "--model_name", "repeat"]
+    with pytest.warns(UserWarning, match="a: frames are missing after 00004.png"):
+        assert score(typed, Adobe240.BENCHMARK, *words, parser=Adobe240.command_line()).status == 0
+
+
 def test_a_run_that_is_to_keep_its_frames_does_not_go_on_from_one_that_did_not(vimeo, tmp_path, typed):
     path = vimeo / "sequences/00001/0004/im2.png"
     data = path.read_bytes()
@@ -273,7 +347,7 @@ def test_skipped_cases_are_counted_in_the_table_and_named_in_the_file(vimeo, tmp
     io.write_image(vimeo / "sequences/00001/0005/im1.png", frame(0, 48, 65))
     done = score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path, "--model_name", "average", "--skip_broken")
     assert re.search(r"^average +test +5 \(2 left out\) ", done.out, re.M), done.out
-    got = result(tmp_path, "Vimeo90K-average")
+    got = result(tmp_path, "Vimeo90K-average-skip_broken")
     assert got["average"]["test"]["cases"] == 5 and got["average"]["test"]["left_out"] == 2
     broken = {s["name"]: s["broken"] for s in got["samples"]["test"] if s["broken"]}
     assert "im3.png: no such file" in broken["00001/0002"] and "64x48, but" in broken["00001/0005"]
@@ -297,6 +371,8 @@ def test_what_a_user_can_get_wrong_is_one_line(vimeo, weights, tmp_path, typed):
     assert "--world_size 4, but the number of processes is 1" in complaint("--world_size", 4)
     (vimeo / "tri_testlist.txt").write_text("\n\n")
     assert "tri_testlist.txt: the list is empty" in complaint()
+    (vimeo / "tri_testlist.txt").write_bytes(b"00001/0001\xff")
+    assert "tri_testlist.txt: not a text file in UTF-8" in complaint()
     assert not list(tmp_path.glob("out/*"))
 
 

@@ -201,3 +201,12 @@ def test_real_septuplets_are_clips(real_data, tmp_path):
     found = clips.open_clips(real_data / "vimeo_septuplets", cache=tmp_path)
     assert [len(clip.frames) for clip in found] == [7] * 6
     assert len(clips.windows(found, 3)) == 30
+
+
+def test_no_window_holds_a_gap_in_the_numbers_of_pictures(tmp_path, monkeypatch):
+    monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
+    write_folder(tmp_path / "in" / "a", moving(10))
+    sorted((tmp_path / "in" / "a").iterdir())[4].unlink()
+    (clip,) = clips.open_clips(tmp_path / "in")
+    assert clip.breaks.tolist() == [k == 3 for k in range(8)]
+    assert [window.start for window in clips.windows([clip], 3)] == [0, 1, 4, 5, 6]

@@ -7,6 +7,7 @@ import os
 import struct
 import warnings
 import zlib
+from pathlib import Path
 
 import cv2
 import imageio.v3 as imageio
@@ -361,3 +362,19 @@ def test_pictures_of_one_name_are_listed_in_the_order_of_their_folders(tmp_path)
             (tmp_path / name / f"{number}.png").touch()
     found = [path.relative_to(tmp_path).as_posix() for path in io.list_images(tmp_path, below=True)]
     assert found == [f"{name}/{number}.png" for number in (9, 10) for name in "abcdefgh"]
+
+
+GAPS = {
+    "one after another": (["1", "2", "3"], []),
+    "every third": (["f10", "f13", "f16"], []),
+    "one missing": (["f08", "f09", "f11", "f12"], [1]),
+    "times in milliseconds": (["t0", "t33", "t67", "t100"], []),
+    "of two videos": (["a1", "a2", "b7", "b8"], []),
+    "names without numbers": (["first", "second"], []),
+    "one alone": (["1"], []),
+}
+
+
+@pytest.mark.parametrize("names, expected", GAPS.values(), ids=GAPS)
+def test_gaps_are_where_numbers_leap(names, expected):
+    assert io.gaps([Path(f"{name}.png") for name in names]) == expected

@@ -65,7 +65,7 @@ def test_a_run_tells_and_keeps_what_it_measured(typed, tmp_path):
     done = run(typed, tmp_path, "--model_name", "IFRNet_S", "--sizes", "48x32", "64x64")
     assert done.status == 0, done.err
     assert "IFRNet_S    2,803,610 parameters, 0.10 T MACs at 1280x720" in done.out
-    (path,) = tmp_path.glob("speed_parameters-CPU_*.json")
+    (path,) = tmp_path.glob("speed_parameters-IFRNet_S-48x32-64x64-CPU_*.json")
     result = store.read(path)
     chosen = speed.ways(CPU)
     assert chosen[0] == speed.EAGER and chosen[-1].mode == "fast"
@@ -177,7 +177,7 @@ def test_an_ablation_times_every_part_and_can_be_measured_again(typed, tmp_path)
     words = ["--model_name", "IFRNet_S", "--sizes", "32x32", "--ablation"]
     done = run(typed, tmp_path, *words)
     assert done.status == 0, done.err
-    (path,) = tmp_path.glob("speed_parameters-ablation-CPU_*.json")
+    (path,) = tmp_path.glob("speed_parameters-ablation-IFRNet_S-32x32-CPU_*.json")
     modes = [row["mode"] for row in store.read(path)["rows"]]
     left_out = ["no kernels of its own", "convolutions of the library", "not packed", "whole frames"]
     assert modes[0] == "eager" and modes[-5:] == [*(f"fast, {part}" for part in left_out), "fast"]

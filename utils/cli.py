@@ -20,7 +20,7 @@ from typing import NoReturn
 import torch
 
 from models.baselines import BASELINES, NAMES
-from models.interpolator import NAMED_SCALES, PRECISIONS
+from models.interpolator import NAMED_SCALES, PRECISIONS, nearest_scale
 
 DATA = Path(__file__).resolve().parents[1] / "data"  # where sets are looked for
 OF_NETWORKS = ("--scale", "--tile", "--precision", "--fast", "--no_fast")  # options without a meaning for baselines
@@ -159,10 +159,16 @@ def device(name: str) -> torch.device:
 
 def scale(text: str) -> float | str:
     """The type of --scale: a number, or one of NAMED_SCALES."""
+    if text in NAMED_SCALES:
+        return text
     try:
-        return text if text in NAMED_SCALES else float(text)
+        value = float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no number and none of {', '.join(NAMED_SCALES)}") from None
+    try:
+        return nearest_scale(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def positive(text: str) -> int:

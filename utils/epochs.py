@@ -118,7 +118,7 @@ def read_names(path: str | Path) -> list[str]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such list of names")
-    names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    names = [line.strip() for line in io.read_text(path).splitlines() if line.strip()]
     if not names:
         raise ValueError(f"{path}: the list is empty")
     return names

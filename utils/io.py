@@ -177,6 +177,30 @@ def natural(path: Path) -> list:
     return [(not part.isdecimal(), int(part) if part.isdecimal() else part) for part in re.split(r"(\d+)", path.name)]
 
 
+def gaps(paths: Sequence[Path]) -> list[int]:
+    """After which of a video's pictures others are missing: where their numbers leap by twice the usual and more."""
+    parts = [re.fullmatch(r"(.*?)(\d+)", path.stem) for path in paths]
+    if not all(parts) or len({part[1] for part in parts}) > 1:
+        return []
+    steps = np.diff([int(part[2]) for part in parts]).tolist()
+    usual = max(set(steps), key=steps.count, default=0)
+    return [place for place, step in enumerate(steps) if step >= 2 * usual > 0]
+
+
+def warn_of_gaps(paths: Sequence[Path]) -> None:
+    """One line where pictures are missing among those of a video: what lies between two is then not where it seems."""
+    for place in gaps(paths)[:1]:
+        warnings.warn(f"{paths[place].parent}: frames are missing after {paths[place].name}", stacklevel=2)
+
+
+def read_text(path: str | Path) -> str:
+    """A text file in UTF-8. ValueError where it is none."""
+    try:
+        return read_bytes(path).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file in UTF-8; save it as one") from error
+
+
 def to_float(image: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
     """RGB uint8 (..., H, W, 3) -> float32 (..., 3, H, W) in [0, 1] on a device, to which it travels as bytes."""
     frame = torch.from_numpy(np.require(image, requirements="CW"))

@@ -12,6 +12,7 @@ from torch import Tensor
 from models.layers import warp
 from utils.flow_check import consistent, inside
 
+EXACT = 100.0  # dB, see bounded_psnr
 WINDOW, SIGMA = 11, 1.5  # SSIM's Gaussian window (Wang et al., 2004)
 C1, C2 = 0.01**2, 0.03**2  # SSIM's constants for values in [0, 1]
 
@@ -19,6 +20,11 @@ C1, C2 = 0.01**2, 0.03**2  # SSIM's constants for values in [0, 1]
 def psnr(prediction: Tensor, target: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB, -10 log10(mean squared error); infinite for equal images."""
     return -10 * torch.log10(((prediction - target).double() ** 2).mean((1, 2, 3)))
+
+
+def bounded_psnr(prediction: Tensor, target: Tensor) -> Tensor:
+    """The same, EXACT at most: a frame that is exact, such as black, would make every mean infinite."""
+    return psnr(prediction, target).clamp(max=EXACT)
 
 
 def ie(prediction: Tensor, target: Tensor) -> Tensor:

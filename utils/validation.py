@@ -12,9 +12,7 @@ from utils import distributed
 from utils.batches import load
 from utils.flow_check import flow_colours
 from utils.io import to_uint8
-from utils.metrics import psnr
-
-MOST = 100.0  # dB that a frame counts at most: one that is exact, such as black, would make every mean infinite
+from utils.metrics import bounded_psnr
 
 
 class Validation:
@@ -67,7 +65,7 @@ class Validation:
         for batch in load(self.dataset, one_by_one, self.workers, pin=self.device.type == "cuda"):
             img0, img1, t = (x.to(self.device, non_blocking=True) for x in (batch.img0, batch.img1, batch.t.flatten()))
             imgt = batch.imgt.flatten(0, -4).to(self.device, non_blocking=True)
-            scores = psnr(predict(img0, img1, t), imgt).clamp(max=MOST)
+            scores = bounded_psnr(predict(img0, img1, t), imgt)
             total["psnr"] = total["psnr"] + scores.sum()
             total["frames"] += len(scores)
         total = distributed.sums({name: float(value) for name, value in total.items()})
