@@ -31,7 +31,7 @@ from benchmarks.store import Score
 from models import Interpolator, Padding
 from models.baselines import BASELINES, Baseline, Dis, interpolator
 from models.flow.dis import DIS
-from models.interpolator import default_precision
+from models.interpolator import PADDINGS, default_precision
 from models.strips import StripIFRNet
 from utils import cli, distributed, io, metrics
 from utils.flow_check import flow_colours
@@ -423,8 +423,7 @@ def flow_to_first(
     if more:
         return None
     left, right, top, bottom = call.padding.amounts(*img0.shape[-2:], scale)
-    mode = "constant" if call.padding.mode == "zeros" else call.padding.mode
-    padded = [F.pad(x, (left, right, top, bottom), mode) for x in (img0, img1)]
+    padded = [F.pad(x, (left, right, top, bottom), PADDINGS[call.padding.mode]) for x in (img0, img1)]
     too_large = call.memory(padded[0].shape, scale) > call.budget()
     model = StripIFRNet(call.model, STRIP_ROWS) if too_large else call.model
     flow = model.decode(model.encode(*padded, scale), t).flows[0][:, :2]

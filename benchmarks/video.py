@@ -154,6 +154,8 @@ def main(args: argparse.Namespace) -> None:
         args.clips = sorted(path.name for path in found if path.is_dir() or path.suffix.lower() in VIDEOS)
         if not args.clips:
             raise ValueError(f"{args.data}: no clips in this folder; name another in --data, or other --parts")
+    if set(args.parts) - {"quality"} and network(args) in BASELINES:
+        raise ValueError(f"{network(args)}: memory and overhead are a network's; name one, or give --parts quality")
     with tempfile.TemporaryDirectory() as folder:
         for part in args.parts:
             PARTS[part](args, Path(folder))

@@ -14,10 +14,12 @@ shimmer and edges double. --check with its provider, at the size that will be us
 """
 
 import argparse
+import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -113,9 +115,24 @@ def runner(path: Path, providers: Sequence[str] = ()) -> Callable[..., Tensor]:
     if path.suffix not in SUFFIXES.values():
         raise ValueError(f"{path}: not an export; its name must end in {', '.join(SUFFIXES.values())}")
     try:
-        return torch.export.load(path).module() if path.suffix == ".pt2" else torch.jit.load(str(path))
+        with _silent():
+            return torch.export.load(path).module() if path.suffix == ".pt2" else torch.jit.load(str(path))
     except Exception as error:  # each format has errors of its own
         raise ValueError(f"{path}: cannot be read as {path.suffix}; export it again") from error
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without torch's own words: a traceback of what it cannot read, and that TorchScript has had its day."""
+    log = logging.getLogger("torch.export")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        log.setLevel(before)
 
 
 def _onnx_runner(path: Path, providers: Sequence[str]) -> Callable[..., Tensor]:

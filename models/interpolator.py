@@ -28,13 +28,14 @@ MOST_TIMES = 8  # that are recorded as one, of small frames: all are kept at onc
 STRIP, LEAST_ROWS = 2**19, 32  # pixels and rows of a strip
 FRAME_BYTES, FEATURE_BYTES = 200, 24  # a pixel of the frame, and of a channel of the first level: measured
 MODES = ("eager", "fast", "auto")
+PADDINGS = {"replicate": "replicate", "zeros": "constant"}  # and what F.pad calls them
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Padding(NamedTuple):
     """How a frame is brought to a size that the network takes; the result is cropped back.
 
-    mode: "replicate" or "zeros". Sides become multiples of what the network takes at the scale.
+    mode: of PADDINGS. Sides become multiples of what the network takes at the scale.
     size: (height, width) to pad to at least, for protocols with one fixed size. centred: both sides, or right and
     bottom alone.
     """
@@ -141,8 +142,8 @@ class Interpolator:
     pixels: how many the network will work on in all, if that is known: where fast mode's start costs more than it
         saves, as for any number on a GPU (see fast.pays), the mode becomes "eager".
 
-    ValueError for an unknown precision, mode or scale, for a tile of fewer than LEAST_ROWS rows, and for "fast" without
-    PReLU.
+    ValueError for an unknown precision, padding, mode or scale, for a tile of fewer than LEAST_ROWS rows, and for
+    "fast" without PReLU.
     """
 
     def __init__(
@@ -160,6 +161,8 @@ class Interpolator:
             raise ValueError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
         if mode not in MODES:
             raise ValueError(f"unknown mode {mode!r}; choose one of {', '.join(MODES)}")
+        if padding.mode not in PADDINGS:
+            raise ValueError(f"unknown padding {padding.mode!r}; choose one of {', '.join(PADDINGS)}")
         if tile not in (None, "auto") and not (isinstance(tile, int) and tile >= LEAST_ROWS):
             raise ValueError(f'tile {tile!r}; give {LEAST_ROWS} rows or more, "auto" or None')
         self.device = torch.device(device or default_device())
@@ -310,4 +313,4 @@ class Interpolator:
     def _pad(self, x: Tensor, amounts: tuple[int, int, int, int]) -> Tensor:
         if not any(amounts):
             return x  # F.pad would copy
-        return F.pad(x, amounts, mode="constant" if self.padding.mode == "zeros" else self.padding.mode)
+        return F.pad(x, amounts, mode=PADDINGS[self.padding.mode])
