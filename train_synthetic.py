@@ -107,10 +107,10 @@ class Mixture(IterableDataset):
         if self.goes_ahead(number):
             return self.ahead.windows(number)
         _, rng = self.dice(number)
-        cuts = [self.cut(rng) for _ in range(self.real)]
-        if cuts and self.resident:
-            return self.resident.places(cuts, self.crop)
-        return transforms.Raw(*map(torch.stack, zip(*map(self.read, cuts)))) if cuts else None
+        crops = [self.draw(rng) for _ in range(self.real)]
+        if crops and self.resident:
+            return self.resident.places(crops, self.crop)
+        return transforms.Raw(*map(torch.stack, zip(*map(self.read, crops)))) if crops else None
 
     def group(self, number: int, real: transforms.Raw | clips.Places | None) -> Sample:
         """The scenes of a group, on the material's device, and its footage."""
@@ -123,7 +123,7 @@ class Mixture(IterableDataset):
             parts.append(transforms.finish(raw, self.source.device))
         return self.effects(Sample(*map(torch.cat, zip(*parts))))
 
-    def cut(self, rng: np.random.Generator) -> clips.Cut:
+    def draw(self, rng: np.random.Generator) -> clips.Crop:
         """A crop of three frames of a window: both ends and one between. Clips count alike, whatever their length."""
         span = int(rng.choice(list(self.footage), p=self.shares))
         windows = self.footage[span][rng.integers(len(self.footage[span]))]
@@ -132,10 +132,10 @@ class Mixture(IterableDataset):
         sides = window.clip.frames.shape[1:3]
         halved = rng.random() < HALVED and min(sides) >= 2 * self.crop
         sides = [side // (1 + halved) for side in sides]
-        return clips.Cut(window, (0, k, span - 1), halved, transforms.roll(rng, *sides, self.crop))
+        return clips.Crop(window, (0, k, span - 1), halved, transforms.roll(rng, *sides, self.crop))
 
-    def read(self, cut: clips.Cut) -> transforms.Raw:
-        stack, dice = cut.stack(), cut.dice
+    def read(self, crop: clips.Crop) -> transforms.Raw:
+        stack, dice = crop.stack(), crop.dice
         if self.clip_flow == "dis":
             stack, dice = surroundings(stack, dice, self.crop)
             stack = stack._replace(flow=dis_flow(stack.frames))
@@ -280,7 +280,7 @@ def read_material(args: argparse.Namespace) -> synthetic.Material:
     """What scenes are made of. Few photographs, as without --images, are helped by many textures."""
     images = io.list_images(args.images, below=True) if args.images else None
     procedural = (0.1 if images else 0.5) if args.procedural is None else args.procedural
-    return synthetic.material(images, args.masks, procedural, args.window, args.seed)
+    return synthetic.material(images, args.masks, procedural, args.patch_size, args.seed)
 
 
 def resident(footage: dict[int, list], args: argparse.Namespace, device: torch.device) -> clips.Resident | None:
@@ -339,7 +339,7 @@ def main(args: argparse.Namespace) -> None:
             real = sum(len(w) for by_clip in footage.values() for w in by_clip)
             cut = len(material.cutouts.picture) if material.cutouts else 0
             print(
-                f"{len(material.windows)} windows of photographs and textures, {cut} objects cut out of photographs, "
+                f"{len(material.patches)} patches of photographs and textures, {cut} objects cut out of photographs, "
                 f"{real} windows of footage, {len(val_set)} samples to validate on"
             )
         held = resident(footage, args, device)
@@ -428,7 +428,8 @@ def parser() -> cli.Parser:
     about = "weights to begin with, widened where needed: a path, or a name for the shipped; terms weigh as in the end"
     add("--init", help=about)
     add("--images", type=Path, help="folder of photographs (default: those inside scikit-image)")
-    add("--window", type=cli.positive, default=320, help="photographs are kept as squares of this side (%(default)s)")
+    about = "photographs are kept as squares of this side (default: %(default)s)"
+    add("--patch_size", type=cli.positive, default=320, help=about)
     add("--masks", type=Path, help="folder of their segmentations (BSDS500's .mat or .png), to cut objects out")
     add(
         "--procedural",

@@ -193,7 +193,7 @@ class Windows(Dataset):
         return centre_crop(stack, limit=self.limit).sample()
 
 
-class Cut(NamedTuple):
+class Crop(NamedTuple):
     """A crop of some frames of a window. moments: their numbers in the window, the first and the last among them.
     halved: whether the frames are halved before; dice: what happens to them then."""
 
@@ -241,12 +241,12 @@ class Resident:
                 self.pixels[place : place + len(part)] = part
                 place += len(part)
 
-    def places(self, cuts: Sequence[Cut], size: int) -> Places:
+    def places(self, crops: Sequence[Crop], size: int) -> Places:
         """Where the crops lie: all there is to do on the CPU. Another process, too, may do it."""
-        count = len(cuts)
+        count = len(crops)
         rows, columns = np.empty((2, count, size), np.int64)
-        first, more, dice = np.empty((count, len(cuts[0].moments)), np.int64), np.empty((count, 2), np.int64), []
-        for i, (window, moments, halved, rolled) in enumerate(cuts):
+        first, more, dice = np.empty((count, len(crops[0].moments)), np.int64), np.empty((count, 2), np.int64), []
+        for i, (window, moments, halved, rolled) in enumerate(crops):
             _, height, width, _ = window.clip.frames.shape
             step = 1 + halved
             y, top = lines(rolled.top, rolled.zoom, height // step, size)
@@ -256,7 +256,7 @@ class Resident:
             first[i] = self.starts[window.clip.name] + height * width * frames
             more[i] = width * halved, int(halved)  # to the other pixels of a square of 2x2, or none
             dice.append(rolled._replace(top=top, left=left))
-        t = torch.from_numpy(np.stack([cut.t for cut in cuts]))
+        t = torch.from_numpy(np.stack([crop.t for crop in crops]))
         return Places(*map(torch.from_numpy, (first, rows, columns, more)), t, torch.tensor(dice, dtype=torch.int64))
 
     def take(self, places: Places) -> Raw:

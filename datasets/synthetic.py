@@ -24,7 +24,7 @@ from torch import Tensor
 from datasets import Sample
 from datasets.scenes import Layer, Motion, Scene, Waves, chart, flow_of, frame_of, view_at
 from datasets.stencils import INNER, KINDS, STEPS, THIN, Cutouts, Stencils, cutouts, drawn_stencils
-from datasets.textures import procedural_windows
+from datasets.textures import procedural_patches
 from datasets.vimeo90k import TEST_LIST, TRAIN_LIST
 from utils import cli, io
 
@@ -33,10 +33,10 @@ PHOTOGRAPHS = (
     "astronaut", "brick", "camera", "chelsea", "clock", "coffee", "grass", "gravel", "hubble_deep_field", "retina",
     "rocket", "text",
 )  # fmt: skip
-WINDOW = 384  # photographs are kept as square windows of this side
+PATCH = 384  # photographs are kept as square patches of this side
 WAVES = 3  # of the wobble
 TAIL = 1.2  # of the log-normal speeds: one in twenty is 7 times the median, one in a hundred 16 times
-TEXTURES = 160  # as many are made; each is a window, of which scenes show parts
+TEXTURES = 160  # as many are made; each is a patch, of which scenes show parts
 LEAST_SIDE, LEAST_SPEED = 32, 0.5  # pixels; of frames on disk, of the median motion in them
 CUTOUT_SIDE = 192  # side of the objects cut out of photographs
 CUTOUT_SHARE = 0.5  # share of the objects that are cut out of photographs, where there are such
@@ -47,10 +47,10 @@ SUBFRAMES, SHUTTER = 5, (0.05, 0.3)  # of a frame with motion blur; how long it 
 
 
 class Material(NamedTuple):
-    """What scenes are made of, on one device. windows: (P, S, S, 3) uint8, squares of photographs or textures; odds:
+    """What scenes are made of, on one device. patches: (P, S, S, 3) uint8, squares of photographs or textures; odds:
     (P,), how likely each is, on the CPU; stencils: shapes of objects; cutouts: objects out of photographs."""
 
-    windows: Tensor
+    patches: Tensor
     odds: Tensor
     stencils: Stencils
     cutouts: Cutouts | None = None
@@ -63,24 +63,24 @@ def material(
     images: Sequence[Path] | None = None,
     masks: Path | None = None,
     procedural: float = 0.0,
-    side: int = WINDOW,
+    side: int = PATCH,
     seed: int = 0,
 ) -> Material:
     """Photographs (None: those inside scikit-image), a share of made-up textures among them, and shapes to cut out.
 
-    masks: a folder of segmentations of the photographs, see `stencils.cutouts`. side: of the windows. ValueError where
+    masks: a folder of segmentations of the photographs, see `stencils.cutouts`. side: of the patches. ValueError where
     the share is not in [0, 1], or masks come without images.
     """
     if not 0 <= procedural <= 1:
         raise ValueError(f"--procedural {procedural:g}: a share from 0 to 1 is needed")
     if masks and not images:
         raise ValueError(f"--masks {masks}: segmentations go with photographs of the same names; give --images too")
-    parts = [(photo_windows(images, side), 1 - procedural)]
+    parts = [(photo_patches(images, side), 1 - procedural)]
     if procedural:
-        parts.append((procedural_windows(TEXTURES, side, seed), procedural))
-    odds = torch.cat([torch.full((len(windows),), share / len(windows)) for windows, share in parts])
+        parts.append((procedural_patches(TEXTURES, side, seed), procedural))
+    odds = torch.cat([torch.full((len(patches),), share / len(patches)) for patches, share in parts])
     cut = cutouts(images, masks, CUTOUT_SIDE, seed) if masks else None
-    return Material(torch.cat([windows for windows, _ in parts]), odds, drawn_stencils(seed=seed), cut)
+    return Material(torch.cat([patches for patches, _ in parts]), odds, drawn_stencils(seed=seed), cut)
 
 
 def to_device(value: Any, device: torch.device) -> Any:
@@ -112,7 +112,7 @@ class Synthetic:
         seed: int = 0,
     ):
         self.material, self.size, self.layers, self.speed, self.blur = material, size, layers, speed, blur
-        self.device, self.fastest = material.windows.device, min(size) / 2
+        self.device, self.fastest = material.patches.device, min(size) / 2
         thin = torch.tensor([kind in THIN for kind in KINDS])
         self.thin = thin[material.stencils.kind.cpu()]
         self.random = torch.Generator().manual_seed(seed)
@@ -167,12 +167,12 @@ class Synthetic:
         return torch.stack([1 - 2 * self._chance(0.5, n), torch.ones(n)], 1)
 
     def _texture(self, n: int) -> tuple[Tensor, Tensor]:
-        """Random squares (n, 3, side, side) uint8 of the windows, a little larger than the frame, and their view."""
-        full = self.material.windows.shape[1]
+        """Random squares (n, 3, side, side) uint8 of the patches, a little larger than the frame, and their view."""
+        full = self.material.patches.shape[1]
         side = min(int(1.4 * max(self.size)), full)
         which = torch.multinomial(self.material.odds, n, replacement=True, generator=self.random)
         corners = (self._index(full - side + 1, n) for _ in range(2))
-        squares = self.material.windows.unfold(1, side, 1).unfold(2, side, 1)  # (P, rows, columns, 3, side, side)
+        squares = self.material.patches.unfold(1, side, 1).unfold(2, side, 1)  # (P, rows, columns, 3, side, side)
         scale = self._uniform(0.75, 1.4, n, 1) * side / 2 * self._mirror(n)
         view = chart(torch.zeros(n, 2), 0.3 * self._normal(n), scale)
         return squares[to_device((which, *corners), self.device)], view
@@ -250,13 +250,13 @@ class Synthetic:
         return Sample(*frames.unbind(1), times[:, 1], flow_of(scene, view.at(1))[:, 0])
 
 
-def photo_windows(paths: Sequence[Path] | None = None, side: int = WINDOW) -> Tensor:
-    """Photographs as square windows that cover them, (P, side, side, 3) uint8; smaller ones are enlarged to fit.
+def photo_patches(paths: Sequence[Path] | None = None, side: int = PATCH) -> Tensor:
+    """Photographs as square patches that cover them, (P, side, side, 3) uint8; smaller ones are enlarged to fit.
 
     paths: picture files; None for the photographs inside scikit-image (PHOTOGRAPHS).
     """
     photographs = skimage_photographs() if paths is None else map(io.read_image, paths)
-    windows = []
+    patches = []
     for photo in photographs:
         photo = torch.from_numpy(photo).movedim(-1, 0)[None].float()
         short = min(photo.shape[-2:])
@@ -265,12 +265,12 @@ def photo_windows(paths: Sequence[Path] | None = None, side: int = WINDOW) -> Te
         photo = photo[0].round().clamp(0, 255).to(torch.uint8).movedim(0, -1)
         for top in _starts(photo.shape[0], side):
             for left in _starts(photo.shape[1], side):
-                windows.append(photo[top : top + side, left : left + side])
-    return torch.stack(windows)
+                patches.append(photo[top : top + side, left : left + side])
+    return torch.stack(patches)
 
 
 def _starts(length: int, side: int) -> list[int]:
-    """Where windows of `side` begin that together cover `length`."""
+    """Where patches of `side` begin that together cover `length`."""
     return np.linspace(0, length - side, math.ceil(length / side)).astype(int).tolist()
 
 

@@ -1,6 +1,6 @@
 """Textures that are made, not photographed: noise, gradients, repeated patterns, overlapping shapes, writing.
 
-A texture is a window as photographs are kept in (synthetic.photo_windows), RGB uint8 (S, S, 3). Most are a field, one
+A texture is a patch as photographs are kept in (synthetic.photo_patches), RGB uint8 (S, S, 3). Most are a field, one
 value a pixel in [0, 1], painted with a random palette; what repeats has a random scale and angle, because what repeats
 is what is easily matched with the wrong place.
 """
@@ -17,12 +17,12 @@ FONTS = tuple(range(8))  # OpenCV's Hershey fonts
 CHARACTERS = "".join(chr(code) for code in range(33, 127)) + 16 * " "
 
 
-def procedural_windows(count: int, side: int, seed: int = 0) -> Tensor:
+def procedural_patches(count: int, side: int, seed: int = 0) -> Tensor:
     """`count` textures, each a function of its number and the seed: (count, side, side, 3) uint8."""
-    windows = torch.empty(count, side, side, 3, dtype=torch.uint8)
+    patches = torch.empty(count, side, side, 3, dtype=torch.uint8)
     for number in range(count):
-        windows[number] = torch.from_numpy(texture(np.random.default_rng((seed, number)), side))
-    return windows
+        patches[number] = torch.from_numpy(texture(np.random.default_rng((seed, number)), side))
+    return patches
 
 
 def texture(rng: np.random.Generator, side: int) -> np.ndarray:

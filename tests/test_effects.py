@@ -6,7 +6,7 @@ import torch
 from datasets import Sample, effects
 from datasets.effects import Effects, compress, drift, noise, overlay
 from datasets.stencils import drawn_stencils
-from datasets.synthetic import photo_windows, to_device
+from datasets.synthetic import photo_patches, to_device
 from utils import io
 
 SHARES = ("DRIFT", "NOISE", "OVERLAY", "COMPRESSION")
@@ -131,7 +131,7 @@ def test_noise_has_the_asked_deviation_and_more_where_it_is_bright(level):
 
 @pytest.mark.parametrize("quality", [30, 60, 90])
 def test_compression_does_what_opencvs_jpeg_does(quality):
-    picture = photo_windows(side=192)[3].numpy()
+    picture = photo_patches(side=192)[3].numpy()
     settings = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, 0x221111]  # 4:2:0
     theirs = cv2.imdecode(cv2.imencode(".jpg", picture[..., ::-1], settings)[1], cv2.IMREAD_COLOR)[..., ::-1]
     frame = io.to_float(picture)

@@ -20,7 +20,7 @@ from datasets.scenes import (
     view_at,
 )
 from datasets.stencils import INNER, STEPS, Cutouts, drawn_stencils, signed_distance
-from datasets.synthetic import Material, Synthetic, photo_windows
+from datasets.synthetic import Material, Synthetic, photo_patches
 from models.layers import warp
 from utils import io
 
@@ -29,14 +29,14 @@ SIZE = (64, 96)
 
 @pytest.fixture(scope="module")
 def material():
-    windows = photo_windows(side=192)
+    windows = photo_patches(side=192)
     return Material(windows, torch.ones(len(windows)), drawn_stencils(60))
 
 
 @pytest.fixture(scope="module")
 def tiny(material):
     """Material for what is drawn in thousands and looked at in numbers alone."""
-    return material._replace(windows=material.windows[:2, :8, :8], odds=torch.ones(2))
+    return material._replace(patches=material.patches[:2, :8, :8], odds=torch.ones(2))
 
 
 def times(scene, *taus):
@@ -251,7 +251,7 @@ def test_blur_comes_to_its_share(material, monkeypatch):
 def test_windows_cover_the_photograph(tmp_path):
     photo = np.random.default_rng(0).integers(0, 256, (100, 150, 3), dtype=np.uint8)
     io.write_image(tmp_path / "a.png", photo)
-    windows = photo_windows([tmp_path / "a.png"], side=64).numpy()
+    windows = photo_patches([tmp_path / "a.png"], side=64).numpy()
     assert windows.shape == (6, 64, 64, 3)
     assert np.array_equal(windows[0], photo[:64, :64]) and np.array_equal(windows[-1], photo[-64:, -64:])
 
@@ -259,7 +259,7 @@ def test_windows_cover_the_photograph(tmp_path):
 def test_a_small_photograph_is_enlarged(tmp_path):
     photo = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     io.write_image(tmp_path / "a.png", photo)
-    windows = photo_windows([tmp_path / "a.png"], side=64)
+    windows = photo_patches([tmp_path / "a.png"], side=64)
     expected = F.interpolate(io.to_float(photo)[None], scale_factor=3.2, mode="bicubic", antialias=True)[0].clamp(0, 1)
     assert np.abs(io.to_uint8(expected)[:64, :64].astype(int) - windows[0].numpy()).mean() < 1
 
@@ -268,7 +268,7 @@ def test_material_holds_photographs_and_textures_in_their_shares(tmp_path, monke
     monkeypatch.setattr(synthetic, "TEXTURES", 4)
     io.write_image(tmp_path / "a.png", np.full((64, 64, 3), 7, np.uint8))
     made = synthetic.material([tmp_path / "a.png"], procedural=0.3, side=64)
-    assert made.windows.shape == (5, 64, 64, 3) and torch.all(made.windows[0] == 7)
+    assert made.patches.shape == (5, 64, 64, 3) and torch.all(made.patches[0] == 7)
     assert torch.allclose(made.odds, torch.tensor([0.7, *4 * [0.075]])) and made.cutouts is None
 
 

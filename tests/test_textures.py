@@ -6,10 +6,10 @@ from datasets import textures
 
 
 def test_textures_are_a_function_of_number_and_seed():
-    few, many = (textures.procedural_windows(count, 48, seed=1) for count in (3, 5))
+    few, many = (textures.procedural_patches(count, 48, seed=1) for count in (3, 5))
     assert few.shape == (3, 48, 48, 3) and few.dtype == torch.uint8
     assert torch.equal(few, many[:3])
-    assert not torch.equal(few, textures.procedural_windows(3, 48, seed=2))
+    assert not torch.equal(few, textures.procedural_patches(3, 48, seed=2))
 
 
 @pytest.mark.parametrize("kind", textures.KINDS)
@@ -21,7 +21,7 @@ def test_every_kind_is_a_picture(kind):
 
 
 def test_textures_differ_in_colour_and_contrast():
-    windows = textures.procedural_windows(24, 64).double().numpy()
+    windows = textures.procedural_patches(24, 64).double().numpy()
     assert windows.mean((1, 2, 3)).std() > 25 and np.ptp(windows.std((1, 2)).mean(1)) > 25
 
 

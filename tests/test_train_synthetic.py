@@ -24,7 +24,7 @@ from utils import checkpoint, io, metrics, training
 
 @pytest.fixture(scope="module")
 def material():
-    windows = synthetic.photo_windows(side=96)
+    windows = synthetic.photo_patches(side=96)
     return synthetic.Material(windows, torch.ones(len(windows)), drawn_stencils(40))
 
 
@@ -64,7 +64,7 @@ def take_beside(mixture, count, workers=0):
 
 def drawn(mixture, seed):
     """A window of footage as a Sample."""
-    raw = transforms.Raw(*(part[None] for part in mixture.read(mixture.cut(np.random.default_rng(seed)))))
+    raw = transforms.Raw(*(part[None] for part in mixture.read(mixture.draw(np.random.default_rng(seed)))))
     return Sample(*(part[0] for part in transforms.finish(raw, torch.device("cpu"))))
 
 
@@ -141,7 +141,7 @@ def test_half_of_the_windows_are_halved_where_a_crop_is_left(material):
     large = clip("a", size=(64, 96))
     small = large._replace(frames=np.stack([clips.halved(frame) for frame in large.frames]))
     mixtures = [script.Mixture(material, footage(one), 32, options(), start=0) for one in (large, small)]
-    seen = [[mixture.read(mixture.cut(np.random.default_rng(k))) for k in range(60)] for mixture in mixtures]
+    seen = [[mixture.read(mixture.draw(np.random.default_rng(k))) for k in range(60)] for mixture in mixtures]
     halved = sum(map(same, *seen))
     assert 15 < halved < 45
 
@@ -370,7 +370,7 @@ def test_a_run_by_the_clock_ends_whole_and_goes_on_to_a_later_horizon(tmp_path, 
         write_folder(tmp_path / "clips" / name, clip(name, seed=ord(name)).frames)
     command = (
         f"--clips {tmp_path / 'clips'} --val_clips e --log_path {tmp_path / 'run'} --crops 32 48 --crop_ends 0.5 1 "
-        "--batch_size 3 --log_every 2 --workers 0 --window 96 --device cpu --amp none --clip_flow dis"
+        "--batch_size 3 --log_every 2 --workers 0 --patch_size 96 --device cpu --amp none --clip_flow dis"
     ).split()
     monkeypatch.setattr(synthetic, "TEXTURES", 4)
     script.main(script.parser().parse_args([*command, "--minutes", "0.1", "--resume", "auto"]))
@@ -395,7 +395,7 @@ def test_a_run_by_the_clock_ends_whole_and_goes_on_to_a_later_horizon(tmp_path, 
 def test_two_ranks_change_crops_and_end_together(tmp_path):
     command = (
         "-m torch.distributed.run --standalone --nproc_per_node=2 train_synthetic.py --minutes 0.05 --crops 32 48 "
-        f"--crop_ends 0.5 1 --batch_size 1 --log_path {tmp_path} --workers 0 --window 64 --device cpu --amp none"
+        f"--crop_ends 0.5 1 --batch_size 1 --log_path {tmp_path} --workers 0 --patch_size 64 --device cpu --amp none"
     ).split()
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -423,7 +423,7 @@ def test_few_photographs_are_helped_by_many_textures(tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic, "drawn_stencils", lambda seed: drawn_stencils(2))
     io.write_image(tmp_path / "a.png", np.zeros((64, 64, 3), np.uint8))
     for typed, share in (([], 0.5), (["--images", str(tmp_path)], 0.1), (["--procedural", "0.3"], 0.3)):
-        made = script.read_material(script.parser().parse_args(["--window", "64", *typed]))
+        made = script.read_material(script.parser().parse_args(["--patch_size", "64", *typed]))
         assert made.odds[-3:].sum().item() == pytest.approx(share)
 
 
@@ -436,7 +436,7 @@ def test_without_footage_scenes_that_move_are_validated_on(material):
 def test_a_run_that_is_over_says_so(tmp_path, typed, monkeypatch):
     monkeypatch.setattr(synthetic, "TEXTURES", 4)
     monkeypatch.setattr(script, "VALIDATION_SCENES", 2)
-    words = ["--crops", 32, "--crop_ends", 1, "--batch_size", 1, "--workers", 0, "--window", 64, "--log_path", tmp_path]
+    words = f"--crops 32 --crop_ends 1 --batch_size 1 --workers 0 --patch_size 64 --log_path {tmp_path}".split()
     assert typed(script.main, script.parser(), *words, "--minutes", 0.01).status == 0
     done = typed(script.main, script.parser(), *words, "--minutes", 0.001, "--seed", 3, "--resume", "auto")
     assert done.status == 0 and "nothing to do: the run has taken" in done.out
