@@ -38,6 +38,9 @@ def between(args: argparse.Namespace, times: Sequence[float]) -> np.ndarray:
     if pair.count(None) == 1:
         raise ValueError(f"{args.img0 or args.img1}: --img0 and --img1 are a pair; give both")
     io.check_writable(args.out)
+    for path in filter(None, pair):
+        if path.resolve().parent == args.out.resolve() and path.name.startswith("demo_"):
+            raise ValueError(f"{path}: would be written over; give another --out")
     first, last = io.read_frames([FIGURES / "img0.png", FIGURES / "img1.png"] if None in pair else pair)
     height, width = first.shape[:2]
     if min(height, width) < 2:

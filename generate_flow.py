@@ -25,6 +25,7 @@ import sys
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,13 +35,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from datasets.vimeo90k import FLOW, FRAMES, TEST_LIST, TRAIN_LIST, Vimeo90K, find_flow, read_list
+from datasets.vimeo90k import FLOW, FRAMES, RECORD, TEST_LIST, TRAIN_LIST, Vimeo90K, find_flow, read_list
 from models import flow as teachers
 from utils import batches, cli, distributed, flow_report, io
 from utils.batches import default_workers
 
 LISTS = {"train": [TRAIN_LIST], "test": [TEST_LIST], "all": [TRAIN_LIST, TEST_LIST]}
-RECORD = "teacher.json"  # in flow/: what the labels were made by
 
 
 class Format(NamedTuple):
@@ -217,6 +217,8 @@ def check_record(folder: Path, names: list[str], wanted: dict) -> None:
             there = {"format": find_flow(folder / names[0] / FLOW[0]).suffix[1:]}
         except FileNotFoundError:
             return
+        if distributed.is_main():
+            print(f"note: nothing says what made the labels in {folder}; they are taken for {wanted['teacher']}'s")
     for key, value in there.items():
         if wanted.get(key) != value:
             raise ValueError(
@@ -278,7 +280,8 @@ def main(args: argparse.Namespace) -> None:
             raise ValueError(f"--sheet {args.sheet} is of --check; give the number of triplets, or leave it out")
         if args.sheet and not io.is_picture(args.sheet):
             raise ValueError(f"--sheet {args.sheet}: a picture is written; end the name in {', '.join(io.IMAGES)}")
-        args.teacher = chosen or read_record(folder).get("teacher") or teachers.choose()
+        before = read_record(folder).get("teacher")
+        args.teacher = chosen or (before if before in teachers.TEACHERS else teachers.choose())
         teacher = teachers.build(args.teacher, args.weights, device, align_corners=args.align_corners, rgb=args.rgb)
         if distributed.is_main() and not chosen:
             print(f"teacher: {args.teacher}, " + why(args.teacher, folder))
@@ -299,11 +302,12 @@ def main(args: argparse.Namespace) -> None:
         problem = distributed.gather(problem)[0]
         if problem:
             raise problem
-        generate(args, names, teacher, device)
+        with io.only_run(folder) if distributed.is_main() else nullcontext():
+            generate(args, names, teacher, device)
 
 
 def why(teacher: str, folder: Path) -> str:
-    if read_record(folder):
+    if read_record(folder).get("teacher") == teacher:
         return f"which made the labels in {folder}"
     if teacher == "dis":
         return "the only one that needs no weights; raft_large (downloaded) and liteflownet (--weights) label better"

@@ -22,7 +22,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from fractions import Fraction
 from itertools import chain, groupby
 from itertools import count as infinity
@@ -33,6 +33,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+import models
 from models.baselines import Baseline, interpolator
 from models.interpolator import LEAST_ROWS, Interpolator, scales_for
 from utils import cli, distributed, io, video, video_out
@@ -42,7 +43,7 @@ from utils.pipeline import Picture, between, halves, pictures, to_bytes
 from utils.timeline import Grid, is_cut, is_repeat
 
 SHEET = 1920  # pixels of width of a preview
-MOST_TIMES = 1000
+MOST_TIMES, MOST_PLACES = 1000, 100
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota, what one file may hold
 RECORDED = ("factor", "fps", "slow", "cuts", "dedup", "codec", "crf", "compare", "segment", "input_fps")
 RECORDED += ("model_name", "checkpoint", "scale")
@@ -64,6 +65,14 @@ def times(text: str) -> int:
     value = cli.positive(text)
     if value > MOST_TIMES:
         raise argparse.ArgumentTypeError(f"{value} times is more than {MOST_TIMES}; give less")
+    return value
+
+
+def places(text: str) -> int:
+    """The type of --preview."""
+    value = cli.positive(text)
+    if value > MOST_PLACES:
+        raise argparse.ArgumentTypeError(f"{value} places are more than {MOST_PLACES}; give fewer")
     return value
 
 
@@ -96,7 +105,7 @@ def parser() -> cli.Parser:
     )
     options.add_argument("--tile", type=tile, default="auto", help="rows at a time, none, or auto (default): by memory")
     options.add_argument("--compare", choices=("side", "split"), help="show repeated frames beside interpolated ones")
-    options.add_argument("--preview", type=cli.positive, metavar="N", help="only a picture of N places of the video")
+    options.add_argument("--preview", type=places, metavar="N", help="only a picture of N places of the video")
     existing = options.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace what exists under the name of the output")
     existing.add_argument("--resume", action="store_true", help="go on where a run of the same settings ended")
@@ -141,7 +150,8 @@ def main(args: argparse.Namespace) -> None:
         if kind == "pipe":
             to_pipe(job)
         else:
-            to_parts(job)
+            with io.only_run(folder_of(Path(args.output))) if distributed.is_main() else nullcontext():
+                to_parts(job)
         if source.damaged:
             frames = f"{source.damaged} frame{'s' * (source.damaged > 1)}"
             say(f"{source.path}: {frames} left out, damaged or cut short; the file may not be whole")
@@ -381,8 +391,14 @@ def to_parts(job: Job) -> None:
         if not found:
             raise ValueError(f"{job.source.path}: not a single frame")
     except KeyboardInterrupt:
-        if world == 1 and parts.unfinished():
+        out, endless = Path(args.output), job.source.count is None
+        old = out.exists() and not parts.part_shown and not (out.is_dir() and not any(out.iterdir()))
+        if world == 1 and parts.unfinished() and (endless or not old):
             join(job, parts.unfinished(), whole=False)
+            if endless:
+                parts.remove()
+                raise KeyboardInterrupt(f"interrupted; {args.output} holds what is done") from None
+            parts.show_part()
             raise KeyboardInterrupt(f"interrupted; {args.output} holds what is done, --resume goes on") from None
         if world == 1 and not parts.finished():
             parts.remove()
@@ -396,7 +412,10 @@ def to_parts(job: Job) -> None:
             raise OSError(error.errno, kept, args.output) from error
         raise
     if distributed.is_main():
-        join(job, parts.finished())
+        try:
+            join(job, parts.finished())
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"interrupted; all is in {parts.folder}, --resume joins it") from None
         parts.remove()
 
 
@@ -440,6 +459,7 @@ def settings(job: Job) -> dict[str, str]:
     values |= {"input": args.input, "size": state and state.st_size, "changed": state and state.st_mtime_ns}
     if isinstance(call, Interpolator):  # as it was decided, which is another matter on another machine
         values |= {"fast": "yes" if call.mode == "fast" else "no", "precision": call.precision}
+        values["weights"] = io.sha256(models.checkpoint_path(args.checkpoint or call.model.name))[:16]
     return {name: str(value) for name, value in values.items()}
 
 

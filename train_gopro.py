@@ -53,7 +53,7 @@ def parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
     about = "folder of the set, or clips:FOLDER (default: %(default)s)"
     parser.add_argument("--data", default=str(cli.DATA / "GOPRO"), help=about)
-    epochs.add_options(parser, epochs=600, batch_size=2, eval_interval=8, log_path="runs/gopro")
+    epochs.add_options(parser, epochs=600, batch_size=2, eval_interval=8, recipe="gopro")
     return parser
 
 

@@ -14,6 +14,7 @@ but with --init, loss weights follow the share of --minutes that is over, and a 
 import argparse
 import copy
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import count, repeat
 from pathlib import Path
 from typing import NamedTuple
@@ -48,6 +49,7 @@ TRUSTED = 0.06  # DIS is believed where colour changes by less along its flow, a
 LONGEST = 640  # footage is halved until its longer side is no more, which also cleans compression
 RESIDENT = 0.4  # of a GPU's free memory that footage may take, to be cut there
 HALVED = 0.5  # share of the windows that are halved once more, where a crop is left: more to see, half the motion
+LEAST_PATCH = 32
 VALIDATION_SEED = -1
 VALIDATION_SCENES, VALIDATION_WINDOWS = 24, 2  # scenes where there is no footage; windows a clip where there is
 
@@ -308,6 +310,8 @@ def validation_scenes(material: synthetic.Material, args: argparse.Namespace) ->
 
 def main(args: argparse.Namespace) -> None:
     plan = stages(args.crops, args.crop_ends)
+    if args.patch_size < LEAST_PATCH:
+        raise ValueError(f"--patch_size {args.patch_size}: too small to show anything; give {LEAST_PATCH} or more")
     if not args.minutes > 0:
         raise ValueError(f"--minutes {args.minutes:g}: a run takes longer than that")
     if args.clips is None:
@@ -319,7 +323,7 @@ def main(args: argparse.Namespace) -> None:
         io.check_writable(folder)
         content = None
         if args.resume:
-            content = epochs.newest(folder)
+            content = epochs.newest(folder, args.recipe)
         else:
             epochs.refuse_overwriting(folder)
         material = read_material(args).to(device)
@@ -344,12 +348,13 @@ def main(args: argparse.Namespace) -> None:
             )
         held = resident(footage, args, device)
         trained = False
-        for stage in plan:
-            spent = max(distributed.gather(content["seconds"] if content else 0.0))  # the same on every rank
-            if content and spent >= args.minutes * 60 * stage.end:
-                continue
-            trained = True
-            content = train(args, stage, model, material, footage, held, val_set, folder, device, content)
+        with io.only_run(folder) if distributed.is_main() else nullcontext():
+            for stage in plan:
+                spent = max(distributed.gather(content["seconds"] if content else 0.0))  # the same on every rank
+                if content and spent >= args.minutes * 60 * stage.end:
+                    continue
+                trained = True
+                content = train(args, stage, model, material, footage, held, val_set, folder, device, content)
         if not trained and distributed.is_main():
             print(f"nothing to do: the run has taken {spent / 60:.1f} minutes; --minutes may give it more")
         if distributed.is_main():
@@ -422,6 +427,7 @@ def train(
 
 def parser() -> cli.Parser:
     options = cli.Parser(__doc__)
+    options.set_defaults(recipe="synthetic")
     add = options.add_argument
     add("--model_name", choices=models.VARIANTS, default="IFRNet_S", help="network (default: %(default)s)")
     add("--activation", choices=models.ACTIVATIONS, default="prelu", help="default: the paper's prelu")

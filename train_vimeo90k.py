@@ -111,7 +111,7 @@ def parser() -> cli.Parser:
     )
     parser.add_argument("--teacher", choices=models.flow.TEACHERS, help="estimate the flow of every batch, not read it")
     parser.add_argument("--teacher_weights", help="the teacher's weights file (default: its own)")
-    epochs.add_options(parser, epochs=300, batch_size=6, eval_interval=1, log_path="runs/vimeo90k")
+    epochs.add_options(parser, epochs=300, batch_size=6, eval_interval=1, recipe="vimeo90k")
     return parser
 
 

@@ -24,6 +24,7 @@ from . import Sample
 from .transforms import Augment, Dice, Raw, Stack, centre_crop, lines
 
 VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".gif", ".y4m")
+VIDEOS += (".wmv", ".flv", ".ts", ".mts", ".m2ts", ".3gp", ".ogv")
 TRAIN_LISTS, TEST_LISTS = (tuple(f"{of}_{part}list.txt" for of in ("sep", "tri")) for part in ("train", "test"))
 SEQUENCES = "sequences"  # where all of Vimeo90K's lie
 CACHE = Path(__file__).resolve().parent.parent / "data" / "clips_cache"

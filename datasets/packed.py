@@ -28,7 +28,7 @@ import torch
 from torch.utils.data import Dataset
 
 from utils import cli
-from utils.io import write_bytes
+from utils.io import only_run, write_bytes
 
 from . import Sample
 from .transforms import FLOW_STEPS, FLOW_UNKNOWN, Augment, Raw, Stack, centre_crop, lines
@@ -240,6 +240,7 @@ _packer: _Packer | None = None  # of this process; set once, when the pool start
 def _begin(source: Vimeo90K, out: Path) -> None:
     global _packer
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process answers for all
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _packer = _Packer(source, out)
 
 
@@ -257,8 +258,8 @@ def pack(source: Vimeo90K, out: Path, workers: int) -> None:
 
     out.mkdir(parents=True, exist_ok=True)
     plan = {"names": source.names, "flow": bool(source.flow)}
-    _prepare(source, out, plan)
     now = np.array([state(source, row) for row in range(len(source))], np.uint32)
+    _prepare(source, out, plan)  # where nothing is missing
     missing = np.flatnonzero((_load(out / CHECKSUMS) == 0) | (_load(out / SOURCES) != now)).tolist()
     if missing:
         (out / INDEX).unlink(missing_ok=True)
@@ -291,9 +292,12 @@ def _prepare(source: Vimeo90K, out: Path, plan: dict) -> None:
     """Make the arrays, or see that those that are there are of the same list."""
     begun = out / "begun.json"
     if begun.is_file():
-        if _read_plan(begun) != plan:
+        if _read_plan(begun) == plan:
+            return
+        if _load(out / CHECKSUMS).any():
             raise ValueError(f"{out}: another list or another choice of flow is packed here; give another --out")
-        return
+        for name in (FRAMES, FLOW, SOURCES, CHECKSUMS):  # of a run that packed nothing
+            (out / name).unlink(missing_ok=True)
     frames = source.stack(0).frames.shape
     shapes = {name: ((len(source),), np.uint32) for name in (CHECKSUMS, SOURCES)}
     shapes[FRAMES] = (len(source), *frames), np.uint8
@@ -310,7 +314,8 @@ def _prepare(source: Vimeo90K, out: Path, plan: dict) -> None:
 def main(args: argparse.Namespace) -> None:
     names = read_list(args.data, args.list)
     source = Vimeo90K(args.data, names, flow=False if args.no_flow else None)
-    pack(source, Path(args.out), args.workers)
+    with only_run(args.out), cli.terminated_as_interrupted():
+        pack(source, Path(args.out), args.workers)
     size = sum(path.stat().st_size for path in Path(args.out).glob("*.npy"))
     flow = "with flow" if source.flow else "without flow"
     print(f"{args.out}: {len(names)} triplets {flow}, {size / 1e9:.2f} GB, every checksum right")

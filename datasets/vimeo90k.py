@@ -19,6 +19,7 @@ from .transforms import Augment, FlowPair, Raw, Stack, centre_crop
 TRAIN_LIST, TEST_LIST = "tri_trainlist.txt", "tri_testlist.txt"
 FRAMES = ("im1.png", "im2.png", "im3.png")
 FLOW = ("flow_t0", "flow_t1")
+RECORD = "teacher.json"  # in flow/: what made it
 PAGE = "http://toflow.csail.mit.edu"  # where the set is described and downloaded
 
 

@@ -29,6 +29,8 @@ def build(name: str, activation: str = "prelu") -> IFRNet:
 
 def checkpoint_path(checkpoint: str | Path) -> Path:
     """Where the weights lie: those shipped in checkpoints/ for a name of VARIANTS. FileNotFoundError without a file."""
+    if not str(checkpoint):
+        raise FileNotFoundError("the checkpoint has no name; an empty one may come of a variable that is not set")
     path = CHECKPOINTS / f"{checkpoint}.pth" if str(checkpoint) in VARIANTS else Path(checkpoint)
     if not path.is_file():
         shipped = [name for name in VARIANTS if (CHECKPOINTS / f"{name}.pth").is_file()]

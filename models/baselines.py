@@ -119,7 +119,7 @@ def interpolator(
 
 def network(model_name: str | None, checkpoint: str | Path | None) -> IFRNet:
     """A network by name, see `interpolator`."""
-    model = load(checkpoint or model_name or "IFRNet_S")
+    model = load((model_name or "IFRNet_S") if checkpoint is None else checkpoint)
     if model_name and model.name != model_name:
         raise ValueError(f"{checkpoint}: holds an {model.name}, not an {model_name}; change --model_name")
     return model

@@ -312,6 +312,7 @@ WRONG = {
     "frames of two sizes": (resized_frame, [], "0002/im2.png: 30x20"),
     "a file in the folder's place": (lambda data: (data / "flow").write_text(""), [], "flow"),
     "labels of another teacher": (labels_of(teacher="raft_small"), [], "made with teacher = raft_small, not dis"),
+    "exact flow": (labels_of(teacher="exact"), [], "made with teacher = exact, not dis"),
     "labels in another format": (labels_of(), ["--format", "png"], "made with format = flo, not png"),
     "a broken record": (
         lambda data: io.write_bytes(data / "flow/teacher.json", b"{"),

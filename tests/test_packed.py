@@ -118,6 +118,21 @@ def test_another_list_is_not_written_over(files, packed_set):
     assert len(Packed(packed_set)) == 7
 
 
+def test_a_start_that_packed_nothing_binds_nobody(files, tmp_path):
+    out, names = tmp_path / "packed", read_list(files)
+    out.mkdir()
+    packed._prepare(Vimeo90K(files, names), out, {"names": names, "flow": True})
+    pack(Vimeo90K(files, names, flow=False), out, workers=1)
+    assert len(Packed(out)) == 7 and not Packed(out).flow
+
+
+def test_what_is_missing_is_told_before_anything_is_made(files, tmp_path):
+    (files / "flow" / NAMES[3] / "flow_t1.flo").unlink()
+    with pytest.raises(FileNotFoundError):
+        pack(Vimeo90K(files, read_list(files), flow=True), tmp_path / "packed", workers=1)
+    assert not list((tmp_path / "packed").iterdir())
+
+
 def test_frames_of_another_size_cannot_be_packed(files, tmp_path):
     write_set(tmp_path / "set", NAMES[2:3], size=(32, 32))
     with pytest.raises(ValueError, match=f"{NAMES[2]}: 32x32, but the set began with 64x48"):

@@ -25,7 +25,7 @@ import train_gopro
 import train_vimeo90k
 from datasets import clips, gopro
 from utils import batches, cli, epochs
-from utils.io import to_uint8, write_flow, write_image
+from utils.io import only_run, to_uint8, write_flow, write_image
 from utils.training import OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,6 +66,10 @@ def train_here(*args):
     """The same in this process: no start to wait for, and errors as they are raised."""
     options = command(*args)[2:]
     train_vimeo90k.main(train_vimeo90k.parser().parse_args(options))
+
+
+def weights_and_all(log_path):
+    return torch.load(log_path / "IFRNet_S" / "latest.pth", weights_only=True)
 
 
 def weights(log_path):
@@ -359,6 +363,41 @@ def test_resume_by_path_takes_runs_and_bare_weights(vimeo, whole, tmp_path, caps
     assert runs[0]["iteration"] == runs[1]["iteration"] == 14
     steps = [run["optimizer"]["state"][0]["step"].item() for run in runs]
     assert steps == [14, 2]  # the optimizer's memory went on, and began anew
+
+
+def test_the_best_of_another_validation_set_is_none(vimeo, whole, tmp_path):
+    shutil.copytree(whole / "IFRNet_S", tmp_path / "IFRNet_S")
+    content = weights_and_all(tmp_path)
+    torch.save({**content, "best": 99.0}, tmp_path / "IFRNet_S" / "latest.pth")
+    before = (tmp_path / "IFRNet_S" / "best.pth").stat().st_mtime_ns
+    train_here(vimeo, tmp_path, "--batch_size", 4, "--epochs", 7, "--resume", "auto")  # the list's last, not val.txt
+    assert weights_and_all(tmp_path)["best"] < 99
+    assert (tmp_path / "IFRNet_S" / "best.pth").stat().st_mtime_ns > before
+
+
+def test_a_run_of_another_recipe_is_not_gone_on_with(whole, tmp_path, capsys):
+    shutil.copytree(whole / "IFRNet_S", tmp_path / "IFRNet_S")
+    args = train_gopro.parser().parse_args(
+        ["--model_name", "IFRNet_S", "--log_path", str(tmp_path), "--resume", "auto"]
+    )
+    with pytest.raises(ValueError, match="a run of train_vimeo90k.py is here; give another --log_path"):
+        epochs.find_resume(args, tmp_path / "IFRNet_S", 1)
+
+
+def test_two_runs_do_not_write_into_one_folder(vimeo, tmp_path):
+    with only_run(tmp_path / "IFRNet_S"):
+        (tmp_path / "IFRNet_S" / "notes.txt").touch()
+        with pytest.raises(ValueError, match="IFRNet_S: another run is at work here"):
+            train_here(vimeo, tmp_path, "--batch_size", 4, "--iterations", 1)
+    assert [path.name for path in (tmp_path / "IFRNet_S").iterdir()] == ["notes.txt"]
+
+
+def test_metrics_that_another_program_saved_are_named(vimeo, whole, tmp_path):
+    shutil.copytree(whole / "IFRNet_S", tmp_path / "IFRNet_S")
+    metrics = tmp_path / "IFRNet_S" / "metrics.csv"
+    metrics.write_text(metrics.read_text().replace(",", ";"))
+    with pytest.raises(ValueError, match="metrics.csv: its columns are not those of a run; move it away"):
+        train_here(vimeo, tmp_path, "--batch_size", 4, "--epochs", 7, "--resume", "auto")
 
 
 def test_a_run_that_goes_on_elsewhere_has_a_best_of_its_own(vimeo, whole, tmp_path, capsys):

@@ -295,7 +295,7 @@ def test_a_resumed_run_keeps_the_loss_of_what_it_was_begun_with(material, monkey
     content = {"config": {"init": "IFRNet_S"}, "seconds": 0.0, "model": {"weight": torch.zeros(1)}}
     asked = []
     monkeypatch.setattr(script, "read_material", lambda args: material)
-    monkeypatch.setattr(script.epochs, "newest", lambda folder: content)
+    monkeypatch.setattr(script.epochs, "newest", lambda folder, recipe: content)
     monkeypatch.setattr(script, "train", lambda args, *rest: asked.append(args.init) or content)
     words = ["--resume", "auto", "--crops", "32", "--crop_ends", "1", "--device", "cpu", "--log_path", str(tmp_path)]
     script.main(script.parser().parse_args(words))
@@ -322,7 +322,9 @@ def test_stages_that_do_not_end_the_run_are_refused(crops, ends):
         script.stages(crops, ends)
 
 
-@pytest.mark.parametrize("words", ["--real 1.5", "--minutes 0", "--minutes -5", "--effects -1", "--crops 40"])
+@pytest.mark.parametrize(
+    "words", ["--real 1.5", "--minutes 0", "--minutes -5", "--effects -1", "--crops 40", "--patch_size 4"]
+)
 def test_numbers_that_make_no_run_are_named(typed, tmp_path, words):
     status, _, error = typed(script.main, script.parser(), *words.split(), "--log_path", tmp_path, "--device", "cpu")
     assert status == 2 and words.split()[0] in error and not list(tmp_path.iterdir())

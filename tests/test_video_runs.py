@@ -21,6 +21,7 @@ from PIL import Image, ImageSequence
 from video_files import HEIGHT, SCRIPT, WIDTH, complaint, decode, encode, moving, packets, planes, run, start
 
 import interpolate_video
+import models
 from models import fast
 from models.baselines import interpolator
 from utils import io, video, video_out
@@ -101,6 +102,73 @@ def test_an_interrupt_leaves_a_playable_file_and_can_be_resumed(tmp_path):
     run(source, tmp_path / "out.mp4", "--segment", "1", "--resume", model="dis")
     run(source, tmp_path / "whole.mp4", "--segment", "1", model="dis")
     assert packets(tmp_path / "out.mp4", "video") == packets(tmp_path / "whole.mp4", "video")
+
+
+def interrupted_after(seconds, monkeypatch, source, out, *words, **kwargs):
+    write = interpolate_video.Job.write
+
+    def interrupted(job, writer, picture):
+        if picture.time > seconds:
+            raise KeyboardInterrupt
+        write(job, writer, picture)
+
+    with monkeypatch.context() as during, pytest.raises(KeyboardInterrupt) as caught:
+        during.setattr(interpolate_video.Job, "write", interrupted)
+        run(source, out, "--segment", "1", *words, **kwargs)
+    return str(caught.value)
+
+
+def test_a_finished_video_gives_way_to_a_whole_one_alone(tmp_path, monkeypatch):
+    source, out = encode(tmp_path / "in.mp4", moving(75)), tmp_path / "out.mp4"
+    run(source, out, "--factor", "1")
+    old = out.read_bytes()
+    line = interrupted_after(1.5, monkeypatch, source, out, "--overwrite")
+    assert "is in" in line and "--resume goes on" in line and out.read_bytes() == old
+    run(source, out, "--segment", "1", "--resume")
+    assert len(decode(out)[0]) == 149
+
+
+def test_two_runs_of_one_output_do_not_meet(tmp_path):
+    source = long_clip(tmp_path)
+    process = start(source, tmp_path / "out.mp4", "--segment", "1", model="dis")
+    wait_for(tmp_path / ".out.mp4.parts" / "000001.mp4", process)
+    for how in ("--overwrite", "--resume"):
+        with pytest.raises(ValueError, match="out.mp4.parts: another run is at work here; wait for its end"):
+            run(source, tmp_path / "out.mp4", "--segment", "1", how, model="dis")
+    assert process.poll() is None, process.stderr.read()
+    process.communicate(timeout=120)
+    assert process.returncode == 0 and len(decode(tmp_path / "out.mp4")[0]) == 599
+
+
+def test_a_run_does_not_go_on_with_other_weights_of_the_same_name(tmp_path, monkeypatch):
+    source, out, path = encode(tmp_path / "in.mp4", moving(60)), tmp_path / "out.mp4", tmp_path / "weights.pth"
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        torch.save(models.build("IFRNet_S").state_dict(), path)
+        words = ("--segment", "1", "--checkpoint", str(path), "--scale", "0.25")
+        if seed == 0:
+            interrupted_after(1.5, monkeypatch, source, out, *words[2:], model="IFRNet_S")
+    with pytest.raises(ValueError, match="was begun with weights"):
+        run(source, out, *words, "--resume", model="IFRNet_S")
+
+
+def test_what_an_edit_list_hides_is_not_heard_in_another_kind_of_file(tmp_path):
+    """The sound's first second is cut away, as phones and editors do, and a kind of file without such lists is made."""
+    whole = encode(tmp_path / "whole.mp4", moving(75), sound="aac")
+    trimmed = tmp_path / "trimmed.mp4"
+    with av.open(str(whole)) as source, av.open(str(trimmed), "w") as out:
+        streams = {stream.index: out.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            if packet.dts is not None:
+                second = int(1 / packet.time_base)
+                packet.pts, packet.dts = packet.pts - second, packet.dts - second
+                packet.stream = streams[packet.stream.index]
+                out.mux(packet)
+    with av.open(str(trimmed)) as container:
+        assert any(packet.is_discard for packet in container.demux(audio=0)), "the test's own file hides something"
+    run(trimmed, tmp_path / "out.mkv")
+    sound, (times, _) = packets(tmp_path / "out.mkv", "audio"), decode(tmp_path / "out.mkv")
+    assert abs(sound[0][0] - times[0]) < 0.2 and abs(sound[-1][0] - times[-1]) < 0.2
 
 
 def test_an_interrupt_behind_a_gap_in_time_leaves_and_resumes_all_that_is_done(tmp_path, monkeypatch):

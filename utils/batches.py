@@ -21,7 +21,7 @@ from utils.ahead import ahead
 
 T = TypeVar("T")
 AHEAD = 4  # batches that are ready before their use, for each reading process
-GRACE = 20  # seconds that a reading process outlives SIGTERM
+GRACE = 300  # seconds that a reading process outlives SIGTERM: a validation takes minutes, and ends first
 
 
 def default_workers() -> int:

@@ -36,7 +36,8 @@ class Parser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         args = sys.argv[1:] if args is None else args
-        args = [underscored(arg) for arg in args]
+        end = args.index("--") if "--" in args else len(args)  # behind it are no options
+        args = [underscored(arg) for arg in args[:end]] + list(args[end:])
         parsed, rest = super().parse_known_args(args, namespace)
         names = getattr(parsed, "model_name", None)
         names = names if isinstance(names, list) else [names]
@@ -90,8 +91,8 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
 
 @contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM, with which systems stop jobs, is no worse than Ctrl-C. For scripts that start no processes of their own:
-    these would inherit it."""
+    """SIGTERM, with which systems stop jobs, is no worse than Ctrl-C. Processes that are started meanwhile inherit it,
+    and may have to take it back."""
     if threading.current_thread() is not threading.main_thread():  # Python allows handlers there alone
         yield
         return

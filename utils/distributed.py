@@ -24,6 +24,7 @@ from models.interpolator import default_device
 
 T = TypeVar("T")
 
+GONE = ("Connection closed by peer", "Connection reset by peer")  # what gloo says when another rank has ended
 TIMEOUT = timedelta(hours=2)  # ranks that validate or score may be apart by the time of a whole share
 
 
@@ -65,6 +66,10 @@ def ranks(args: argparse.Namespace) -> Iterator[torch.device]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield device
+    except RuntimeError as error:
+        if any(words in str(error) for words in GONE):
+            raise ValueError("another process of this run has ended; its own words say why") from error
+        raise
     finally:
         # Up to PyTorch 2.7, at least, the end of gloo's group waits, holding the interpreter's lock, for a thread that
         # may need that lock to let go of the last gather's tensors: give it the time to do so before.

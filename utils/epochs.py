@@ -1,7 +1,9 @@
 """Training by epochs over a set on the disk: the options and the way to `fit` that the recipes share."""
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,9 +33,10 @@ TOLERANCE = 0.1  # of the paper's iterations x learning rate, before a run is to
 
 
 def add_options(
-    parser: argparse.ArgumentParser, *, epochs: int, batch_size: int, eval_interval: int, log_path: str
+    parser: argparse.ArgumentParser, *, epochs: int, batch_size: int, eval_interval: int, recipe: str
 ) -> None:
     """The options of a recipe; the keywords are the paper's values where recipes differ."""
+    parser.set_defaults(recipe=recipe)
     add = parser.add_argument
     add("--model_name", choices=models.VARIANTS, default="IFRNet", help="network (default: %(default)s)")
     add("--activation", choices=models.ACTIVATIONS, default="prelu", help="default: the paper's prelu")
@@ -65,7 +68,7 @@ def add_options(
     turns.add_argument("--eval_interval", type=cli.positive, default=eval_interval, help=about)
     about = "iterations between validations, in place of --eval_interval"
     turns.add_argument("--eval_iterations", type=cli.positive, help=about)
-    add("--log_path", default=log_path, help="folder for logs and checkpoints (default: %(default)s)")
+    add("--log_path", default=f"runs/{recipe}", help="folder for logs and checkpoints (default: %(default)s)")
     add("--log_every", type=cli.positive, default=50, help="iterations between lines of the log (default: %(default)s)")
     add("--save_every", type=cli.amount, default=10.0, help="minutes between checkpoints (default: %(default)s)")
     add("--max_bad_steps", type=cli.positive, default=20, help="end after so many non-finite in a row (%(default)s)")
@@ -89,7 +92,7 @@ def clips_folder(args: argparse.Namespace) -> str | None:
     if args.data.startswith(CLIPS):
         if args.data == CLIPS:
             raise ValueError(f"--data {CLIPS}: name a folder behind the colon")
-        return args.data.removeprefix(CLIPS)
+        return str(Path(args.data.removeprefix(CLIPS)).expanduser())  # no shell does so behind the colon
     for name, usual in CLIP_OPTIONS.items():
         if getattr(args, name) != usual:
             raise ValueError(f"--{name} {getattr(args, name)} is about clips, which {args.data} is not; leave it out")
@@ -143,6 +146,8 @@ def train(
     io.check_writable(folder)
     order = Order(len(train_set), args.batch_size, args.seed, args.accumulate)
     resume = find_resume(args, folder, order.per_epoch)
+    if resume and other_validation(resume.get("config") or {}, recorded(args)):
+        resume |= {"best": -math.inf, "validated": -1}
     iterations = args.iterations or args.epochs * order.per_epoch
     config = recorded(args) | {"iterations": iterations, "step_size": order.step_size}
     if distributed.is_main():
@@ -167,20 +172,28 @@ def train(
         averaging = validate.averaging  # all ranks take part
         if distributed.is_main():
             print(f"to beat: the average of both frames scores {averaging:.4f} dB in this validation", flush=True)
-    fit(
-        model,
-        batches,
-        loss,
-        recipe,
-        folder,
-        device,
-        validate=validate,
-        pictures=validate.pictures,
-        resume=resume,
-        config=config,
-    )
+    with io.only_run(folder) if distributed.is_main() else nullcontext():
+        fit(
+            model,
+            batches,
+            loss,
+            recipe,
+            folder,
+            device,
+            validate=validate,
+            pictures=validate.pictures,
+            resume=resume,
+            config=config,
+        )
     if distributed.is_main():
         print(f"the run is in {folder}: {checkpoint.BEST}, weights to use; {checkpoint.LATEST}, to go on from")
+
+
+def other_validation(before: dict, now: dict) -> bool:
+    """Whether options that choose the validation set are others than those that a run was begun with: its best weights
+    were the best of another set."""
+    names = ("data", "val_list", *CLIP_OPTIONS)
+    return any(name in before and before[name] != now[name] for name in names)
 
 
 def recorded(args: argparse.Namespace) -> dict:
@@ -227,16 +240,20 @@ def announce(
         )
 
 
-def newest(folder: Path, instead: str | None = None) -> dict | None:
+def newest(folder: Path, recipe: str, instead: str | None = None) -> dict | None:
     """The newest whole checkpoint of a run, if any; what is passed over is said, and that there is none.
 
-    instead: a checkpoint that is taken where there is none.
+    recipe: the run's. instead: a checkpoint that is taken where there is none.
 
-    ValueError where there are checkpoints and none is whole: a new run would overwrite what may still be saved.
+    ValueError where there are checkpoints and none is whole, because a new run would overwrite what may still be saved,
+    and where they are another recipe's.
     """
     content, warnings = checkpoint.newest(folder)
     if warnings and content is None:
         raise ValueError(f"{warnings[0]}; repair it or move it away, or begin elsewhere with --log_path")
+    theirs = (content or {}).get("config", {}).get("recipe", recipe)
+    if theirs != recipe:
+        raise ValueError(f"{folder}: a run of train_{theirs}.py is here; give another --log_path")
     for line in warnings if distributed.is_main() else ():
         print(f"passed over: {line}", flush=True)
     if content is None and distributed.is_main():
@@ -256,7 +273,7 @@ def find_resume(args: argparse.Namespace, folder: Path, per_epoch: int) -> dict 
 
     ValueError where a new run would overwrite one, or where --resume_epoch is not the checkpoint's.
     """
-    if args.resume == "auto" and (content := newest(folder, args.resume_path)):
+    if args.resume == "auto" and (content := newest(folder, args.recipe, args.resume_path)):
         return content
     if args.resume_path is None:
         if args.resume_epoch:

@@ -88,6 +88,32 @@ def alone_in(folder: str | Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def only_run(folder: str | Path) -> Iterator[None]:
+    """Hold a folder for this run; it is made, and removed again if it stays empty. ValueError where another run of this
+    machine holds it."""
+    folder = Path(folder)
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = None
+    try:
+        try:
+            import fcntl
+
+            handle = os.open(folder, os.O_RDONLY)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder}: another run is at work here; wait for its end, or end it") from None
+        except (ImportError, OSError):  # Windows, or a disk without locks
+            pass
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+        if made and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
 def check_writable(folder: str | Path) -> None:
     """OSError where nothing can be written into a folder, which need not be there yet; it is not made."""
     folder = Path(folder)
@@ -123,9 +149,10 @@ def read_image(path: str | Path) -> np.ndarray:
         image = cv2.convertScaleAbs(_decode(path, data, cv2.IMREAD_UNCHANGED), alpha=255 / top)
     if top > 255:
         _tell(BITS, f"{path}: more than 8 bits a colour; 8 are kept, of all such pictures")
-    if magic == PNG and data[25] in PNG_WITH_ALPHA and not TOLD[TRANSPARENCY]:
-        alpha = _decode(path, data, cv2.IMREAD_UNCHANGED)[..., -1]
-        if alpha.min() < np.iinfo(alpha.dtype).max:
+    transparent = magic == PNG and (data[25] in PNG_WITH_ALPHA or b"tRNS" in data[: data.find(b"IDAT")])
+    if transparent and not TOLD[TRANSPARENCY]:
+        whole = _decode(path, data, cv2.IMREAD_UNCHANGED)
+        if whole.ndim == 3 and whole.shape[2] in (2, 4) and whole[..., -1].min() < np.iinfo(whole.dtype).max:
             _tell(TRANSPARENCY, f"{path}: transparency is lost, of all such pictures; colours are taken as they are")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # forty times as fast as [..., ::-1].copy()
 
@@ -135,7 +162,13 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
     path = Path(path)
     if path.suffix.lower() not in IMAGES:
         raise ValueError(f"{path}: unknown picture format; end the name in {', '.join(IMAGES)}")
-    write_bytes(path, cv2.imencode(path.suffix.lower(), np.ascontiguousarray(image[..., ::-1]))[1].tobytes())
+    try:
+        done, data = cv2.imencode(path.suffix.lower(), np.ascontiguousarray(image[..., ::-1]))
+    except cv2.error:
+        done = False
+    if not done:
+        raise ValueError(f"{path}: no picture of {image.shape[1]}x{image.shape[0]} can be written in this format")
+    write_bytes(path, data.tobytes())
 
 
 def read_frames(paths: Sequence[str | Path]) -> np.ndarray:

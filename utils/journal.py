@@ -84,6 +84,8 @@ class Journal:
             return [], []
         whole = path.read_text().rpartition("\n")[0]  # a killed run may have cut its last line
         reader = csv.DictReader(whole.splitlines())
+        if whole and "iteration" not in reader.fieldnames:
+            raise ValueError(f"{path}: its columns are not those of a run; move it away")
         # A disk that was full for a while leaves half a line, and the next one behind it.
         lines = [row for row in reader if None not in row and (row["iteration"] or "").isdecimal()]
         rows = [row for row in lines if int(row["iteration"]) <= iteration]

@@ -42,8 +42,9 @@ class Parts:
                 for leftover in self.folder.glob(pattern):
                     _remove(leftover)
         else:
-            _remove(self.folder)
-            self.folder.mkdir(parents=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for old in self.folder.glob("*"):  # not the folder itself, which this run may hold
+                _remove(old)
             try:
                 io.write_bytes(record, json.dumps(self.settings, indent=1).encode())
             except OSError:
@@ -74,6 +75,18 @@ class Parts:
             else:
                 runs.append(range(number, number + 1))
         return runs
+
+    @property
+    def part_shown(self) -> bool:
+        """Whether the result that is there holds what was complete of these parts at an interrupt."""
+        return self._shown.exists()
+
+    def show_part(self) -> None:
+        self._shown.touch()
+
+    @property
+    def _shown(self) -> Path:
+        return self.folder / "settings.part_shown"  # which is nothing to go on from
 
     def finished(self) -> list[Path]:
         return sorted(path for path in self.folder.glob(f"[0-9]*{self.suffix}"))

@@ -5,6 +5,7 @@ make parts side by side, and joining them copies packets without encoding them a
 """
 
 import heapq
+import os
 import re
 import shutil
 import sys
@@ -56,6 +57,7 @@ FASTEST_GIF = 100  # frames a second
 PICTURE = re.compile(r"\d{8}\.png")
 GIF_TICK = Fraction(1, 100)
 # A palette of its own for every frame, so that memory does not grow with the length.
+PRIMING = Fraction(1, 20)  # seconds before the start that decoders of sound need to hear
 GIF_FILTERS = ("split", "palettegen=stats_mode=single", "paletteuse=new=1")
 
 
@@ -347,6 +349,8 @@ def _other_packets(container: av.container.InputContainer, streams: dict, end: F
         if moment is None:
             continue
         time = moment * packet.time_base
+        if packet.is_discard and time < -PRIMING:  # cut away by an edit list, which not every kind of file has
+            continue
         if end is None or time < end:
             packet.stream = streams[packet.stream.index]
             yield time, 1 + number, packet
@@ -461,7 +465,10 @@ def kind_of(out: str) -> str:
     suffix = Path(out).suffix.lower()
     if out == PIPE:
         return "pipe"
-    if not suffix or Path(out).is_dir():
+    name = Path(out).name.lower()
+    if name == ".gif" or name in DEFAULTS:
+        raise ValueError(f"{out}: is an ending without a name, which may come of a variable that is not set")
+    if not suffix or out.endswith(("/", os.sep)) or Path(out).is_dir():
         return "folder"
     if suffix != ".gif" and suffix not in DEFAULTS:
         raise ValueError(f"{out}: unknown kind of output; end it in {', '.join(DEFAULTS)}, .gif, or name a folder")
