@@ -10,6 +10,7 @@ import demo_2x
 import interpolate_video
 from benchmarks import common, video
 from models.baselines import BASELINES
+from utils import cli
 
 SCRIPTS = {
     "a demo": (demo_2x.parser, [""], []),
@@ -52,6 +53,13 @@ def test_an_option_of_networks_is_refused_where_there_is_none(script, option, ca
         parser.parse_args([*words, "--model_name", baseline])
     for network in ([], ["--model_name", "IFRNet_S"]):
         parser.parse_args([*words, *network, *option.split()])
+
+
+def test_names_behind_two_hyphens_are_taken_as_they_are():
+    parser = cli.Parser("")
+    parser.add_argument("--some_option")
+    parser.add_argument("name")
+    assert parser.parse_args(["--some-option", "a-b", "--", "--my-clip.mp4"]).name == "--my-clip.mp4"
 
 
 def test_of_several_models_one_network_is_enough(capsys):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -154,6 +155,19 @@ def test_bad_input_ends_in_one_line_and_nothing_is_written(files, tmp_path, type
     assert done.status == 2 and done.out == ""
     assert re.fullmatch(rf"\S+: .*{line}.*\n", done.err), done.err
     assert not (tmp_path / "out").exists() and not (files / "executed").exists()
+
+
+def test_an_empty_name_stands_for_no_weights(tmp_path, typed):
+    done = typed(demo_2x.main, demo_2x.parser(""), "--checkpoint", "", "--out", tmp_path)
+    assert done.status == 2 and "the checkpoint has no name" in done.err and not list(tmp_path.iterdir())
+
+
+def test_its_own_input_is_not_written_over(files, tmp_path, typed):
+    shutil.copy(files / "img0.png", tmp_path / "demo_2x.png")
+    pair = ["--img0", tmp_path / "demo_2x.png", "--img1", files / "img1.png"]
+    done = typed(demo_2x.main, demo_2x.parser(""), *pair, "--model_name", "average", "--out", tmp_path)
+    assert done.status == 2 and "demo_2x.png: would be written over; give another --out" in done.err
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["demo_2x.png"]
 
 
 def test_a_picture_of_ones_own_is_not_paired_with_the_sample(tmp_path, typed):

@@ -377,6 +377,8 @@ def test_outputs_that_cannot_be_are_refused_before_anything_is_done(tmp_path, cl
     assert (tmp_path / "exists.mp4").read_text() == "precious"
     assert "file: is a file and no folder" in complaint(capsys, clip, tmp_path / "file" / "out.mp4")
     assert "unknown kind of output" in complaint(capsys, clip, tmp_path / "out.txt")
+    assert "ending without a name" in complaint(capsys, clip, tmp_path / ".mp4")
+    assert "101 places are more than 100" in complaint(capsys, clip, tmp_path / "sheet.png", "--preview", "101")
     assert "is the input" in complaint(capsys, clip, clip, "--overwrite")
     assert "give one of them" in complaint(capsys, clip, tmp_path / "out.mp4", "--factor", "2", "--fps", "60")
     assert "cannot be stored in .webm" in complaint(capsys, clip, tmp_path / "out.webm", "--codec", "h264")
