@@ -123,3 +123,19 @@ def typed(monkeypatch, capsys):
         return Typed(status, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def vimeo(tmp_path_factory):
+    """A set to train on, see training_runs.write_training_set."""
+    from training_runs import write_training_set
+
+    return write_training_set(tmp_path_factory.mktemp("vimeo"))
+
+
+@pytest.fixture(scope="session")
+def whole(vimeo, tmp_path_factory):
+    """A run on it that was not interrupted."""
+    from training_runs import write_whole_run
+
+    return write_whole_run(vimeo, tmp_path_factory.mktemp("whole"))

@@ -1,89 +1,30 @@
-"""The training script as people run it: on one process and two, killed and gone on with, and given what is wrong."""
+"""The training script as people run it: killed and gone on with, and given what is wrong."""
 
 import csv
-import itertools
 import multiprocessing
 import os
 import random
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import formula_image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from training_runs import ROOT, assert_same, command, start, train_here, wait_for, weights, weights_and_all
 
 import models
 import train_gopro
 import train_vimeo90k
 from datasets import clips, gopro
-from utils import batches, cli, epochs
-from utils.io import only_run, to_uint8, write_flow, write_image
-from utils.training import OPTIMIZERS
+from utils import cli, epochs
+from utils.io import only_run, to_uint8, write_image
 
-ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = str(ROOT / "train_vimeo90k.py")
-sys.path.insert(0, str(ROOT))
 pytestmark = pytest.mark.usefixtures("one_thread")
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-
-
-@pytest.fixture(scope="module")
-def vimeo(tmp_path_factory):
-    """Nine triplets of smooth pictures that move two pixels a frame, with their flow: eight to train on, the last to
-    validate on, beside two smaller ones in a list of their own."""
-    root = tmp_path_factory.mktemp("vimeo")
-    names = [f"00001/{k:04}" for k in range(1, 12)]
-    for seed, name in enumerate(names):
-        picture = to_uint8(formula_image(48 if seed < 10 else 32, 80, seed))
-        for k in range(3):
-            write_image(root / "sequences" / name / f"im{k + 1}.png", picture[:, 4 - 2 * k : 68 - 2 * k])
-        for k, dx in ((0, -2), (1, 2)):
-            write_flow(root / "flow" / name / f"flow_t{k}.flo", np.float32([dx, 0]) * np.ones((48, 64, 1), np.float32))
-    (root / "tri_trainlist.txt").write_text("\n".join(names[:9]))
-    (root / "val.txt").write_text("\n".join(names[8:]))
-    return root
-
-
-def command(vimeo, log_path, *options, launcher=()):
-    fixed = ["--data", vimeo, "--model_name", "IFRNet_S", "--crop", 32, "--workers", 0, "--device", "cpu"]
-    return [sys.executable, *launcher, SCRIPT, *map(str, [*fixed, "--log_path", log_path, *options])]
-
-
-def train(*args, **kwargs):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command(*args, **kwargs), capture_output=True, text=True, env=environment, timeout=300)
-
-
-def train_here(*args):
-    """The same in this process: no start to wait for, and errors as they are raised."""
-    options = command(*args)[2:]
-    train_vimeo90k.main(train_vimeo90k.parser().parse_args(options))
-
-
-def weights_and_all(log_path):
-    return torch.load(log_path / "IFRNet_S" / "latest.pth", weights_only=True)
-
-
-def weights(log_path):
-    return torch.load(log_path / "IFRNet_S" / "latest.pth", weights_only=True)["model"]
-
-
-@pytest.fixture(scope="module")
-def whole(vimeo, tmp_path_factory):
-    """An uninterrupted run on one process: 6 epochs of two steps of four."""
-    folder = tmp_path_factory.mktemp("whole")
-    options = ["--epochs", 6, "--batch_size", 4, "--log_every", 1, "--val_list", vimeo / "val.txt"]
-    done = train(vimeo, folder, *options)
-    assert done.returncode == 0, done.stderr
-    return folder
 
 
 def test_a_run_leaves_what_it_learnt_and_what_it_said(whole):
@@ -100,34 +41,6 @@ def test_a_run_leaves_what_it_learnt_and_what_it_said(whole):
     assert not best.any_time  # of what was trained at t = 0.5 alone
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_two_ranks_make_the_weights_of_one(vimeo, whole, tmp_path, optimizer):
-    common = ["--epochs", 6, "--val_list", vimeo / "val.txt", "--optimizer", optimizer]
-    if optimizer != "adamw":
-        whole = tmp_path / "whole"
-        train_here(vimeo, whole, "--batch_size", 4, *common)
-    options = ["--world_size", 2, "--batch_size", 1, "--accumulate", 2, *common]
-    done = train(vimeo, tmp_path, *options, launcher=TORCHRUN)
-    assert done.returncode == 0, done.stderr
-    one, two = weights(whole), weights(tmp_path)
-    torch.manual_seed(0)
-    fresh = models.build("IFRNet_S").state_dict()
-    assert max((one[name] - fresh[name]).abs().max() for name in one) > 5e-4  # twelve steps of 1e-4 and less
-    if optimizer == "adamw":
-        assert_same(one, two, tolerance=1e-5)
-    # Muon turns small differences into larger ones, in directions that have hardly any gradient.
-    kernels = [name for name in one if one[name].ndim == 4]
-    off, moved = (torch.cat([(one[k] - to[k]).flatten() for k in kernels]).norm() for to in (two, fresh))
-    assert off < 0.1 * moved
-    scores = [validations(folder) for folder in (whole, tmp_path)]  # of three samples: neither rank has as many
-    assert len(scores[0]) == 6 and scores[1] == pytest.approx(scores[0], abs=1e-3)
-
-
-def validations(folder):
-    with open(folder / "IFRNet_S" / "metrics.csv") as file:
-        return [float(row["psnr"]) for row in csv.DictReader(file) if row["psnr"]]
-
-
 def test_weights_that_know_t_go_on_as_those_of_one_half():
     for act in models.ACTIVATIONS:
         known, begun = models.build("IFRNet_S", act), train_vimeo90k.without_time(models.build("IFRNet_S", act))
@@ -140,26 +53,6 @@ def test_weights_that_know_t_go_on_as_those_of_one_half():
             inside.requires_grad_(False)
         expected, got = (model.decoder4.convblock[0][0](frames)[..., 1:-1, 1:-1] for model in (known, begun))
         torch.testing.assert_close(got, expected)
-
-
-def start(log, *args, **kwargs):
-    """A run in the background that writes to the file `log`, in a session of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with open(log, "w") as out:
-        return subprocess.Popen(
-            command(*args, **kwargs), env=environment, stdout=out, stderr=out, start_new_session=True
-        )
-
-
-def wait_for(condition, process, log):
-    while not condition():
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.002)
-
-
-def assert_same(one, two, tolerance=0.0):
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], atol=tolerance, rtol=0)
 
 
 @pytest.fixture
@@ -255,21 +148,6 @@ def test_a_cut_checkpoint_is_passed_over_for_the_one_before_it(vimeo, whole, tmp
     assert torch.load(folder / "latest.pth", weights_only=True)["iteration"] == 9
 
 
-def test_what_one_rank_cannot_read_loses_no_step_of_all(vimeo, tmp_path):
-    """Of two ranks, the second meets the broken picture in the third step; the first is the one that saves."""
-    spoilt = tmp_path / "spoilt"
-    shutil.copytree(vimeo, spoilt)
-    index = next(itertools.islice(batches.Order(8, 2), 2, None))[1][0]  # as one rank: the second half of the step
-    picture = spoilt / "sequences" / f"00001/{index + 1:04}" / "im2.png"
-    picture.write_bytes(picture.read_bytes()[:100])
-    done = train(spoilt, tmp_path, "--epochs", 6, "--batch_size", 1, launcher=TORCHRUN)
-    assert done.returncode == 1
-    assert done.stderr.count(f"{picture}: the picture is cut short") == 1 and "train_vimeo90k.py:" in done.stderr
-    assert torch.load(tmp_path / "IFRNet_S" / "latest.pth", weights_only=True)["iteration"] == 2
-    shutil.copytree(vimeo, spoilt, dirs_exist_ok=True)
-    train_here(spoilt, tmp_path, "--epochs", 6, "--batch_size", 2, "--resume", "auto")
-
-
 def test_a_run_without_a_whole_checkpoint_is_not_begun_anew_over_what_is_left(vimeo, tmp_path):
     folder = tmp_path / "IFRNet_S"
     folder.mkdir()
@@ -301,36 +179,6 @@ def test_a_resumed_run_says_which_options_are_others_now(vimeo, whole, tmp_path,
         train_here(vimeo, tmp_path, *same, *options)
         said = capsys.readouterr().out.splitlines()
         assert {line.removeprefix("note: the run went on with ") for line in said if "went on with" in line} == expected
-
-
-def test_torchrun_starts_a_killed_process_again_and_nothing_is_lost(vimeo, whole, tmp_path):
-    options = ["--epochs", 6, "--batch_size", 4, "--log_every", 1, "--save_every", 0, "--resume", "auto"]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", "--max-restarts=1"]
-    log = tmp_path / "out.txt"
-    process = start(log, vimeo, tmp_path, *options, launcher=launcher)
-    wait_for((tmp_path / "IFRNet_S" / "latest.pth").exists, process, log)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    for child in children:
-        os.kill(int(child), signal.SIGKILL)
-    assert process.wait() == 0, log.read_text()
-    assert log.read_text().count("IFRNet_S on 1 cpu") == 2
-    assert_same(weights(whole), weights(tmp_path))
-
-
-def test_two_nodes_make_the_weights_of_one_process(vimeo, whole, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = ["--epochs", 6, "--batch_size", 2]
-    address = ["--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={port}"]
-    nodes = []
-    for rank in (0, 1):
-        log, launcher = tmp_path / f"{rank}.txt", ["-m", "torch.distributed.run", *address, f"--node_rank={rank}"]
-        nodes.append((start(log, vimeo, tmp_path, *options, launcher=launcher), log))
-    for process, log in nodes:
-        assert process.wait() == 0, log.read_text()
-    assert "IFRNet_S on 2 cpu" in nodes[0][1].read_text() and "iteration" not in nodes[1][1].read_text()
-    assert_same(weights(whole), weights(tmp_path), 1e-5)
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])

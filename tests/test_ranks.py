@@ -1,0 +1,87 @@
+"""The training script on several processes and nodes: the weights of one, whatever happens to one of them."""
+
+import itertools
+import os
+import shutil
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from training_runs import assert_same, start, train, train_here, validations, wait_for, weights
+
+import models
+from utils import batches
+from utils.training import OPTIMIZERS
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_two_ranks_make_the_weights_of_one(vimeo, whole, tmp_path, optimizer):
+    common = ["--epochs", 6, "--val_list", vimeo / "val.txt", "--optimizer", optimizer]
+    if optimizer != "adamw":
+        whole = tmp_path / "whole"
+        train_here(vimeo, whole, "--batch_size", 4, *common)
+    options = ["--world_size", 2, "--batch_size", 1, "--accumulate", 2, *common]
+    done = train(vimeo, tmp_path, *options, launcher=TORCHRUN)
+    assert done.returncode == 0, done.stderr
+    one, two = weights(whole), weights(tmp_path)
+    torch.manual_seed(0)
+    fresh = models.build("IFRNet_S").state_dict()
+    assert max((one[name] - fresh[name]).abs().max() for name in one) > 5e-4  # twelve steps of 1e-4 and less
+    if optimizer == "adamw":
+        assert_same(one, two, tolerance=1e-5)
+    # Muon turns small differences into larger ones, in directions that have hardly any gradient.
+    kernels = [name for name in one if one[name].ndim == 4]
+    off, moved = (torch.cat([(one[k] - to[k]).flatten() for k in kernels]).norm() for to in (two, fresh))
+    assert off < 0.1 * moved
+    scores = [validations(folder) for folder in (whole, tmp_path)]  # of three samples: neither rank has as many
+    assert len(scores[0]) == 6 and scores[1] == pytest.approx(scores[0], abs=1e-3)
+
+
+def test_what_one_rank_cannot_read_loses_no_step_of_all(vimeo, tmp_path):
+    """Of two ranks, the second meets the broken picture in the third step; the first is the one that saves."""
+    spoilt = tmp_path / "spoilt"
+    shutil.copytree(vimeo, spoilt)
+    index = next(itertools.islice(batches.Order(8, 2), 2, None))[1][0]  # as one rank: the second half of the step
+    picture = spoilt / "sequences" / f"00001/{index + 1:04}" / "im2.png"
+    picture.write_bytes(picture.read_bytes()[:100])
+    done = train(spoilt, tmp_path, "--epochs", 6, "--batch_size", 1, launcher=TORCHRUN)
+    assert done.returncode == 1
+    assert done.stderr.count(f"{picture}: the picture is cut short") == 1 and "train_vimeo90k.py:" in done.stderr
+    assert torch.load(tmp_path / "IFRNet_S" / "latest.pth", weights_only=True)["iteration"] == 2
+    shutil.copytree(vimeo, spoilt, dirs_exist_ok=True)
+    train_here(spoilt, tmp_path, "--epochs", 6, "--batch_size", 2, "--resume", "auto")
+
+
+def test_torchrun_starts_a_killed_process_again_and_nothing_is_lost(vimeo, whole, tmp_path):
+    options = ["--epochs", 6, "--batch_size", 4, "--log_every", 1, "--save_every", 0, "--resume", "auto"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", "--max-restarts=1"]
+    log = tmp_path / "out.txt"
+    process = start(log, vimeo, tmp_path, *options, launcher=launcher)
+    wait_for((tmp_path / "IFRNet_S" / "latest.pth").exists, process, log)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for child in children:
+        os.kill(int(child), signal.SIGKILL)
+    assert process.wait() == 0, log.read_text()
+    assert log.read_text().count("IFRNet_S on 1 cpu") == 2
+    assert_same(weights(whole), weights(tmp_path))
+
+
+def test_two_nodes_make_the_weights_of_one_process(vimeo, whole, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--epochs", 6, "--batch_size", 2]
+    address = ["--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={port}"]
+    nodes = []
+    for rank in (0, 1):
+        log, launcher = tmp_path / f"{rank}.txt", ["-m", "torch.distributed.run", *address, f"--node_rank={rank}"]
+        nodes.append((start(log, vimeo, tmp_path, *options, launcher=launcher), log))
+    for process, log in nodes:
+        assert process.wait() == 0, log.read_text()
+    assert "IFRNet_S on 2 cpu" in nodes[0][1].read_text() and "iteration" not in nodes[1][1].read_text()
+    assert_same(weights(whole), weights(tmp_path), 1e-5)

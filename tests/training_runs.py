@@ -1,0 +1,91 @@
+"""Runs of the training script as people start them, for the tests of what becomes of them: a set, a run that was not
+interrupted, and how to compare."""
+
+import csv
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from conftest import formula_image
+
+import train_vimeo90k
+from utils.io import to_uint8, write_flow, write_image
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = str(ROOT / "train_vimeo90k.py")
+
+
+def write_training_set(root):
+    """Nine triplets of smooth pictures that move two pixels a frame, with their flow: eight to train on, the last to
+    validate on, beside two smaller ones in a list of their own."""
+    names = [f"00001/{k:04}" for k in range(1, 12)]
+    for seed, name in enumerate(names):
+        picture = to_uint8(formula_image(48 if seed < 10 else 32, 80, seed))
+        for k in range(3):
+            write_image(root / "sequences" / name / f"im{k + 1}.png", picture[:, 4 - 2 * k : 68 - 2 * k])
+        for k, dx in ((0, -2), (1, 2)):
+            write_flow(root / "flow" / name / f"flow_t{k}.flo", np.float32([dx, 0]) * np.ones((48, 64, 1), np.float32))
+    (root / "tri_trainlist.txt").write_text("\n".join(names[:9]))
+    (root / "val.txt").write_text("\n".join(names[8:]))
+    return root
+
+
+def command(vimeo, log_path, *options, launcher=()):
+    fixed = ["--data", vimeo, "--model_name", "IFRNet_S", "--crop", 32, "--workers", 0, "--device", "cpu"]
+    return [sys.executable, *launcher, SCRIPT, *map(str, [*fixed, "--log_path", log_path, *options])]
+
+
+def train(*args, **kwargs):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command(*args, **kwargs), capture_output=True, text=True, env=environment, timeout=300)
+
+
+def train_here(*args):
+    """The same in this process: no start to wait for, and errors as they are raised."""
+    options = command(*args)[2:]
+    train_vimeo90k.main(train_vimeo90k.parser().parse_args(options))
+
+
+def weights_and_all(log_path):
+    return torch.load(log_path / "IFRNet_S" / "latest.pth", weights_only=True)
+
+
+def weights(log_path):
+    return weights_and_all(log_path)["model"]
+
+
+def write_whole_run(vimeo, folder):
+    """6 epochs of two steps of four, on one process."""
+    options = ["--epochs", 6, "--batch_size", 4, "--log_every", 1, "--val_list", vimeo / "val.txt"]
+    done = train(vimeo, folder, *options)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def validations(folder):
+    with open(folder / "IFRNet_S" / "metrics.csv") as file:
+        return [float(row["psnr"]) for row in csv.DictReader(file) if row["psnr"]]
+
+
+def start(log, *args, **kwargs):
+    """A run in the background that writes to the file `log`, in a session of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with open(log, "w") as out:
+        return subprocess.Popen(
+            command(*args, **kwargs), env=environment, stdout=out, stderr=out, start_new_session=True
+        )
+
+
+def wait_for(condition, process, log):
+    while not condition():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.002)
+
+
+def assert_same(one, two, tolerance=0.0):
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=tolerance, rtol=0)
