@@ -21,7 +21,7 @@ from utils.ahead import ahead
 
 T = TypeVar("T")
 AHEAD = 4  # batches that are ready before their use, for each reading process
-GRACE = 300  # seconds that a reading process outlives SIGTERM: a validation takes minutes, and ends first
+GRACE = 20  # seconds that a reading process outlives SIGTERM
 
 
 def default_workers() -> int:
