@@ -1,0 +1,250 @@
+"""Runs of interpolate_video.py that end early, go on, or meet: what is complete stays, and the end is the same."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from video_files import SCRIPT, complaint, decode, encode, moving, packets, run, start
+
+import interpolate_video
+import models
+from models import fast
+from utils.parts import Parts
+
+
+@pytest.fixture
+def clip(tmp_path):
+    return encode(tmp_path / "in.mp4", moving(20))
+
+
+def long_clip(tmp_path):
+    return encode(tmp_path / "in.mp4", moving(25) * 12, sound="aac")
+
+
+def wait_for(path, process):
+    until = time.monotonic() + 60
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < until, process.stderr.read()
+        time.sleep(0.002)
+
+
+def test_a_killed_run_goes_on_and_ends_in_the_same_file(tmp_path):
+    source = long_clip(tmp_path)
+    run(source, tmp_path / "whole.mp4", "--segment", "1", model="dis")
+    process = start(source, tmp_path / "out.mp4", "--segment", "1", model="dis")
+    wait_for(tmp_path / ".out.mp4.parts" / "000003.mp4", process)
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "out.mp4").exists()
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / ".out.mp4.parts").glob("0*")}
+    assert 4 <= len(before) < 12
+    with pytest.raises(ValueError, match="begun with factor 2.*not 4|begun with factor None, not 4"):
+        run(source, tmp_path / "out.mp4", "--segment", "1", "--resume", "--factor", "4", model="dis")
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / ".out.mp4.parts").glob("0*")} == before
+    run(source, tmp_path / "out.mp4", "--segment", "1", "--resume", model="dis")
+    assert packets(tmp_path / "out.mp4", "video") == packets(tmp_path / "whole.mp4", "video")
+    assert packets(tmp_path / "out.mp4", "audio") == packets(tmp_path / "whole.mp4", "audio")
+    assert not (tmp_path / ".out.mp4.parts").exists()
+
+
+KILLED_WHILE_JOINING = """
+import heapq, os, signal, sys
+sys.path.insert(0, {root!r})
+import interpolate_video
+
+def merge(packets, *_):
+    yield next(packets)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+heapq.merge = merge
+interpolate_video.main(interpolate_video.parser().parse_args(sys.argv[1:]))
+"""
+
+
+def test_a_run_that_was_killed_while_it_joined_its_parts_leaves_nothing_for_good(tmp_path, clip):
+    command = [sys.executable, "-c", KILLED_WHILE_JOINING.format(root=str(ROOT))]
+    killed = subprocess.run([*command, str(clip), str(tmp_path / "out.mp4"), "--model_name", "average"])
+    assert killed.returncode == -signal.SIGKILL and not (tmp_path / "out.mp4").exists()
+    run(clip, tmp_path / "out.mp4", "--resume")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.mp4"]
+
+
+def test_an_interrupt_leaves_a_playable_file_and_can_be_resumed(tmp_path):
+    source = long_clip(tmp_path)
+    process = start(source, tmp_path / "out.mp4", "--segment", "1", model="dis")
+    wait_for(tmp_path / ".out.mp4.parts" / "000002.mp4", process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2 and b"--resume goes on" in errors.splitlines()[-1] and b"Traceback" not in errors
+    times, _ = decode(tmp_path / "out.mp4")
+    assert 150 <= len(times) < 599 and times == [Fraction(k, 50) for k in range(len(times))]
+    sound = packets(tmp_path / "out.mp4", "audio")
+    assert sound[-1][0] < times[-1] + 1
+    run(source, tmp_path / "out.mp4", "--segment", "1", "--resume", model="dis")
+    run(source, tmp_path / "whole.mp4", "--segment", "1", model="dis")
+    assert packets(tmp_path / "out.mp4", "video") == packets(tmp_path / "whole.mp4", "video")
+
+
+def interrupted_after(seconds, monkeypatch, source, out, *words, **kwargs):
+    write = interpolate_video.Job.write
+
+    def interrupted(job, writer, picture):
+        if picture.time > seconds:
+            raise KeyboardInterrupt
+        write(job, writer, picture)
+
+    with monkeypatch.context() as during, pytest.raises(KeyboardInterrupt) as caught:
+        during.setattr(interpolate_video.Job, "write", interrupted)
+        run(source, out, "--segment", "1", *words, **kwargs)
+    return str(caught.value)
+
+
+def test_a_finished_video_gives_way_to_a_whole_one_alone(tmp_path, monkeypatch):
+    source, out = encode(tmp_path / "in.mp4", moving(75)), tmp_path / "out.mp4"
+    run(source, out, "--factor", "1")
+    old = out.read_bytes()
+    line = interrupted_after(1.5, monkeypatch, source, out, "--overwrite")
+    assert "is in" in line and "--resume goes on" in line and out.read_bytes() == old
+    run(source, out, "--segment", "1", "--resume")
+    assert len(decode(out)[0]) == 149
+
+
+def test_two_runs_of_one_output_do_not_meet(tmp_path):
+    source = long_clip(tmp_path)
+    process = start(source, tmp_path / "out.mp4", "--segment", "1", model="dis")
+    wait_for(tmp_path / ".out.mp4.parts" / "000001.mp4", process)
+    for how in ("--overwrite", "--resume"):
+        with pytest.raises(ValueError, match="out.mp4.parts: another run is at work here; wait for its end"):
+            run(source, tmp_path / "out.mp4", "--segment", "1", how, model="dis")
+    assert process.poll() is None, process.stderr.read()
+    process.communicate(timeout=120)
+    assert process.returncode == 0 and len(decode(tmp_path / "out.mp4")[0]) == 599
+
+
+def test_a_run_does_not_go_on_with_other_weights_of_the_same_name(tmp_path, monkeypatch):
+    source, out, path = encode(tmp_path / "in.mp4", moving(60)), tmp_path / "out.mp4", tmp_path / "weights.pth"
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        torch.save(models.build("IFRNet_S").state_dict(), path)
+        words = ("--segment", "1", "--checkpoint", str(path), "--scale", "0.25")
+        if seed == 0:
+            interrupted_after(1.5, monkeypatch, source, out, *words[2:], model="IFRNet_S")
+    with pytest.raises(ValueError, match="was begun with weights"):
+        run(source, out, *words, "--resume", model="IFRNet_S")
+
+
+def test_an_interrupt_behind_a_gap_in_time_leaves_and_resumes_all_that_is_done(tmp_path, monkeypatch):
+    """From 9/25 s to 17/5 s one frame is shown: there is nothing for the seconds 1 and 2."""
+    times = [Fraction(i, 25) for i in (*range(10), *range(85, 125))]
+    source = encode(tmp_path / "in.mp4", moving(50), times=times)
+    out, write = tmp_path / "out.mp4", interpolate_video.Job.write
+
+    def interrupted(job, writer, picture):
+        if picture.time > Fraction(9, 2):
+            raise KeyboardInterrupt
+        write(job, writer, picture)
+
+    run(source, tmp_path / "whole.mp4", "--segment", "1")
+    with monkeypatch.context() as during, pytest.raises(KeyboardInterrupt, match="--resume goes on"):
+        during.setattr(interpolate_video.Job, "write", interrupted)
+        run(source, out, "--segment", "1")
+    assert decode(out)[0] == [time for time in decode(tmp_path / "whole.mp4")[0] if time <= Fraction(9, 2)]
+    assert Parts(out, ".mp4", {}).missing(0, 5) == [range(4, 5)]
+    run(source, out, "--segment", "1", "--resume")
+    assert packets(out, "video") == packets(tmp_path / "whole.mp4", "video")
+
+
+@pytest.mark.parametrize("options", [(), ("--fps", "60", "--dedup")])
+def test_two_ranks_make_the_file_of_one(tmp_path, options):
+    source = encode(tmp_path / "in.mp4", moving(70), sound="aac")
+    run(source, tmp_path / "one.mp4", "--segment", "1", *options)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", SCRIPT]
+    command += [str(source), str(tmp_path / "two.mp4"), "--segment", "1", "--model_name", "average", *options]
+    done = subprocess.run(command, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120)
+    assert done.returncode == 0, done.stderr.decode()
+    assert packets(tmp_path / "two.mp4", "video") == packets(tmp_path / "one.mp4", "video")
+    assert packets(tmp_path / "two.mp4", "audio") == packets(source, "audio")
+
+
+def test_sigterm_ends_a_run_like_an_interrupt(tmp_path):
+    process = start(encode(tmp_path / "in.mp4", moving(400)), tmp_path / "out.mp4", "--segment", "1")
+    parts = tmp_path / ".out.mp4.parts"
+    while process.poll() is None and not list(parts.glob("000001.mp4")):
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(60) == 2 and b"--resume goes on" in process.stderr.read()
+    assert len(decode(tmp_path / "out.mp4")[0]) >= 100
+
+
+def test_a_full_disk_is_one_line_and_what_is_complete_stays(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (60, 96, 128, 3), np.uint8)
+    source = encode(tmp_path / "in.mp4", list(noise), preset="ultrafast", crf="30")
+
+    def limit():  # of a file's size, which the system reports as it does a full disk
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, 2**18))
+
+    process = start(source, tmp_path / "out.mp4", "--crf", "0", "--cuts", "no", "--segment", "1", preexec_fn=limit)
+    _, errors = process.communicate(timeout=60)
+    last = errors.decode().splitlines()[-1]
+    assert process.returncode == 2 and "File too large" in last and "Traceback" not in errors.decode(), errors.decode()
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_what_a_killed_run_has_done_is_not_thrown_away_unasked(tmp_path, clip, capsys):
+    part = tmp_path / ".out.mp4.parts" / "000000.mp4"
+    part.parent.mkdir()
+    part.write_text("hours of work")
+    assert "--resume goes on" in complaint(capsys, clip, tmp_path / "out.mp4")
+    (tmp_path / "out.mp4").write_text("what was done until Ctrl-C")
+    assert "--resume goes on" in complaint(capsys, clip, tmp_path / "out.mp4")
+    assert part.exists()
+    run(clip, tmp_path / "out.mp4", "--overwrite")
+    assert len(decode(tmp_path / "out.mp4")[0]) == 39 and not part.exists()
+
+
+def test_what_a_killed_run_has_done_for_an_empty_folder_is_not_thrown_away_either(tmp_path, clip, capsys):
+    part = tmp_path / ".out.parts" / "000000"
+    for folder in (part, tmp_path / "out"):
+        folder.mkdir(parents=True)
+    assert "--resume goes on" in complaint(capsys, clip, tmp_path / "out")
+    assert part.exists()
+    run(clip, tmp_path / "out", "--overwrite")
+    assert len(list((tmp_path / "out").iterdir())) == 39 and not part.exists()
+
+
+def test_a_run_is_gone_on_with_in_the_mode_that_it_was_begun_in(tmp_path, monkeypatch, capsys):
+    source, out = encode(tmp_path / "in.mp4", moving(60)), tmp_path / "out.mp4"
+    write = interpolate_video.Job.write
+
+    def interrupted(job, writer, picture):
+        if picture.time > 1:
+            raise KeyboardInterrupt
+        write(job, writer, picture)
+
+    with monkeypatch.context() as during, pytest.raises(KeyboardInterrupt):
+        during.setattr(interpolate_video.Job, "write", interrupted)
+        run(source, out, "--segment", "1", "--no_fast", model="IFRNet_S")
+    line = complaint(capsys, source, out, "--segment", "1", "--resume", "--fast", model="IFRNet_S")
+    assert "was begun with fast no, not yes" in line
+    monkeypatch.setattr(fast, "PAYS", 1e15)
+    run(source, out, "--segment", "1", "--resume", model="IFRNet_S")  # so little is not worth fast mode's start
+    assert len(decode(out)[0]) == 119
+
+
+def test_an_interrupt_before_anything_is_done_leaves_nothing(tmp_path, clip, capsys, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(interpolate_video.Job, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(clip, tmp_path / "out.mp4")
+    assert not list(tmp_path.glob("*out*"))
