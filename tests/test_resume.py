@@ -233,11 +233,18 @@ def test_a_run_of_another_recipe_is_not_gone_on_with(whole, tmp_path, capsys):
 
 
 def test_two_runs_do_not_write_into_one_folder(vimeo, tmp_path):
+    """Nor is a folder held by a reading process of a run that was killed."""
+    options = ["--epochs", 300, "--batch_size", 4, "--log_every", 1, "--workers", 1]
+    log = tmp_path / "out.txt"
+    process = start(log, vimeo, tmp_path, *options)
+    wait_for(lambda: "iteration 2/" in log.read_text(), process, log)
+    with pytest.raises(ValueError, match="IFRNet_S: another run is at work here"):
+        train_here(vimeo, tmp_path, *options)
+    process.kill()
+    process.wait()
     with only_run(tmp_path / "IFRNet_S"):
-        (tmp_path / "IFRNet_S" / "notes.txt").touch()
-        with pytest.raises(ValueError, match="IFRNet_S: another run is at work here"):
-            train_here(vimeo, tmp_path, "--batch_size", 4, "--iterations", 1)
-    assert [path.name for path in (tmp_path / "IFRNet_S").iterdir()] == ["notes.txt"]
+        pass
+    assert not list((tmp_path / "IFRNet_S").glob(".lock"))
 
 
 def test_metrics_that_another_program_saved_are_named(vimeo, whole, tmp_path):

@@ -14,7 +14,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +31,7 @@ IMAGES = {".png": PNG, ".jpg": JPEG, ".jpeg": JPEG, ".ppm": PPM}
 PPM_HEADER = re.compile(rb"P6(?:\s+#[^\n]*)*\s+(\d+)(?:\s+#[^\n]*)*\s+(\d+)(?:\s+#[^\n]*)*\s+(\d+)\s")
 TOLD = mmap.mmap(-1, 2)  # a byte for each kind of loss, 1 once it was told; shared with processes that are forked off
 BITS, TRANSPARENCY = range(2)
+LOCK = ".lock"  # a file in a folder that one process at a time works in
 JPEG_MARKER = re.compile(rb"\xff([^\x00\xff])", re.DOTALL)
 JPEG_ALONE = {bytes([0x01]), *(bytes([number]) for number in range(0xD0, 0xD9))}  # markers that nothing belongs to
 PNG_WITH_ALPHA = (4, 6)  # kinds of colour, in byte 25
@@ -78,7 +79,7 @@ def alone_in(folder: str | Path) -> Iterator[None]:
     """One process of a machine at a time: others that come here with the same folder wait. Makes the folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a") as file:
+    with open(folder / LOCK, "a") as file:
         try:
             import fcntl
 
@@ -90,28 +91,28 @@ def alone_in(folder: str | Path) -> Iterator[None]:
 
 @contextmanager
 def only_run(folder: str | Path) -> Iterator[None]:
-    """Hold a folder for this run; it is made, and removed again if it stays empty. ValueError where another run of this
-    machine holds it."""
+    """Hold a folder for this process; it is made, and removed again if it stays empty. ValueError where another process
+    holds it. What is started meanwhile, such as processes that read ahead, does not hold it too."""
     folder = Path(folder)
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    handle = None
-    try:
+    lock = folder / LOCK
+    with open(lock, "a") as file:
         try:
             import fcntl
 
-            handle = os.open(folder, os.O_RDONLY)
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             raise ValueError(f"{folder}: another run is at work here; wait for its end, or end it") from None
         except (ImportError, OSError):  # Windows, or a disk without locks
             pass
-        yield
-    finally:
-        if handle is not None:
-            os.close(handle)
-        if made and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows keeps what is open
+                lock.unlink()
+            if made and folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def check_writable(folder: str | Path) -> None:

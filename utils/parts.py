@@ -40,16 +40,21 @@ class Parts:
                     raise ValueError(f"{self.out}: was begun with {name} {was}, not {now}; go on so, or start anew")
             for pattern in ("unfinished-*", "making-*", ".*"):  # the last: temporary names, such as of the whole
                 for leftover in self.folder.glob(pattern):
-                    _remove(leftover)
+                    self._clear(leftover)
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for old in self.folder.glob("*"):  # not the folder itself, which this run may hold
-                _remove(old)
+            for old in self.folder.iterdir():
+                self._clear(old)
             try:
                 io.write_bytes(record, json.dumps(self.settings, indent=1).encode())
             except OSError:
                 _remove(self.folder)
                 raise
+
+    @staticmethod
+    def _clear(path: Path) -> None:
+        if path.name != io.LOCK:  # by which this run may hold the folder
+            _remove(path)
 
     def path(self, number: int) -> Path:
         return self.folder / f"{number:06d}{self.suffix}"
