@@ -32,14 +32,17 @@ def parser(doc: str) -> cli.Parser:
     return options
 
 
-def between(args: argparse.Namespace, times: Sequence[float]) -> np.ndarray:
-    """The two frames with those at `times` between them, (2 + T, H, W, 3) uint8; says how long it took."""
+def between(args: argparse.Namespace, times: Sequence[float], written: Sequence[str]) -> np.ndarray:
+    """The two frames with those at `times` between them, (2 + T, H, W, 3) uint8; says how long it took.
+
+    written: the pictures that a demo makes in its folder, which must not be the two frames.
+    """
     pair = args.img0, args.img1
     if pair.count(None) == 1:
         raise ValueError(f"{args.img0 or args.img1}: --img0 and --img1 are a pair; give both")
     io.check_writable(args.out)
     for path in filter(None, pair):
-        if path.resolve().parent == args.out.resolve() and path.name.startswith("demo_"):
+        if path.resolve() in [(args.out / name).resolve() for name in written]:
             raise ValueError(f"{path}: would be written over; give another --out")
     first, last = io.read_frames([FIGURES / "img0.png", FIGURES / "img1.png"] if None in pair else pair)
     height, width = first.shape[:2]
@@ -59,7 +62,7 @@ def between(args: argparse.Namespace, times: Sequence[float]) -> np.ndarray:
 
 
 def main(args: argparse.Namespace) -> None:
-    frames = between(args, [0.5])
+    frames = between(args, [0.5], ["demo_2x.png", "demo_2x_overlay.png"])
     overlay = np.round((frames[0].astype(np.float32) + frames[2]) / 2).astype(np.uint8)
     io.write_image(args.out / "demo_2x.png", frames[1])
     io.write_image(args.out / "demo_2x_overlay.png", overlay)

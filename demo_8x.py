@@ -15,7 +15,7 @@ TIMES = [k / 8 for k in range(1, 8)]
 
 
 def main(args: argparse.Namespace) -> None:
-    frames = between(args, TIMES)
+    frames = between(args, TIMES, [f"demo_8x_{number}.png" for number in range(1, 8)])
     for number, frame in enumerate(frames[1:-1], start=1):
         io.write_image(args.out / f"demo_8x_{number}.png", frame)
     io.write_gif(args.out / "demo_8x.gif", frames, seconds=0.1)

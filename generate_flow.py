@@ -25,7 +25,7 @@ import sys
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -217,8 +217,7 @@ def check_record(folder: Path, names: list[str], wanted: dict) -> None:
             there = {"format": find_flow(folder / names[0] / FLOW[0]).suffix[1:]}
         except FileNotFoundError:
             return
-        if distributed.is_main():
-            print(f"note: nothing says what made the labels in {folder}; they are taken for {wanted['teacher']}'s")
+        print(f"note: nothing says what made the labels in {folder}; they are taken for {wanted['teacher']}'s")
     for key, value in there.items():
         if wanted.get(key) != value:
             raise ValueError(
@@ -290,20 +289,26 @@ def main(args: argparse.Namespace) -> None:
                 raise ValueError("--check runs in one process; leave torchrun out")
             check(args, names, teacher, device, given=chosen is not None)
             return
-        record = make_record(args)
-        check_record(folder, names, record)
-        problem = None
-        if distributed.is_main():
-            try:
-                check_space(args.data, names, args.format)
-                io.write_bytes(folder / RECORD, (json.dumps(record, indent=1) + "\n").encode())
-            except OSError as error:
-                problem = error
-        problem = distributed.gather(problem)[0]
-        if problem:
-            raise problem
-        with io.only_run(folder) if distributed.is_main() else nullcontext():
+        with ExitStack() as held:
+            problem = None
+            if distributed.is_main():
+                try:
+                    held.enter_context(io.only_run(folder))
+                    begin(args, folder, names)
+                except (OSError, ValueError) as error:
+                    problem = error
+            problem = distributed.gather(problem)[0]
+            if problem:
+                raise problem
             generate(args, names, teacher, device)
+
+
+def begin(args: argparse.Namespace, folder: Path, names: list[str]) -> None:
+    """Look whether labels can be made here, and note what makes them."""
+    record = make_record(args)
+    check_record(folder, names, record)
+    check_space(args.data, names, args.format)
+    io.write_bytes(folder / RECORD, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def why(teacher: str, folder: Path) -> str:

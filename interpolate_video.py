@@ -151,6 +151,8 @@ def main(args: argparse.Namespace) -> None:
             to_pipe(job)
         else:
             with io.only_run(folder_of(Path(args.output))) if distributed.is_main() else nullcontext():
+                if distributed.is_main():
+                    check_output(args)  # once more: another run of it may have ended meanwhile
                 to_parts(job)
         if source.damaged:
             frames = f"{source.damaged} frame{'s' * (source.damaged > 1)}"

@@ -321,47 +321,54 @@ def main(args: argparse.Namespace) -> None:
     with distributed.ranks(args) as device:
         folder = args.log_path / args.model_name
         io.check_writable(folder)
-        content = None
-        if args.resume:
-            content = epochs.newest(folder, args.recipe)
-        else:
-            epochs.refuse_overwriting(folder)
-        material = read_material(args).to(device)
-        footage, val = read_footage(args) if args.clips else ({}, [])
-        val_set = clips.Windows(val) if val else validation_scenes(material, args)
-        torch.manual_seed(args.seed)
-        if content:
-            begun = content.get("config", {}).get("init")
-            if args.init not in (None, begun):
-                how = f"with --init {begun}" if begun else "without --init"
-                raise ValueError(f"--init {args.init}: the run in {folder} began {how}; leave the option out")
-            args.init = begun  # the loss depends on it
-            if distributed.is_main():
-                epochs.tell_changes(content, epochs.recorded(args))
-        model = models.build(args.model_name, args.activation) if content else begin(args)
-        if distributed.is_main():
-            real = sum(len(w) for by_clip in footage.values() for w in by_clip)
-            cut = len(material.cutouts.picture) if material.cutouts else 0
-            print(
-                f"{len(material.patches)} patches of photographs and textures, {cut} objects cut out of photographs, "
-                f"{real} windows of footage, {len(val_set)} samples to validate on"
-            )
-        held = resident(footage, args, device)
-        trained = False
         with io.only_run(folder) if distributed.is_main() else nullcontext():
-            for stage in plan:
-                spent = max(distributed.gather(content["seconds"] if content else 0.0))  # the same on every rank
-                if content and spent >= args.minutes * 60 * stage.end:
-                    continue
-                trained = True
-                content = train(args, stage, model, material, footage, held, val_set, folder, device, content)
-        if not trained and distributed.is_main():
-            print(f"nothing to do: the run has taken {spent / 60:.1f} minutes; --minutes may give it more")
+            run(args, plan, folder, device)
+
+
+def run(args: argparse.Namespace, plan: list[Stage], folder: Path, device: torch.device) -> None:
+    """All stages, in a folder that is this run's."""
+    content = None
+    if args.resume:
+        content = epochs.newest(folder, args.recipe)
+    else:
+        epochs.refuse_overwriting(folder)
+    material = read_material(args).to(device)
+    footage, val = read_footage(args) if args.clips else ({}, [])
+    val_set = clips.Windows(val) if val else validation_scenes(material, args)
+    args.validation = epochs.fingerprint(val_set)
+    content = epochs.judged_anew(content, epochs.recorded(args))
+    torch.manual_seed(args.seed)
+    if content:
+        begun = content.get("config", {}).get("init")
+        if args.init not in (None, begun):
+            how = f"with --init {begun}" if begun else "without --init"
+            raise ValueError(f"--init {args.init}: the run in {folder} began {how}; leave the option out")
+        args.init = begun  # the loss depends on it
         if distributed.is_main():
-            shipped = folder / f"{args.model_name}.pth"
-            halves = {name: value.half().cpu() for name, value in bare(content).items()}
-            checkpoint.write(shipped, halves)
-            print(f"wrote {shipped}: the weights at the end, 16 bits; {folder / checkpoint.LATEST}: to go on from")
+            epochs.tell_changes(content, epochs.recorded(args))
+    model = models.build(args.model_name, args.activation) if content else begin(args)
+    if distributed.is_main():
+        real = sum(len(w) for by_clip in footage.values() for w in by_clip)
+        cut = len(material.cutouts.picture) if material.cutouts else 0
+        print(
+            f"{len(material.patches)} patches of photographs and textures, {cut} objects cut out of photographs, "
+            f"{real} windows of footage, {len(val_set)} samples to validate on"
+        )
+    held = resident(footage, args, device)
+    trained = False
+    for stage in plan:
+        spent = max(distributed.gather(content["seconds"] if content else 0.0))  # the same on every rank
+        if content and spent >= args.minutes * 60 * stage.end:
+            continue
+        trained = True
+        content = train(args, stage, model, material, footage, held, val_set, folder, device, content)
+    if not trained and distributed.is_main():
+        print(f"nothing to do: the run has taken {spent / 60:.1f} minutes; --minutes may give it more")
+    if distributed.is_main():
+        shipped = folder / f"{args.model_name}.pth"
+        halves = {name: value.half().cpu() for name, value in bare(content).items()}
+        checkpoint.write(shipped, halves)
+        print(f"wrote {shipped}: the weights at the end, 16 bits; {folder / checkpoint.LATEST}: to go on from")
 
 
 def train(

@@ -7,6 +7,7 @@ where it was when the same command is given again.
 
 import argparse
 import hashlib
+import math
 import os
 import platform
 import shlex
@@ -270,21 +271,16 @@ def score_all(
     # Pictures come through a pipe as they are: shared memory, where tensors would come, is small in containers.
     loader = DataLoader(batches, batch_size=None, collate_fn=whole, num_workers=min(workers, len(batches)))
     bar = tqdm(loader, desc=contender.about["model"], unit="batch", disable=None if distributed.is_main() else True)
-    mine, failure = {}, None
-    try:
-        with progress.writer(contender.about["model"]) as write:
-            for batch, stacks in bar:
-                members, mark = batches.members(batch), batches.mark(batch)
-                mine[batch] = score_batch(contender, members, stacks, PROTOCOLS[args.protocol], scorers, frames)
-                broken = next((score for score in mine[batch] if score.broken), None)
-                if broken and not args.skip_broken:
-                    raise ValueError(f"{broken.broken} (case {broken.name}); --skip_broken leaves such cases out")
-                if not broken:  # that may be mended until the next run
-                    write(batch, mark, mine[batch])
-    except (ValueError, OSError) as error:  # which the other ranks would wait for
-        failure = error
-    if failure := next(filter(None, distributed.gather(failure)), None):
-        raise failure
+    mine = {}
+    with progress.writer(contender.about["model"]) as write:
+        for batch, stacks in bar:
+            members, mark = batches.members(batch), batches.mark(batch)
+            mine[batch] = score_batch(contender, members, stacks, PROTOCOLS[args.protocol], scorers, frames)
+            broken = next((score for score in mine[batch] if score.broken), None)
+            if broken and not args.skip_broken:
+                raise ValueError(f"{broken.broken} (case {broken.name}); --skip_broken leaves such cases out")
+            if not broken:  # that may be mended until the next run
+                write(batch, mark, mine[batch])
     for others in distributed.gather(mine):
         known |= others
     scores = [score for batch in sorted(known) for score in known[batch]]
@@ -319,6 +315,11 @@ def score_batch(
         for place, i in enumerate(indices):
             split, case = members[i]
             scores[i] = Score(split.name, case.name, {name: values[name][place] for name in scorers})
+            for name, of_case in scores[i].values.items():
+                if not all(map(math.isfinite, of_case)):
+                    raise ValueError(
+                        f"{case.img0}: {name} is no number; is the checkpoint whole? Or try --precision fp32"
+                    )
             if frames is not None:
                 for t, frame in zip(times, io.to_uint8(prediction[place])):
                     several = f"_t{t:.4f}" if len(times) > 1 else ""

@@ -296,8 +296,7 @@ def _prepare(source: Vimeo90K, out: Path, plan: dict) -> None:
             return
         if _load(out / CHECKSUMS).any():
             raise ValueError(f"{out}: another list or another choice of flow is packed here; give another --out")
-        for name in (FRAMES, FLOW, SOURCES, CHECKSUMS):  # of a run that packed nothing
-            (out / name).unlink(missing_ok=True)
+        begun.unlink()  # of a run that packed nothing
     frames = source.stack(0).frames.shape
     shapes = {name: ((len(source),), np.uint32) for name in (CHECKSUMS, SOURCES)}
     shapes[FRAMES] = (len(source), *frames), np.uint8
@@ -306,6 +305,7 @@ def _prepare(source: Vimeo90K, out: Path, plan: dict) -> None:
     needed = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in shapes.values())
     if needed > (free := shutil.disk_usage(out).free):
         raise ValueError(f"{out}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} are free; give another --out")
+    (out / FLOW).unlink(missing_ok=True)
     for name, (shape, kind) in shapes.items():
         np.lib.format.open_memmap(out / name, "w+", kind, shape).flush()
     write_bytes(begun, json.dumps(plan).encode())

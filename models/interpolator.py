@@ -1,5 +1,6 @@
 """Interpolator: from frames of any size to frames at any times, on any device, at any precision."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -95,7 +96,8 @@ def check_pair(img0: Tensor, img1: Tensor) -> None:
         raise ValueError(f"frames of shape {tuple(img0.shape)}; RGB of at least 2x2 pixels is needed, (3, H, W)")
     if img0.device.type == "cpu":  # on a GPU we would wait for the answer
         # A 64th of the pixels: bytes as floats, or values around 0, are told by few.
-        least, most = torch.stack([x[..., ::8, ::8] for x in (img0, img1)]).float().aminmax()
+        ends = [bound.item() for x in (img0, img1) for bound in x[..., ::8, ::8].aminmax()]
+        least, most = (math.nan, math.nan) if any(map(math.isnan, ends)) else (min(ends), max(ends))
         if not (DARKEST <= least and most <= BRIGHTEST):
             if most > BRIGHTEST:
                 raise ValueError(f"frames reach {most:g}; values in [0, 1] are needed: divide by 255")

@@ -218,6 +218,9 @@ def test_the_best_of_another_validation_set_is_none(vimeo, whole, tmp_path):
     content = weights_and_all(tmp_path)
     torch.save({**content, "best": 99.0}, tmp_path / "IFRNet_S" / "latest.pth")
     before = (tmp_path / "IFRNet_S" / "best.pth").stat().st_mtime_ns
+    moved = shutil.copytree(vimeo, tmp_path / "moved")
+    train_here(moved, tmp_path, "--batch_size", 4, "--epochs", 6, "--resume", "auto", "--val_list", moved / "val.txt")
+    assert weights_and_all(tmp_path)["best"] == 99  # it is the same set, elsewhere
     train_here(vimeo, tmp_path, "--batch_size", 4, "--epochs", 7, "--resume", "auto")  # the list's last, not val.txt
     assert weights_and_all(tmp_path)["best"] < 99
     assert (tmp_path / "IFRNet_S" / "best.pth").stat().st_mtime_ns > before

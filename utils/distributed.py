@@ -68,7 +68,9 @@ def ranks(args: argparse.Namespace) -> Iterator[torch.device]:
         yield device
     except RuntimeError as error:
         if any(words in str(error) for words in GONE):
-            raise ValueError("another process of this run has ended; its own words say why") from error
+            raise ValueError(
+                "another process of this run has ended; unless it was killed, its line says why"
+            ) from error
         raise
     finally:
         # Up to PyTorch 2.7, at least, the end of gloo's group waits, holding the interpreter's lock, for a thread that

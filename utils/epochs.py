@@ -1,6 +1,7 @@
 """Training by epochs over a set on the disk: the options and the way to `fit` that the recipes share."""
 
 import argparse
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -25,7 +26,7 @@ T = TypeVar("T")
 FREE = (
     "epochs", "minutes", "data", "cache", "workers", "device", "compile", "world_size", "local_rank", "resume",
     "resume_path", "resume_epoch", "log_path", "log_every", "save_every", "eval_interval", "eval_iterations",
-    "max_bad_steps",
+    "max_bad_steps", "validation",
 )  # fmt: skip
 CLIPS = "clips:"  # what --data begins with where it is a folder of videos or frame folders
 CLIP_OPTIONS = {"clip_stride": 1, "clip_longest": 640}
@@ -144,35 +145,35 @@ def train(
     """
     folder = Path(args.log_path) / args.model_name
     io.check_writable(folder)
-    order = Order(len(train_set), args.batch_size, args.seed, args.accumulate)
-    resume = find_resume(args, folder, order.per_epoch)
-    if resume and other_validation(resume.get("config") or {}, recorded(args)):
-        resume |= {"best": -math.inf, "validated": -1}
-    iterations = args.iterations or args.epochs * order.per_epoch
-    config = recorded(args) | {"iterations": iterations, "step_size": order.step_size}
-    if distributed.is_main():
-        announce(args, order, iterations, paper, len(train_set), len(val_set), device)
-        tell_changes(resume, config)
-    recipe = Recipe(
-        iterations=iterations,
-        eval_every=args.eval_iterations or args.eval_interval * order.per_epoch,
-        **{
-            name: getattr(args, name)
-            for name in ("lr_start", "lr_end", "accumulate", "amp", "channels_last", "compile", "ema", "clip_grad")
-            + ("optimizer", "log_every", "save_every", "max_bad_steps")
-        },
-    )
-
-    def batches(start: int):
-        ahead = Order(len(train_set), args.batch_size, args.seed, args.accumulate, start)
-        return on_device(read(train_set, ahead, args.workers, pin=device.type == "cuda"), prepare, device)
-
-    validate = Validation(val_set, device, args.workers)
-    if resume is None:
-        averaging = validate.averaging  # all ranks take part
-        if distributed.is_main():
-            print(f"to beat: the average of both frames scores {averaging:.4f} dB in this validation", flush=True)
     with io.only_run(folder) if distributed.is_main() else nullcontext():
+        order = Order(len(train_set), args.batch_size, args.seed, args.accumulate)
+        resume = find_resume(args, folder, order.per_epoch)
+        iterations = args.iterations or args.epochs * order.per_epoch
+        config = recorded(args) | {"iterations": iterations, "step_size": order.step_size}
+        config["validation"] = fingerprint(val_set)
+        resume = judged_anew(resume, config)
+        if distributed.is_main():
+            announce(args, order, iterations, paper, len(train_set), len(val_set), device)
+            tell_changes(resume, config)
+        recipe = Recipe(
+            iterations=iterations,
+            eval_every=args.eval_iterations or args.eval_interval * order.per_epoch,
+            **{
+                name: getattr(args, name)
+                for name in ("lr_start", "lr_end", "accumulate", "amp", "channels_last", "compile", "ema", "clip_grad")
+                + ("optimizer", "log_every", "save_every", "max_bad_steps")
+            },
+        )
+
+        def batches(start: int):
+            ahead = Order(len(train_set), args.batch_size, args.seed, args.accumulate, start)
+            return on_device(read(train_set, ahead, args.workers, pin=device.type == "cuda"), prepare, device)
+
+        validate = Validation(val_set, device, args.workers)
+        if resume is None:
+            averaging = validate.averaging  # all ranks take part
+            if distributed.is_main():
+                print(f"to beat: the average of both frames scores {averaging:.4f} dB in this validation", flush=True)
         fit(
             model,
             batches,
@@ -189,11 +190,22 @@ def train(
         print(f"the run is in {folder}: {checkpoint.BEST}, weights to use; {checkpoint.LATEST}, to go on from")
 
 
-def other_validation(before: dict, now: dict) -> bool:
-    """Whether options that choose the validation set are others than those that a run was begun with: its best weights
-    were the best of another set."""
-    names = ("data", "val_list", *CLIP_OPTIONS)
-    return any(name in before and before[name] != now[name] for name in names)
+def fingerprint(dataset: Dataset) -> str:
+    """What tells a validation set from others, wherever it lies: its length and some of its pictures."""
+    digest = hashlib.sha256(str(len(dataset)).encode())
+    for index in sorted({0, len(dataset) // 2, len(dataset) - 1}):
+        digest.update(dataset[index].imgt.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def judged_anew(content: dict | None, config: dict) -> dict | None:
+    """A checkpoint to go on from, without its best score where that is of another validation set than now."""
+    before = ((content or {}).get("config") or {}).get("validation", config["validation"])
+    if before == config["validation"]:
+        return content
+    if distributed.is_main():
+        print(f"note: validated on other samples than until now: {checkpoint.BEST} begins anew", flush=True)
+    return content | {"best": -math.inf, "validated": -1}
 
 
 def recorded(args: argparse.Namespace) -> dict:
@@ -251,7 +263,7 @@ def newest(folder: Path, recipe: str, instead: str | None = None) -> dict | None
     content, warnings = checkpoint.newest(folder)
     if warnings and content is None:
         raise ValueError(f"{warnings[0]}; repair it or move it away, or begin elsewhere with --log_path")
-    theirs = (content or {}).get("config", {}).get("recipe", recipe)
+    theirs = ((content or {}).get("config") or {}).get("recipe", recipe)
     if theirs != recipe:
         raise ValueError(f"{folder}: a run of train_{theirs}.py is here; give another --log_path")
     for line in warnings if distributed.is_main() else ():

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import cv2
 import imageio.v3 as imageio
@@ -91,28 +91,43 @@ def alone_in(folder: str | Path) -> Iterator[None]:
 
 @contextmanager
 def only_run(folder: str | Path) -> Iterator[None]:
-    """Hold a folder for this process; it is made, and removed again if it stays empty. ValueError where another process
-    holds it. What is started meanwhile, such as processes that read ahead, does not hold it too."""
+    """Hold a folder for this process; it is made, and removed again where it is empty in the end. ValueError where
+    another process holds it. What is started meanwhile, such as processes that read ahead, does not hold it too."""
     folder = Path(folder)
-    made = not folder.exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     lock = folder / LOCK
-    with open(lock, "a") as file:
-        try:
-            import fcntl
+    file = _locked(lock)
+    try:
+        yield
+    finally:
+        if file is not None:
+            lock.unlink(missing_ok=True)
+            file.close()
+        with suppress(OSError):  # which are not empty
+            for path in made or [folder]:
+                path.rmdir()
 
+
+def _locked(path: Path) -> TextIO | None:
+    """A file by which this process alone holds something, open as long as it does; None where there are no locks.
+    ValueError where another process holds it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    while True:
+        file = open(path, "a")
+        try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            raise ValueError(f"{folder}: another run is at work here; wait for its end, or end it") from None
-        except (ImportError, OSError):  # Windows, or a disk without locks
-            pass
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # Windows keeps what is open
-                lock.unlink()
-            if made and folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+            file.close()
+            raise ValueError(f"{path.parent}: another run is at work here; wait for its end, or end it") from None
+        except OSError:  # a disk without locks
+            return file
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+        file.close()  # the one before removed it between
 
 
 def check_writable(folder: str | Path) -> None:

@@ -48,7 +48,7 @@ class Parts:
             try:
                 io.write_bytes(record, json.dumps(self.settings, indent=1).encode())
             except OSError:
-                _remove(self.folder)
+                self.remove()
                 raise
 
     @staticmethod
@@ -123,7 +123,11 @@ class Parts:
         temporary.replace(self.path(number))
 
     def remove(self) -> None:
-        _remove(self.folder)
+        """Of the folder, which this run may hold, nothing else is left."""
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            self._clear(path)
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
 
 
 def _remove(path: Path) -> None:

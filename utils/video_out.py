@@ -56,8 +56,8 @@ MOST = 2**31 - 1  # ticks in a second, and from a frame to the next: containers 
 FASTEST_GIF = 100  # frames a second
 PICTURE = re.compile(r"\d{8}\.png")
 GIF_TICK = Fraction(1, 100)
-# A palette of its own for every frame, so that memory does not grow with the length.
 PRIMING = Fraction(1, 20)  # seconds before the start that decoders of sound need to hear
+# A palette of its own for every frame, so that memory does not grow with the length.
 GIF_FILTERS = ("split", "palettegen=stats_mode=single", "paletteuse=new=1")
 
 
