@@ -25,7 +25,6 @@ import sys
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -289,11 +288,10 @@ def main(args: argparse.Namespace) -> None:
                 raise ValueError("--check runs in one process; leave torchrun out")
             check(args, names, teacher, device, given=chosen is not None)
             return
-        with ExitStack() as held:
+        with io.only_run(folder):
             problem = None
             if distributed.is_main():
                 try:
-                    held.enter_context(io.only_run(folder))
                     begin(args, folder, names)
                 except (OSError, ValueError) as error:
                     problem = error

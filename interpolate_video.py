@@ -22,7 +22,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from fractions import Fraction
 from itertools import chain, groupby
 from itertools import count as infinity
@@ -150,7 +150,7 @@ def main(args: argparse.Namespace) -> None:
         if kind == "pipe":
             to_pipe(job)
         else:
-            with io.only_run(folder_of(Path(args.output))) if distributed.is_main() else nullcontext():
+            with io.only_run(folder_of(Path(args.output))):
                 if distributed.is_main():
                     check_output(args)  # once more: another run of it may have ended meanwhile
                 to_parts(job)

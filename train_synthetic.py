@@ -14,7 +14,6 @@ but with --init, loss weights follow the share of --minutes that is over, and a 
 import argparse
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from itertools import count, repeat
 from pathlib import Path
 from typing import NamedTuple
@@ -321,7 +320,7 @@ def main(args: argparse.Namespace) -> None:
     with distributed.ranks(args) as device:
         folder = args.log_path / args.model_name
         io.check_writable(folder)
-        with io.only_run(folder) if distributed.is_main() else nullcontext():
+        with io.only_run(folder):
             run(args, plan, folder, device)
 
 
@@ -339,7 +338,7 @@ def run(args: argparse.Namespace, plan: list[Stage], folder: Path, device: torch
     content = epochs.judged_anew(content, epochs.recorded(args))
     torch.manual_seed(args.seed)
     if content:
-        begun = content.get("config", {}).get("init")
+        begun = (content.get("config") or {}).get("init")
         if args.init not in (None, begun):
             how = f"with --init {begun}" if begun else "without --init"
             raise ValueError(f"--init {args.init}: the run in {folder} began {how}; leave the option out")

@@ -286,7 +286,7 @@ def _open(path: Path, name: str, longest: int | None, cache: Path) -> Clip:
     files = io.list_images(path) if path.is_dir() else [path]
     states = [(file.name, (state := file.stat()).st_size, state.st_mtime_ns) for file in files]
     stem = f"{path.stem}-{_digest(path.resolve(), longest)}"
-    current = f"{stem}-{_digest(states, *['gaps'] * path.is_dir())}"  # their breaks are newer than those of videos
+    current = f"{stem}-{_digest(states)}"
     frames, breaks = (cache / f"{current}.{part}.npy" for part in ("frames", "breaks"))
     if not breaks.is_file():
         with io.alone_in(cache):

@@ -305,7 +305,7 @@ def _prepare(source: Vimeo90K, out: Path, plan: dict) -> None:
     needed = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in shapes.values())
     if needed > (free := shutil.disk_usage(out).free):
         raise ValueError(f"{out}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} are free; give another --out")
-    (out / FLOW).unlink(missing_ok=True)
+    (out / FLOW).unlink(missing_ok=True)  # of a start with flow
     for name, (shape, kind) in shapes.items():
         np.lib.format.open_memmap(out / name, "w+", kind, shape).flush()
     write_bytes(begun, json.dumps(plan).encode())

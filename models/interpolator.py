@@ -1,6 +1,5 @@
 """Interpolator: from frames of any size to frames at any times, on any device, at any precision."""
 
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -94,14 +93,13 @@ def check_pair(img0: Tensor, img1: Tensor) -> None:
         raise ValueError(f"the two frames have different {'shapes' if alike else 'sizes'}: {' and '.join(sizes)}")
     if img0.ndim not in (3, 4) or img0.shape[-3] != 3 or min(img0.shape[-2:]) < 2 or not len(img0):
         raise ValueError(f"frames of shape {tuple(img0.shape)}; RGB of at least 2x2 pixels is needed, (3, H, W)")
-    if img0.device.type == "cpu":  # on a GPU we would wait for the answer
-        # A 64th of the pixels: bytes as floats, or values around 0, are told by few.
-        ends = [bound.item() for x in (img0, img1) for bound in x[..., ::8, ::8].aminmax()]
-        least, most = (math.nan, math.nan) if any(map(math.isnan, ends)) else (min(ends), max(ends))
-        if not (DARKEST <= least and most <= BRIGHTEST):
+    for frame in (img0, img1):
+        if frame.device.type == "cpu":  # on a GPU we would wait for the answer
+            least, most = frame[..., ::8, ::8].aminmax()  # bytes as floats, or values around 0, are told by few pixels
             if most > BRIGHTEST:
                 raise ValueError(f"frames reach {most:g}; values in [0, 1] are needed: divide by 255")
-            raise ValueError(f"frames from {least:g} to {most:g}; values in [0, 1] are needed")
+            if not (DARKEST <= least and most <= BRIGHTEST):  # NaN, too
+                raise ValueError(f"frames from {least:g} to {most:g}; values in [0, 1] are needed")
 
 
 def check_range(times: Sequence[float]) -> None:

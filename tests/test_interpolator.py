@@ -86,7 +86,7 @@ def test_what_is_no_pair_of_frames_is_refused(model, shapes):
         ((torch.zeros(3, 64, 96),) * 2, (t for t in [0.5]), "a list of numbers"),
         ((torch.zeros(3, 64, 96),) * 2, ["a"], "t = 'a' is no number"),
         ((torch.zeros(3, 64, 96),) * 2, torch.full((2, 2), 0.5), "is no number"),
-        ((torch.full((3, 64, 96), -1.0), torch.ones(3, 64, 96)), [0.5], r"frames from -1 to 1; values in \[0, 1\]"),
+        ((torch.full((3, 64, 96), -1.0), torch.ones(3, 64, 96)), [0.5], r"frames from -1 to -1; values in \[0, 1\]"),
         ((torch.full((3, 64, 96), torch.nan),) * 2, [0.5], "frames from nan to nan"),
     ],
 )

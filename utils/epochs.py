@@ -4,7 +4,6 @@ import argparse
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TypeVar
 
@@ -145,7 +144,7 @@ def train(
     """
     folder = Path(args.log_path) / args.model_name
     io.check_writable(folder)
-    with io.only_run(folder) if distributed.is_main() else nullcontext():
+    with io.only_run(folder):
         order = Order(len(train_set), args.batch_size, args.seed, args.accumulate)
         resume = find_resume(args, folder, order.per_epoch)
         iterations = args.iterations or args.epochs * order.per_epoch

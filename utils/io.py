@@ -91,8 +91,11 @@ def alone_in(folder: str | Path) -> Iterator[None]:
 
 @contextmanager
 def only_run(folder: str | Path) -> Iterator[None]:
-    """Hold a folder for this process; it is made, and removed again where it is empty in the end. ValueError where
-    another process holds it. What is started meanwhile, such as processes that read ahead, does not hold it too."""
+    """Hold a folder for this run, whose main rank does so for all; it is made, and removed again where it is empty in
+    the end. ValueError where another run holds it. Processes that are started meanwhile do not hold it too."""
+    if not distributed.is_main():
+        yield
+        return
     folder = Path(folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
