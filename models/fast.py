@@ -7,14 +7,15 @@ Features are half precision (bfloat16 on CPUs, float16 on GPUs) in channels-last
 stay float32. Between the convolutions there is one pass over memory where there were several (kernels.py): activation
 in place, the side channels of a residual block put back where they were, a decoder's input sampled straight into the
 buffer that its convolution reads. On CPUs most convolutions are winograd.py's where that pays, the others oneDNN's with
-weights packed for it; on GPUs all of an Interpolator's call is a CUDA graph (recording.py). Nothing is compiled for a
-size, so that every size is quick the first time.
+weights packed for it; on GPUs those in half precision are cuda_convolution.py's, the others cuDNN's, and all of an
+Interpolator's call is a CUDA graph (recording.py). Nothing is compiled for a size, so that every size is quick the
+first time.
 """
 
 import copy
 import warnings
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -95,8 +96,8 @@ class Channels(NamedTuple):
         return whole.index_copy_(dim, torch.tensor(self.places, device=x.device), x)
 
 
-def by_cudnn(device: torch.device) -> bool:
-    """Whether cuDNN computes convolutions: it likes channels in eights, and does not add a bias itself."""
+def for_gpu(device: torch.device) -> bool:
+    """Whether convolutions are a GPU's: channels come in eights, and cuDNN does not add a bias itself."""
     return device.type == "cuda"
 
 
@@ -136,9 +137,9 @@ class Conv:
         slope = None if act is None else outputs.spread(act.weight.detach())
         self.slope = None if slope is None else slope.to(self.weight.device, torch.float32)
         self.packs = packs(self.weight.device, to["dtype"])
-        self.packed: dict[int, Tensor] = {}
+        self.packed: dict[int | NamedTuple, Any] = {}  # weights as a library or a kernel wants them, by what for
         # PyTorch adds a bias in a pass of its own after cuDNN, which the activation can save.
-        self.late = self.bias if act is not None and by_cudnn(self.weight.device) else None
+        self.late = self.bias if act is not None and for_gpu(self.weight.device) else None
         self.winograd = None
         if kernel.winograd and serves(module, inputs.total):
             whole, phases = (as_convolution(module), 4) if self.transposed else (module, 1)
@@ -159,6 +160,8 @@ class Conv:
         """
         if self.winograd and kernel.winograd:
             return self.winograd(kernel.winograd, x, add, into, tail)
+        if kernel.convolves(x):
+            return kernel.convolve(self, x, add, into, tail)
         y = self.convolve(x)
         if self.slope is None:
             return y
@@ -212,7 +215,7 @@ class FastDecoder:
         finer: Channels | None,
     ):
         first, block, up = decoder.convblock
-        unit, self.side = ALIGNED if by_cudnn(to["device"]) else 1, block.split[1]
+        unit, self.side = ALIGNED if for_gpu(to["device"]) else 1, block.split[1]
         count = 2 if level == LEVELS else 3  # features: of both frames, and of the frame between
         rest = first[0].in_channels - count * len(feature.places)  # the time, or the flows
         places = [k * feature.total + place for k in range(count) for place in feature.places]
@@ -264,8 +267,9 @@ class FastIFRNet:
             raise ValueError(f"fast mode is for networks with PReLU, not {model.act}; go without it")
         self.dtype = dtype
         self.kernel = kernels.choose(device, dtype)
-        kernel, to, unit = self.kernel, {"device": device, "dtype": dtype}, ALIGNED if by_cudnn(device) else 1
-        self.encoder, features, before = [], [None], at_front(3, 1)
+        kernel, to, unit = self.kernel, {"device": device, "dtype": dtype}, ALIGNED if for_gpu(device) else 1
+        self.colours = multiple(3, unit)
+        self.encoder, features, before = [], [None], at_front(3, unit)
         for stage in model.encoder.children():
             feature = at_front(stage[0][0].out_channels, unit)
             among = ((before, feature), (feature, feature))
@@ -313,7 +317,7 @@ class FastIFRNet:
         mean = common_mean(img0, img1)
         size = tuple(round(side * scale) for side in img0.shape[-2:])
         small = (img0, img1) if scale == 1 else (resize(img0, size=size), resize(img1, size=size))
-        x, features = self.kernel.prepare(*small, mean, self.dtype), []
+        x, features = self.kernel.prepare(*small, mean, self.dtype, self.colours), []
         for halvings, convs in enumerate(self.encoder):
             # Of four pixels there, a stage's convolutions make one.
             x = by_rows(partial(self._stage, convs), self._rows(x, halvings, 4 * STRIP), x)

@@ -1,7 +1,8 @@
 """What lies between the convolutions, each in one pass over memory: activation, a decoder's input, the last blend.
 
 Three ways to compute the same: `Eager` is plain PyTorch, runs anywhere and says what is meant; `Native` is native.c,
-compiled for the CPU at hand (native.py); `Triton` is for GPUs (triton_kernels.py). `choose` picks one.
+compiled for the CPU at hand (native.py); `Triton` is for GPUs (triton_kernels.py), with convolutions that end in what
+would follow them (cuda_convolution.py). `choose` picks one.
 
 Tensors are (B, C, H, W) in channels-last order and dense; features have any floating type, flow and frames are float32.
 Coordinates and sums are float32 throughout.
@@ -36,9 +37,15 @@ class Eager:
     one_pass = False  # whether `blend` keeps nothing but the frame, so that it need not work in strips
     winograd: Library | None = None  # that has convolutions as winograd.py computes them
 
-    def prepare(self, img0: Tensor, img1: Tensor, mean: Tensor, dtype: torch.dtype) -> Tensor:
-        """Both frames minus `mean`, one after the other along the batch. mean: (B, 1, 1, 1)."""
-        return torch.cat([img0 - mean, img1 - mean]).to(dtype, memory_format=torch.channels_last)
+    def convolves(self, x: Tensor) -> bool:
+        """Whether these kernels have convolutions of x of their own: `convolve`, as fast.Conv calls it."""
+        return False
+
+    def prepare(self, img0: Tensor, img1: Tensor, mean: Tensor, dtype: torch.dtype, channels: int = 3) -> Tensor:
+        """Both frames minus `mean`, one after the other along the batch, (2 B, channels, H, W): zeros after the third.
+        mean: (B, 1, 1, 1)."""
+        both = F.pad(torch.cat([img0 - mean, img1 - mean]), (0, 0, 0, 0, 0, channels - 3))
+        return both.to(dtype, memory_format=torch.channels_last)
 
     def prelu(
         self,
@@ -132,7 +139,8 @@ class Native(Eager):
         self.call = library.call
         self.winograd = library if winograd.pays(library, dtype) else None
 
-    def prepare(self, img0, img1, mean, dtype):
+    def prepare(self, img0, img1, mean, dtype, channels=3):
+        assert channels == 3, "of more a CPU has no use"
         batch, _, height, width = img0.shape
         both = torch.empty((2 * batch, 3, height, width), dtype=dtype, memory_format=torch.channels_last)
         for img, out in ((img0, both[:batch]), (img1, both[batch:])):

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import cuda_convolution
 from .kernels import Eager, empty
 
 VALUES, PIXELS = 1024, 256  # that one program works on, where it goes by values and where by pixels
@@ -19,14 +20,22 @@ class Triton(Eager):
 
     one_pass = True
 
-    def prepare(self, img0, img1, mean, dtype):
+    def convolves(self, x):
+        return cuda_convolution.serves(x)
+
+    def convolve(self, conv, x, add=None, into=None, tail=0):
+        return cuda_convolution.convolve(conv, x, add, into, tail)
+
+    def prepare(self, img0, img1, mean, dtype, channels=3):
         (batch, _, height, width), mean = img0.shape, mean.contiguous()
-        shape, layout = (2 * batch, 3, height, width), torch.channels_last
+        shape, layout = (2 * batch, channels, height, width), torch.channels_last
         out = torch.empty(shape, dtype=dtype, device=img0.device, memory_format=layout)
         total = batch * height * width
         with torch.cuda.device_of(out):
             _prepare[(triton.cdiv(total, PIXELS),)](
                 *(img0.contiguous(), img1.contiguous(), mean, out, total, height * width),
+                CHANNELS=channels,
+                LANES=triton.next_power_of_2(channels),
                 PIXELS=PIXELS,
             )
         return out
@@ -199,16 +208,25 @@ def _prelu(
 
 
 @triton.jit
-def _prepare(img0, img1, mean, out, total, size, PIXELS: tl.constexpr):
-    p = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
-    inside, n = p < total, p // size
+def _prepare(
+    img0,
+    img1,
+    mean,
+    out,
+    total,
+    size,
+    CHANNELS: tl.constexpr,
+    LANES: tl.constexpr,
+    PIXELS: tl.constexpr,
+):
+    p, k = (tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS))[:, None], tl.arange(0, LANES)[None, :]
+    n, inside, colour = p // size, p < total, k < 3
     middle = tl.load(mean + n, mask=inside, other=0)
-    for k in tl.static_range(3):
-        planar, place = (3 * n + k) * size + p % size, 3 * p + k
-        first = tl.load(img0 + planar, mask=inside, other=0) - middle
-        second = tl.load(img1 + planar, mask=inside, other=0) - middle
-        tl.store(out + place, first.to(out.dtype.element_ty), mask=inside)
-        tl.store(out + 3 * total + place, second.to(out.dtype.element_ty), mask=inside)
+    planar, place = (3 * n + k) * size + p % size, CHANNELS * p + k
+    first = tl.where(colour, tl.load(img0 + planar, mask=inside & colour, other=0) - middle, 0)
+    second = tl.where(colour, tl.load(img1 + planar, mask=inside & colour, other=0) - middle, 0)
+    tl.store(out + place, first.to(out.dtype.element_ty), mask=inside & (k < CHANNELS))
+    tl.store(out + CHANNELS * total + place, second.to(out.dtype.element_ty), mask=inside & (k < CHANNELS))
 
 
 @triton.jit

@@ -164,7 +164,7 @@ def test_rounding_to_bfloat16_is_pytorchs():
 @pytest.mark.parametrize("make", [lambda: (kernels.Eager(), CPU), triton], ids=["twins", "triton"])
 def test_how_channels_and_biases_lie_on_a_gpu_changes_nothing(small, make, monkeypatch):
     kernel, device = make()
-    monkeypatch.setattr(fast, "by_cudnn", lambda device: True)
+    monkeypatch.setattr(fast, "for_gpu", lambda device: True)
     monkeypatch.setattr(fast, "packs", lambda *_: False)
     quick = fast.FastIFRNet(small, device, torch.float32)
     quick.kernel = kernel

@@ -1,0 +1,223 @@
+/* A convolution of half precision for GPUs with tensor cores (compute capability 8.0 and later), which ends in bias, sum
+and PReLU. cuda_convolution.py compiles it for the device at hand, with the sizes of a tile as macros:
+
+    SIDE, STRIDE, UP   3 1 1 or 3 2 1: convolutions with a padding of 1. 2 1 2: one with 4 x 4 taps, transposed, of
+                       stride 2: its pixels of even and odd rows and columns are four convolutions of 2 x 2 taps each.
+    WARPS, FRAGMENTS   a warp computes FRAGMENTS times 16 pixels of a row.
+    ACROSS             columns of a tile, 16 or 32.
+    GROUPS             times 8 output channels a tile.
+    STAGES, BLOCKS     parts of the input that are in shared memory at a time; blocks on a multiprocessor.
+    BFLOAT16           bfloat16; without it float16.
+
+A block works on one tile: of its pixels and what surrounds them, 16 channels after the other come to shared memory,
+with their weights, while those before are multiplied. All taps read the same copy there, shifted.
+
+Tensors are dense, channels last. Channels are multiples of 8, and so are pitch and `last`. */
+
+#define TAPS (SIDE * SIDE)
+#define THREADS (32 * WARPS)
+#define TALL (WARPS * FRAGMENTS * 16 / ACROSS)
+#define COLUMNS (((ACROSS - 1) * STRIDE + SIDE + 7) / 8 * 8) /* in eights, so that all rows lie alike: see `place` */
+#define AROUND (((TALL - 1) * STRIDE + SIDE) * COLUMNS)
+#define OUTPUTS (8 * GROUPS)
+#define PER_ROW (ACROSS / 16)         /* fragments in a row of a tile */
+#define BEYOND(f) ((f / PER_ROW * COLUMNS + f % PER_ROW * 16) * STRIDE) /* pixels from a warp's first to its f-th */
+#define UNITS (2 * AROUND)            /* of 16 bytes: 8 channels of a pixel */
+#define WEIGHTS (2 * TAPS * OUTPUTS)  /* likewise, of one step of 16 channels */
+#define STAGE (16 * (UNITS + WEIGHTS))
+#define LOADS ((UNITS + THREADS - 1) / THREADS)
+
+#ifndef EMULATED /* tests/emulated.h has these for the CPU */
+#ifdef BFLOAT16
+#define TYPE "bf16"
+#else
+#define TYPE "f16"
+#endif
+
+typedef unsigned short Half;
+
+__device__ __forceinline__ unsigned address_of(const void* shared) { return (unsigned)__cvta_generic_to_shared(shared); }
+
+/* 16 bytes from global to shared memory, or zeros. */
+__device__ __forceinline__ void copy(unsigned to, const Half* from, bool there) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0));
+}
+
+__device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;"); }
+
+/* Until all but the last `pending` groups of copies have arrived. */
+template <int pending>
+__device__ __forceinline__ void arrive() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
+
+/* Four matrices of 8 rows of 16 bytes, whose addresses the lanes hold: 0-7 those of the first, and so on. */
+__device__ __forceinline__ void matrices(unsigned (&r)[4], unsigned at) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(at));
+}
+
+__device__ __forceinline__ void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE
+                 ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ unsigned pack(float low, float high) {
+    unsigned both;
+    asm("cvt.rn." TYPE "x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+
+__device__ __forceinline__ float number(unsigned bits) {
+#ifdef BFLOAT16
+    return __uint_as_float(bits << 16);
+#else
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"((Half)bits));
+    return value;
+#endif
+}
+
+__device__ __forceinline__ unsigned from_neighbour(unsigned value) { return __shfl_xor_sync(0xffffffff, value, 1); }
+#endif
+
+/* Where 8 channels of a pixel lie: of 8 pixels side by side the lower ones, or the higher ones, in banks of their own. */
+__device__ __forceinline__ int place(int pixel, int high) { return 32 * pixel + 16 * (high ^ (pixel >> 2 & 1)); }
+
+/* x: (B, height, width, channels). rows, columns: of the output, of one of its four parts where UP is 2.
+weight: for each part, group of outputs and 16 channels, (TAPS, OUTPUTS, 16), laid out like `place`. bias, slope: of all
+groups of outputs; slope: NULL without PReLU. add: (B, rows, columns, outputs) or NULL. out: pixels have `pitch`
+channels. The last `last` channels are written to `tail`, (B, rows, columns, last). */
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) convolve(
+    const Half* x, const Half* weight, const float* bias, const float* slope, const Half* add, Half* out, Half* tail,
+    int height, int width, int rows, int columns, int channels, int outputs, int pitch, int last) {
+    extern __shared__ uint4 shared[];
+    const unsigned memory = address_of(shared);
+    const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+    const int across = (columns + ACROSS - 1) / ACROSS, steps = (channels + 15) / 16;
+    const int row = blockIdx.x / across * TALL, column = blockIdx.x % across * ACROSS;
+    const int image = blockIdx.z / (UP * UP), part = blockIdx.z % (UP * UP), odd_y = part / UP, odd_x = part % UP;
+    const int first = blockIdx.y * OUTPUTS;
+    x += (size_t)image * height * width * channels;
+    weight += (size_t)(part * gridDim.y + blockIdx.y) * steps * WEIGHTS * 8;
+
+    int source[LOADS];
+    for (int i = 0; i < LOADS; i++) {
+        const int pixel = (thread + i * THREADS) / 2;
+        const int y = row * STRIDE - 1 + odd_y + pixel / COLUMNS, z = column * STRIDE - 1 + odd_x + pixel % COLUMNS;
+        const bool inside = 0 <= y && y < height && 0 <= z && z < width && pixel % COLUMNS < (ACROSS - 1) * STRIDE + SIDE;
+        source[i] = inside ? (y * width + z) * channels + 8 * (thread % 2) : -1;
+    }
+    auto load = [&](int step) {
+        const unsigned stage = memory + step % STAGES * STAGE;
+#pragma unroll
+        for (int i = 0; i < LOADS; i++) {
+            const int unit = thread + i * THREADS;
+            const bool there = source[i] >= 0 && 16 * step + 8 * (unit % 2) < channels;
+            if (unit < UNITS) copy(stage + place(unit / 2, unit % 2), x + (there ? source[i] + 16 * step : 0), there);
+        }
+        const Half* from = weight + (size_t)step * WEIGHTS * 8;
+        for (int unit = thread; unit < WEIGHTS; unit += THREADS)
+            copy(stage + 16 * (UNITS + unit), from + 8 * unit, true);
+    };
+
+    float sums[FRAGMENTS][GROUPS][4];
+#pragma unroll
+    for (int f = 0; f < FRAGMENTS; f++)
+#pragma unroll
+        for (int g = 0; g < GROUPS; g++)
+#pragma unroll
+            for (int k = 0; k < 4; k++) sums[f][g][k] = 0;
+
+    /* Where a lane reads: of the pixels, for each column of taps, a row of the first fragment; of the weights a channel. */
+    const int begin = warp * FRAGMENTS / PER_ROW * STRIDE * COLUMNS + (warp * FRAGMENTS % PER_ROW * 16 + lane % 16) * STRIDE;
+    int of_pixels[SIDE];
+#pragma unroll
+    for (int k = 0; k < SIDE; k++) of_pixels[k] = place(begin + k, lane / 16);
+    const int of_weights = 16 * UNITS + place(lane % 8 + lane / 16 * 8, lane / 8 % 2);
+
+    for (int step = 0; step < STAGES - 1; step++) {
+        if (step < steps) load(step);
+        commit();
+    }
+    for (int step = 0; step < steps; step++) {
+        arrive<STAGES - 2>();
+        __syncthreads();
+        if (step + STAGES - 1 < steps) load(step + STAGES - 1);
+        commit();
+        const unsigned stage = memory + step % STAGES * STAGE;
+#pragma unroll
+        for (int tap = 0; tap < TAPS; tap++) {
+            unsigned around[FRAGMENTS][4];
+#pragma unroll
+            for (int f = 0; f < FRAGMENTS; f++)
+                matrices(around[f], stage + of_pixels[tap % SIDE] + 32 * (tap / SIDE * COLUMNS + BEYOND(f)));
+#pragma unroll
+            for (int g = 0; g < GROUPS; g += 2) {
+                unsigned w[4]; /* of an odd number of groups, the last reads what is not used: see STAGE's end */
+                matrices(w, stage + of_weights + 32 * (tap * OUTPUTS + 8 * g));
+#pragma unroll
+                for (int f = 0; f < FRAGMENTS; f++) {
+                    multiply(sums[f][g], around[f], w[0], w[1]);
+                    if (g + 1 < GROUPS) multiply(sums[f][g + 1], around[f], w[2], w[3]);
+                }
+            }
+        }
+    }
+
+    /* Two rows of a fragment are a lane's. Which pixels they are; those outside are computed, and not written. */
+    int at[FRAGMENTS][2];
+    bool inside[FRAGMENTS][2];
+#pragma unroll
+    for (int f = 0; f < FRAGMENTS; f++)
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            const int fragment = warp * FRAGMENTS + f, r = row + fragment / PER_ROW;
+            const int c = column + fragment % PER_ROW * 16 + lane / 4 + 8 * k;
+            inside[f][k] = r < rows && c < columns;
+            at[f][k] = inside[f][k] ? (r * UP + odd_y) * columns * UP + c * UP + odd_x : 0;
+        }
+    const size_t before = (size_t)image * rows * UP * columns * UP;
+    add = add ? add + before * outputs : add, out += before * pitch, tail += before * last;
+
+    /* Of each group a lane has 2 channels. Neighbours swap halves, so that 32 bytes of a pixel are written at a time. */
+#pragma unroll
+    for (int g = 0; g < GROUPS; g += 2) {
+        if (first + 8 * g >= outputs) break;
+        float2 more[2], factor[2];
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            const int channel = first + 8 * (g + (g + k < GROUPS ? k : 0)) + 2 * (lane % 4);
+            more[k] = *(const float2*)(bias + channel);
+            factor[k].x = factor[k].y = 1;
+            if (slope) factor[k] = *(const float2*)(slope + channel);
+        }
+        const int odd = lane % 2, mine = first + 8 * (g + odd) + 4 * (lane / 2 % 2), over = mine - (outputs - last);
+        const bool written = mine < outputs && g + odd < GROUPS;
+#pragma unroll
+        for (int f = 0; f < FRAGMENTS; f++)
+#pragma unroll
+            for (int below = 0; below < 2; below++) {
+                unsigned both[2] = {0, 0};
+#pragma unroll
+                for (int k = 0; k < 2 && g + k < GROUPS; k++) {
+                    float u = sums[f][g + k][2 * below] + more[k].x, v = sums[f][g + k][2 * below + 1] + more[k].y;
+                    if (add && first + 8 * (g + k) < outputs) {
+                        const int channel = first + 8 * (g + k) + 2 * (lane % 4);
+                        const unsigned two = *(const unsigned*)(add + (size_t)at[f][below] * outputs + channel);
+                        u += number(two & 0xffff), v += number(two >> 16);
+                    }
+                    both[k] = pack(u > 0 ? u : u * factor[k].x, v > 0 ? v : v * factor[k].y);
+                }
+                const unsigned theirs = from_neighbour(odd ? both[0] : both[1]);
+                uint2 four;
+                four.x = odd ? theirs : both[0], four.y = odd ? both[1] : theirs;
+                const size_t pixel = at[f][below];
+                Half* const to = over < 0 ? out + pixel * pitch + mine : tail + pixel * last + over;
+                if (inside[f][below] && written) *(uint2*)to = four;
+            }
+    }
+}

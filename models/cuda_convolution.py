@@ -1,0 +1,206 @@
+"""Convolutions for GPUs that end in bias, sum and PReLU: convolution.cu, compiled for the device when first used.
+
+cuDNN's leave bias, sum and activation to passes over memory of their own, and are made for more channels than these
+networks have. Needs the package cuda-bindings, which comes with PyTorch, and tensor cores for float16 and bfloat16.
+"""
+
+import hashlib
+import math
+import os
+import warnings
+from collections.abc import Callable
+from ctypes import c_int, c_void_p
+from functools import cache
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .kernels import empty
+from .native import cache_folder
+
+SOURCE = Path(__file__).with_name("convolution.cu")
+LEAST = (8, 0)  # compute capability
+STEP, GROUP = 16, 8  # input channels that are multiplied at a time; output channels that belong together
+MOST, FEWEST = 9, 6  # groups of a tile: their sums are in registers; the fewer, the more tiles there are
+WAVE = 264  # tiles that keep a large GPU busy
+SPARE = 256  # bytes behind shared memory that are read where groups are odd, and not used
+
+
+class Plan(NamedTuple):
+    """How a convolution is divided among blocks and warps: see convolution.cu."""
+
+    side: int
+    stride: int
+    up: int
+    warps: int
+    fragments: int
+    across: int
+    groups: int
+    stages: int = 2
+    blocks: int = 2
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.warps
+
+    @property
+    def tall(self) -> int:
+        """Rows of a tile."""
+        return self.warps * self.fragments * 16 // self.across
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory of a block."""
+        columns = -(-((self.across - 1) * self.stride + self.side) // 8) * 8
+        pixels = ((self.tall - 1) * self.stride + self.side) * columns
+        return 2 * STEP * self.stages * (pixels + self.side**2 * GROUP * self.groups) + SPARE
+
+    def macros(self, dtype: torch.dtype) -> dict[str, int]:
+        names = {name.upper(): value for name, value in self._asdict().items()}
+        return names | ({"BFLOAT16": 1} if dtype == torch.bfloat16 else {})
+
+    def grid(self, batch: int, rows: int, columns: int, outputs: int) -> tuple[int, int, int]:
+        """Blocks: tiles of a part of the output, groups of channels, parts of all pairs."""
+        tiles = -(-rows // self.tall) * -(-columns // self.across)
+        return tiles, -(-outputs // (GROUP * self.groups)), batch * self.up**2
+
+
+def plan_for(side: int, stride: int, up: int, batch: int, rows: int, columns: int, outputs: int) -> Plan:
+    """A quick division, as measured on an H200, of a convolution with so many output pixels (a quarter of them where
+    `up` is 2) and channels."""
+    groups = -(-outputs // GROUP)
+    across = 32 if up == 2 and columns >= 128 else 16
+    for split in count(-(-groups // MOST)):
+        plan = Plan(side, stride, up, 4, 2, across, -(-groups // split), blocks=4 if stride == 1 else 3)
+        if math.prod(plan.grid(batch, rows, columns, outputs)) >= WAVE or plan.groups <= FEWEST:
+            return plan
+
+
+def serves(x: Tensor) -> bool:
+    """Whether convolutions of x can be computed here."""
+    return x.is_cuda and x.dtype in (torch.float16, torch.bfloat16) and available(x.device, x.dtype)
+
+
+@cache
+def available(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernel can be built for a device; says once why not."""
+    if torch.cuda.get_device_capability(device) < LEAST:
+        return False
+    try:
+        with torch.cuda.device(device):
+            loaded(torch.cuda.current_device(), dtype, Plan(3, 1, 1, 8, 2, 32, 1))
+    except Exception as error:  # no cuda-bindings, another version of them, a GPU that this compiler does not know
+        warnings.warn(f"fast mode with cuDNN's convolutions: {error}", stacklevel=2)
+        return False
+    return True
+
+
+def convolve(conv, x: Tensor, add: Tensor | None, into: Tensor | None, tail: int) -> Tensor | tuple[Tensor, Tensor]:
+    """See fast.Conv. With `tail`, the last channels are written to the copy of them alone."""
+    with torch.cuda.device_of(x):
+        return run(launch, conv, x, add, into, tail)
+
+
+def run(launch: Callable, conv, x: Tensor, add: Tensor | None, into: Tensor | None, tail: int):
+    """`convolve`, the kernel launched by `launch`."""
+    batch, channels, height, width = x.shape
+    side, stride, up = (2, 1, 2) if conv.transposed else (3, conv.stride[0], 1)
+    outputs = conv.weight.shape[int(conv.transposed)]
+    rows, columns = -(-height // stride), -(-width // stride)
+    plan = plan_for(side, stride, up, batch, rows, columns, outputs)
+    if plan not in conv.packed:
+        conv.packed[plan] = lay_out(conv, plan)
+    weight, bias, slope = conv.packed[plan]
+    if into is None:
+        shape = (batch, outputs, up * rows, up * columns)
+        into = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    over = empty(into, tail) if tail else None
+    x = x.contiguous(memory_format=torch.channels_last)
+    tensors = (x, weight, bias, slope, add, into[:, -outputs:], over)
+    numbers = (height, width, rows, columns, channels, outputs, into.shape[1], tail)
+    launch(plan, x.dtype, plan.grid(batch, rows, columns, outputs), tensors, numbers)
+    return (into, over) if tail else into
+
+
+def lay_out(conv, plan: Plan) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Weights, bias and slopes as the kernel reads them, filled up with zeros to whole steps and tiles."""
+    weight = conv.weight
+    if plan.up == 2:  # the even rows and columns read taps 3 and 1, the odd ones 2 and 0
+        taps = torch.tensor([[3, 1], [2, 0]], device=weight.device)
+        weight = weight[:, :, taps][..., taps].permute(2, 4, 1, 0, 3, 5).flatten(0, 1)
+    else:
+        weight = weight[None]
+    outputs, inputs = weight.shape[1:3]
+    tile = GROUP * plan.groups
+    more = -outputs % tile
+    weight = F.pad(weight.flatten(3), (0, 0, 0, -inputs % STEP, 0, more))
+    weight = weight.unflatten(2, (-1, STEP)).unflatten(1, (-1, tile)).permute(0, 1, 3, 5, 2, 4)
+    # Of four rows in eight the halves change places: see `place`.
+    swapped = torch.arange(tile, device=weight.device) // 4 % 2 == 1
+    weight = torch.where(swapped[:, None], weight.roll(STEP // 2, -1), weight).contiguous()
+    bias, slope = (None if v is None else F.pad(v.float(), (0, more)) for v in (conv.bias, conv.slope))
+    return weight, bias, slope
+
+
+def launch(plan: Plan, dtype: torch.dtype, grid: tuple, tensors: tuple[Tensor | None, ...], numbers: tuple) -> None:
+    """The kernel on the current device and stream, its arguments in order."""
+    from cuda.bindings import driver
+
+    values = (*(0 if t is None else t.data_ptr() for t in tensors), *numbers)
+    types = (*[c_void_p] * len(tensors), *[c_int] * len(numbers))
+    stream = torch.cuda.current_stream().cuda_stream
+    kernel = loaded(torch.cuda.current_device(), dtype, plan)
+    check(driver.cuLaunchKernel(kernel, *grid, plan.threads, 1, 1, plan.shared, stream, (values, types), 0))
+
+
+@cache
+def loaded(device: int, dtype: torch.dtype, plan: Plan):
+    """The kernel, ready on a device."""
+    from cuda.bindings import driver
+
+    capability = torch.cuda.get_device_capability(device)
+    module = check(driver.cuModuleLoadData(built(plan.macros(dtype), capability)))
+    kernel = check(driver.cuModuleGetFunction(module, b"convolve"))
+    most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    check(driver.cuFuncSetAttribute(kernel, most, plan.shared))
+    return kernel
+
+
+def built(macros: dict[str, int], capability: tuple[int, int]) -> bytes:
+    """The machine code for a GPU, compiled once (less than a second) and kept where PyTorch keeps its extensions."""
+    from cuda.bindings import nvrtc
+
+    source = SOURCE.read_bytes()
+    options = [f"--gpu-architecture=sm_{''.join(map(str, capability))}", "--std=c++17"]
+    options = [o.encode() for o in (*options, *(f"-D{name}={value}" for name, value in macros.items()))]
+    version = repr(check(nvrtc.nvrtcVersion())).encode()
+    digest = hashlib.sha256(b"|".join([source, version, *options])).hexdigest()[:16]
+    file = cache_folder() / f"convolution-{digest}.cubin"
+    if file.is_file():
+        return file.read_bytes()
+    program = check(nvrtc.nvrtcCreateProgram(source, SOURCE.name.encode(), 0, [], []))
+    result = nvrtc.nvrtcCompileProgram(program, len(options), options)
+    if int(result[0]):
+        log = bytes(check(nvrtc.nvrtcGetProgramLogSize(program)))
+        nvrtc.nvrtcGetProgramLog(program, log)
+        raise RuntimeError(f"{SOURCE.name} cannot be compiled: {log.decode(errors='replace')[:300]}")
+    code = bytes(check(nvrtc.nvrtcGetCUBINSize(program)))
+    check(nvrtc.nvrtcGetCUBIN(program, code))
+    check(nvrtc.nvrtcDestroyProgram(program))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(f".{os.getpid()}")
+    temporary.write_bytes(code)
+    temporary.replace(file)
+    return code
+
+
+def check(result: tuple):
+    """What a function of CUDA answers. RuntimeError where it failed."""
+    error, *values = result
+    if int(error):
+        raise RuntimeError(f"{error!r}")
+    return values[0] if len(values) == 1 else tuple(values)
