@@ -35,12 +35,11 @@ def calls(model: models.IFRNet, device: torch.device, compiled: bool = False) ->
         eager[COMPILED, half] = call = Interpolator(copy.deepcopy(ordered), device, half)
         call.model.encode = torch.compile(call.model.encode)
         call.model.decode = torch.compile(call.model.decode)
-    parts = {"no kernels of its own": without_kernels}
+    parts = {"no kernels of its own": without_kernels, "convolutions of the library": without_convolutions}
     if device.type == "cuda":
         parts["not recorded"] = without_recording
     else:
-        parts |= {"convolutions of the library": without_winograd, "not packed": without_packing}
-        parts["whole frames"] = in_one_piece
+        parts |= {"not packed": without_packing, "whole frames": in_one_piece}
     fast = {("fast", "fp32"): Interpolator(model, device, "fp32", mode="fast")}
     for name, change in parts.items():
         fast[f"fast, {name}", half] = changed = Interpolator(model, device, mode="fast")
@@ -56,13 +55,13 @@ def without_recording(call: Interpolator) -> None:
     call.recorder = None
 
 
-def without_winograd(call: Interpolator) -> None:
-    call.fast.kernel = copy.copy(call.fast.kernel)  # others have the same
-    call.fast.kernel.winograd = None
+def without_convolutions(call: Interpolator) -> None:
+    call.fast.kernel = kernel = copy.copy(call.fast.kernel)  # others have the same
+    kernel.winograd, kernel.convolves = None, lambda x: False
 
 
 def without_packing(call: Interpolator) -> None:
-    without_winograd(call)
+    without_convolutions(call)
     for conv in call.fast.convs:
         conv.packs = False
 
