@@ -9,6 +9,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from ctypes import c_int, c_void_p
 from functools import cache
 from itertools import count
@@ -81,8 +82,9 @@ def plan_for(side: int, stride: int, up: int, batch: int, rows: int, columns: in
 
 
 def serves(x: Tensor) -> bool:
-    """Whether convolutions of x can be computed here."""
-    return x.is_cuda and x.dtype in (torch.float16, torch.bfloat16) and available(x.device, x.dtype)
+    """Whether convolutions of x can be computed here. The kernel counts an input's values in 32 bits."""
+    suits = x.is_cuda and x.dtype in (torch.float16, torch.bfloat16) and x[0].numel() < 2**31
+    return suits and available(x.device, x.dtype)
 
 
 @cache
@@ -171,7 +173,8 @@ def loaded(device: int, dtype: torch.dtype, plan: Plan):
 
 
 def built(macros: dict[str, int], capability: tuple[int, int]) -> bytes:
-    """The machine code for a GPU, compiled once (less than a second) and kept where PyTorch keeps its extensions."""
+    """The machine code for a GPU, compiled once (less than a second) and kept where PyTorch keeps its extensions, if
+    there is room. RuntimeError where it cannot be compiled."""
     from cuda.bindings import nvrtc
 
     source = SOURCE.read_bytes()
@@ -191,10 +194,11 @@ def built(macros: dict[str, int], capability: tuple[int, int]) -> bytes:
     code = bytes(check(nvrtc.nvrtcGetCUBINSize(program)))
     check(nvrtc.nvrtcGetCUBIN(program, code))
     check(nvrtc.nvrtcDestroyProgram(program))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(f".{os.getpid()}")
-    temporary.write_bytes(code)
-    temporary.replace(file)
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(f".{os.getpid()}")
+        temporary.write_bytes(code)
+        temporary.replace(file)
     return code
 
 
