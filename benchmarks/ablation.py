@@ -57,7 +57,7 @@ def without_recording(call: Interpolator) -> None:
 
 def without_convolutions(call: Interpolator) -> None:
     call.fast.kernel = kernel = copy.copy(call.fast.kernel)  # others have the same
-    kernel.winograd, kernel.convolves = None, lambda x: False
+    kernel.winograd, kernel.convolves = None, lambda *_: False
 
 
 def without_packing(call: Interpolator) -> None:

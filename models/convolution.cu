@@ -27,7 +27,7 @@ Tensors are dense, channels last. Channels are multiples of 8, and so are pitch 
 #define STAGE (16 * (UNITS + WEIGHTS))
 #define LOADS ((UNITS + THREADS - 1) / THREADS)
 
-#ifndef EMULATED /* tests/emulated.h has these for the CPU */
+#ifndef EMULATED /* tests/emulated_gpu.cpp has these for the CPU */
 #ifdef BFLOAT16
 #define TYPE "bf16"
 #else
@@ -105,6 +105,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) convolve(
     weight += (size_t)(part * gridDim.y + blockIdx.y) * steps * WEIGHTS * 8;
 
     int source[LOADS];
+#pragma unroll
     for (int i = 0; i < LOADS; i++) {
         const int pixel = (thread + i * THREADS) / 2;
         const int y = row * STRIDE - 1 + odd_y + pixel / COLUMNS, z = column * STRIDE - 1 + odd_x + pixel % COLUMNS;
@@ -157,7 +158,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) convolve(
                 matrices(around[f], stage + of_pixels[tap % SIDE] + 32 * (tap / SIDE * COLUMNS + BEYOND(f)));
 #pragma unroll
             for (int g = 0; g < GROUPS; g += 2) {
-                unsigned w[4]; /* of an odd number of groups, the last reads what is not used: see STAGE's end */
+                unsigned w[4]; /* of an odd number of groups the last reads beyond, which is not used: see SPARE */
                 matrices(w, stage + of_weights + 32 * (tap * OUTPUTS + 8 * g));
 #pragma unroll
                 for (int f = 0; f < FRAGMENTS; f++) {

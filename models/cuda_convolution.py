@@ -1,12 +1,13 @@
 """Convolutions for GPUs that end in bias, sum and PReLU: convolution.cu, compiled for the device when first used.
 
 cuDNN's leave bias, sum and activation to passes over memory of their own, and are made for more channels than these
-networks have. Needs the package cuda-bindings, which comes with PyTorch, and tensor cores for float16 and bfloat16.
+networks have. Needs the package cuda-bindings, which recent PyTorch for Linux brings, and tensor cores for float16 and
+bfloat16.
 """
 
 import hashlib
 import math
-import os
+import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,6 +28,8 @@ SOURCE = Path(__file__).with_name("convolution.cu")
 LEAST = (8, 0)  # compute capability
 STEP, GROUP = 16, 8  # input channels that are multiplied at a time; output channels that belong together
 MOST, FEWEST = 9, 6  # groups of a tile: their sums are in registers; the fewer, the more tiles there are
+# Side, stride and up, see convolution.cu, by what fast.Conv says: whether it is transposed, its side and stride.
+KINDS = {(False, 3, 1): (3, 1, 1), (False, 3, 2): (3, 2, 1), (True, 4, 2): (2, 1, 2)}
 WAVE = 264  # tiles that keep a large GPU busy
 SPARE = 256  # bytes behind shared memory that are read where groups are odd, and not used
 
@@ -81,10 +84,20 @@ def plan_for(side: int, stride: int, up: int, batch: int, rows: int, columns: in
             return plan
 
 
-def serves(x: Tensor) -> bool:
-    """Whether convolutions of x can be computed here. The kernel counts an input's values in 32 bits."""
-    suits = x.is_cuda and x.dtype in (torch.float16, torch.bfloat16) and x[0].numel() < 2**31
-    return suits and available(x.device, x.dtype)
+def kind_of(conv) -> tuple[bool, int, int]:
+    """What KINDS tells convolutions by."""
+    return conv.transposed, conv.weight.shape[-1], conv.stride[0]
+
+
+def known(conv) -> bool:
+    """Whether a fast.Conv is one of those that the kernel computes: not the first of IFRNet_L, of 7 x 7."""
+    return kind_of(conv) in KINDS and not any(count % GROUP for count in conv.weight.shape[:2])
+
+
+def serves(conv, x: Tensor) -> bool:
+    """Whether a convolution of x can be computed here: values of an input are counted in 31 bits, inputs in 14."""
+    suits = known(conv) and len(x) < 2**14 and math.prod(x.shape[1:]) < 2**31
+    return suits and x.is_cuda and x.dtype in (torch.float16, torch.bfloat16) and available(x.device, x.dtype)
 
 
 @cache
@@ -95,14 +108,15 @@ def available(device: torch.device, dtype: torch.dtype) -> bool:
     try:
         with torch.cuda.device(device):
             loaded(torch.cuda.current_device(), dtype, Plan(3, 1, 1, 8, 2, 32, 1))
-    except Exception as error:  # no cuda-bindings, another version of them, a GPU that this compiler does not know
-        warnings.warn(f"fast mode with cuDNN's convolutions: {error}", stacklevel=2)
+    except Exception as error:  # another version of them, a GPU that this compiler does not know
+        why = "the package cuda-bindings is missing" if isinstance(error, ImportError) else error
+        warnings.warn(f"fast mode with cuDNN's convolutions: {why}", stacklevel=2)
         return False
     return True
 
 
 def convolve(conv, x: Tensor, add: Tensor | None, into: Tensor | None, tail: int) -> Tensor | tuple[Tensor, Tensor]:
-    """See fast.Conv. With `tail`, the last channels are written to the copy of them alone."""
+    """See fast.Conv."""
     with torch.cuda.device_of(x):
         return run(launch, conv, x, add, into, tail)
 
@@ -110,13 +124,13 @@ def convolve(conv, x: Tensor, add: Tensor | None, into: Tensor | None, tail: int
 def run(launch: Callable, conv, x: Tensor, add: Tensor | None, into: Tensor | None, tail: int):
     """`convolve`, the kernel launched by `launch`."""
     batch, channels, height, width = x.shape
-    side, stride, up = (2, 1, 2) if conv.transposed else (3, conv.stride[0], 1)
+    side, stride, up = KINDS[kind_of(conv)]
     outputs = conv.weight.shape[int(conv.transposed)]
     rows, columns = -(-height // stride), -(-width // stride)
     plan = plan_for(side, stride, up, batch, rows, columns, outputs)
-    if plan not in conv.packed:
-        conv.packed[plan] = lay_out(conv, plan)
-    weight, bias, slope = conv.packed[plan]
+    if plan.groups not in conv.packed:
+        conv.packed[plan.groups] = lay_out(conv, plan)
+    weight, bias, slope = conv.packed[plan.groups]
     if into is None:
         shape = (batch, outputs, up * rows, up * columns)
         into = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
@@ -182,23 +196,26 @@ def built(macros: dict[str, int], capability: tuple[int, int]) -> bytes:
     options = [o.encode() for o in (*options, *(f"-D{name}={value}" for name, value in macros.items()))]
     version = repr(check(nvrtc.nvrtcVersion())).encode()
     digest = hashlib.sha256(b"|".join([source, version, *options])).hexdigest()[:16]
-    file = cache_folder() / f"convolution-{digest}.cubin"
-    if file.is_file():
+    file = None
+    with suppress(OSError, RuntimeError):  # there may be no home, or one that cannot be read
+        file = cache_folder() / f"convolution-{digest}.cubin"
         return file.read_bytes()
     program = check(nvrtc.nvrtcCreateProgram(source, SOURCE.name.encode(), 0, [], []))
     result = nvrtc.nvrtcCompileProgram(program, len(options), options)
     if int(result[0]):
         log = bytes(check(nvrtc.nvrtcGetProgramLogSize(program)))
         nvrtc.nvrtcGetProgramLog(program, log)
-        raise RuntimeError(f"{SOURCE.name} cannot be compiled: {log.decode(errors='replace')[:300]}")
+        text = log.decode(errors="replace").rstrip("\0")
+        raise RuntimeError(f"{SOURCE.name} cannot be compiled: {text[:300]}")
     code = bytes(check(nvrtc.nvrtcGetCUBINSize(program)))
     check(nvrtc.nvrtcGetCUBIN(program, code))
     check(nvrtc.nvrtcDestroyProgram(program))
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{os.getpid()}")
-        temporary.write_bytes(code)
-        temporary.replace(file)
+    if file:
+        with suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+                (Path(folder) / file.name).write_bytes(code)
+                (Path(folder) / file.name).replace(file)
     return code
 
 

@@ -8,7 +8,7 @@ stay float32. Between the convolutions there is one pass over memory where there
 in place, the side channels of a residual block put back where they were, a decoder's input sampled straight into the
 buffer that its convolution reads. On CPUs most convolutions are winograd.py's where that pays, the others oneDNN's with
 weights packed for it; on GPUs those in half precision are cuda_convolution.py's, the others cuDNN's, and all of an
-Interpolator's call is a CUDA graph (recording.py). Nothing is compiled for a size, so that every size is quick the
+Interpolator's call is a CUDA graph (recording.py). No code is made for a single size, so that every size is quick the
 first time.
 """
 
@@ -137,7 +137,7 @@ class Conv:
         slope = None if act is None else outputs.spread(act.weight.detach())
         self.slope = None if slope is None else slope.to(self.weight.device, torch.float32)
         self.packs = packs(self.weight.device, to["dtype"])
-        self.packed: dict[int | NamedTuple, Any] = {}  # weights as a library or a kernel wants them, by what for
+        self.packed: dict[int, Any] = {}  # weights as oneDNN wants them for a size, or our kernel for a plan's groups
         # PyTorch adds a bias in a pass of its own after cuDNN, which the activation can save.
         self.late = self.bias if act is not None and for_gpu(self.weight.device) else None
         self.winograd = None
@@ -156,11 +156,11 @@ class Conv:
     ) -> Tensor | tuple[Tensor, Tensor]:
         """PReLU of the convolution of x (+ add), in the last channels of `into` where that is given.
 
-        With `tail`, also a copy of its last `tail` channels.
+        With `tail`, also a copy of its last `tail` channels, in whose place anything may be.
         """
         if self.winograd and kernel.winograd:
             return self.winograd(kernel.winograd, x, add, into, tail)
-        if kernel.convolves(x):
+        if kernel.convolves(self, x):
             return kernel.convolve(self, x, add, into, tail)
         y = self.convolve(x)
         if self.slope is None:

@@ -37,8 +37,8 @@ class Eager:
     one_pass = False  # whether `blend` keeps nothing but the frame, so that it need not work in strips
     winograd: Library | None = None  # that has convolutions as winograd.py computes them
 
-    def convolves(self, x: Tensor) -> bool:
-        """Whether these kernels have convolutions of x of their own: `convolve`, as fast.Conv calls it."""
+    def convolves(self, conv, x: Tensor) -> bool:
+        """Whether these kernels compute a fast.Conv of x themselves: by `convolve`, as it calls it."""
         return False
 
     def prepare(self, img0: Tensor, img1: Tensor, mean: Tensor, dtype: torch.dtype, channels: int = 3) -> Tensor:

@@ -20,8 +20,8 @@ class Triton(Eager):
 
     one_pass = True
 
-    def convolves(self, x):
-        return cuda_convolution.serves(x)
+    def convolves(self, conv, x):
+        return cuda_convolution.serves(conv, x)
 
     def convolve(self, conv, x, add=None, into=None, tail=0):
         return cuda_convolution.convolve(conv, x, add, into, tail)

@@ -12,13 +12,12 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT, formula_image, formula_weights
 
-import models
-from models import cuda_convolution, fast, kernels
+from models import cuda_convolution, fast, ifrnet, kernels
 from models.cuda_convolution import Plan
 
 EMULATED = ROOT / "tests" / "emulated_gpu.cpp"
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-KINDS = [(3, 1, 1), (3, 2, 1), (2, 1, 2)]  # side, stride and up: see convolution.cu
+KINDS = list(cuda_convolution.KINDS.values())
 # For each kind of convolution, and all that a plan may be: an odd number of groups, three stages, one fragment a warp.
 SQUARE, WIDE = Plan(3, 1, 1, 4, 2, 16, 3), Plan(3, 1, 1, 8, 2, 32, 9)
 PLANS = {
@@ -70,7 +69,7 @@ def convolution(plan, inputs, outputs, dtype, device, prelu=True):
     shape = (inputs, outputs, 4, 4) if plan.up == 2 else (outputs, inputs, 3, 3)
     return SimpleNamespace(
         transposed=plan.up == 2,
-        stride=[plan.stride] * 2,
+        stride=[plan.stride * plan.up] * 2,
         weight=(torch.randn(shape) / (9 * inputs) ** 0.5).to(device, dtype),
         bias=torch.randn(outputs).to(device, dtype),
         slope=torch.rand(outputs).to(device) if prelu else None,
@@ -81,7 +80,7 @@ def convolution(plan, inputs, outputs, dtype, device, prelu=True):
 def expected(conv, x, add=None):
     weight, bias = conv.weight.double().cpu(), conv.bias.double().cpu()
     function = F.conv_transpose2d if conv.transposed else F.conv2d
-    y = function(x.double().cpu(), weight, bias, 2 if conv.transposed else conv.stride, 1)
+    y = function(x.double().cpu(), weight, bias, conv.stride, 1)
     y = y if add is None else y + add.double().cpu()
     return y if conv.slope is None else F.prelu(y, conv.slope.double().cpu())
 
@@ -138,20 +137,21 @@ class Emulated(kernels.Eager):
     def __init__(self, launch):
         self.launch = launch
 
-    def convolves(self, x):
-        return True
+    def convolves(self, conv, x):
+        return cuda_convolution.known(conv)
 
     def convolve(self, conv, x, add=None, into=None, tail=0):
         return cuda_convolution.run(self.launch, conv, x, add, into, tail)
 
 
-def test_a_network_of_them_gives_its_frames(emulate, monkeypatch):
+@pytest.mark.parametrize("stem", [3, 7])
+def test_a_network_of_them_gives_its_frames(stem, emulate, monkeypatch):
     launch, device = emulate
     monkeypatch.setattr(fast, "for_gpu", lambda device: True)
     # One for each kind, and small: to build an emulator takes a second, and half a tile or more is outside of 16x16.
     plans = {kind: Plan(*kind, 2, 1, 16, 4) for kind in KINDS}
     monkeypatch.setattr(cuda_convolution, "plan_for", lambda *sizes: plans[sizes[:3]])
-    small = formula_weights(models.build("IFRNet_S"))
+    small = formula_weights(ifrnet.IFRNet(ifrnet.Variant((8, 16, 20, 24), stem, 8)))
     quick = fast.FastIFRNet(small, device, torch.float16)
     quick.kernel = Emulated(launch)
     img0, img1 = (formula_image(16, 16, seed)[None] for seed in (1, 2))
@@ -187,5 +187,6 @@ def test_it_compiles_for_gpus_that_are_not_here_and_is_kept(capability, tmp_path
     assert cuda_convolution.built(macros | {"BFLOAT16": 1}, capability) != b"kept"
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(kept))  # a file, so that nothing can be kept there
     assert cuda_convolution.built(macros, capability) == code
+    assert [path for path in tmp_path.rglob("*") if path.suffix != ".cubin" and path.is_file()] == []
     with pytest.raises(RuntimeError, match="convolution.cu cannot be compiled: .*nothing"):
         cuda_convolution.built({**macros, "SIDE": "nothing"}, capability)
