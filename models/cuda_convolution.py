@@ -91,7 +91,7 @@ def kind_of(conv) -> tuple[bool, int, int]:
 
 def known(conv) -> bool:
     """Whether a fast.Conv is one of those that the kernel computes: not the first of IFRNet_L, of 7 x 7."""
-    return kind_of(conv) in KINDS and not any(count % GROUP for count in conv.weight.shape[:2])
+    return kind_of(conv) in KINDS and not any(channels % GROUP for channels in conv.weight.shape[:2])
 
 
 def serves(conv, x: Tensor) -> bool:
