@@ -125,13 +125,38 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) convolve(
             copy(stage + 16 * (UNITS + unit), from + 8 * unit, true);
     };
 
+    for (int step = 0; step < STAGES - 1; step++) {
+        if (step < steps) load(step);
+        commit();
+    }
+
+    /* Two rows of a fragment are a lane's. Which pixels they are; those outside are computed, and not written: -1. */
+    auto pixel = [&](int f, int below) {
+        const int fragment = warp * FRAGMENTS + f, r = row + fragment / PER_ROW;
+        const int c = column + fragment % PER_ROW * 16 + lane / 4 + 8 * below;
+        return r < rows && c < columns ? (r * UP + odd_y) * columns * UP + c * UP + odd_x : -1;
+    };
+    const size_t before = (size_t)image * rows * UP * columns * UP;
+    add = add ? add + before * outputs : add, out += before * pitch, tail += before * last;
+
+    /* Of each group a lane has 2 channels. Their sums begin with the bias and what is added, so that all of it is asked
+       for at once, while the first pixels are on their way. */
     float sums[FRAGMENTS][GROUPS][4];
 #pragma unroll
-    for (int f = 0; f < FRAGMENTS; f++)
+    for (int g = 0; g < GROUPS; g++) {
+        const int channel = first + 8 * g + 2 * (lane % 4);
+        const float2 more = *(const float2*)(bias + channel);
 #pragma unroll
-        for (int g = 0; g < GROUPS; g++)
+        for (int f = 0; f < FRAGMENTS; f++)
 #pragma unroll
-            for (int k = 0; k < 4; k++) sums[f][g][k] = 0;
+            for (int below = 0; below < 2; below++) {
+                unsigned two = 0;
+                const int at = pixel(f, below);
+                if (add && at >= 0 && channel < outputs) two = *(const unsigned*)(add + (size_t)at * outputs + channel);
+                sums[f][g][2 * below] = more.x + number(two & 0xffff);
+                sums[f][g][2 * below + 1] = more.y + number(two >> 16);
+            }
+    }
 
     /* Where a lane reads: of the pixels, for each column of taps, a row of the first fragment; of the weights a channel. */
     const int begin = warp * FRAGMENTS / PER_ROW * STRIDE * COLUMNS + (warp * FRAGMENTS % PER_ROW * 16 + lane % 16) * STRIDE;
@@ -140,10 +165,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) convolve(
     for (int k = 0; k < SIDE; k++) of_pixels[k] = place(begin + k, lane / 16);
     const int of_weights = 16 * UNITS + place(lane % 8 + lane / 16 * 8, lane / 8 % 2);
 
-    for (int step = 0; step < STAGES - 1; step++) {
-        if (step < steps) load(step);
-        commit();
-    }
     for (int step = 0; step < steps; step++) {
         arrive<STAGES - 2>();
         __syncthreads();
@@ -169,32 +190,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) convolve(
         }
     }
 
-    /* Two rows of a fragment are a lane's. Which pixels they are; those outside are computed, and not written. */
-    int at[FRAGMENTS][2];
-    bool inside[FRAGMENTS][2];
-#pragma unroll
-    for (int f = 0; f < FRAGMENTS; f++)
-#pragma unroll
-        for (int k = 0; k < 2; k++) {
-            const int fragment = warp * FRAGMENTS + f, r = row + fragment / PER_ROW;
-            const int c = column + fragment % PER_ROW * 16 + lane / 4 + 8 * k;
-            inside[f][k] = r < rows && c < columns;
-            at[f][k] = inside[f][k] ? (r * UP + odd_y) * columns * UP + c * UP + odd_x : 0;
-        }
-    const size_t before = (size_t)image * rows * UP * columns * UP;
-    add = add ? add + before * outputs : add, out += before * pitch, tail += before * last;
-
-    /* Of each group a lane has 2 channels. Neighbours swap halves, so that 32 bytes of a pixel are written at a time. */
+    /* Neighbours swap halves, so that 32 bytes of a pixel are written at a time. */
 #pragma unroll
     for (int g = 0; g < GROUPS; g += 2) {
         if (first + 8 * g >= outputs) break;
-        float2 more[2], factor[2];
+        float2 factor[2];
 #pragma unroll
         for (int k = 0; k < 2; k++) {
-            const int channel = first + 8 * (g + (g + k < GROUPS ? k : 0)) + 2 * (lane % 4);
-            more[k] = *(const float2*)(bias + channel);
             factor[k].x = factor[k].y = 1;
-            if (slope) factor[k] = *(const float2*)(slope + channel);
+            if (slope) factor[k] = *(const float2*)(slope + first + 8 * (g + (g + k < GROUPS ? k : 0)) + 2 * (lane % 4));
         }
         const int odd = lane % 2, mine = first + 8 * (g + odd) + 4 * (lane / 2 % 2), over = mine - (outputs - last);
         const bool written = mine < outputs && g + odd < GROUPS;
@@ -205,20 +209,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) convolve(
                 unsigned both[2] = {0, 0};
 #pragma unroll
                 for (int k = 0; k < 2 && g + k < GROUPS; k++) {
-                    float u = sums[f][g + k][2 * below] + more[k].x, v = sums[f][g + k][2 * below + 1] + more[k].y;
-                    if (add && first + 8 * (g + k) < outputs) {
-                        const int channel = first + 8 * (g + k) + 2 * (lane % 4);
-                        const unsigned two = *(const unsigned*)(add + (size_t)at[f][below] * outputs + channel);
-                        u += number(two & 0xffff), v += number(two >> 16);
-                    }
+                    const float u = sums[f][g + k][2 * below], v = sums[f][g + k][2 * below + 1];
                     both[k] = pack(u > 0 ? u : u * factor[k].x, v > 0 ? v : v * factor[k].y);
                 }
                 const unsigned theirs = from_neighbour(odd ? both[0] : both[1]);
                 uint2 four;
                 four.x = odd ? theirs : both[0], four.y = odd ? both[1] : theirs;
-                const size_t pixel = at[f][below];
-                Half* const to = over < 0 ? out + pixel * pitch + mine : tail + pixel * last + over;
-                if (inside[f][below] && written) *(uint2*)to = four;
+                const int at = pixel(f, below);
+                Half* const to = over < 0 ? out + (size_t)at * pitch + mine : tail + (size_t)at * last + over;
+                if (at >= 0 && written) *(uint2*)to = four;
             }
     }
 }
