@@ -6,18 +6,20 @@
     python benchmarks/speed_parameters.py --compare results/speed_parameters-CPU_x86_64_2_threads.json
 
 One frame at t = 0.5, from two frames that lie on the device already; at the smallest of the sizes also seven frames of
-one pair ("8x"), whose seconds are again those of one. All ways to compute it (mode and precision) are timed in turn, so
-that what else the machine does falls on all of them: trust the ratio to float32 more than the seconds, which are the
-median, with the quartiles beside it. MACs are those of the convolutions, by torch's counter; the paper's "FLOPs" count
-the same (0.10, 0.18 and 0.71 T at 1280x720). "of matmul" is how much of the pace of one large matrix product in half
-precision, timed in the same turns, these MACs reach. Memory is the peak of the whole process on a CPU (Linux); on a GPU
-what one way takes of it beyond weights and frames, CUDA graphs included. There, float32 is PyTorch's default, with TF32
-in the convolutions. What would take longer than --minutes allows is left out by name.
+one pair ("8x"), whose seconds are again those of one. The frames are a photograph that moves by 100 pixels of 3840. All
+ways to compute it (mode and precision) are timed in turn, so that what else the machine does falls on all of them:
+trust the ratio to float32 more than the seconds, which are the median, with the quartiles beside it. "dB" is how near
+the frame comes to that of eager float32, where there are shipped weights. MACs are those of the convolutions, by
+torch's counter; the paper's "FLOPs" count the same (0.10, 0.18 and 0.71 T at 1280x720). "of matmul" is how much of the
+pace of one large matrix product in half precision, timed in the same turns, these MACs reach. Memory is the peak of the
+whole process on a CPU (Linux); on a GPU what one way takes of it beyond weights and frames, CUDA graphs included.
+There, float32 is PyTorch's default, with TF32 in the convolutions. What would take longer than --minutes allows is left
+out by name.
 
 --scales times flow estimation at other scales, too, "multi" among them; their ratio, as all, is to float32 at scale 1.
 --ablation times the parts of fast mode one by one (see ablation.py). --compare measures again what an older result
 holds, and ends with status 1 where a ratio to float32 has fallen by more than --tolerance: a guard against regressions
-that asks nothing of the machine's pace.
+that asks nothing of the machine's pace. --profile tells what the time of the quickest way goes into.
 """
 
 import argparse
@@ -35,15 +37,19 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import models
 from benchmarks import ablation, store
+from benchmarks.kernel_times import kernel_times, told
 from benchmarks.published import SECONDS_720P
 from models.fast import best_precision
 from models.interpolator import PRECISIONS, Interpolator, default_device
 from utils import cli, io
+from utils.metrics import bounded_psnr
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = ("448x256", "1280x720", "1920x1080", "3840x2160")
@@ -51,10 +57,11 @@ PARTS = ("parts", "compiled")  # of fast mode, one by one; the same and torch.co
 WARM_UP = {"cpu": 1, "cuda": 3}  # calls before; a GPU's kernels are compiled at the first and recorded at the second
 LEAST, MOST = 3, {"cpu": 30, "cuda": 300}  # rounds of calls that are timed
 FRAMES_8X = 7  # of one pair
+MOTION = 100 / 3840  # of the frames' width
 TOLERANCE = 0.15
 MATRICES = {"cpu": 2048, "cuda": 8192}  # side of those whose product is timed: large enough to be at full pace
 SECONDS = 6.0  # for the rounds of one model at one size, where that is more than LEAST
-HEADS = ("model", "size", "mode", "precision", "s/frame", "quartiles", "ratio", "of matmul", "peak MB", "V100 s/frame")
+HEADS = ("model", "size", "mode", "precision", "s/frame", "quartiles", "ratio", "of matmul", "dB", "peak MB", "V100 s")
 
 
 class Way(NamedTuple):
@@ -86,6 +93,36 @@ def macs(model: models.IFRNet, height: int, width: int, frames: int = 1) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(frame, frame, torch.empty(frames))
     return counter.get_total_flops() // 2
+
+
+def network(name: str) -> tuple[models.IFRNet, bool]:
+    """A network, and whether its weights are trained: those that are shipped, fresh ones where there are none."""
+    try:
+        return models.load(name), True
+    except FileNotFoundError:
+        return models.build(name), False
+
+
+def photograph_in_motion(width: int, height: int) -> list[Tensor]:
+    """Two frames, (3, height, width): a photograph, mirrored as often as fills them, and the same further left."""
+    import skimage.data
+
+    photo, moved = skimage.data.astronaut(), max(round(MOTION * width), 1)
+    more = [max(0, wanted - side) for wanted, side in zip((height, width + moved), photo.shape)]
+    whole = np.pad(photo, ((0, more[0]), (0, more[1]), (0, 0)), mode="symmetric")
+    return [io.to_float(whole[:height, left : left + width]) for left in (0, moved)]
+
+
+def likeness(chosen: Sequence[Way], calls: Sequence[Callable[[], Tensor]]) -> Iterator[float | None]:
+    """How near each way's frames come to those of eager float32 at its scale, in dB; None where there is none."""
+    reference = None
+    for way, call in zip(chosen, calls):
+        frames = call()
+        if way[:2] == EAGER[:2]:
+            reference = frames
+            yield None
+        else:
+            yield None if reference is None else bounded_psnr(frames, reference).mean().item()
 
 
 def timed(call: Callable[[], object], device: torch.device) -> float:
@@ -147,13 +184,14 @@ def measure(
     seconds: float,
     parts: str | None = None,
     frames: int = 1,
+    profile: bool = False,
 ) -> list[dict]:
     """The rows of one network at one size, one for each way. seconds: to spend on rounds, beyond the least. parts: one
-    of PARTS, to take the ways of an ablation in place of those chosen. frames: of one pair."""
+    of PARTS, to take the ways of an ablation in place of those chosen. frames: of one pair. profile: whether the last
+    row tells what its time goes into."""
     width, height = size
-    model = models.build(name)
-    generator = torch.Generator().manual_seed(0)
-    pair = [torch.rand(3, height, width, generator=generator).to(device) for _ in range(2)]
+    model, trained = network(name)
+    pair = [frame.to(device) for frame in photograph_in_motion(width, height)]
     if parts:
         made = {Way(*way): call for way, call in ablation.calls(model, device, compiled=parts == "compiled").items()}
     else:
@@ -171,8 +209,9 @@ def measure(
     work = macs(model, -(-height // 16) * 16, -(-width // 16) * 16, frames) / frames
     reference = dict(zip(chosen, times)).get(EAGER)
     peaks = peaks or [peak_memory(call, device) for call in calls]  # on a CPU, of what is warm
+    alike = list(likeness(chosen, calls)) if trained else [None] * len(calls)
     rows = []
-    for way, of_way, peak in zip(chosen, times, peaks):
+    for way, of_way, peak, near in zip(chosen, times, peaks, alike):
         low, median, high = statistics.quantiles(of_way, n=4, method="inclusive")
         rows.append(
             {
@@ -188,12 +227,15 @@ def measure(
                 "rounds": len(of_way),
                 "ratio": statistics.median(reference) / median if reference else None,
                 "of_matmul": work / median / pace if (way.precision, way.scale) == (half, 1) else None,
+                "db": near,
                 "peak_mb": peak,
                 "macs": round(work),
                 "parameters": sum(p.numel() for p in model.parameters()),
                 "published": SECONDS_720P[name] if size == (1280, 720) and frames == 1 else None,
             }
         )
+    if profile:
+        rows[-1]["profile"] = kernel_times(calls[-1], device)
     return rows
 
 
@@ -206,8 +248,8 @@ def measure_all(args: argparse.Namespace, chosen: list[Way]) -> Iterator[list[di
     costs = sorted((each * n * w * h, name, n, (w, h)) for name, each in networks.items() for n, (w, h) in kinds)
     end, rate = time.monotonic() + 60 * args.minutes, 0.0
     for cost, name, frames, size in costs:
-        # The least: warm-up, rounds and the look at the memory, at the pace of what was measured last.
-        expected = rate * cost * (WARM_UP[args.device.type] + LEAST + 1)
+        # The least: warm-up, rounds and the looks at memory and frame, at the pace of what was measured last.
+        expected = rate * cost * (WARM_UP[args.device.type] + LEAST + 2)
         if time.monotonic() + expected > end:
             what = f"{name} at {size[0]}x{size[1]}" + (f", {frames + 1}x" if frames > 1 else "")
             yield f"{what} (about {expected:.0f} s)"
@@ -216,7 +258,7 @@ def measure_all(args: argparse.Namespace, chosen: list[Way]) -> Iterator[list[di
         # Of several frames, the first and the last way alone: there are more to compute, and these tell the ratio.
         ends = [way for way in chosen if way[:2] == EAGER[:2] or way.mode == "fast"]
         those = chosen if frames == 1 else ends or chosen
-        rows = measure(name, size, those, args.device, seconds, args.ablation, frames)
+        rows = measure(name, size, those, args.device, seconds, args.ablation, frames, args.profile)
         if frames == 1:
             rate = sum(row["seconds"] for row in rows) / cost
         yield rows
@@ -237,14 +279,15 @@ def table(rows: list[dict], head: bool = True) -> str:
         spread = f"{row['low']:.4f}-{row['high']:.4f}"
         ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
         share = "-" if row["of_matmul"] is None else f"{row['of_matmul']:.0%}"
+        near = "-" if row["db"] is None else f"{row['db']:.1f}"
         memory = "-" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}"
         published = "-" if row["published"] is None else f"{row['published']:.3f}"
         names = (row["model"], row["size"], mode(row), row["precision"])
-        lines.append((*names, f"{row['seconds']:.4f}", spread, ratio, share, memory, published))
+        lines.append((*names, f"{row['seconds']:.4f}", spread, ratio, share, near, memory, published))
     return "\n".join(" ".join(f"{cell:>{width}}" for cell, width in zip(line, widths)).rstrip() for line in lines)
 
 
-WIDTHS = (9, 9, 9, 9, 8, 15, 6, 9, 8, 12)
+WIDTHS = (9, 9, 9, 9, 8, 15, 6, 9, 5, 8, 6)
 
 
 def networks(names: list[str]) -> str:
@@ -308,7 +351,7 @@ def main(args: argparse.Namespace) -> None:
     if args.ablation and args.precision:
         raise ValueError(f"--precision {args.precision}: an ablation has its own; leave one of the two out")
     if "auto" in args.scales:
-        raise ValueError("--scales auto: these frames are noise, without motion to follow; give numbers or multi")
+        raise ValueError("--scales auto: it is one of the others, by the frames' size or motion; give numbers or multi")
     scales = [scale for scale in dict.fromkeys(args.scales) if scale != 1]
     chosen = [way for way in ways(args.device, scales) if args.precision in (None, way.precision)]
     if not chosen:
@@ -331,6 +374,8 @@ def main(args: argparse.Namespace) -> None:
             result["left_out"].append(rows)
         else:
             print(table(rows, head=not result["rows"]), flush=True)
+            if args.profile:
+                print(told(rows[-1]["profile"]), flush=True)
             result["rows"] += rows
             store.write(path, result)  # after each: nothing that was measured is lost
     if not result["rows"]:
@@ -377,6 +422,7 @@ def parser() -> cli.Parser:
     options.add_argument("--scales", nargs="+", type=cli.scale, help="of flow, beside 1: 0.5, multi, ..")
     options.add_argument("--precision", choices=PRECISIONS, help="only this one (default: all there are)")
     options.add_argument("--ablation", nargs="?", choices=PARTS, const="parts", help="fast mode, part by part")
+    options.add_argument("--profile", action="store_true", help="tell what the time of the last row goes into")
     options.add_argument("--compare", type=Path, metavar="JSON", help="an older result, measured again")
     options.add_argument("--tolerance", type=cli.amount, help=f"share that a ratio may fall (default: {TOLERANCE})")
     options.add_argument("--minutes", type=cli.amount, default=2.5, help="time for all of it (default: 2.5)")

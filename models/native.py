@@ -10,11 +10,13 @@ import os
 import shutil
 import subprocess
 import warnings
+from contextlib import nullcontext
 from functools import cache, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.autograd.profiler import record_function
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.c", "winograd.c"))
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno")
@@ -35,7 +37,9 @@ class Library:
         """A function by name: tensors become pointers to their values, and the number of threads comes last."""
         pointers = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else a for a in arguments]
         numbers = [ctypes.c_long(a) if isinstance(a, int) else a for a in pointers]
-        getattr(self._functions, name)(*numbers, ctypes.c_int(torch.get_num_threads()))
+        # A profiler sees what PyTorch calls, and this alone of what it does not.
+        with record_function(name) if torch.autograd._profiler_enabled() else nullcontext():
+            getattr(self._functions, name)(*numbers, ctypes.c_int(torch.get_num_threads()))
 
 
 def library(x: Tensor) -> Library | None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from conftest import formula_image, formula_weights
 from torch.utils.flop_counter import FlopCounterMode
 
 import models
-from benchmarks import ablation, store
+from benchmarks import ablation, kernel_times, store
 from benchmarks import speed_parameters as speed
+from models import kernels
 
 CPU = torch.device("cpu")
 
@@ -81,6 +83,7 @@ def test_a_run_tells_and_keeps_what_it_measured(typed, tmp_path):
         assert row["ratio"] == pytest.approx(reference["seconds"] / row["seconds"])
         assert row["peak_mb"] is None or 50 < row["peak_mb"] < 50_000
         assert (row["of_matmul"] is None) == (row["precision"] != chosen[-1].precision)
+        assert row["db"] is None if (row["mode"], row["precision"]) == speed.EAGER[:2] else 40 < row["db"] < 100
         line = rf"^ *IFRNet_S +{row['size']} +{speed.mode(row)} +{row['precision']} +{row['seconds']:.4f} "
         assert re.search(line, done.out, re.M)
     assert result["left_out"] == [] and f"wrote {path}" in done.out
@@ -106,6 +109,53 @@ def test_other_scales_are_timed_beside_scale_1_and_measured_again(typed, tmp_pat
     assert ratios["eager, multi"] < ratios["eager, 0.5"]
     done = run(typed, tmp_path, "--compare", path, "--tolerance", 1)
     assert done.status == 0 and "IFRNet_S 64x64 eager, multi fp32" in done.out, done.err
+
+
+def test_the_frames_are_a_photograph_that_moves_by_100_pixels_of_3840():
+    for (width, height), moved in (((3840, 2160), 100), ((1280, 720), 33), ((16, 16), 1)):
+        img0, img1 = speed.photograph_in_motion(width, height)
+        assert img0.shape == img1.shape == (3, height, width) and img0.std() > 0.1
+        assert torch.equal(img0[..., moved:], img1[..., :-moved]) and not torch.equal(img0, img1)
+
+
+def test_a_frame_is_compared_with_that_of_float32_at_its_scale():
+    half = speed.Way("eager", "bf16")
+    ways = [half, speed.EAGER, half, speed.EAGER._replace(scale=0.5), half._replace(scale=0.5)]
+    calls = [partial(torch.full, (1, 3, 4, 4), value) for value in (0.5, 0.5, 0.6, 0.2, 0.21)]
+    nobody, reference, twenty, other, forty = speed.likeness(ways, calls)
+    assert (nobody, reference, other) == (None, None, None)
+    assert twenty == pytest.approx(20, abs=1e-3) and forty == pytest.approx(40, abs=1e-3)
+
+
+def test_a_network_without_shipped_weights_is_compared_with_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(models, "CHECKPOINTS", tmp_path)
+    rows = speed.measure("IFRNet_S", (32, 32), speed.ways(CPU), CPU, 0.1)
+    assert all(row["db"] is None for row in rows)
+
+
+def test_a_profile_finds_what_takes_the_time_and_counts_it():
+    large, small = torch.rand(2, 512, 512), torch.rand(8)
+    rows = kernel_times.kernel_times(lambda: (large @ large, small.exp(), small.exp()), CPU)
+    calls = {row["name"]: row["calls"] for row in rows}
+    assert rows[0]["name"] == "aten::bmm" and calls["aten::bmm"] == 1 and calls["aten::exp"] == 2
+    text = kernel_times.told(
+        [{"name": "n" * 60, "calls": 2, "seconds": 0.003}, *({**r, "seconds": 1e-5} for r in rows)]
+    )
+    assert "n" * 40 + " (2)" in text and "n" * 41 not in text and "bmm" not in text
+
+
+def test_a_run_tells_what_the_time_of_its_last_way_goes_into(typed, tmp_path):
+    words = ["--model_name", "IFRNet_S", "--sizes", "64x64", "--profile"]
+    done = run(typed, tmp_path, *words)
+    assert done.status == 0 and done.err == "", done.err
+    (path,) = tmp_path.glob("*.json")
+    rows = store.read(path)["rows"]
+    profiled = [row for row in rows if "profile" in row]
+    assert [row["mode"] for row in profiled] == ["fast", "fast"]
+    names = {each["name"] for each in profiled[0]["profile"]}
+    if type(kernels.choose(CPU, torch.bfloat16)) is kernels.Native:
+        assert {"join", "blend"} <= names  # of native.c, which the profiler does not see by itself
+    assert re.search(r"^  of \d+\.\d\d ms: \d+% ", done.out, re.M)
 
 
 def test_what_there_is_no_time_for_is_left_out_by_name(typed, tmp_path):
@@ -163,7 +213,7 @@ def test_wrong_options_are_one_line(typed, tmp_path):
         (["--precision", "fp16"], "--precision fp16: not one of those that this cpu is built for"),
         (["--model_name", "dis"], "'dis'"),
         (["--scales", "9"], "scale 9 is out of range"),
-        (["--scales", "auto"], "--scales auto: these frames are noise"),
+        (["--scales", "auto"], "--scales auto: it is one of the others"),
         (["--scales", "0.5", "--ablation"], "--scales 0.5: an ablation is at scale 1"),
         (["--precision", "fp32", "--ablation"], "--precision fp32: an ablation has its own"),
         (["--tolerance", "0.1"], "--tolerance 0.1 is about --compare"),

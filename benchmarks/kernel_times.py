@@ -1,0 +1,43 @@
+"""What the time of a call goes into, as PyTorch's profiler sees it: kernels on a GPU, operations on a CPU."""
+
+import os
+from collections.abc import Callable
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+ROUNDS = 5  # calls that are looked at, after one that is not
+SHOWN = 0.01  # share of the time from which on a name is told
+LONGEST = 40  # letters of a name: those of libraries' kernels tell their types
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler says on stderr when it starts, and that there is no GPU
+
+
+def kernel_times(call: Callable[[], object], device: torch.device) -> list[dict]:
+    """{"name", "calls", "seconds"} of everything that a call runs on the device, the longest first. seconds: of one
+    call, without what the operation itself calls."""
+    on_gpu = device.type == "cuda"
+    call()
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as seen:
+        for _ in range(ROUNDS):
+            call()
+        if on_gpu:
+            torch.cuda.synchronize(device)
+    rows = []
+    for event in seen.key_averages():
+        microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        if microseconds:
+            seconds = microseconds / 1e6 / ROUNDS
+            rows.append({"name": event.key, "calls": event.count / ROUNDS, "seconds": seconds})
+    return sorted(rows, key=lambda row: -row["seconds"])
+
+
+def told(rows: list[dict]) -> str:
+    """The rows of `kernel_times` as a line."""
+    total = sum(row["seconds"] for row in rows)
+    parts = [
+        f"{row['seconds'] / total:.0%} {row['name'][:LONGEST]} ({row['calls']:.0f})"
+        for row in rows
+        if row["seconds"] >= SHOWN * total
+    ]
+    return f"  of {1000 * total:.2f} ms: {', '.join(parts)}"
