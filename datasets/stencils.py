@@ -216,17 +216,25 @@ def cutouts(photographs: Sequence[Path], folder: Path, side: int, seed: int = 0)
 
 
 def read_segmentations(path: Path) -> list[np.ndarray]:
-    """The label images (H, W) of a file, one an annotator. ValueError where it is no segmentation."""
+    """The label images (H, W) of a file, one an annotator, whose segments are numbered from 0 or 1. ValueError where it
+    is no segmentation."""
     if path.suffix.lower() == ".png":
         picture = io.read_image(path).astype(np.int64)
-        return [picture @ [1, 256, 65536]]
+        return [_numbered(picture @ [1, 256, 65536])]
     import scipy.io  # scikit-image brings it
 
     try:
         truth = scipy.io.loadmat(path)["groundTruth"]
-        return [np.int64(truth[0, i]["Segmentation"][0, 0]) for i in range(truth.shape[1])]
+        return [_numbered(np.asarray(truth[0, i]["Segmentation"][0, 0])) for i in range(truth.shape[1])]
     except (KeyError, IndexError, TypeError, ValueError, scipy.io.matlab.MatReadError) as error:
         raise ValueError(f"{path}: not a segmentation as BSDS500 has them") from error
+
+
+def _numbered(labels: np.ndarray) -> np.ndarray:
+    """The same segments under small numbers, so that they can be counted."""
+    if labels.dtype.kind == "u" and labels.size and labels.max() < 2**12:
+        return labels
+    return np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
 
 
 def _objects(photo: Path, path: Path, side: int, seed: tuple[int, int]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -236,16 +244,19 @@ def _objects(photo: Path, path: Path, side: int, seed: tuple[int, int]) -> list[
         if label.shape != picture.shape[:2]:
             sizes = f"{label.shape[1]}x{label.shape[0]}", f"{picture.shape[1]}x{picture.shape[0]}"
             raise ValueError(f"{path}: a segmentation of {sizes[0]} for {photo}, which is {sizes[1]}")
-    masks = [label == value for label in labels for value in np.unique(label)]
-    masks = [mask for mask in masks if LEAST < mask.mean() < MOST and _cut_off(mask) < CUT]
+    masks = []
+    for label in labels:
+        areas = np.bincount(label.ravel()) / label.size
+        masks += [label == number for number in np.flatnonzero((LEAST < areas) & (areas < MOST))]
+    masks = [mask for mask in masks if _cut_off(mask) < CUT]
     order = np.random.default_rng(seed).permutation(len(masks))[:PER_PHOTOGRAPH]
     return [_cut_out(picture, masks[i], side) for i in order]
 
 
 def _cut_off(mask: np.ndarray) -> float:
     """The share of a shape's outline that lies on the picture's border."""
-    border = sum(int(edge.sum()) for edge in (mask[0], mask[-1], mask[:, 0], mask[:, -1]))
-    inner = int((mask[1:] != mask[:-1]).sum() + (mask[:, 1:] != mask[:, :-1]).sum())
+    border = sum(map(np.count_nonzero, (mask[0], mask[-1], mask[:, 0], mask[:, -1])))
+    inner = np.count_nonzero(mask[1:] != mask[:-1]) + np.count_nonzero(mask[:, 1:] != mask[:, :-1])
     return border / (border + inner)
 
 

@@ -97,6 +97,22 @@ def test_every_annotator_is_listened_to(photographs, tmp_path):
     assert len(cutouts(photographs[:1], tmp_path / "masks", 32).picture) == 2
 
 
+def test_segments_may_have_any_numbers(photographs, tmp_path):
+    masks, labels = tmp_path / "masks", labels_of(photographs[0])
+    write_mat(masks / "0.mat", [labels])
+    expected = cutouts(photographs[:1], masks, 32)
+    for numbers in (np.array([-5, 70_000, 3]), np.array([0.5, 1e9, -2.0])):
+        truth = np.empty((1, 1), object)
+        truth[0, 0] = {"Segmentation": numbers[labels]}
+        scipy.io.savemat(masks / "0.mat", {"groundTruth": truth})
+        assert all(map(torch.equal, cutouts(photographs[:1], masks, 32), expected))
+    colours = np.uint8([[255, 255, 250], [3, 90, 200], [0, 0, 1]])
+    (masks / "0.mat").unlink()
+    io.write_image(masks / "0.png", colours[labels])
+    found = cutouts(photographs[:1], masks, 32)
+    assert all(map(torch.equal, found, expected))
+
+
 def test_segmentations_that_do_not_fit_are_named(photographs, tmp_path):
     masks = tmp_path / "masks"
     with pytest.raises(FileNotFoundError, match="masks: no such folder"):
