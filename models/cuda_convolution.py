@@ -75,7 +75,7 @@ class Plan(NamedTuple):
 
 def plan_for(side: int, stride: int, up: int, batch: int, rows: int, columns: int, outputs: int) -> Plan:
     """A quick division, as measured on an H200, of a convolution with so many output pixels (a quarter of them where
-    `up` is 2) and channels."""
+    `up` is 2) and channels. benchmarks/tune_convolutions.py measures it against others."""
     groups = -(-outputs // GROUP)
     across = 32 if up == 2 and columns >= 128 else 16
     for split in count(-(-groups // MOST)):
@@ -115,19 +115,29 @@ def available(device: torch.device, dtype: torch.dtype) -> bool:
     return True
 
 
-def convolve(conv, x: Tensor, add: Tensor | None, into: Tensor | None, tail: int) -> Tensor | tuple[Tensor, Tensor]:
-    """See fast.Conv."""
+def convolve(
+    conv, x: Tensor, add: Tensor | None, into: Tensor | None, tail: int, plan: Plan | None = None
+) -> Tensor | tuple[Tensor, Tensor]:
+    """See fast.Conv. plan: another than that of plan_for."""
     with torch.cuda.device_of(x):
-        return run(launch, conv, x, add, into, tail)
+        return run(launch, conv, x, add, into, tail, plan)
 
 
-def run(launch: Callable, conv, x: Tensor, add: Tensor | None, into: Tensor | None, tail: int):
+def run(
+    launch: Callable,
+    conv,
+    x: Tensor,
+    add: Tensor | None,
+    into: Tensor | None,
+    tail: int,
+    plan: Plan | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
     """`convolve`, the kernel launched by `launch`."""
     batch, channels, height, width = x.shape
     side, stride, up = KINDS[kind_of(conv)]
     outputs = conv.weight.shape[int(conv.transposed)]
     rows, columns = -(-height // stride), -(-width // stride)
-    plan = plan_for(side, stride, up, batch, rows, columns, outputs)
+    plan = plan or plan_for(side, stride, up, batch, rows, columns, outputs)
     if plan.groups not in conv.packed:
         conv.packed[plan.groups] = lay_out(conv, plan)
     weight, bias, slope = conv.packed[plan.groups]
