@@ -11,6 +11,7 @@ SHOWN = 0.01  # share of the time from which on a name is told
 LONGEST = 40  # letters of a name: those of libraries' kernels tell their types
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler says on stderr when it starts, and that there is no GPU
+os.environ.setdefault("TEARDOWN_CUPTI", "0")  # torch.profiler knows it to crash where there are CUDA graphs
 
 
 def kernel_times(call: Callable[[], object], device: torch.device) -> list[dict]:
@@ -18,6 +19,8 @@ def kernel_times(call: Callable[[], object], device: torch.device) -> list[dict]
     call, without what the operation itself calls."""
     on_gpu = device.type == "cuda"
     call()
+    if on_gpu:
+        torch.cuda.synchronize(device)
     with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as seen:
         for _ in range(ROUNDS):
             call()

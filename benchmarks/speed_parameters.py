@@ -9,12 +9,12 @@ One frame at t = 0.5, from two frames that lie on the device already; at the sma
 one pair ("8x"), whose seconds are again those of one. The frames are a photograph that moves by 100 pixels of 3840. All
 ways to compute it (mode and precision) are timed in turn, so that what else the machine does falls on all of them:
 trust the ratio to float32 more than the seconds, which are the median, with the quartiles beside it. "dB" is how near
-the frame comes to that of eager float32, where there are shipped weights. MACs are those of the convolutions, by
-torch's counter; the paper's "FLOPs" count the same (0.10, 0.18 and 0.71 T at 1280x720). "of matmul" is how much of the
-pace of one large matrix product in half precision, timed in the same turns, these MACs reach. Memory is the peak of the
-whole process on a CPU (Linux); on a GPU what one way takes of it beyond weights and frames, CUDA graphs included.
-There, float32 is PyTorch's default, with TF32 in the convolutions. What would take longer than --minutes allows is left
-out by name.
+the frame comes to that of eager float32, on a GPU without TF32, where there are shipped weights. MACs are those of the
+convolutions, by torch's counter; the paper's "FLOPs" count the same (0.10, 0.18 and 0.71 T at 1280x720). "of matmul" is
+how much of the pace of one large matrix product in half precision, timed in the same turns, these MACs reach. Memory is
+the peak of the whole process on a CPU (Linux); on a GPU what one way takes of it beyond weights and frames, CUDA graphs
+included. There, float32 is PyTorch's default, with TF32 in the convolutions. What would take longer than --minutes
+allows is left out by name.
 
 --scales times flow estimation at other scales, too, "multi" among them; their ratio, as all, is to float32 at scale 1.
 --ablation times the parts of fast mode one by one (see ablation.py). --compare measures again what an older result
@@ -114,15 +114,17 @@ def photograph_in_motion(width: int, height: int) -> list[Tensor]:
 
 
 def likeness(chosen: Sequence[Way], calls: Sequence[Callable[[], Tensor]]) -> Iterator[float | None]:
-    """How near each way's frames come to those of eager float32 at its scale, in dB; None where there is none."""
-    reference = None
+    """How near each way's frames come to those of eager float32 at its scale, without TF32, in dB; None where there are
+    none, 0 for numbers that are not finite."""
+    reference, cudnn = None, torch.backends.cudnn
     for way, call in zip(chosen, calls):
-        frames = call()
         if way[:2] == EAGER[:2]:
-            reference = frames
+            before, cudnn.allow_tf32 = cudnn.allow_tf32, False
+            reference = call()
+            cudnn.allow_tf32 = before
             yield None
         else:
-            yield None if reference is None else bounded_psnr(frames, reference).mean().item()
+            yield None if reference is None else bounded_psnr(call(), reference).nan_to_num(0).mean().item()
 
 
 def timed(call: Callable[[], object], device: torch.device) -> float:

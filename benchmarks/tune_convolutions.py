@@ -65,8 +65,8 @@ class Layer(NamedTuple):
         """In proportion to its multiplications."""
         return math.prod(self.shape) * self.outputs
 
-    def call(self, function: Callable, device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
-        """function(conv, x, add, into, tail), of random values, to be called."""
+    def arguments(self, device: torch.device, dtype: torch.dtype) -> tuple:
+        """What fast.Conv.__call__ takes after the kernel, of random values, and the convolution before."""
 
         def values(channels: int | None, rows: int, columns: int) -> Tensor | None:
             if channels is None:
@@ -77,7 +77,7 @@ class Layer(NamedTuple):
         _, stride, up = KINDS[kind_of(self.conv)]
         rows, columns = (up * -(-side // stride) for side in self.shape[2:])
         add = values(self.outputs if self.added else None, rows, columns)
-        return partial(function, self.conv, values(*self.shape[1:]), add, values(self.whole, rows, columns), self.tail)
+        return self.conv, values(*self.shape[1:]), add, values(self.whole, rows, columns), self.tail
 
 
 def apart(kernel: Eager, conv: Conv, x: Tensor, add: Tensor | None, into: Tensor | None, tail: int):
@@ -121,11 +121,12 @@ def plans(side: int, stride: int, up: int, outputs: int) -> Iterator[Plan]:
             yield plan._replace(blocks=blocks)
 
 
-def recorded(call: Callable[[], object]) -> Callable[[], object]:
-    """The call, CALLS times, as a CUDA graph: to start a kernel takes longer than a small one does."""
+def recorded(call: Callable[[], object], pool: tuple) -> Callable[[], object]:
+    """The call, CALLS times, as a CUDA graph: to start a kernel takes longer than a small one does. pool: of memory,
+    shared by graphs that do not run at the same time."""
     call()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         for _ in range(CALLS):
             call()
     return graph.replay
@@ -161,7 +162,13 @@ def main(args: argparse.Namespace) -> None:
     probe = torch.zeros(1, 8, 8, 8, device=device, dtype=torch.float16)
     if device.type != "cuda" or not cuda_convolution.available(probe.device, probe.dtype):
         raise ValueError(f"{device}: no GPU that models/convolution.cu can be built for; run this where there is one")
-    torch.backends.cudnn.benchmark = True  # as before recording
+    torch.backends.cudnn.benchmark = True  # as where an Interpolator records
+    with torch.cuda.device(device):
+        tune(args, device)
+
+
+def tune(args: argparse.Namespace, device: torch.device) -> None:
+    """Time all layers of all networks at all sizes on a GPU, the current one."""
     found = []
     for name, (width, height) in product(args.model_name, args.sizes):
         call = Interpolator(network(name)[0], device, mode="fast")
@@ -186,7 +193,8 @@ def timed(layer: Layer, kernel: Eager, device: torch.device, seconds: float) -> 
     tried = list(plans(*KINDS[kind_of(layer.conv)], layer.outputs))
     ways = {"in use": cuda_convolution.convolve, "cuDNN": partial(apart, kernel)}
     ways |= {plan: partial(cuda_convolution.convolve, plan=plan) for plan in tried}
-    calls = [recorded(layer.call(way, device, torch.float16)) for way in ways.values()]
+    arguments, pool = layer.arguments(device, torch.float16), torch.cuda.graph_pool_handle()
+    calls = [recorded(partial(way, *arguments), pool) for way in ways.values()]
     times = in_turn(calls, device, seconds)
     return {way: statistics.median(of_way) / CALLS for way, of_way in zip(ways, times)}
 

@@ -61,6 +61,9 @@ def emulate(tmp_path_factory):
 def launch(request):
     if request.param == "emulated":
         return request.getfixturevalue("emulate")
+    pytest.importorskip("cuda.bindings")
+    if torch.cuda.get_device_capability() < cuda_convolution.LEAST:
+        pytest.skip("this GPU has no tensor cores for it")
     return cuda_convolution.launch, torch.device("cuda")
 
 

@@ -1,6 +1,7 @@
 """Size and speed: counts against counting by hand, and what a run says, writes and leaves out."""
 
 import json
+import math
 import re
 from functools import partial
 
@@ -120,10 +121,10 @@ def test_the_frames_are_a_photograph_that_moves_by_100_pixels_of_3840():
 
 def test_a_frame_is_compared_with_that_of_float32_at_its_scale():
     half = speed.Way("eager", "bf16")
-    ways = [half, speed.EAGER, half, speed.EAGER._replace(scale=0.5), half._replace(scale=0.5)]
-    calls = [partial(torch.full, (1, 3, 4, 4), value) for value in (0.5, 0.5, 0.6, 0.2, 0.21)]
-    nobody, reference, twenty, other, forty = speed.likeness(ways, calls)
-    assert (nobody, reference, other) == (None, None, None)
+    ways = [half, speed.EAGER, half, half, speed.EAGER._replace(scale=0.5), half._replace(scale=0.5)]
+    calls = [partial(torch.full, (1, 3, 4, 4), value) for value in (0.5, 0.5, 0.6, math.nan, 0.2, 0.21)]
+    nobody, reference, twenty, broken, other, forty = speed.likeness(ways, calls)
+    assert (nobody, reference, broken, other) == (None, None, 0, None)
     assert twenty == pytest.approx(20, abs=1e-3) and forty == pytest.approx(40, abs=1e-3)
 
 

@@ -27,7 +27,7 @@ def test_every_convolution_of_a_frame_is_counted_and_can_be_called(call):
     assert sum(counts.values()) == 36 - (call.model.name == "IFRNet_L")
     assert len({layer.like for layer in counts}) == len(counts)
     for layer in counts:
-        answer = layer.call(tune.partial(tune.apart, kernel), torch.device("cpu"), torch.float32)()
+        answer = tune.apart(kernel, *layer.arguments(torch.device("cpu"), torch.float32))
         whole, *side = answer if layer.tail else (answer,)
         stride, up = KINDS[kind_of(layer.conv)][1:]
         assert whole.shape[2:] == tuple(up * side // stride for side in layer.shape[2:])
@@ -62,6 +62,7 @@ def test_a_layers_times_are_told_beside_the_plan_in_use(call):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_a_run_on_a_gpu_tells_all_layers(typed, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)  # put back afterwards
     few = [Plan(*kind, 4, 2, 16, 3) for kind in KINDS.values()]
     monkeypatch.setattr(tune, "plans", lambda *kind: [p for p in few if p[:3] == kind[:3]])
     done = typed(tune.main, tune.parser(), "--model_name", "IFRNet_S", "--sizes", "64x48", "--minutes", "0.01")
