@@ -37,7 +37,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np
+import cv2
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -104,13 +104,14 @@ def network(name: str) -> tuple[models.IFRNet, bool]:
 
 
 def photograph_in_motion(width: int, height: int) -> list[Tensor]:
-    """Two frames, (3, height, width): a photograph, mirrored as often as fills them, and the same further left."""
+    """Two frames, (3, height, width): a photograph that fills them, and the same further left."""
     import skimage.data
 
-    photo, moved = skimage.data.astronaut(), max(round(MOTION * width), 1)
-    more = [max(0, wanted - side) for wanted, side in zip((height, width + moved), photo.shape)]
-    whole = np.pad(photo, ((0, more[0]), (0, more[1]), (0, 0)), mode="symmetric")
-    return [io.to_float(whole[:height, left : left + width]) for left in (0, moved)]
+    photo, moved = skimage.data.coffee(), max(round(MOTION * width), 1)
+    factor = max(wanted / side for wanted, side in zip((height, width + moved), photo.shape))
+    sides = [math.ceil(factor * side) for side in photo.shape[:2]]
+    photo = cv2.resize(photo, sides[::-1], interpolation=cv2.INTER_CUBIC if factor > 1 else cv2.INTER_AREA)
+    return [io.to_float(photo[:height, left : left + width]) for left in (0, moved)]
 
 
 def likeness(chosen: Sequence[Way], calls: Sequence[Callable[[], Tensor]]) -> Iterator[float | None]:
