@@ -35,7 +35,7 @@ from models.kernels import Eager
 from utils import cli
 
 REGISTERS, SHARED = 65_536, 227 * 1024  # of a multiprocessor: registers, and bytes of memory that blocks share
-BESIDE = 40  # registers of a thread beside its sums and the pixels that it multiplies
+BESIDE = 34  # registers of a thread beside its sums and the pixels that it multiplies
 CALLS = 20  # that are timed at a time
 SHOWN = 3  # of the quickest plans
 SUMS = ("in use", "cuDNN", "quickest")  # that are told of a whole frame

@@ -21,7 +21,9 @@ Tensors are dense, channels last. Channels are multiples of 8, and so are pitch 
 #define AROUND (((TALL - 1) * STRIDE + SIDE) * COLUMNS)
 #define OUTPUTS (8 * GROUPS)
 #define PER_ROW (ACROSS / 16)         /* fragments in a row of a tile */
-#define BEYOND(f) ((f / PER_ROW * COLUMNS + f % PER_ROW * 16) * STRIDE) /* pixels from a warp's first to its f-th */
+#define HIGH ((FRAGMENTS + PER_ROW - 1) / PER_ROW) /* a warp's fragments: so many rows of them, */
+#define WIDE (FRAGMENTS < PER_ROW ? FRAGMENTS : PER_ROW) /* and so many in each */
+#define READ ((HIGH - 1) * STRIDE + SIDE) /* rows of pixels that a warp's fragments read */
 #define UNITS (2 * AROUND)            /* of 16 bytes: 8 channels of a pixel */
 #define WEIGHTS (2 * TAPS * OUTPUTS)  /* likewise, of one step of 16 channels */
 #define STAGE (16 * (UNITS + WEIGHTS))
@@ -171,22 +173,28 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) convolve(
         if (step + STAGES - 1 < steps) load(step + STAGES - 1);
         commit();
         const unsigned stage = memory + step % STAGES * STAGE;
+        /* Column by column of the taps: what lies below one another is read once, for all of its rows. */
 #pragma unroll
-        for (int tap = 0; tap < TAPS; tap++) {
-            unsigned around[FRAGMENTS][4];
+        for (int k = 0; k < SIDE; k++) {
+            unsigned around[READ][WIDE][4];
 #pragma unroll
-            for (int f = 0; f < FRAGMENTS; f++)
-                matrices(around[f], stage + of_pixels[tap % SIDE] + 32 * (tap / SIDE * COLUMNS + BEYOND(f)));
+            for (int y = 0; y < READ; y++)
 #pragma unroll
-            for (int g = 0; g < GROUPS; g += 2) {
-                unsigned w[4]; /* of an odd number of groups the last reads beyond, which is not used: see SPARE */
-                matrices(w, stage + of_weights + 32 * (tap * OUTPUTS + 8 * g));
+                for (int f = 0; f < WIDE; f++)
+                    matrices(around[y][f], stage + of_pixels[k] + 32 * (y * COLUMNS + 16 * STRIDE * f));
 #pragma unroll
-                for (int f = 0; f < FRAGMENTS; f++) {
-                    multiply(sums[f][g], around[f], w[0], w[1]);
-                    if (g + 1 < GROUPS) multiply(sums[f][g + 1], around[f], w[2], w[3]);
+            for (int y = 0; y < SIDE; y++)
+#pragma unroll
+                for (int g = 0; g < GROUPS; g += 2) {
+                    unsigned w[4]; /* of an odd number of groups the last reads beyond, which is not used: see SPARE */
+                    matrices(w, stage + of_weights + 32 * ((y * SIDE + k) * OUTPUTS + 8 * g));
+#pragma unroll
+                    for (int f = 0; f < FRAGMENTS; f++) {
+                        const unsigned(&pixels)[4] = around[f / PER_ROW * STRIDE + y][f % PER_ROW];
+                        multiply(sums[f][g], pixels, w[0], w[1]);
+                        if (g + 1 < GROUPS) multiply(sums[f][g + 1], pixels, w[2], w[3]);
+                    }
                 }
-            }
         }
     }
 
