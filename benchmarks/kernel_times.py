@@ -14,9 +14,9 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler says on stderr wh
 os.environ.setdefault("TEARDOWN_CUPTI", "0")  # torch.profiler knows it to crash where there are CUDA graphs
 
 
-def kernel_times(call: Callable[[], object], device: torch.device) -> list[dict]:
-    """{"name", "calls", "seconds"} of everything that a call runs on the device, the longest first. seconds: of one
-    call, without what the operation itself calls."""
+def kernel_times(call: Callable[[], object], device: torch.device, count: int = 1) -> list[dict]:
+    """{"name", "calls", "seconds"} of everything that a call runs on the device, the longest first: of one of the
+    `count` times that it does its work. seconds: without what the operation itself calls."""
     on_gpu = device.type == "cuda"
     call()
     if on_gpu:
@@ -30,8 +30,8 @@ def kernel_times(call: Callable[[], object], device: torch.device) -> list[dict]
     for event in seen.key_averages():
         microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         if microseconds:
-            seconds = microseconds / 1e6 / ROUNDS
-            rows.append({"name": event.key, "calls": event.count / ROUNDS, "seconds": seconds})
+            times = ROUNDS * count
+            rows.append({"name": event.key, "calls": event.count / times, "seconds": microseconds / 1e6 / times})
     return sorted(rows, key=lambda row: -row["seconds"])
 
 

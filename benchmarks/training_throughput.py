@@ -10,7 +10,8 @@ a sample costs what it costs in training; they are read again and again, so the 
 of train_synthetic.py, which makes them on the device on which it trains, some batches at once. Every number is
 the best of some rounds in which all candidates took turns. Reading, and stepping on a CPU, are in CPU seconds, which
 count what the work takes and not what else the machine does; for steps set OMP_NUM_THREADS=1, threads that wait for
-each other count too. Stepping on a GPU, and both together, are by the clock.
+each other count too. Stepping on a GPU, and both together, are by the clock. --profile tells what the time of making
+scenes and of a step goes into.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from torch.utils.data import Dataset, default_collate
 
 import models
 from benchmarks import store
+from benchmarks.kernel_times import kernel_times, told
 from datasets import Sample, effects, synthetic
 from datasets.packed import Packed, Resident, pack
 from datasets.synthetic import GROUP
@@ -208,6 +210,7 @@ def steps(root: Path, args: argparse.Namespace, device: torch.device) -> dict[st
             "samples_per_s": args.batch_size / s,
             "times": first / s,
             "recipe_hours": PAPER * s / args.batch_size / 3600,
+            **profiled(partial(runs[name].seconds, args.steps), args.steps, args, device),
         }
         for name, s in seconds.items()
     }
@@ -260,9 +263,19 @@ def scenes(args: argparse.Namespace, device: torch.device) -> dict[str, dict]:
     in_turn(timed, 1)  # to warm up
     seconds = in_turn(timed, args.rounds)
     return {
-        name: {"s": s, "samples_per_s": args.batch_size / s, "share": s / seconds["both"]}
+        name: {
+            "s": s,
+            "samples_per_s": args.batch_size / s,
+            "share": s / seconds["both"],
+            **profiled(timed[name], count, args, device),
+        }
         for name, s in seconds.items()
     }
+
+
+def profiled(call: Callable[[], object], count: int, args: argparse.Namespace, device: torch.device) -> dict:
+    """With --profile, what a batch's time goes into, of a call that works off `count` of them."""
+    return {"profile": kernel_times(call, device, count)} if args.profile else {}
 
 
 def main(args: argparse.Namespace) -> None:
@@ -317,6 +330,8 @@ def table(title: str, rows: dict[str, dict], form: str) -> None:
     print(f"\n{title}")
     for name, values in rows.items():
         print(f"  {name:40}" + form.format(**values))
+        if "profile" in values:
+            print(told(values["profile"]))
 
 
 def parser() -> cli.Parser:
@@ -331,6 +346,7 @@ def parser() -> cli.Parser:
     add("--steps", type=cli.positive, default=4, help="steps in a round; of scenes whole groups (%(default)s)")
     add("--rounds", type=cli.positive, default=5, help="rounds, of which the best counts (default: %(default)s)")
     add("--workers", type=cli.whole, default=2, help="reading processes, where both are measured (%(default)s)")
+    add("--profile", action="store_true", help="tell what the time of scenes and steps goes into")
     add("--no_compile", action="store_true", help="leave torch.compile out, which takes minutes on a CPU")
     add("--out", type=Path, default=ROOT / "results" / "training_throughput.json", help="file to write (%(default)s)")
     cli.add_device(parser)

@@ -1,0 +1,30 @@
+"""The times of training: what a run says, writes and finds that they go into."""
+
+import json
+
+from benchmarks import kernel_times
+from benchmarks import training_throughput as throughput
+from datasets import synthetic
+
+
+def test_a_run_tells_and_keeps_its_times_and_what_they_go_into(typed, tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, "TEXTURES", 2)  # to be quick
+    monkeypatch.setattr(kernel_times, "ROUNDS", 1)
+    path = tmp_path / "times.json"
+    words = ["--batch_size", 2, "--crop", 32, "--samples", 2, "--steps", 1, "--rounds", 1, "--no_compile"]
+    words += ["--parts", "scenes", "step", "--profile", "--device", "cpu", "--out", path]
+    done = typed(throughput.main, throughput.parser(), *words)
+    assert done.status == 0, done.err
+    result = json.loads(path.read_text())
+    assert list(result["scenes"]) == ["making", "a step", "both"] and "loader" not in result
+    assert list(result["step"]) == [name for name, added in throughput.MEASURES if "compile" not in added]
+    for row in (*result["scenes"].values(), *result["step"].values()):
+        assert row["s"] > 0 and abs(row["s"] * row["samples_per_s"] - 2) < 1e-6
+    names = {part: {each["name"] for each in row["profile"]} for part, row in result["scenes"].items()}
+    assert "aten::convolution_backward" in names["a step"] and "aten::convolution_backward" not in names["making"]
+    assert "aten::grid_sampler_2d" in names["making"] and "aten::convolution_backward" in names["both"]
+    # The network has 36 convolutions; its encoder sees the inputs, both at once, and the target: 8 once more.
+    step = result["step"]["eager float32, contiguous"]["profile"]
+    calls = {each["name"]: each["calls"] for each in step}
+    assert calls["aten::convolution_backward"] == 36 + 6  # features of three levels alone are compared
+    assert done.out.count("\n  of ") == 6 and f"wrote {path}" in done.out
