@@ -40,7 +40,7 @@ def calls(model: models.IFRNet, device: torch.device, compiled: bool = False) ->
         parts["not recorded"] = without_recording
     else:
         parts |= {"not packed": without_packing, "whole frames": in_one_piece}
-    fast = {("fast", "fp32"): Interpolator(model, device, "fp32", mode="fast")}
+    fast = {("fast", "fp32"): Interpolator(model, device, "fp32", mode="fast")} if half != "fp32" else {}
     for name, change in parts.items():
         fast[f"fast, {name}", half] = changed = Interpolator(model, device, mode="fast")
         change(changed)
@@ -56,8 +56,14 @@ def without_recording(call: Interpolator) -> None:
 
 
 def without_convolutions(call: Interpolator) -> None:
-    call.fast.kernel = kernel = copy.copy(call.fast.kernel)  # others have the same
+    call.fast.kernel = apart(call.fast.kernel)
+
+
+def apart(kernel: Eager) -> Eager:
+    """The same kernels without convolutions: those are the library's."""
+    kernel = copy.copy(kernel)  # others have the same
     kernel.winograd, kernel.convolves = None, lambda *_: False
+    return kernel
 
 
 def without_packing(call: Interpolator) -> None:

@@ -9,17 +9,17 @@ One frame at t = 0.5, from two frames that lie on the device already; at the sma
 one pair ("8x"), whose seconds are again those of one. The frames are a photograph that moves by 100 pixels of 3840. All
 ways to compute it (mode and precision) are timed in turn, so that what else the machine does falls on all of them:
 trust the ratio to float32 more than the seconds, which are the median, with the quartiles beside it. "dB" is how near
-the frame comes to that of eager float32, on a GPU without TF32, where there are shipped weights. MACs are those of the
-convolutions, by torch's counter; the paper's "FLOPs" count the same (0.10, 0.18 and 0.71 T at 1280x720). "of matmul" is
-how much of the pace of one large matrix product in half precision, timed in the same turns, these MACs reach. Memory is
-the peak of the whole process on a CPU (Linux); on a GPU what one way takes of it beyond weights and frames, CUDA graphs
-included. There, float32 is PyTorch's default, with TF32 in the convolutions. What would take longer than --minutes
-allows is left out by name.
+the frame comes to that of eager float32 at the same scale, on a GPU without TF32, where there are shipped weights. MACs
+are those of the convolutions, by torch's counter; the paper's "FLOPs" count the same (0.10, 0.18 and 0.71 T at
+1280x720). "of matmul" is how much of the pace of one large matrix product in half precision, timed in the same turns,
+these MACs reach. Memory is the peak of the whole process on a CPU (Linux); on a GPU what one way takes of it beyond
+weights and frames, CUDA graphs included. There, float32 is PyTorch's default, with TF32 in the convolutions. What would
+take longer than --minutes allows is left out by name.
 
 --scales times flow estimation at other scales, too, "multi" among them; their ratio, as all, is to float32 at scale 1.
 --ablation times the parts of fast mode one by one (see ablation.py). --compare measures again what an older result
 holds, and ends with status 1 where a ratio to float32 has fallen by more than --tolerance: a guard against regressions
-that asks nothing of the machine's pace. --profile tells what the time of the quickest way goes into.
+that asks nothing of the machine's pace. --profile tells what the time of a frame goes into, the last way's.
 """
 
 import argparse
@@ -44,7 +44,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import models
 from benchmarks import ablation, store
-from benchmarks.kernel_times import kernel_times, told
+from benchmarks.kernel_times import ROUNDS, kernel_times, told
 from benchmarks.published import SECONDS_720P
 from models.fast import best_precision
 from models.interpolator import PRECISIONS, Interpolator, default_device
@@ -116,7 +116,7 @@ def photograph_in_motion(width: int, height: int) -> list[Tensor]:
 
 def likeness(chosen: Sequence[Way], calls: Sequence[Callable[[], Tensor]]) -> Iterator[float | None]:
     """How near each way's frames come to those of eager float32 at its scale, without TF32, in dB; None where there are
-    none, 0 for numbers that are not finite."""
+    none, 0 for what is no number."""
     reference, cudnn = None, torch.backends.cudnn
     for way, call in zip(chosen, calls):
         if way[:2] == EAGER[:2]:
@@ -125,7 +125,7 @@ def likeness(chosen: Sequence[Way], calls: Sequence[Callable[[], Tensor]]) -> It
             cudnn.allow_tf32 = before
             yield None
         else:
-            yield None if reference is None else bounded_psnr(call(), reference).nan_to_num(0).mean().item()
+            yield None if reference is None else bounded_psnr(call(), reference).nan_to_num(0, neginf=0).mean().item()
 
 
 def timed(call: Callable[[], object], device: torch.device) -> float:
@@ -238,7 +238,7 @@ def measure(
             }
         )
     if profile:
-        rows[-1]["profile"] = kernel_times(calls[-1], device)
+        rows[-1]["profile"] = kernel_times(calls[-1], device, frames)
     return rows
 
 
@@ -252,7 +252,7 @@ def measure_all(args: argparse.Namespace, chosen: list[Way]) -> Iterator[list[di
     end, rate = time.monotonic() + 60 * args.minutes, 0.0
     for cost, name, frames, size in costs:
         # The least: warm-up, rounds and the looks at memory and frame, at the pace of what was measured last.
-        expected = rate * cost * (WARM_UP[args.device.type] + LEAST + 2)
+        expected = rate * cost * (WARM_UP[args.device.type] + LEAST + 2 + args.profile * (1 + ROUNDS))
         if time.monotonic() + expected > end:
             what = f"{name} at {size[0]}x{size[1]}" + (f", {frames + 1}x" if frames > 1 else "")
             yield f"{what} (about {expected:.0f} s)"

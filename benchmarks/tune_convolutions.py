@@ -5,7 +5,7 @@
 
 For every convolution that a frame takes, by its shape: how often it comes, the microseconds that it takes with the plan
 of models/cuda_convolution.py, as cuDNN's and what would follow it, and with the quickest plans of those tried. All are
-timed in turn, as CUDA graphs, medians of rounds; plans are compiled before, half a second each on every core.
+timed in turn, as CUDA graphs, medians of rounds. Before, plans are compiled, on all cores, once: they are kept.
 """
 
 import argparse
@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor
 
+from benchmarks.ablation import apart
 from benchmarks.speed_parameters import in_turn, network, photograph_in_motion, size
 from models import VARIANTS, cuda_convolution
 from models.cuda_convolution import GROUP, KINDS, MOST, Plan, kind_of
@@ -34,11 +35,25 @@ from models.interpolator import Interpolator, default_device
 from models.kernels import Eager
 from utils import cli
 
-REGISTERS, SHARED = 65_536, 227 * 1024  # of a multiprocessor: registers, and bytes of memory that blocks share
-BESIDE = 34  # registers of a thread beside its sums and the pixels that it multiplies
+RESERVED = 1024  # bytes of shared memory that a block takes beside its own
+BESIDE = 34  # registers of a thread
 CALLS = 20  # that are timed at a time
 SHOWN = 3  # of the quickest plans
 SUMS = ("in use", "cuDNN", "quickest")  # that are told of a whole frame
+
+
+class Limits(NamedTuple):
+    """Of a GPU: bytes of shared memory that a block may have, those of a multiprocessor, and its registers."""
+
+    block: int
+    shared: int
+    registers: int
+
+    @classmethod
+    def of(cls, device: torch.device) -> "Limits":
+        about = torch.cuda.get_device_properties(device)
+        shared = about.shared_memory_per_block_optin, about.shared_memory_per_multiprocessor
+        return cls(*shared, about.regs_per_multiprocessor)
 
 
 class Layer(NamedTuple):
@@ -66,7 +81,7 @@ class Layer(NamedTuple):
         return math.prod(self.shape) * self.outputs
 
     def arguments(self, device: torch.device, dtype: torch.dtype) -> tuple:
-        """What fast.Conv.__call__ takes after the kernel, of random values, and the convolution before."""
+        """The convolution, and of random values what it takes after the kernel: see fast.Conv."""
 
         def values(channels: int | None, rows: int, columns: int) -> Tensor | None:
             if channels is None:
@@ -80,22 +95,13 @@ class Layer(NamedTuple):
         return self.conv, values(*self.shape[1:]), add, values(self.whole, rows, columns), self.tail
 
 
-def apart(kernel: Eager, conv: Conv, x: Tensor, add: Tensor | None, into: Tensor | None, tail: int):
-    """The convolution by PyTorch's library, and what follows it by another kernel: see fast.Conv."""
-    y = conv.convolve(x)
-    if conv.slope is None:
-        return y
-    result = kernel.prelu(y, conv.slope, conv.late, add, into, tail)
-    return (y, result) if tail else result
-
-
 def layers(call: Interpolator, width: int, height: int) -> Counter:
     """How often a frame takes each convolution that the CUDA kernel computes, by Layer, those of most work first."""
-    kernel, noted = call.fast.kernel, []
+    kernel, plain, noted = call.fast.kernel, apart(call.fast.kernel), []
 
     def convolve(conv, x, add=None, into=None, tail=0):
         noted.append(Layer(conv, x.shape, add is not None, None if into is None else into.shape[1], tail))
-        return apart(kernel, conv, x, add, into, tail)
+        return conv(plain, x, add, into, tail)
 
     call.fast.kernel = listening = copy.copy(kernel)  # others have the same
     listening.convolves, listening.convolve = lambda conv, x: cuda_convolution.known(conv), convolve
@@ -107,18 +113,25 @@ def layers(call: Interpolator, width: int, height: int) -> Counter:
     return Counter(dict(sorted(counts.items(), key=lambda each: -each[1] * each[0].work)))
 
 
-def plans(side: int, stride: int, up: int, outputs: int) -> Iterator[Plan]:
-    """Plans that fit a multiprocessor, of a convolution with so many output channels."""
+def plans(limits: Limits, side: int, stride: int, up: int, outputs: int) -> Iterator[Plan]:
+    """Plans that fit a GPU, of a convolution with so many output channels."""
     groups = -(-outputs // GROUP)
     splits = {-(-groups // count) for count in range(-(-groups // MOST), -(-groups // MOST) + 2)}
     for warps, fragments, across, of, stages in product((4, 8), (1, 2, 3, 4), (16, 32), sorted(splits), (2, 3)):
         if fragments % (across // 16) and fragments > 1 or warps * fragments * 16 % across:
             continue
         plan = Plan(side, stride, up, warps, fragments, across, of, stages)
-        registers = 4 * of * fragments + 8 * fragments + BESIDE
-        blocks = min(4, REGISTERS // (registers * plan.threads), SHARED // plan.shared)
-        if blocks and registers <= 256:
+        registers = registers_of(plan)
+        blocks = min(4, limits.registers // (registers * plan.threads), limits.shared // (plan.shared + RESERVED))
+        if blocks and registers <= 256 and plan.shared <= limits.block:
             yield plan._replace(blocks=blocks)
+
+
+def registers_of(plan: Plan) -> int:
+    """About how many a thread needs: for its sums, for the pixels that a column of taps reads, and BESIDE."""
+    across = plan.across // 16
+    read = (-(-plan.fragments // across) - 1) * plan.stride + plan.side
+    return 4 * plan.groups * plan.fragments + 4 * read * min(plan.fragments, across) + BESIDE
 
 
 def recorded(call: Callable[[], object], pool: tuple) -> Callable[[], object]:
@@ -159,8 +172,7 @@ def told(plan: Plan) -> list[str]:
 
 def main(args: argparse.Namespace) -> None:
     device = args.device or default_device()
-    probe = torch.zeros(1, 8, 8, 8, device=device, dtype=torch.float16)
-    if device.type != "cuda" or not cuda_convolution.available(probe.device, probe.dtype):
+    if device.type != "cuda" or not cuda_convolution.available(device, torch.float16):
         raise ValueError(f"{device}: no GPU that models/convolution.cu can be built for; run this where there is one")
     torch.backends.cudnn.benchmark = True  # as where an Interpolator records
     with torch.cuda.device(device):
@@ -175,23 +187,27 @@ def tune(args: argparse.Namespace, device: torch.device) -> None:
         call.recorder = None
         found.append((f"{name} at {width}x{height}", call, layers(call, width, height)))
     kinds = {(*KINDS[kind_of(layer.conv)], layer.outputs) for *_, counts in found for layer in counts}
-    compiled({plan for kind in kinds for plan in plans(*kind)}, torch.float16, device)
+    limits = Limits.of(device)
+    compiled({plan for kind in kinds for plan in plans(limits, *kind)}, torch.float16, device)
     seconds = 60 * args.minutes / sum(len(counts) for *_, counts in found)
     for title, call, counts in found:
         print(title, flush=True)
         sums = Counter()
         for layer, count in counts.items():
-            times = timed(layer, call.fast.kernel, device, seconds)
+            tried = plans(limits, *KINDS[kind_of(layer.conv)], layer.outputs)
+            times = timed(layer, tried, call.fast.kernel, device, seconds)
             print(tell(layer, count, times), flush=True)
             best = min(times[plan] for plan in times if isinstance(plan, Plan))
             sums.update({name: count * value for name, value in (*times.items(), ("quickest", best)) if name in SUMS})
         print("all: " + ", ".join(f"{name} {1e6 * sums[name]:.0f} us" for name in SUMS), flush=True)
 
 
-def timed(layer: Layer, kernel: Eager, device: torch.device, seconds: float) -> dict[Plan | str, float]:
+def timed(
+    layer: Layer, tried: Iterable[Plan], kernel: Eager, device: torch.device, seconds: float
+) -> dict[Plan | str, float]:
     """Seconds of a layer with each plan, "in use" with that of `plan_for`, by "cuDNN"."""
-    tried = list(plans(*KINDS[kind_of(layer.conv)], layer.outputs))
-    ways = {"in use": cuda_convolution.convolve, "cuDNN": partial(apart, kernel)}
+    plain = apart(kernel)
+    ways = {"in use": cuda_convolution.convolve, "cuDNN": lambda conv, *rest: conv(plain, *rest)}
     ways |= {plan: partial(cuda_convolution.convolve, plan=plan) for plan in tried}
     arguments, pool = layer.arguments(device, torch.float16), torch.cuda.graph_pool_handle()
     calls = [recorded(partial(way, *arguments), pool) for way in ways.values()]
@@ -203,7 +219,7 @@ def parser() -> cli.Parser:
     options = cli.Parser(__doc__)
     options.add_argument("--model_name", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="networks (all)")
     options.add_argument("--sizes", nargs="+", type=size, default=[(1280, 720)], help="of frames (default: 1280x720)")
-    options.add_argument("--minutes", type=cli.amount, default=1.0, help="time for all of it (default: 1)")
+    options.add_argument("--minutes", type=cli.amount, default=1.0, help="of timing, without its start (default: 1)")
     cli.add_device(options)
     return options
 

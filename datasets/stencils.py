@@ -216,7 +216,7 @@ def cutouts(photographs: Sequence[Path], folder: Path, side: int, seed: int = 0)
 
 
 def read_segmentations(path: Path) -> list[np.ndarray]:
-    """The label images (H, W) of a file, one an annotator, whose segments are numbered from 0 or 1. ValueError where it
+    """The label images (H, W) of a file, one an annotator, whose segments are small whole numbers. ValueError where it
     is no segmentation."""
     if path.suffix.lower() == ".png":
         picture = io.read_image(path).astype(np.int64)

@@ -204,9 +204,7 @@ class Interpolator:
         frames, in place of the interpolator's. Returns (T, 3, H, W) or (B, T, 3, H, W), float32 on the interpolator's
         device. ValueError for frames that `check_pair` refuses, and for times out of range or unknown to the weights.
         """
-        frames, dim = list(self.each(img0, img1, times, scale)), img0.ndim - 3
-        # One need not be copied; a part of what was padded is, so that it keeps no more than itself in memory.
-        return torch.stack(frames, dim) if len(frames) > 1 else frames[0].contiguous().unsqueeze(dim)
+        return torch.stack(list(self.each(img0, img1, times, scale)), img0.ndim - 3)
 
     @torch.inference_mode()
     def each(

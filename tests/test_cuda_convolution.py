@@ -27,7 +27,10 @@ PLANS = {
     "a fragment a warp": SQUARE._replace(fragments=1, across=32),
     "four fragments a warp": SQUARE._replace(fragments=4, across=32),
     "a stride of 2": SQUARE._replace(stride=2, groups=5),
+    "a stride of 2, four fragments": SQUARE._replace(stride=2, fragments=4, across=32, groups=5),
+    "three fragments a warp": SQUARE._replace(fragments=3),
     "transposed": SQUARE._replace(side=2, up=2, groups=4),
+    "transposed, a wide tile": SQUARE._replace(side=2, up=2, across=32, groups=4),
 }
 
 
@@ -61,9 +64,8 @@ def emulate(tmp_path_factory):
 def launch(request):
     if request.param == "emulated":
         return request.getfixturevalue("emulate")
-    pytest.importorskip("cuda.bindings")
-    if torch.cuda.get_device_capability() < cuda_convolution.LEAST:
-        pytest.skip("this GPU has no tensor cores for it")
+    if not cuda_convolution.available(torch.device("cuda"), torch.float16):
+        pytest.skip("the convolutions cannot be built for this GPU")
     return cuda_convolution.launch, torch.device("cuda")
 
 
