@@ -20,12 +20,12 @@ Tensors are dense, channels last. Channels are multiples of 8, and so are pitch 
 #define COLUMNS (((ACROSS - 1) * STRIDE + SIDE + 7) / 8 * 8) /* in eights, so that all rows lie alike: see `place` */
 #define AROUND (((TALL - 1) * STRIDE + SIDE) * COLUMNS)
 #define OUTPUTS (8 * GROUPS)
-#define PER_ROW (ACROSS / 16)         /* fragments in a row of a tile */
-#define HIGH ((FRAGMENTS + PER_ROW - 1) / PER_ROW) /* a warp's fragments: so many rows of them, */
-#define WIDE (FRAGMENTS < PER_ROW ? FRAGMENTS : PER_ROW) /* and so many in each */
-#define READ ((HIGH - 1) * STRIDE + SIDE) /* rows of pixels that a warp's fragments read */
-#define UNITS (2 * AROUND)            /* of 16 bytes: 8 channels of a pixel */
-#define WEIGHTS (2 * TAPS * OUTPUTS)  /* likewise, of one step of 16 channels */
+#define PER_ROW (ACROSS / 16)                            /* fragments in a row of a tile */
+#define HIGH ((FRAGMENTS + PER_ROW - 1) / PER_ROW)       /* rows of a warp's fragments */
+#define WIDE (FRAGMENTS < PER_ROW ? FRAGMENTS : PER_ROW) /* fragments in each of them */
+#define READ ((HIGH - 1) * STRIDE + SIDE)                /* rows of pixels that they read */
+#define UNITS (2 * AROUND)                               /* of 16 bytes: 8 channels of a pixel */
+#define WEIGHTS (2 * TAPS * OUTPUTS)                     /* likewise, of one step of 16 channels */
 #define STAGE (16 * (UNITS + WEIGHTS))
 #define LOADS ((UNITS + THREADS - 1) / THREADS)
 
