@@ -40,7 +40,8 @@ from utils import cli, distributed, io, video, video_out
 from utils.motion import scale_by_motion
 from utils.parts import Parts, begun, folder_of
 from utils.pipeline import Picture, between, halves, pictures, to_bytes
-from utils.timeline import Grid, is_cut, is_repeat
+from utils.shots import is_cut, is_repeat
+from utils.timeline import Grid
 
 SHEET = 1920  # pixels of width of a preview
 MOST_TIMES, MOST_PLACES = 1000, 100

@@ -2,13 +2,15 @@
 
 Each clip is decoded once into a file, uint8 (F, H, W, 3), in a cache folder that may be deleted whenever nothing reads
 from it (a minute of 1080p at 25 frames a second takes 9 GB); from then on any window is a slice of it. Windows with a
-cut or a repeated frame are left out: there is no motion between such frames to learn.
+cut, a repeated frame or a leap in time are left out: between such frames there is no motion, or not at the time it
+would be taken for.
 """
 
 import glob
 import hashlib
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -19,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from utils import io
+from utils.shots import change, is_cut, is_repeat
 
 from . import Sample
 from .transforms import Augment, Dice, Raw, Stack, centre_crop, lines
@@ -29,9 +32,11 @@ TRAIN_LISTS, TEST_LISTS = (tuple(f"{of}_{part}list.txt" for of in ("sep", "tri")
 SEQUENCES = "sequences"  # where all of Vimeo90K's lie
 CACHE = Path(__file__).resolve().parent.parent / "data" / "clips_cache"
 COPIED = 64  # frames that are brought into a device's memory at a time
-# Measured on thumbnails, mean absolute grey difference of neighbours, of 255: a repeated frame differs by the noise of
-# compression alone; a cut by much, and by several times more than the motion before and after it.
-THUMBNAIL, REPEATED, CUT, CUT_RATIO, AROUND = (64, 36), 0.15, 16.0, 3.0, 5
+# Of what changes in as many neighbours before and after. Measured on 41 real clips: where frames are repeated, as each
+# fifth or seventh is in some of them, 0.14 at most; motion that slows down leaves 0.17 and more.
+AROUND, REPEATED = 5, 0.15
+LEAP = 1.5  # times the usual step from frame to frame, or a part of it
+BREAKS = 2  # counted up whenever breaks are found in another way: what was found before is kept under this
 
 
 class Frames:
@@ -50,7 +55,8 @@ class Frames:
 
 class Clip(NamedTuple):
     """frames: (F, H, W, 3) uint8. breaks: (F - 1,) bool, whether frames i and i + 1 do not belong in one window,
-    because of a cut, because the second repeats the first, or because pictures between them are missing."""
+    because of a cut, because the second repeats the first, or because more or less time lies between them than is
+    usual in the clip."""
 
     name: str
     frames: Frames | np.ndarray
@@ -145,6 +151,9 @@ def split(
         warnings.warn(f"{folder}: left out, smaller than {least}x{least}: {', '.join(small)}", stacklevel=2)
     clips = [clip for clip in clips if clip.name not in small]
     counts = {clip.name: len(windows([clip], length, stride)) for clip in clips}
+    if none := [name for name in counts if not counts[name]]:
+        what = f"left out, no {length} frames, {stride} apart, without a cut, a repeat or a leap in time"
+        warnings.warn(f"{folder}: {what}: {', '.join(none)}", stacklevel=2)
     chosen, step = set(_last(counts) if held is None else held), (length - 1) * stride
     if not chosen <= set(counts):
         name = min(chosen - set(counts))
@@ -285,18 +294,20 @@ def _sources(folder: Path) -> Iterator[Path]:
 def _open(path: Path, name: str, longest: int | None, cache: Path) -> Clip:
     files = io.list_images(path) if path.is_dir() else [path]
     states = [(file.name, (state := file.stat()).st_size, state.st_mtime_ns) for file in files]
-    stem = f"{path.stem}-{_digest(path.resolve(), longest)}"
-    current = f"{stem}-{_digest(states)}"
+    stem = f"{path.stem[:40]}-{_digest(path.resolve(), longest)}"  # a name has 255 bytes at most
+    current = f"{stem}-{_digest(states, BREAKS)}"
     frames, breaks = (cache / f"{current}.{part}.npy" for part in ("frames", "breaks"))
     if not breaks.is_file():
         with io.alone_in(cache):
             if not breaks.is_file():  # else another rank was here before
-                for old in cache.glob(f"{glob.escape(stem)}-*.npy"):  # the clip as it was before it changed
-                    old.unlink(missing_ok=True)
+                for start in (stem, f".{stem}"):  # the clip as it was before it changed, and what a kill left
+                    for old in cache.glob(f"{glob.escape(start)}-*.npy"):
+                        old.unlink(missing_ok=True)
+                times = []
                 with io.replacing(frames) as temporary, open(temporary, "wb") as file:
-                    found = find_breaks(_saved((_shrink(frame, longest) for frame in _decode(path)), file))
+                    found = find_breaks(_saved((_shrink(frame, longest) for frame in _decode(path, times)), file))
                 with io.replacing(breaks) as temporary, open(temporary, "wb") as file:
-                    found[io.gaps(files)] = True
+                    found[[*io.gaps(files), *leaps(times)]] = True
                     np.save(file, found)
     return Clip(name, Frames(frames), np.load(breaks))
 
@@ -323,11 +334,12 @@ def _write_header(file: BinaryIO, count: int, shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(file, about)
 
 
-def _decode(path: Path) -> Iterator[np.ndarray]:
+def _decode(path: Path, times: list) -> Iterator[np.ndarray]:
+    """The frames of a clip; a video's times go into the list."""
     if path.is_dir():
         frames = map(io.read_image, io.list_images(path))
     else:
-        frames = _decode_video(path)
+        frames = _decode_video(path, times)
     size = None
     for frame in frames:
         size = size or frame.shape
@@ -339,7 +351,7 @@ def _decode(path: Path) -> Iterator[np.ndarray]:
         raise ValueError(f"{path}: no frames in this video")
 
 
-def _decode_video(path: Path) -> Iterator[np.ndarray]:
+def _decode_video(path: Path, times: list) -> Iterator[np.ndarray]:
     import av
 
     try:
@@ -347,6 +359,7 @@ def _decode_video(path: Path) -> Iterator[np.ndarray]:
             if not container.streams.video:
                 raise ValueError(f"{path}: no video in this file")
             for frame in container.decode(video=0):
+                times.append(frame.pts)
                 yield frame.to_ndarray(format="rgb24")
     except av.FFmpegError as error:
         raise ValueError(f"{path}: cannot be decoded ({error.strerror})") from error
@@ -365,12 +378,22 @@ def halved(frame: np.ndarray) -> np.ndarray:
 
 
 def find_breaks(frames: Iterable[np.ndarray]) -> np.ndarray:
-    """Between which neighbours of F frames, uint8 (H, W, 3), there is a cut or nothing new: (F - 1,) bool."""
-    small = [cv2.resize(frame, THUMBNAIL, interpolation=cv2.INTER_AREA) for frame in frames]
-    if len(small) < 2:
-        return np.zeros(0, bool)
-    grey = np.stack(small).mean(-1, dtype=np.float32)
-    change = np.abs(np.diff(grey, axis=0)).mean((1, 2))
-    around = np.pad(change, AROUND, mode="symmetric")
-    usual = np.median([around[i : i + len(change)] for i in range(2 * AROUND + 1) if i != AROUND], axis=0)
-    return (change < REPEATED) | ((change > CUT) & (change > CUT_RATIO * usual))
+    """Between which neighbours of F frames, uint8 (H, W, 3), there is a cut or nothing new: (F - 1,) bool. What
+    `is_repeat` takes for motion, because compression changed it, is told by how much changes elsewhere."""
+    found, changes = [], []
+    for first, second in pairwise(frames):
+        found.append(is_cut(first, second) or is_repeat(first, second))
+        changes.append(change(first, second))
+    if len(found) < 2:
+        return np.array(found, bool)
+    around = np.pad(changes, AROUND, constant_values=np.nan)
+    usual = np.nanmedian([around[i : i + len(found)] for i in range(2 * AROUND + 1) if i != AROUND], axis=0)
+    return np.array(found) | (np.array(changes) < REPEATED * usual)
+
+
+def leaps(times: Sequence[int | None]) -> list[int]:
+    """After which frames of a video the next comes later or sooner than is usual in it: another moment than half the
+    way lies half-way there. times: of all frames, in any unit; a None among them: not known, and nothing is found."""
+    steps = [] if None in times else np.diff(times)
+    usual = np.quantile(steps, 0.5, method="lower") if len(steps) else 0
+    return [place for place, step in enumerate(steps) if not usual / LEAP < step < usual * LEAP] if usual > 0 else []

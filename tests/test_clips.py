@@ -1,7 +1,9 @@
+import json
 import os
 import pickle
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -29,12 +31,16 @@ def write_folder(folder, frames):
         io.write_image(folder / f"{number}.png", frame)
 
 
-def write_video(path, frames):
+def write_video(path, frames, times=None):
+    """times: at which frames are shown, in 25ths of a second."""
+    path.parent.mkdir(exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("ffv1", rate=25)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "bgr0"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        for time, pixels in zip(times or range(len(frames)), frames):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 25)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
 
@@ -129,6 +135,68 @@ def test_motion_alone_is_no_cut():
     assert not clips.find_breaks(moving(40, height=96, width=128, step=6)).any()
 
 
+def test_what_moves_in_a_small_part_of_a_still_picture_is_no_repeat():
+    frames = np.stack([moving(1, 360, 640)[0]] * 12)
+    for i, frame in enumerate(frames):
+        frame[100:124, 100 + 4 * i : 124 + 4 * i] = 255 * np.indices((24, 24)).sum(0)[..., None] // 8 % 2
+    assert not clips.find_breaks(frames).any()
+
+
+def test_a_repeat_that_compression_changed_is_told_by_the_motion_around_it():
+    frames = moving(12, 96, 128, step=4).astype(int)
+    frames[6] = frames[5]
+    frames[6, 40:56, 40:56] += 6 * (-1) ** np.indices((16, 16)).sum(0)[..., None]
+    assert np.flatnonzero(clips.find_breaks(frames.clip(0, 255).astype(np.uint8))).tolist() == [5]
+
+
+@pytest.mark.parametrize("length", [3, 4, 5, 12])
+def test_a_cut_in_the_dark_and_in_a_short_clip_is_found(length):
+    first, second = moving(length, 96, 128, seed=1), moving(length, 96, 128, seed=2)
+    for cut in range(1, length):
+        frames = np.concatenate([first[:cut], second[cut:]]) // 4
+        assert np.flatnonzero(clips.find_breaks(frames)).tolist() == [cut - 1]
+
+
+def test_real_clips_have_the_cuts_and_repeats_that_somebody_listed(real_data, tmp_path):
+    listed = json.loads((real_data / "clips" / "clips_index.json").read_text())
+    names = ["sam2_cups.mp4", "cotracker_pillow.mp4", "rabbit-watermelon.mp4"]
+    for clip in clips.open_clips(real_data / "clips", names, longest=640, cache=tmp_path):
+        about = listed[clip.name]
+        missed = {*about["cut_after_frame"], *about["near_duplicate_after_frame"]} - {*np.flatnonzero(clip.breaks)}
+        assert not missed and clip.breaks.sum() <= len(about["near_duplicate_after_frame"]) + 2, clip.name
+
+
+def test_no_window_holds_a_leap_in_a_videos_time(tmp_path):
+    """Every third frame dropped, as phones and encoders do; and a steady rate with one frame missing."""
+    write_video(tmp_path / "in" / "a.mkv", moving(8), [0, 1, 3, 4, 6, 7, 9, 10])
+    write_video(tmp_path / "in" / "b.mkv", moving(8), [0, 1, 2, 3, 5, 6, 7, 8])
+    uneven, missing = clips.open_clips(tmp_path / "in", cache=tmp_path / "cache")
+    assert np.flatnonzero(uneven.breaks).tolist() == [1, 3, 5] and np.flatnonzero(missing.breaks).tolist() == [3]
+    assert not clips.windows([uneven], 3)
+
+
+def test_a_clip_that_gives_no_window_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
+    write_video(tmp_path / "in" / "a.mkv", moving(8), [0, 1, 3, 4, 6, 7, 9, 10])
+    for name in "bc":
+        write_folder(tmp_path / "in" / name, moving(12))
+    with pytest.warns(UserWarning, match="left out, no 3 frames, 1 apart, without .* leap in time: a.mkv"):
+        train, val = clips.split(tmp_path / "in", 3)
+    assert {window.clip.name for window in train + val} == {"b", "c"}
+
+
+def test_a_name_as_long_as_a_disk_takes_is_kept_and_what_a_kill_left_is_not(tmp_path):
+    name = "日" * 83
+    write_folder(tmp_path / "in" / name, moving())
+    (clip,) = clips.open_clips(tmp_path / "in", cache=tmp_path / "cache")
+    assert clip.name == name and len(clip.frames) == 12
+    left = tmp_path / "cache" / f".{clip.frames.path.stem}.host.1.npy"
+    clip.frames.path.with_name(clip.frames.path.name.replace("frames", "breaks")).unlink()
+    left.write_bytes(b"half")
+    clips.open_clips(tmp_path / "in", cache=tmp_path / "cache")
+    assert not left.exists()
+
+
 def test_large_clips_are_halved(tmp_path):
     write_folder(tmp_path / "a", moving(3, 48, 64))
     (clip,) = clips.open_clips(tmp_path, longest=40, cache=tmp_path / "cache")
@@ -158,7 +226,7 @@ def test_processes_that_come_together_decode_a_clip_once(tmp_path):
     write_video(tmp_path / "in" / "a.mkv", moving(40))
     work = (
         "import sys, time; from datasets import clips; decode = clips._decode\n"
-        "def slow(path):\n    print('decoded', flush=True); time.sleep(0.5); yield from decode(path)\n"
+        "def slow(*how):\n    print('decoded', flush=True); time.sleep(0.5); yield from decode(*how)\n"
         "clips._decode = slow; print(len(clips.open_clips(sys.argv[1], cache=sys.argv[2])[0].frames))"
     )
     command = [sys.executable, "-c", work, str(tmp_path / "in"), str(tmp_path / "cache")]

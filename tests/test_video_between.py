@@ -16,7 +16,7 @@ from video_files import decode, encode, moving, run
 import interpolate_video
 import models
 from models.baselines import Average
-from utils import io, timeline, video
+from utils import io, shots, timeline, video
 from utils.ahead import ahead
 from utils.pipeline import between, infer
 from utils.timeline import Frame, Grid, Step
@@ -41,11 +41,11 @@ def test_cuts_between_real_clips_are_found_and_motion_is_not_taken_for_one(real_
     clips = []
     for name in names:
         frames = video.open_source(str(real_data / "clips" / name)).frames()
-        clips.append([timeline.thumbnail(frame.image) for _, frame in zip(range(50), frames)])
+        clips.append([shots.thumbnail(frame.image) for _, frame in zip(range(50), frames)])
     for thumbnails in clips:
-        assert max(map(timeline.unexplained, thumbnails, thumbnails[1:])) < timeline.CUT
+        assert max(map(shots.unexplained, thumbnails, thumbnails[1:])) < shots.CUT
     joints = [(a[i], b[-1 - i]) for a in clips for b in clips if a is not b for i in (0, 20, 40)]
-    assert min(timeline.unexplained(a, b) for a, b in joints) > timeline.CUT
+    assert min(shots.unexplained(a, b) for a, b in joints) > shots.CUT
 
 
 def test_repeated_frames_are_dropped_and_their_times_filled_with_motion(tmp_path):
@@ -63,7 +63,7 @@ def test_repeated_frames_are_dropped_and_their_times_filled_with_motion(tmp_path
 def test_a_picture_that_stands_still_is_not_stretched_into_motion():
     still = [Frame(Fraction(i), np.zeros((64, 64, 3), np.uint8)) for i in range(10)]
     moved = Frame(Fraction(10), np.full((64, 64, 3), 50, np.uint8))
-    pairs = list(timeline.steps([*still, moved], Grid(2), Fraction(100), cut=None, repeat=timeline.is_repeat))
+    pairs = list(timeline.steps([*still, moved], Grid(2), Fraction(100), cut=None, repeat=shots.is_repeat))
     spans = [(int(step.first.time), int(step.second.time)) for step in pairs]
     assert spans == [(0, 4), (4, 8), (8, 10), (10, 10)]
 

@@ -5,7 +5,7 @@ import numpy as np
 
 from models import interpolator
 
-from .timeline import THUMBNAIL, thumbnail
+from .shots import THUMBNAIL, thumbnail
 
 PERCENTILE = 95  # of the lengths of flow: what moves most, but for stray vectors
 # Pixels of motion up to which flow is estimated at this scale. Found with an earlier IFRNet_S on 142 windows of the
