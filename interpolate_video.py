@@ -475,9 +475,10 @@ def preview(args: argparse.Namespace, source: video.Source, grid: Grid, call: In
     for i in range(args.preview):
         place = source.last * (2 * i + 1) / (2 * args.preview)
         with closing(source.frames(place)) as frames:
-            first = next(frames).image
-            second = next(frames, None)
-        second = first if second is None else second.image
+            pair = [frame.image for frame, _ in zip(frames, range(2))]
+        if not pair:
+            raise ValueError(f"{source.path}: no frame can be decoded from {float(place):.2f} s on")
+        first, second = pair[0], pair[-1]
         if args.cuts == "yes" and is_cut(first, second):
             made = [np.zeros_like(first)] * len(ts)
         else:

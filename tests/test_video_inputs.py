@@ -159,6 +159,15 @@ def spoilt(path, source, damaged=(), repeated=()):
     return path
 
 
+@pytest.mark.parametrize("place", [50, 57, 58, 59])
+def test_frames_behind_a_damaged_one_near_the_end_are_not_lost(tmp_path, place):
+    """However many the decoder works on at once."""
+    path = spoilt(tmp_path / "in.mkv", encode(tmp_path / "whole.mkv", moving(60), g="1"), damaged=(place,))
+    source = video.open_source(str(path))
+    times = [frame.time for frame in source.frames()]
+    assert times == [Fraction(i, 25) for i in range(60) if i != place] and source.damaged == 1
+
+
 def test_damaged_frames_are_counted_once_wherever_reading_begins(tmp_path):
     groups = encode(tmp_path / "groups.mkv", moving(100), g="30", bf="0")
     path = spoilt(tmp_path / "in.mkv", groups, damaged=(35, 70), repeated=(32, 80))

@@ -157,16 +157,26 @@ class Video(Source):
         _check_count(self)
 
     def frames(self, start: Fraction = Fraction(0)) -> Iterator[Frame]:
+        latest, before = None, self.damaged
+        damaged = before
+        for frame in self._frames(start, "AUTO"):
+            latest, damaged = frame.time, self.damaged
+            yield frame
+        # Of several frames that are being decoded at once, PyAV drops those behind a damaged one at the end of a file.
+        if latest is not None and latest < self.last:
+            self.damaged = damaged if self.timed else before  # what is met again
+            yield from (frame for frame in self._frames(latest, "SLICE") if frame.time > latest)
+
+    def _frames(self, start: Fraction, threads: str) -> Iterator[Frame]:
         turn, reformatter = self._turn(), VideoReformatter()
-        # Indices of files are approximate: where one leads behind `start`, look further back.
-        for back in (0, 2, 10, None) if start and self.timed else (None,):
-            before = self.damaged
+        # Indices of files are approximate: where one leads behind `start`, or to nothing at all, look further back.
+        for back in [back for back in (0, 2, 10) if back < start and self.timed] + [None]:
+            before, found, latest = self.damaged, False, None
             with self._open() as container:
                 stream = _video_stream(container, self.path)
-                stream.thread_type = "AUTO"
+                stream.thread_type = threads
                 if back is not None:
                     container.seek(int((self.origin + start - back) / self.step), stream=stream)
-                latest = None
                 for frame in self._decode(container, stream, start):
                     time = self._time(frame, latest)
                     if latest is None and back is not None and time > start:
@@ -177,6 +187,7 @@ class Video(Source):
                         continue
                     latest = time
                     if time >= start:
+                        found = True
                         if (frame.width, frame.height) != self.coded[:2]:
                             sizes = f"{frame.width}x{frame.height}, not {self.coded[0]}x{self.coded[1]}"
                             raise ValueError(
@@ -186,7 +197,9 @@ class Video(Source):
                         frame = turn(frame)
                         yield Frame(time, to_rgb(frame, self.colour, reformatter), frame)
                 else:
-                    return
+                    if found or back is None:
+                        return
+                    self.damaged = before
 
     def _open(self):
         return _opened(self.path, self.path)
