@@ -18,6 +18,7 @@ subtitles are copied. 4K takes under 4 GB of memory: see --scale and --tile.
 
 import argparse
 import errno
+import hashlib
 import os
 import sys
 import time
@@ -45,9 +46,10 @@ from utils.timeline import Grid
 
 SHEET = 1920  # pixels of width of a preview
 MOST_TIMES, MOST_PLACES = 1000, 100
+NONE = "{}: not a single frame"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota, what one file may hold
-RECORDED = ("factor", "fps", "slow", "cuts", "dedup", "codec", "crf", "compare", "segment", "input_fps")
-RECORDED += ("model_name", "checkpoint", "scale")
+RECORDED = ("model_name", "checkpoint", "scale", "factor", "fps", "slow", "cuts", "dedup", "codec", "crf", "compare")
+RECORDED += ("segment", "input_fps")
 
 
 def rate(text: str) -> Fraction:
@@ -266,7 +268,7 @@ def output_format(args: argparse.Namespace, source: video.Source, grid: Grid, ki
         height=source.height,
         rate=shown,
         tick=1 / shown if kind == "pipe" else grid.tick(source.step, source.rate),
-        origin=Fraction(0) if kind in ("pipe", ".gif") else source.origin,
+        origin=Fraction(0) if kind in ("pipe", ".gif") or args.slow > 1 else source.origin - source.begin,
         longest=None if grid.rate else max((source.longest or 1 / source.rate) / grid.factor, source.hold) * grid.slow,
         codec=codec,
         crf=args.crf,
@@ -363,6 +365,8 @@ def to_pipe(job: Job) -> None:
     with closing(counted(job.pictures(runs), job.count(len(runs[0])), job.form.rate)) as made:
         for picture in made:
             job.write(writer, picture)
+    if not writer.written:
+        raise ValueError(NONE.format(job.source.path))
     writer.close()
 
 
@@ -392,7 +396,7 @@ def to_parts(job: Job) -> None:
         found = parts.finished()
         distributed.barrier()  # the main rank removes the parts when it has joined them
         if not found:
-            raise ValueError(f"{job.source.path}: not a single frame")
+            raise ValueError(NONE.format(job.source.path))
     except KeyboardInterrupt:
         out, endless = Path(args.output), job.source.count is None
         old = out.exists() and not parts.part_shown and not (out.is_dir() and not any(out.iterdir()))
@@ -415,10 +419,13 @@ def to_parts(job: Job) -> None:
             raise OSError(error.errno, kept, args.output) from error
         raise
     if distributed.is_main():
+        kept = f"all is in {parts.folder}, and --resume joins it"
         try:
             join(job, parts.finished())
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"interrupted; all is in {parts.folder}, --resume joins it") from None
+            raise KeyboardInterrupt(f"interrupted; {kept}") from None
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror}; {kept}", args.output) from error
         parts.remove()
 
 
@@ -457,9 +464,11 @@ def beside(repeated: np.ndarray, made: np.ndarray, how: str) -> np.ndarray:
 def settings(job: Job) -> dict[str, str]:
     """What must not change between a run and the one that resumes it."""
     args, call = job.args, job.call
-    state = Path(args.input).stat() if job.source.count is not None else None
-    values = {name: value for name, value in vars(args).items() if name in RECORDED and value is not None}
-    values |= {"input": args.input, "size": state and state.st_size, "changed": state and state.st_mtime_ns}
+    values = {name: "default" if (value := getattr(args, name)) is None else value for name in RECORDED}
+    values["input"] = args.input
+    if job.source.count is not None:
+        states = [(path.name, (state := path.stat()).st_size, state.st_mtime_ns) for path in job.source.paths]
+        values["the input's state"] = hashlib.sha256(repr(states).encode()).hexdigest()[:16]
     if isinstance(call, Interpolator):  # as it was decided, which is another matter on another machine
         values |= {"fast": "yes" if call.mode == "fast" else "no", "precision": call.precision}
         values["weights"] = io.sha256(models.checkpoint_path(args.checkpoint or call.model.name))[:16]

@@ -5,7 +5,8 @@
 
 3 frames ask for t = 1/2, 9 for t = 1/8 .. 7/8. Of every clip every --step-th window that holds no cut, no repeated
 frame and no leap in time is taken and kept as pictures, so that all models see the same. Clips that a model was trained
-on do not measure it: name the others in --clips. Motion is the 95th percentile of the length of DIS flow between a window's outer frames.
+on do not measure it: name the others in --clips. Motion is the 95th percentile of the length of DIS flow between a
+window's outer frames.
 
 Data: a folder of videos or folders of frames, or Vimeo90K's, whose test list is kept to:
     FOLDER/a.mp4 ..    FOLDER/b/000001.png ..

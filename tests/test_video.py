@@ -157,6 +157,26 @@ def test_a_file_that_begins_late_keeps_its_beginning(tmp_path):
     assert times == [Fraction(1, 2) + Fraction(i, 50) for i in range(15)]
 
 
+@pytest.mark.parametrize("kind", [".mp4", ".mkv"])
+def test_a_recording_whose_times_begin_anywhere_begins_at_once(tmp_path, kind):
+    """Those of broadcasts begin at anything up to 26 hours."""
+    plain, late = encode(tmp_path / "in.ts", moving(25), sound="aac"), tmp_path / "late.ts"
+    with av.open(str(plain)) as given, av.open(str(late), "w", options={"output_ts_offset": "40000"}) as output:
+        streams = {stream.index: output.add_stream_from_template(stream, opaque=True) for stream in given.streams}
+        for packet in given.demux():
+            if packet.size:
+                packet.stream = streams[packet.stream.index]
+                output.mux(packet)
+    with av.open(str(late)) as container:
+        assert container.start_time > 40000 * av.time_base
+    for source in (plain, late):
+        run(source, tmp_path / f"{source.stem}{kind}")
+    for stream in ("video", "audio"):
+        first, second = (packets(tmp_path / f"{stem}{kind}", stream) for stem in ("in", "late"))
+        assert [data for _, data in first] == [data for _, data in second]
+        assert all(abs(a - b) <= Fraction(1, 500) and a < 2 for (a, _), (b, _) in zip(first, second))
+
+
 @pytest.mark.parametrize("name", ["in.mp4", "in.mkv", "in.ts", "in.flv", "in.avi"])
 def test_reading_from_the_middle_gives_the_frames_from_there(tmp_path, name):
     """Also from behind the last key frame, to which some containers have no way back."""

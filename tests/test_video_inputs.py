@@ -1,5 +1,6 @@
 """What goes into interpolate_video.py: whole, late, cut short, damaged, of odd names; what is wrong with it is told."""
 
+import os
 import shutil
 import sys
 from fractions import Fraction
@@ -38,6 +39,8 @@ def test_broken_inputs_are_named_in_one_line(tmp_path, capsys):
     io.write_image(tmp_path / "one" / "1.png", moving(1)[0])
     for i, width in enumerate((128, 96)):
         io.write_image(tmp_path / "two" / f"{i}.png", moving(1)[0][:, :width])
+    joined = tmp_path / "joined.ts"  # as broadcasts are
+    joined.write_bytes(b"".join(encode(tmp_path / "a.ts", moving(40), sound="aac").read_bytes() for _ in range(2)))
     cases = {
         tmp_path / "missing.mp4": "no such video",
         tmp_path / "text.mp4": "cannot be read as video",
@@ -49,7 +52,10 @@ def test_broken_inputs_are_named_in_one_line(tmp_path, capsys):
         tmp_path / "none": "no pictures",
         tmp_path / "one": "1 frame",
         tmp_path / "two": "frames must have one size",
+        tmp_path / "pipe": "is a pipe or a device; give - and y4m",
+        joined: "times go back, from 1.6 to 0.0 s",
     }
+    os.mkfifo(tmp_path / "pipe")
     for path, words in cases.items():
         line = complaint(capsys, path, out)
         assert words in line and path.name in line, line
@@ -119,6 +125,25 @@ def test_pictures_that_cannot_be_read_are_told_of_beside_those_that_can(tmp_path
     (tmp_path / "in/1.webp").touch()
     run(tmp_path / "in", tmp_path / "out.gif")
     assert "pictures in .webp are passed over" in capsys.readouterr().err
+
+
+def test_pictures_that_are_missing_between_others_are_told_of(tmp_path, capsys):
+    for k, image in enumerate(moving(10)):
+        if k != 4:
+            io.write_image(tmp_path / f"in/{k}.png", image)
+    run(tmp_path / "in", tmp_path / "out.gif")
+    assert "frames are missing after 3.png" in capsys.readouterr().err
+
+
+def test_a_preview_of_what_cannot_be_decoded_says_where(tmp_path, capsys):
+    path = spoilt(tmp_path / "in.mkv", encode(tmp_path / "whole.mkv", moving(60), g="1"), damaged=range(20, 60))
+    assert "no frame can be decoded from 1.18 s on" in complaint(capsys, path, tmp_path / "out.png", "--preview", "1")
+
+
+def test_an_interlaced_pipe_is_told_of(monkeypatch):
+    for header, told in ((b"YUV4MPEG2 W64 H48 F25:1 It C420jpeg\n", True), (b"YUV4MPEG2 W64 H48 F25:1 Ip\n", False)):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=BytesIO(header)))
+        assert any("interlaced" in note for note in video.open_source("-").notes) == told
 
 
 def test_a_size_that_changes_within_a_file_is_named(tmp_path, capsys):

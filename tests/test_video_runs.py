@@ -120,9 +120,11 @@ def test_a_pipe_without_frames_is_refused(tmp_path, monkeypatch):
         (b"an mp4", "no y4m; ffmpeg"),
         (b"YUV4MPEG2 W64 H48 F25:1 C420jpeg\n", "not a single frame"),
     ):
-        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=BytesIO(data)))
-        with pytest.raises(ValueError, match=f"standard input.*{words}"):
-            run("-", tmp_path / "out.mp4")
+        for out in (tmp_path / "out.mp4", "-"):
+            monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=BytesIO(data)))
+            monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=BytesIO()))
+            with pytest.raises(ValueError, match=f"standard input.*{words}"):
+                run("-", out)
     assert not list(tmp_path.iterdir())
 
 
@@ -181,6 +183,7 @@ def test_what_belongs_to_the_content_goes_along(tmp_path):
     with av.open(str(source)) as given, av.open(str(tmp_path / "in.mkv"), "w") as output:
         streams = {s.index: output.add_stream_from_template(s, opaque=True) for s in given.streams}
         streams[1].disposition = av.stream.Disposition.forced
+        streams[0].metadata.update({"language": "fra", "title": "a view"})
         output.metadata.update({"ARTIST": "somebody", "COMMENT": "a word", "title": "a name"})
         chapters = [{"id": 1, "start": 0, "end": 1000, "time_base": Fraction(1, 1000), "metadata": {"title": "one"}}]
         output.set_chapters(chapters)
@@ -195,6 +198,7 @@ def test_what_belongs_to_the_content_goes_along(tmp_path):
             chapters = [(c["end"] * c["time_base"], c["metadata"]) for c in container.chapters()]
             assert chapters == ([(1, {"title": "one"})] if slow == 1 else [])
             assert len(container.streams) == (2 if slow == 1 else 1)
+            assert {"language": "fra", "title": "a view"}.items() <= container.streams.video[0].metadata.items()
             assert slow > 1 or container.streams[1].disposition & av.stream.Disposition.forced
 
 
@@ -307,5 +311,6 @@ def test_encoders_add_no_lines_of_their_own(tmp_path, clip, capfd):
 
 def test_a_size_that_an_encoder_cannot_take_is_named(tmp_path, capsys):
     source = encode(tmp_path / "in.mkv", [image[:2, :2] for image in moving(4)], codec="ffv1", pix_fmt="bgr0")
-    assert "2x2: h265 cannot take them" in complaint(capsys, source, tmp_path / "out.mp4", "--codec", "h265")
+    line = complaint(capsys, source, tmp_path / "out.mp4", "--codec", "h265")
+    assert "2x2, 50 a second: h265 cannot take them" in line
     assert [path.name for path in tmp_path.iterdir()] == ["in.mkv"]

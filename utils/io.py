@@ -62,7 +62,8 @@ def replacing(path: str | Path, folder: Path | None = None) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = (folder or path.parent) / f".{path.stem}.{platform.node()}.{os.getpid()}{path.suffix}"
+    stem = path.stem.encode()[:100].decode(errors="ignore")  # a name has 255 bytes at most
+    temporary = (folder or path.parent) / f".{stem}.{platform.node()}.{os.getpid()}{path.suffix}"
     try:
         yield temporary
         temporary.replace(path)

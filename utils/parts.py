@@ -34,7 +34,7 @@ class Parts:
         record = self.folder / "settings.json"
         if resume and record.is_file():
             before = json.loads(record.read_text())
-            for name in sorted(before.keys() | self.settings.keys()):
+            for name in (*self.settings, *before):
                 if before.get(name) != self.settings.get(name):
                     was, now = before.get(name), self.settings.get(name)
                     raise ValueError(f"{self.out}: was begun with {name} {was}, not {now}; go on so, or start anew")

@@ -8,6 +8,7 @@ Frames are upright, RGB uint8 (H, W, 3); times are Fractions, in seconds from th
 file is a ValueError or FileNotFoundError that names it.
 """
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,12 +35,15 @@ BT709, BT601 = 1, 5
 MATRICES = {BT709, 4, 7, 9}  # those with a conversion of their own: also FCC, SMPTE 240M, BT.2020
 LARGEST_SD = 576  # rows up to which an unspecified matrix is BT.601, as players take it
 SLACK, NOTED = Fraction(1, 2), Fraction(1, 10)  # seconds that a file may be shorter than it says; what is told of that
+LEAP_BACK = 1  # seconds
 COPIED = ("audio", "subtitle")  # streams that go into the output as they are
 DTS_ONLY = ("avi",)  # containers that store when frames are decoded alone, not when they are shown
+FROM_ANYWHERE = ("mpegts", "mpeg", "flv")  # containers of recordings, whose first time may be any
 FROM_ZERO = ("matroska,webm", "nut")  # containers whose duration counts from 0, not from their first frame
 GUESSED = ("mpeg",)  # containers where some frames alone have times: reading from the middle gets the others wrong
 OTHER_PICTURES = (".bmp", ".webp", ".tif", ".tiff", ".exr", ".heic", ".avif", ".gif")  # which utils.io does not read
 Y4M = "yuv4mpegpipe"  # FFmpeg's name; it passes over a last frame that is not whole
+INTERLACED = "{}: interlaced; every frame is taken as one moment: deinterlace it first"
 # What makes a frame upright, by the signs of its display matrix: where its right and where its lower side point to.
 TURNS = {
     (1, 0, 0, 1): (),
@@ -71,19 +75,21 @@ class Colour(NamedTuple):
 class Source:
     """What all inputs have in common.
 
-    width, height: of upright frames. rate: frames a second, nominal. step: the unit of the input's times. origin: time
-    of the first frame in the file. count: frames, and last: time of the last one; None where only reading can tell.
-    longest: the longest time between two frames, None where all are equal. hold: for how long the last one is shown;
-    steady: as long as any other. aspect: of a pixel. pix_fmt: FFmpeg's name of the pixels' format. notes: what a person
-    should know, one line each. damaged: frames that were left out so far.
+    paths: the files it is read from. width, height: of upright frames. rate: frames a second, nominal. step: the unit
+    of the input's times. origin: time of the first frame in the file; begin: what the file's times count from. count:
+    frames, and last: time of the last one; None where only reading can tell. longest: the longest time between two
+    frames, None where all are equal. hold: for how long the last one is shown; steady: as long as any other. aspect: of
+    a pixel. pix_fmt: FFmpeg's name of the pixels' format. notes: what a person should know, one line each. damaged:
+    frames that were left out so far.
     """
 
     path: str
+    paths: list[Path]
     width: int
     height: int
     rate: Fraction
     step: Fraction
-    origin = Fraction(0)
+    origin = begin = Fraction(0)
     count: int | None = None
     last: Fraction | None = None
     longest: Fraction | None = None
@@ -110,6 +116,8 @@ def open_source(path: str, rate: Fraction = Fraction(24)) -> Source:
     if Path(path).is_dir():
         return Folder(path, rate)
     if not Path(path).is_file():
+        if Path(path).exists():
+            raise ValueError(f"{path}: is a pipe or a device; give - and y4m, ffmpeg -i IN -f yuv4mpegpipe - makes it")
         raise FileNotFoundError(f"{path}: no such video file or folder of pictures")
     return Video(path)
 
@@ -125,6 +133,8 @@ class Folder(Source):
         others = {other.suffix.lower() for other in Path(path).iterdir()} & set(OTHER_PICTURES)
         if others:
             self.notes += (f"{path}: pictures in {', '.join(sorted(others))} are passed over; convert them first",)
+        for gap in io.gaps(self.paths):
+            self.notes += (f"{path}: frames are missing after {self.paths[gap].name}; motion goes on across them",)
         _check_count(self)
 
     def frames(self, start: Fraction = Fraction(0)) -> Iterator[Frame]:
@@ -140,11 +150,12 @@ class Video(Source):
     """A file. It is read through once, without decoding, to know how long it is and that it is whole."""
 
     def __init__(self, path: str):
-        self.path = path
+        self.path, self.paths = path, [Path(path)]
         with self._open() as container:
-            stream = _video_stream(container, path)
+            stream = video_stream(container, path)
             self.rate = stream.guessed_rate or stream.average_rate or Fraction(25)
             self.step = stream.time_base
+            self.begin = begins(container, stream)
             self.has_sound = any(other.type in COPIED for other in container.streams)
             self.dts_only = container.format.name in DTS_ONLY
             self.notes += _stream_notes(path, container, stream)
@@ -173,7 +184,7 @@ class Video(Source):
         for back in [back for back in (0, 2, 10) if back < start and self.timed] + [None]:
             before, found, latest = self.damaged, False, None
             with self._open() as container:
-                stream = _video_stream(container, self.path)
+                stream = video_stream(container, self.path)
                 stream.thread_type = threads
                 if back is not None:
                     container.seek(int((self.origin + start - back) / self.step), stream=stream)
@@ -242,16 +253,18 @@ class Video(Source):
         if alpha and frame.to_ndarray(format="rgba")[..., 3].min() < 255:
             self.notes += (f"{self.path}: transparency is lost; colours are taken as they are",)
         if frame.interlaced_frame:
-            self.notes += (f"{self.path}: interlaced; every frame is taken as one moment: deinterlace it first",)
+            self.notes += (INTERLACED.format(self.path),)
 
     def _scan(self) -> None:
-        count, times, end, read = 0, [self.origin], Fraction(0), 0
+        count, times, end, read, decoded = 0, [self.origin], Fraction(0), 0, {}
         latest, hold = self.origin, Fraction(0)
         with self._open() as container:
-            video, duration, kind = _video_stream(container, self.path), container.duration, container.format.name
+            video, duration, kind = video_stream(container, self.path), container.duration, container.format.name
             for packet in container.demux():
                 seen = packet.stream.index == video.index and packet.size and not packet.is_discard
                 count += seen
+                if packet.dts is not None and (seen or packet.stream.type == "audio"):
+                    self._check_order(packet, decoded)
                 if packet.pts is None:
                     continue
                 read = (packet.pos or 0) + packet.size
@@ -286,6 +299,17 @@ class Video(Source):
         self.hold = max(end - self.last, min(shortest, 1 / self.rate))
         longest = self.longest or 1 / self.rate
         self.steady = max(longest, self.hold) - shortest <= 2 * self.step
+
+    def _check_order(self, packet: av.Packet, decoded: dict[int, Fraction]) -> None:
+        """decoded: of each stream the time at which its packet before is decoded."""
+        time = packet.dts * packet.time_base
+        before = decoded.get(packet.stream.index, time)
+        if time < before - LEAP_BACK:
+            raise ValueError(
+                f"{self.path}: times go back, from {float(before):.1f} to {float(time):.1f} s, as in recordings that "
+                "were joined; have them put right by ffmpeg -i IN -c copy OUT"
+            )
+        decoded[packet.stream.index] = time
 
     def _turn(self):
         """A function that makes a decoded frame upright."""
@@ -325,6 +349,8 @@ class Pipe(Source):
         self.pix_fmt = self.stream.pix_fmt.replace("yuvj", "yuv")
         self.colour = Colour(range=FULL if "yuvj" in self.stream.pix_fmt else self.stream.codec_context.color_range)
         self.notes += _depth_notes(self.path, av.VideoFormat(self.stream.pix_fmt))
+        if re.search(rb" I[tbm]", self.bytes.header):
+            self.notes += (INTERLACED.format(self.path),)
 
     def frames(self, start: Fraction = Fraction(0)) -> Iterator[Frame]:
         reformatter = VideoReformatter()
@@ -338,17 +364,19 @@ class Pipe(Source):
         for packet in self.container.demux(self.stream):
             whole = max(whole, (packet.pos or 0) + packet.size)
             yield from packet.decode()
-        self.damaged += whole < self.bytes.count
+        self.damaged += 0 < whole < self.bytes.count
 
 
 class Counted:
-    """A file to read once that knows how many bytes were read. FFmpeg looks for no more than `read`."""
+    """A file to read once that knows how many bytes were read, and its first line. FFmpeg looks for no more than
+    `read`."""
 
     def __init__(self, file: BinaryIO):
-        self.file, self.count = file, 0
+        self.file, self.count, self.header = file, 0, b""
 
     def read(self, size: int) -> bytes:
         data = self.file.read(size)
+        self.header = self.header or data.partition(b"\n")[0]
         self.count += len(data)
         return data
 
@@ -409,7 +437,14 @@ def _depth_notes(path: str, form: av.VideoFormat) -> tuple[str, ...]:
     return (f"{path}: more than 8 bits a colour ({form.name}) become 8",) if deep else ()
 
 
-def _video_stream(container: av.container.InputContainer, path: str) -> av.VideoStream:
+def begins(container: av.container.InputContainer, stream: av.stream.Stream) -> Fraction:
+    """The time that a container's times count from, in whole steps of a stream's."""
+    if container.format.name not in FROM_ANYWHERE:
+        return Fraction(0)
+    return round(Fraction(container.start_time or 0, av.time_base) / stream.time_base) * stream.time_base
+
+
+def video_stream(container: av.container.InputContainer, path: str) -> av.VideoStream:
     for stream in container.streams.video:
         if not _is_cover(stream):
             return stream

@@ -24,7 +24,7 @@ from av.video.reformatter import ColorRange, VideoReformatter
 
 from . import io
 from .timeline import common
-from .video import COPIED, FROM_RGB, PIPE, Colour, located
+from .video import COPIED, FROM_RGB, PIPE, Colour, begins, located, video_stream
 
 
 class Codec(NamedTuple):
@@ -132,11 +132,9 @@ class VideoWriter:
             stream.options = codec.options | ({} if codec.crf is None else {"crf": str(quality)})
         try:
             stream.codec_context.open()
-        except av.FFmpegError as error:  # most often of the size: H.264 ends at 16384 columns
-            size = f"{stream.width}x{stream.height}"
-            raise ValueError(
-                f"frames of {size}: {form.codec} cannot take them ({error.strerror}); change --codec"
-            ) from error
+        except av.FFmpegError as error:  # of the size, as H.264 beyond 16384 columns, or the rate, as AV1 beyond 240
+            what = f"frames of {stream.width}x{stream.height}, {float(form.nominal):g} a second"
+            raise ValueError(f"{what}: {form.codec} cannot take them ({error.strerror}); change --codec") from error
         self.stream = stream
 
     def write(
@@ -308,6 +306,8 @@ def join_videos(
                         streams[stream.index] = output.add_stream_from_template(stream, opaque=True)
                         streams[stream.index].metadata.update(stream.metadata)
                         streams[stream.index].disposition = stream.disposition
+                shown = video_stream(container, source).metadata
+                video.metadata.update({name: shown[name] for name in ("language", "title") if name in shown})
                 about = {k: v for k, v in container.metadata.items() if k.lower() not in OF_THE_FILE}
                 output.metadata.update(about)
                 if whole and timed:
@@ -344,15 +344,21 @@ def _video_packets(parts: Sequence[Path], video: av.VideoStream) -> Iterator[tup
 def _other_packets(container: av.container.InputContainer, streams: dict, end: Fraction | None) -> Iterator[tuple]:
     if not streams:
         return
+    latest = {}
     for number, packet in enumerate(container.demux([container.streams[index] for index in streams])):
-        moment = packet.pts if packet.dts is None else packet.dts
-        if moment is None:
-            continue
-        time = moment * packet.time_base
+        index, moment = packet.stream.index, packet.pts if packet.dts is None else packet.dts
+        if moment is None or packet.stream.type == "audio" and moment <= latest.get(index, moment - 1):
+            continue  # nothing tells when, or it goes back a little, which no kind of file takes
+        latest[index] = moment
+        begin = round(begins(container, packet.stream) / packet.time_base)
+        for name in ("pts", "dts"):
+            if getattr(packet, name) is not None:
+                setattr(packet, name, getattr(packet, name) - begin)
+        time = (moment - begin) * packet.time_base
         if packet.is_discard and time < -PRIMING:  # cut away by an edit list, which not every kind of file has
             continue
         if end is None or time < end:
-            packet.stream = streams[packet.stream.index]
+            packet.stream = streams[index]
             yield time, 1 + number, packet
 
 
