@@ -11,6 +11,7 @@ python interpolate_video.py in.mp4 out.mp4 --compare side        repeated and in
 python interpolate_video.py in.mp4 sheet.png --preview 6         look at six places before the long run
 torchrun --nproc_per_node=4 interpolate_video.py in.mp4 out.mp4  every GPU makes its share
 ... | python interpolate_video.py - - --factor 2 | ...           y4m in and out
+ffmpeg -ss 60 -t 10 -i in.mp4 -f yuv4mpegpipe - | python interpolate_video.py - part.mp4    ten seconds of it
 
 Frames of the input are passed through unchanged; nothing is invented across a cut (--cuts no to do so); sound and
 subtitles are copied. 4K takes under 4 GB of memory: see --scale and --tile.
@@ -427,6 +428,7 @@ def to_parts(job: Job) -> None:
         except OSError as error:
             raise OSError(error.errno, f"{error.strerror}; {kept}", args.output) from error
         parts.remove()
+        say(f"wrote {args.output}: {job.form.width}x{job.form.height}, {float(job.form.rate):.6g} frames a second")
 
 
 def join(job: Job, parts: list[Path], whole: bool = True) -> None:
@@ -499,6 +501,7 @@ def preview(args: argparse.Namespace, source: video.Source, grid: Grid, call: In
         width = min(SHEET, row.shape[1])
         rows.append(cv2.resize(row, (width, height), interpolation=cv2.INTER_AREA))
     io.write_image(args.output, np.concatenate(rows))
+    say(f"wrote {args.output}")
 
 
 if __name__ == "__main__":

@@ -153,8 +153,9 @@ def test_a_comparison_shows_repeated_frames_beside_made_ones(tmp_path, clip, how
         assert (both[:, 64] == 255).all()
 
 
-def test_a_preview_is_one_picture_of_several_places(tmp_path, clip):
+def test_a_preview_is_one_picture_of_several_places(tmp_path, clip, capsys):
     run(clip, tmp_path / "sheet.png", "--preview", "3", "--factor", "4")
+    assert f"wrote {tmp_path / 'sheet.png'}" in capsys.readouterr().err
     sheet = io.read_image(tmp_path / "sheet.png")
     assert sheet.shape == (3 * HEIGHT, 5 * WIDTH, 3)
     _, images = decode(clip)

@@ -108,6 +108,7 @@ def run(*args, model="average"):
 
 def complaint(capsys, *args, model="average"):
     """What a person sees who makes a mistake: exit status 2 and one line."""
+    capsys.readouterr()  # what runs before it said
     sys_argv, sys.argv = sys.argv, ["interpolate_video.py", *map(str, args), "--model_name", model]
     try:
         with pytest.raises(SystemExit) as stopped:
