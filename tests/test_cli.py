@@ -55,6 +55,17 @@ def test_an_option_of_networks_is_refused_where_there_is_none(script, option, ca
         parser.parse_args([*words, *network, *option.split()])
 
 
+@pytest.mark.parametrize(
+    "typed, meant", [("--factr", "--factor"), ("--model-nam=dis", "--model_name"), ("--qqq", None)]
+)
+def test_an_option_typed_almost_right_is_answered_with_the_one_that_may_be_meant(typed, meant, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        interpolate_video.parser().parse_args(["in.mp4", "out.mp4", typed])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and len(said.splitlines()) == 1
+    assert f"; {meant} may be meant" in said if meant else "unrecognized arguments: --qqq" in said
+
+
 def test_names_behind_two_hyphens_are_taken_as_they_are():
     parser = cli.Parser("")
     parser.add_argument("--some_option")

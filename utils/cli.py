@@ -5,6 +5,7 @@ VFI_DEBUG=1 to see where it was raised. Anything else is a bug and keeps its tra
 """
 
 import argparse
+import difflib
 import math
 import os
 import signal
@@ -45,6 +46,9 @@ class Parser(argparse.ArgumentParser):
         for option in OF_NETWORKS:
             if option in given and all(name in BASELINES for name in names):
                 self.error(f"{option} means nothing to {', '.join(names)}; leave it out, or name a network")
+        for word in rest:
+            if near := difflib.get_close_matches(word.partition("=")[0], self._option_string_actions, 1):
+                self.error(f"unknown option {word}; {near[0]} may be meant")
         return parsed, rest
 
     def error(self, message: str) -> NoReturn:
