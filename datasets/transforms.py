@@ -175,7 +175,7 @@ def source(start: int, zoomed: bool, side: int, size: int) -> tuple[np.ndarray |
     if not zoomed:
         return slice(start, start + size), 0
     first = start // 2 - 1
-    return np.clip(np.arange(first, first + size // 2 + 2), 0, side - 1), start - 2 * first
+    return np.clip(np.arange(first, first + (size + 1) // 2 + 2), 0, side - 1), start - 2 * first
 
 
 def lines(start: int, zoomed: bool, side: int, size: int) -> tuple[np.ndarray, int]:
@@ -293,7 +293,7 @@ def finish(raw: Raw, device: torch.device) -> Sample:
 def _zoom(x: torch.Tensor, corner: tuple[int, int]) -> torch.Tensor:
     """(N, C, S, S) whose corner holds what is to be zoomed -> (N, C, S, S)."""
     size = x.shape[-1]
-    part = size // 2 + 2
+    part = (size + 1) // 2 + 2
     twice = F.interpolate(x[..., :part, :part], scale_factor=2, mode="bilinear", align_corners=False)
     return twice[..., corner[0] : corner[0] + size, corner[1] : corner[1] + size]
 
