@@ -190,7 +190,7 @@ def read_record(folder: Path) -> dict:
         return {}
     try:
         return dict(json.loads(path.read_text()))
-    except ValueError:
+    except (ValueError, TypeError):
         raise ValueError(f"{path}: not readable as JSON; remove it if all labels there are of one teacher") from None
 
 

@@ -143,6 +143,13 @@ def test_flow_is_found_in_the_format_that_is_there(tmp_path):
     assert find_flow(tmp_path / "flow_t0") == tmp_path / "flow_t0.pfm"
 
 
+def test_a_list_may_begin_with_a_byte_order_mark(tmp_path):
+    path = write_set(tmp_path) / "tri_trainlist.txt"
+    names = read_list(tmp_path)
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert path.read_bytes().startswith(b"\xef\xbb\xbf") and read_list(tmp_path) == names
+
+
 # GoPro and one's own clips
 
 

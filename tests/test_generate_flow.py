@@ -319,6 +319,11 @@ WRONG = {
         [],
         "teacher.json: not readable",
     ),
+    "a record of nothing": (
+        lambda data: io.write_bytes(data / "flow/teacher.json", b"[1]"),
+        [],
+        "teacher.json: not readable",
+    ),
     "unknown teacher": (None, ["--teacher", "farneback"], "invalid choice: 'farneback'"),
     "weights for a teacher without": (None, ["--weights", "a.pth"], "a.pth: dis has no weights"),
     "missing weights": (None, ["--teacher", "raft_small", "--weights", "a.pth"], "a.pth: no such checkpoint"),

@@ -247,9 +247,9 @@ def warn_of_gaps(paths: Sequence[Path]) -> None:
 
 
 def read_text(path: str | Path) -> str:
-    """A text file in UTF-8. ValueError where it is none."""
+    """A text file in UTF-8, with a byte order mark or without. ValueError where it is none."""
     try:
-        return read_bytes(path).decode()
+        return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text file in UTF-8; save it as one") from error
 
