@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from datasets.vimeo90k import FLOW, FRAMES, RECORD, TEST_LIST, TRAIN_LIST, Vimeo90K, find_flow, read_list
+from datasets.vimeo90k import FLOW, FRAMES, RECORD, TEST_LIST, TRAIN_LIST, Vimeo90K, check_size, find_flow, read_list
 from models import flow as teachers
 from utils import batches, cli, distributed, flow_report, io
 from utils.batches import default_workers
@@ -90,12 +90,13 @@ class Batches(Dataset):
         return len(indices), [group for group in groups if any(group.missing)]
 
     def _whole(self, name: str) -> bool:
+        """Whether both files can be read and have the size that the frames have now."""
+        root = self.triplets.root
         try:
-            for path in flow_paths(self.triplets.root, name, self.ending):
-                io.read_flow(path)
+            size = io.png_size(root / "sequences" / name / FRAMES[0])
+            return all(io.read_flow(path).shape[:2] == size for path in flow_paths(root, name, self.ending))
         except (OSError, ValueError):
             return False
-        return True
 
 
 def flow_paths(root: Path, name: str, ending: str) -> list[Path]:
@@ -238,8 +239,8 @@ def check(
     rows, scores, errors = [], [], []
     print(flow_report.line("triplet", flow_report.SCORES))
     for name in chosen:
-        frames = io.to_float(triplets.stack(triplets.names.index(name)).frames, device)
-        there = read_labels(args.data, name, device)
+        pictures = triplets.stack(triplets.names.index(name)).frames
+        frames, there = io.to_float(pictures, device), read_labels(args.data, name, pictures[0], device)
         if there is None and not given:
             raise FileNotFoundError(f"{args.data / 'flow' / name}: no labels to judge; make them, or give --teacher")
         flow = teachers.labels(teacher, *frames[:, None]) if given else there
@@ -259,12 +260,16 @@ def check(
     print(f"{path}: im1, im2, im3, flow t->0, flow t->1 (black: contradicts itself), mean of both warped frames")
 
 
-def read_labels(root: Path, name: str, device: torch.device) -> Tensor | None:
-    """A triplet's flow, (1, 4, H, W), in whatever format it is; None where it was not made yet."""
+def read_labels(root: Path, name: str, first: np.ndarray, device: torch.device) -> Tensor | None:
+    """A triplet's flow, (1, 4, H, W), in whatever format it is; None where it was not made yet. first: its first frame,
+    (H, W, 3). ValueError where the flow has another size."""
     try:
-        both = [io.read_flow(find_flow(root / "flow" / name / stem)) for stem in FLOW]
+        paths = [find_flow(root / "flow" / name / stem) for stem in FLOW]
     except FileNotFoundError:
         return None
+    both = [io.read_flow(path) for path in paths]
+    for path, flow in zip(paths, both):
+        check_size(path, flow, first)
     return torch.from_numpy(np.concatenate(both, 2)).movedim(-1, 0)[None].to(device)
 
 

@@ -84,7 +84,7 @@ class Vimeo90K(Dataset):
         pictures, fields = self.paths(index)
         frames, flows = [read_image(path) for path in pictures], [read_flow(path) for path in fields]
         for path, array in zip((*pictures, *fields), (*frames, *flows)):
-            _check_size(path, array, frames[0])
+            check_size(path, array, frames[0])
         return Stack(frames, FlowPair(*flows) if flows else None, np.float32([0.5]))
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample | Raw:
@@ -105,7 +105,9 @@ def find_flow(stem: Path) -> Path:
     raise FileNotFoundError(f"{stem}: no teacher flow ({', '.join(FLOWS)}); make it with generate_flow.py")
 
 
-def _check_size(path: Path, array: np.ndarray, first: np.ndarray) -> None:
+def check_size(path: Path, array: np.ndarray, first: np.ndarray) -> None:
+    """ValueError where a frame (H, W, 3) or a flow (H, W, 2) of a triplet has another size than its first frame."""
     (height, width), (h, w) = array.shape[:2], first.shape[:2]
     if (height, width) != (h, w):
-        raise ValueError(f"{path}: {width}x{height}, but the triplet's first frame is {w}x{h}")
+        way = "; make it again with generate_flow.py" if array.shape[2] == 2 else ""
+        raise ValueError(f"{path}: {width}x{height}, but the triplet's first frame is {w}x{h}{way}")

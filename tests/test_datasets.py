@@ -103,7 +103,10 @@ def wrong(name):
         "other size": (other_size, "im3.png: 32x32, but the triplet's first frame is 64x48"),
         "no flow": (lambda root: (root / "flow/00001/0001/flow_t1.flo").unlink(), "flow_t1: no teacher flow"),
         "cut flow": (cut_flow, "flow_t0.flo: a flow of 64x48"),
-        "other flow": (other_flow, "flow_t1.flo: 32x32, but the triplet's first frame is 64x48"),
+        "other flow": (
+            other_flow,
+            "flow_t1.flo: 32x32, but the triplet's first frame is 64x48; make it again with generate_flow.py",
+        ),
     }[name]
 
 

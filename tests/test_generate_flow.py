@@ -207,6 +207,19 @@ def test_whole_files_are_left_alone(script, data, capsys):
     assert changed == {NAMES[2].split("/")[1]}
 
 
+def test_labels_of_frames_that_have_another_size_by_now_are_made_again(script, data, tmp_path, capsys):
+    assert script("--teacher", "dis") == 0
+    for k in (1, 2, 3):
+        shutil.copy(data / f"sequences/{NAMES[3]}/im{k}.png", data / f"sequences/{NAMES[0]}/im{k}.png")
+    for options in ([], ["--teacher", "dis"]):
+        assert script("--check", 1, "--sheet", tmp_path / "sheet.png", *options) == 2
+        error = capsys.readouterr().err
+        assert "0001/flow_t0.flo: 96x64, but the triplet's first frame is 64x48; make it again with" in error
+    assert script("--teacher", "dis") == 0
+    assert "4 triplets had their flow, 1 were made" in capsys.readouterr().out
+    np.testing.assert_array_equal(label(data, NAMES[0]), label(data, NAMES[3]))
+
+
 def test_what_failed_before_its_first_label_binds_nobody(script, data):
     labels_of(teacher="raft_small")(data)
     (data / f"flow/{NAMES[0]}/flow_t0.flo").unlink()

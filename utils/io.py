@@ -177,6 +177,16 @@ def read_image(path: str | Path) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # forty times as fast as [..., ::-1].copy()
 
 
+def png_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) of a PNG file, out of its header alone. ValueError where it is none."""
+    with open(path, "rb") as file:
+        head = file.read(24)
+    if not head.startswith(PNG) or len(head) < 24:
+        raise _damaged(Path(path))
+    width, height = struct.unpack_from(">II", head, 16)
+    return height, width
+
+
 def write_image(path: str | Path, image: np.ndarray) -> None:
     """RGB uint8 (H, W, 3) as PNG, JPEG or PPM, by the name's ending."""
     path = Path(path)
