@@ -5,7 +5,9 @@ holds. It can be enlarged, turned and softened without losing its edge, which a 
 """
 
 import math
+import zlib
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -219,15 +221,18 @@ def read_segmentations(path: Path) -> list[np.ndarray]:
     """The label images (H, W) of a file, one an annotator, whose segments are small whole numbers. ValueError where it
     is no segmentation."""
     if path.suffix.lower() == ".png":
-        picture = io.read_image(path).astype(np.int64)
-        return [_numbered(picture @ [1, 256, 65536])]
-    import scipy.io  # scikit-image brings it
+        picture = np.atleast_3d(io.read_unchanged(path)).astype(np.int64)
+        return [_numbered(picture @ (1 << 16 * np.arange(picture.shape[2])[::-1]))]
+    from scipy.io.matlab import MatReadError, loadmat  # scikit-image brings it
 
+    data = io.read_bytes(path)
     try:
-        truth = scipy.io.loadmat(path)["groundTruth"]
+        truth = loadmat(BytesIO(data))["groundTruth"]
         return [_numbered(np.asarray(truth[0, i]["Segmentation"][0, 0])) for i in range(truth.shape[1])]
-    except (KeyError, IndexError, TypeError, ValueError, scipy.io.matlab.MatReadError) as error:
-        raise ValueError(f"{path}: not a segmentation as BSDS500 has them") from error
+    # What is raised depends on where the damage lies; NotImplementedError is for MATLAB's format 7.3.
+    except (LookupError, TypeError, ValueError, OSError, NotImplementedError, zlib.error, MatReadError) as error:
+        what = "not a segmentation as BSDS500 has them, or damaged; copy it again, or save it in MATLAB's format 7"
+        raise ValueError(f"{path}: {what}") from error
 
 
 def _numbered(labels: np.ndarray) -> np.ndarray:

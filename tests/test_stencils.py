@@ -65,12 +65,12 @@ def labels_of(photo):
     return np.searchsorted(np.unique(picture), picture)
 
 
-def write_mat(path, labels):
+def write_mat(path, labels, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     truth = np.empty((1, len(labels)), object)
     for i, label in enumerate(labels):
         truth[0, i] = {"Segmentation": np.uint16(label + 1), "Boundaries": np.uint8(label > 0)}
-    scipy.io.savemat(path, {"groundTruth": truth})
+    scipy.io.savemat(path, {"groundTruth": truth}, **options)
 
 
 @pytest.mark.parametrize("kind", ["mat", "png"])
@@ -109,8 +109,10 @@ def test_segments_may_have_any_numbers(photographs, tmp_path):
     colours = np.uint8([[255, 255, 250], [3, 90, 200], [0, 0, 1]])
     (masks / "0.mat").unlink()
     io.write_image(masks / "0.png", colours[labels])
-    found = cutouts(photographs[:1], masks, 32)
-    assert all(map(torch.equal, found, expected))
+    assert all(map(torch.equal, cutouts(photographs[:1], masks, 32), expected))
+    for numbers in (np.uint16([26001, 26002, 26003]), np.uint8([7, 8, 6])):  # such as Cityscapes has them
+        assert cv2.imwrite(str(masks / "0.png"), numbers[labels])
+        assert all(map(torch.equal, cutouts(photographs[:1], masks, 32), expected))
 
 
 def test_segmentations_that_do_not_fit_are_named(photographs, tmp_path):
@@ -126,7 +128,11 @@ def test_segmentations_that_do_not_fit_are_named(photographs, tmp_path):
     write_mat(masks / "0.mat", [np.zeros((90, 120), int)])
     with pytest.raises(ValueError, match="no segment"):
         cutouts(photographs, masks, 32)
-    for content in (b"no matrix", b""):
+    write_mat(masks / "0.mat", [labels_of(photographs[0])], do_compression=True)
+    whole = (masks / "0.mat").read_bytes()
+    newer = whole[:124] + b"\0\2" + whole[126:]  # MATLAB 7.3
+    damaged = [whole[:length] for length in (64, 126, 130, 200, len(whole) - 9)] + [whole[:200] + whole[201:]]
+    for content in (b"no matrix", b"", newer, *damaged):
         (masks / "0.mat").write_bytes(content)
         with pytest.raises(ValueError, match=r"0\.mat: not a segmentation"):
             cutouts(photographs, masks, 32)

@@ -177,6 +177,12 @@ def read_image(path: str | Path) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # forty times as fast as [..., ::-1].copy()
 
 
+def read_unchanged(path: str | Path) -> np.ndarray:
+    """A picture's values as the file holds them, 8 or 16 bits: (H, W), or (H, W, C) in OpenCV's order of colours."""
+    path = Path(path)
+    return _decode(path, _read_whole(path)[0], cv2.IMREAD_UNCHANGED)
+
+
 def png_size(path: str | Path) -> tuple[int, int]:
     """(height, width) of a PNG file, out of its header alone. ValueError where it is none."""
     with open(path, "rb") as file:
@@ -370,8 +376,7 @@ def write_flo(path: str | Path, flow: np.ndarray) -> None:
 
 
 def read_kitti(path: str | Path) -> np.ndarray:
-    path = Path(path)
-    image = _decode(path, _read_whole(path)[0], cv2.IMREAD_UNCHANGED)
+    image = read_unchanged(path)
     if image.dtype != np.uint16 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"{path}: not a KITTI flow file: 16-bit RGB is needed")
     valid, dy, dx = image.transpose(2, 0, 1)
