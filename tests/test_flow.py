@@ -3,9 +3,13 @@
 No trained weights are at hand here: what a network computes is checked with weights made by formula or at random.
 """
 
+import hashlib
 import os
 import subprocess
 import sys
+from http.client import IncompleteRead
+from io import BytesIO
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -15,6 +19,7 @@ from conftest import ROOT, formula_image, reference
 from torchvision.models import optical_flow
 
 from models import flow
+from models.flow import raft
 from models.flow.dis import DIS
 from models.flow.liteflownet import LEVELS, LiteFlowNet, correlation, halvings, sample
 from models.flow.raft import RAFT, margins
@@ -287,7 +292,7 @@ def test_teachers_are_asked_for_by_name(tmp_path, raft_weights, monkeypatch):
         flow.build("dis", rgb=True)
 
 
-def test_a_pickle_that_would_run_code_is_not_loaded_as_weights(tmp_path):
+def test_a_pickle_that_would_run_code_is_not_loaded_as_weights(tmp_path, published_raft):
     class Trap:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "sprung"),)
@@ -295,7 +300,12 @@ def test_a_pickle_that_would_run_code_is_not_loaded_as_weights(tmp_path):
     torch.save({"moduleFeatures": Trap()}, tmp_path / "trap.pytorch")
     with pytest.raises(ValueError, match="trap.pytorch: not a whole checkpoint of tensors alone"):
         flow.build("liteflownet", tmp_path / "trap.pytorch")
-    assert not (tmp_path / "sprung").exists()
+    buffer = BytesIO()
+    torch.save({"moduleFeatures": Trap()}, buffer)
+    _, path = published_raft(buffer.getvalue())
+    with pytest.raises(ValueError, match="raft-.*: not a whole checkpoint of tensors alone"):
+        flow.build("raft_small")
+    assert path.is_file() and not (tmp_path / "sprung").exists()
 
 
 def test_a_failed_download_is_one_line_that_names_the_way_out(tmp_path, monkeypatch):
@@ -309,6 +319,50 @@ def test_a_failed_download_is_one_line_that_names_the_way_out(tmp_path, monkeypa
     monkeypatch.setattr(request, "urlopen", offline)
     monkeypatch.setattr("torch.hub.urlopen", offline)
     with pytest.raises(OSError, match="raft_small.*could not be fetched .no route to host.*--weights FILE"):
+        flow.build("raft_small")
+
+
+@pytest.fixture
+def published_raft(tmp_path, monkeypatch, raft_weights):
+    """Put bytes in the place of torchvision's weights, under a name that tells their checksum; returns where they are
+    downloaded from and where to."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def publish(content):
+        source = tmp_path / f"raft-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+        source.write_bytes(content)
+        monkeypatch.setitem(raft.SIZES, "small", (optical_flow.raft_small, SimpleNamespace(url=source.as_uri())))
+        return source, tmp_path / "hub/checkpoints" / source.name
+
+    return publish
+
+
+def test_published_weights_are_fetched_once(published_raft, raft_weights):
+    source, _ = published_raft(raft_weights.read_bytes())
+    state = RAFT("small", raft_weights).state_dict()
+    for _ in range(2):
+        assert all(torch.equal(value, state[key]) for key, value in RAFT("small").state_dict().items())
+        source.unlink(missing_ok=True)
+
+
+def test_a_download_that_is_not_what_was_published_is_named(published_raft, raft_weights, monkeypatch):
+    source, path = published_raft(raft_weights.read_bytes())
+    for content in (b"<html>log in here</html>", b"", source.read_bytes()[:-1]):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="pth: not RAFT's weights as published; remove it, or give --weights FILE"):
+            flow.build("raft_small")
+        path.unlink()
+        source.write_bytes(content)
+        with pytest.raises(OSError, match="could not be fetched .invalid hash value.*--weights FILE"):
+            flow.build("raft_small")
+        assert not list(path.parent.iterdir())
+
+    def broken(*args, **kwargs):
+        raise IncompleteRead(b"")
+
+    monkeypatch.setattr("torch.hub.urlopen", broken)
+    with pytest.raises(OSError, match="could not be fetched .IncompleteRead.*--weights FILE"):
         flow.build("raft_small")
 
 

@@ -1,7 +1,8 @@
 """RAFT (Teed and Deng, ECCV 2020): torchvision's networks and weights, for frames of any size."""
 
+import hashlib
+from http.client import HTTPException
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 import torch.nn.functional as F
@@ -22,25 +23,17 @@ class RAFT(nn.Module):
     """RAFT, "large" or "small".
 
     weights: a state_dict of torchvision's network; None downloads torchvision's own (once, into torch.hub's folder).
+    OSError where they cannot be fetched; ValueError for a file that is damaged or holds something else.
     """
 
     def __init__(self, size: str = "large", weights: str | Path | None = None):
         super().__init__()
-        make, published = SIZES[size]
-        if weights is None:
-            try:
-                self.network = make(weights=published)
-            except URLError as error:
-                raise OSError(
-                    f"{published.url}: RAFT's weights could not be fetched ({error.reason}); get the file "
-                    "elsewhere and give --weights FILE, or take --teacher dis"
-                ) from error
-        else:
-            self.network = make()
-            try:
-                self.network.load_state_dict(read_weights(weights))
-            except RuntimeError as error:
-                raise ValueError(f"{weights}: not the weights of torchvision's raft_{size}") from error
+        weights = weights or published(size)
+        self.network = SIZES[size][0]()
+        try:
+            self.network.load_state_dict(read_weights(weights))
+        except RuntimeError as error:
+            raise ValueError(f"{weights}: not the weights of torchvision's raft_{size}") from error
         self.eval()
 
     @torch.no_grad()
@@ -67,6 +60,28 @@ def margins(side: int) -> tuple[int, int]:
     return more // 2, more - more // 2
 
 
+def published(size: str) -> Path:
+    """The file of torchvision's weights, downloaded where it is not there yet; its name tells its checksum."""
+    path, url = _path(size), SIZES[size][1].url
+    checksum = path.stem.rpartition("-")[2]
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path), checksum)
+        except (OSError, HTTPException, RuntimeError) as error:  # the last: of another checksum
+            raise OSError(
+                f"{url}: RAFT's weights could not be fetched ({getattr(error, 'reason', error)}); get the file "
+                "elsewhere and give --weights FILE, or take --teacher dis"
+            ) from error
+    elif not hashlib.sha256(path.read_bytes()).hexdigest().startswith(checksum):
+        raise ValueError(f"{path}: not RAFT's weights as published; remove it, or give --weights FILE")
+    return path
+
+
 def downloaded(size: str) -> bool:
     """Whether torchvision's weights are on this machine already."""
-    return (Path(torch.hub.get_dir()) / "checkpoints" / Path(SIZES[size][1].url).name).is_file()
+    return _path(size).is_file()
+
+
+def _path(size: str) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(SIZES[size][1].url).name
