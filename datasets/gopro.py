@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.io import list_images, read_frames, warn_of_gaps
+from utils.io import gaps, list_images, read_frames, warn_of_gaps
 
 PAGE = "https://seungjunnah.github.io/Datasets/gopro"  # where the set is described and downloaded
 LENGTH, STRIDE = 9, 8  # the paper's windows: neighbours share one frame
@@ -41,8 +41,8 @@ class Window(NamedTuple):
 
 
 def windows(root: str | Path, videos: Sequence[str] = TRAIN_VIDEOS) -> list[Window]:
-    """The windows of these videos, in their order. FileNotFoundError where one is missing, ValueError where one is
-    shorter than a window."""
+    """The windows of these videos, in their order, without those in which frames are missing. FileNotFoundError where
+    a video is missing, ValueError where one has no window."""
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(
@@ -54,9 +54,11 @@ def windows(root: str | Path, videos: Sequence[str] = TRAIN_VIDEOS) -> list[Wind
         if not found:
             raise FileNotFoundError(f"{root}: no video {video}, neither here nor in train/ or test/; see {PAGE}")
         paths = list_images(found[0])
-        if len(paths) < LENGTH:
-            raise ValueError(f"{found[0]}: {len(paths)} frames; a window takes {LENGTH}")
         warn_of_gaps(paths)
+        missing = set(gaps(paths))  # after these
         starts = range(0, len(paths) - LENGTH + 1, STRIDE)
-        result += [Window(tuple(paths[start : start + LENGTH])) for start in starts]
+        whole = [start for start in starts if missing.isdisjoint(range(start, start + LENGTH - 1))]
+        if not whole:
+            raise ValueError(f"{found[0]}: {len(paths)} frames; a window takes {LENGTH} that follow each other")
+        result += [Window(tuple(paths[start : start + LENGTH])) for start in whole]
     return result

@@ -175,6 +175,18 @@ def test_gopro_windows_of_both_layouts_are_nine_frames_eight_apart(tmp_path, inn
     assert sample.flow.isnan().all() and sample.imgt.shape == (7, 3, 32, 48)
 
 
+def test_gopro_windows_in_which_frames_are_missing_are_left_out(tmp_path):
+    root, video = write_gopro(tmp_path, frames=34, videos=gopro.TRAIN_VIDEOS[:1]), gopro.TRAIN_VIDEOS[0]
+    (root / "train" / video / "000018.png").unlink()  # at the border of two windows, and now within the second
+    with pytest.warns(UserWarning, match="frames are missing after 000017.png"):
+        windows = gopro.windows(root, [video])
+    assert [window.paths[0].stem for window in windows] == ["000001", "000009", "000026"]
+    for path in (root / "train" / video).glob("*5.png"):
+        path.unlink()
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match=f"{video}: 30 frames; a window takes 9 that"):
+        gopro.windows(root, [video])
+
+
 def test_gopro_split_is_frozen_and_has_no_video_on_both_sides():
     for videos, digest in ((gopro.TRAIN_VIDEOS, "90b88ed357b6a1be"), (gopro.TEST_VIDEOS, "b1dac2bb73fb4eef")):
         assert hashlib.sha256("\n".join(sorted(videos)).encode()).hexdigest().startswith(digest), "the paper's names"
