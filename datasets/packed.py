@@ -90,7 +90,8 @@ class Packed(Dataset):
         missing = [name for name in names or () if name not in position]
         if missing:
             raise ValueError(f"{root}: {len(missing)} triplets of the list are not in this set, such as {missing[0]}")
-        self.rows = [position[name] for name in names] if names is not None else list(range(len(position)))
+        # A name that is listed twice counts twice, as in the files.
+        self.rows = [position[name] for name in (index["names"] if names is None else names)]
         self.flow = index["flow"] if flow is None else flow
         if self.flow and not index["flow"]:
             raise ValueError(f"{root}: was packed without flow")

@@ -62,6 +62,14 @@ def test_names_choose_and_order(packed_set):
         Packed(packed_set, ["9/9"])
 
 
+def test_a_triplet_that_is_listed_twice_counts_twice_as_in_the_files(files, tmp_path):
+    names = [*NAMES[:3], NAMES[1], *NAMES[3:]]
+    pack(Vimeo90K(files, names), tmp_path / "packed", workers=1)
+    whole, source = Packed(tmp_path / "packed"), Vimeo90K(files, names)
+    assert len(whole) == len(source) == 8
+    assert all(torch.equal(whole[k].imgt, source[k].imgt) for k in range(8))
+
+
 def test_a_packed_set_travels_to_a_process_as_its_path(packed_set):
     data = Packed(packed_set, NAMES)
     travelled = pickle.dumps(data)
