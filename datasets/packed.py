@@ -5,7 +5,8 @@
     python train_vimeo90k.py --data data/vimeo_packed --cache gpu      (all of it in GPU memory, where it fits)
 
     OUT/frames.npy       uint8 (M, 3, H, W, 3): im1, im2, im3 of M triplets; 53 GB for all of Vimeo90K's training list
-    OUT/flow.npy         int16 (M, H, W, 4): the teacher's flow in steps of 1/64 pixel, -32768: unknown; 47 GB
+    OUT/flow.npy         int16 (M, H, W, 4): the teacher's flow in steps of 1/64 pixel, -32768: unknown, as is what
+                         goes beyond 512 pixels; 47 GB
     OUT/checksums.npy    uint32 (M,): CRC of each triplet, 0 where it is not written yet
     OUT/sources.npy      uint32 (M,): CRC of the sizes and times of the files that it was read from
     OUT/index.json       the names, and whether flow was packed; written last, when every checksum was right
@@ -35,6 +36,7 @@ from .transforms import FLOW_STEPS, FLOW_UNKNOWN, Augment, Raw, Stack, centre_cr
 from .vimeo90k import TRAIN_LIST, Vimeo90K, read_list
 
 INDEX, FRAMES, FLOW, CHECKSUMS, SOURCES = "index.json", "frames.npy", "flow.npy", "checksums.npy", "sources.npy"
+REACH = (2**15 - 1) / FLOW_STEPS  # pixels; larger flow is marked as unknown
 SPARE = 2e9  # bytes of GPU memory that a set must leave to the training
 
 
@@ -185,14 +187,9 @@ class Resident:
         return Raw(frames, flow, t, torch.tensor(dice, dtype=torch.int64))
 
 
-def encode(flow: np.ndarray, name: str) -> np.ndarray:
-    """Flow in pixels -> int16 steps of 1/64. ValueError beyond 511 pixels."""
-    steps = np.round(flow * FLOW_STEPS)
-    unknown = ~np.isfinite(steps)
-    if np.abs(steps, where=~unknown, out=np.zeros_like(steps)).max() > 2**15 - 1:
-        raise ValueError(f"{name}: flow beyond {2**15 // FLOW_STEPS - 1} pixels cannot be packed; pack with --no_flow")
-    steps[unknown] = FLOW_UNKNOWN
-    return steps.astype(np.int16)
+def encode(flow: np.ndarray) -> np.ndarray:
+    """Flow in pixels -> int16 steps of 1/64; unknown where it is NaN or beyond REACH."""
+    return np.where(np.abs(flow) <= REACH, np.round(flow * FLOW_STEPS), FLOW_UNKNOWN).astype(np.int16)
 
 
 def decode(flow: np.ndarray) -> np.ndarray:
@@ -208,18 +205,21 @@ class _Packer:
         self.frames, self.checksums, self.sources = (_load(out / name, "r+") for name in (FRAMES, CHECKSUMS, SOURCES))
         self.flows = _load(out / FLOW, "r+") if source.flow else None
 
-    def write(self, row: int) -> None:
+    def write(self, row: int) -> int:
+        """Returns the number of pixels whose flow is beyond REACH."""
         now, stack, name = state(self.source, row), self.source.stack(row), self.source.names[row]
         if stack.frames.shape != self.frames.shape[1:]:
             (height, width), (h, w) = self.frames.shape[2:4], stack.frames.shape[1:3]
             raise ValueError(
                 f"{name}: {w}x{h}, but the set began with {width}x{height}; only equal sizes can be packed"
             )
-        self.checksums[row] = 0
+        self.checksums[row], beyond = 0, 0
         self.frames[row] = stack.frames
         if self.flows is not None:
-            self.flows[row] = encode(stack.flow, name)
+            self.flows[row] = encode(stack.flow)
+            beyond = int((np.abs(stack.flow) > REACH).any(2).sum())
         self.sources[row], self.checksums[row] = now, self.checksum(row)
+        return beyond
 
     def checksum(self, row: int) -> int:
         crc = zlib.crc32(self.frames[row])
@@ -245,8 +245,8 @@ def _begin(source: Vimeo90K, out: Path) -> None:
     _packer = _Packer(source, out)
 
 
-def _write(row: int) -> None:
-    _packer.write(row)
+def _write(row: int) -> int:
+    return _packer.write(row)
 
 
 def _is_whole(row: int) -> bool:
@@ -268,8 +268,8 @@ def pack(source: Vimeo90K, out: Path, workers: int) -> None:
     _Packer(source, out)  # here, so that an array that cannot be opened is named
     pool = ProcessPoolExecutor(workers, initializer=_begin, initargs=(source, out))
     try:
-        for _ in tqdm(pool.map(_write, missing, chunksize=8), total=len(missing), desc="packing", disable=None):
-            pass
+        written = pool.map(_write, missing, chunksize=8)
+        beyond = sum(tqdm(written, total=len(missing), desc="packing", disable=None))
         whole = pool.map(_is_whole, range(len(source)), chunksize=64)
         damaged = [
             row for row, good in enumerate(tqdm(whole, total=len(source), desc="checking", disable=None)) if not good
@@ -287,6 +287,8 @@ def pack(source: Vimeo90K, out: Path, workers: int) -> None:
             f"{out}: {len(damaged)} triplets are damaged, such as {source.names[damaged[0]]}; run this again"
         )
     write_bytes(out / INDEX, json.dumps(plan).encode())
+    if beyond:
+        print(f"{beyond} pixels had flow beyond {REACH:.0f} pixels: marked as unknown")
 
 
 def _prepare(source: Vimeo90K, out: Path, plan: dict) -> None:

@@ -19,6 +19,7 @@ from datasets.packed import Packed, Resident, decode, encode, is_packed, pack
 from datasets.transforms import Augment, finish
 from datasets.vimeo90k import Vimeo90K, read_list
 from utils import batches
+from utils.io import write_flow
 
 NAMES = tuple(f"00001/{k:04}" for k in range(1, 8))
 CPU = torch.device("cpu")
@@ -157,11 +158,19 @@ def test_no_space_is_said_before_the_work(files, tmp_path, monkeypatch):
 def test_fixed_point_keeps_a_128th_of_a_pixel_and_what_is_unknown():
     flow = np.random.default_rng(0).uniform(-511, 511, (20, 20, 4)).astype(np.float32)
     flow[3, 4] = np.nan
-    again = decode(encode(flow, "x"))
+    again = decode(encode(flow))
     assert np.isnan(again[3, 4]).all() and np.isnan(again).sum() == 4
     assert np.nanmax(np.abs(again - flow)) <= 1 / 128
-    with pytest.raises(ValueError, match="x: flow beyond 511 pixels"):
-        encode(flow * 2, "x")
+
+
+def test_flow_beyond_fixed_point_is_unknown_and_counted(files, tmp_path, capsys):
+    field = np.float32([[[511.98, -511.98], [512, 3]], [[-1e9, np.inf], [np.nan, 2]]])
+    write_flow(files / "flow" / NAMES[2] / "flow_t1.flo", np.tile(field, (24, 32, 1)))
+    pack(Vimeo90K(files, NAMES), tmp_path / "packed", workers=2)
+    assert f"{2 * 24 * 32} pixels had flow beyond 512 pixels: marked as unknown" in capsys.readouterr().out
+    flow = Packed(tmp_path / "packed")[2].flow[2:]
+    known = torch.tensor([[[1, 0], [0, 0]], [[1, 1], [0, 1]]]).bool().repeat(1, 24, 32)
+    assert torch.equal(flow.isfinite(), known) and flow[known].abs().max() < 512
 
 
 def test_an_array_that_was_cut_is_named(packed_set):
