@@ -16,8 +16,11 @@ Killed or short of space, the same command goes on where it stopped; it also pac
 
 import argparse
 import json
+import multiprocessing
+import os
 import shutil
 import signal
+import threading
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -242,7 +245,14 @@ def _begin(source: Vimeo90K, out: Path) -> None:
     global _packer
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process answers for all
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _packer = _Packer(source, out)
+
+
+def _end_with_parent() -> None:
+    """The pool's processes wait for work for ever where the main one was killed and could not end them."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _write(row: int) -> int:

@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import pickle
 import signal
+import time
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
@@ -187,6 +189,38 @@ def test_whatever_was_cut_is_named_by_who_packs_and_by_who_reads(files, packed_s
     read = partial(Packed, packed_set) if name == packed.INDEX else partial(pack, Vimeo90K(files, NAMES), packed_set, 1)
     with pytest.raises(ValueError, match=f"{name}: cut short or damaged; copy it again"):
         read()
+
+
+class Endless(Vimeo90K):
+    """Keeps the processes that read it at work for ever, but for the first; they say so through a pipe."""
+
+    def stack(self, index):
+        if multiprocessing.current_process().name != "packer":
+            self.writer.send(os.getpid())
+            time.sleep(1000)
+        return super().stack(index)
+
+
+def pack_in_a_group(source, out):
+    os.setsid()
+    pack(source, out, workers=2)
+
+
+def test_packing_processes_end_with_the_main_one_even_where_it_is_killed(files, tmp_path):
+    source, (reader, source.writer) = Endless(files, NAMES), multiprocessing.Pipe(duplex=False)
+    packer = multiprocessing.Process(target=pack_in_a_group, args=(source, tmp_path / "out"), name="packer")
+    packer.start()
+    source.writer.close()
+    try:
+        assert reader.recv() != packer.pid
+        packer.kill()
+        packer.join()
+        with pytest.raises(EOFError):  # nobody is left who could write
+            while reader.poll(20):
+                reader.recv()
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(packer.pid, signal.SIGKILL)
 
 
 class Deadly(Vimeo90K):
