@@ -278,6 +278,14 @@ def test_what_cannot_be_made_is_refused(wrong, name):
         synthetic.material(**wrong)
 
 
+def test_photographs_in_which_nothing_is_seen_to_move_are_refused(material, tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, "TRIES", 10)
+    black = material._replace(patches=torch.zeros(1, 64, 64, 3, dtype=torch.uint8), odds=torch.ones(1))
+    with pytest.raises(ValueError, match="nothing is seen to move in these photographs; give others, or a larger --sp"):
+        synthetic.write_vimeo90k(tmp_path, Synthetic(black, (32, 32)), train=1, test=1)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_written_set_has_the_layout_of_vimeo90k(tmp_path):
     out = tmp_path / "set"
     synthetic.main(synthetic.parser().parse_args(f"--out {out} --train 2 --test 1 --width 64 --height 48".split()))
