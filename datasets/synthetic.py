@@ -11,12 +11,14 @@ that a seed means the same scenes on both. How scenes are drawn, and all convent
 """
 
 import argparse
+import itertools
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -35,6 +37,8 @@ PHOTOGRAPHS = (
     "rocket", "text",
 )  # fmt: skip
 PATCH = 384  # photographs are kept as square patches of this side
+MOST_PIXELS = 2**21  # larger photographs are halved, but not below a patch: all patches are in memory, on every rank
+MOST_BYTES = 8e9  # of all patches of photographs
 WAVES = 3  # of the wobble
 TAIL = 1.2  # of the log-normal speeds: one in twenty is 7 times the median, one in a hundred 16 times
 TEXTURES = 160  # as many are made; each is a patch, of which scenes show parts
@@ -71,18 +75,19 @@ def material(
     """Photographs (None: those inside scikit-image), a share of made-up textures among them, and shapes to cut out.
 
     masks: a folder of segmentations of the photographs, see `stencils.cutouts`. side: of the patches. ValueError where
-    the share is not in [0, 1], or masks come without images.
+    the share is not in [0, 1], masks come without images, or the photographs are too many.
     """
     if not 0 <= procedural <= 1:
         raise ValueError(f"--procedural {procedural:g}: a share from 0 to 1 is needed")
     if masks and not images:
         raise ValueError(f"--masks {masks}: segmentations go with photographs of the same names; give --images too")
-    parts = [(photo_patches(images, side), 1 - procedural)]
+    patches = photo_patches(images, side, room=TEXTURES if procedural else 0)
+    count = len(patches) - (TEXTURES if procedural else 0)
+    odds = torch.full((len(patches),), (1 - procedural) / count)
     if procedural:
-        parts.append((procedural_patches(TEXTURES, side, seed), procedural))
-    odds = torch.cat([torch.full((len(patches),), share / len(patches)) for patches, share in parts])
+        patches[count:], odds[count:] = procedural_patches(TEXTURES, side, seed), procedural / TEXTURES
     cut = cutouts(images, masks, CUTOUT_SIDE, seed) if masks else None
-    return Material(torch.cat([patches for patches, _ in parts]), odds, drawn_stencils(seed=seed), cut)
+    return Material(patches, odds, drawn_stencils(seed=seed), cut)
 
 
 def to_device(value: Any, device: torch.device) -> Any:
@@ -252,23 +257,41 @@ class Synthetic:
         return Sample(*frames.unbind(1), times[:, 1], flow_of(scene, view.at(1))[:, 0])
 
 
-def photo_patches(paths: Sequence[Path] | None = None, side: int = PATCH) -> Tensor:
-    """Photographs as square patches that cover them, (P, side, side, 3) uint8; smaller ones are enlarged to fit.
+def photo_patches(paths: Sequence[Path] | None = None, side: int = PATCH, room: int = 0) -> Tensor:
+    """Photographs as square patches that cover them, (P + room, side, side, 3) uint8; smaller ones are enlarged to fit,
+    and those of more than MOST_PIXELS halved.
 
-    paths: picture files; None for the photographs inside scikit-image (PHOTOGRAPHS).
+    paths: picture files; None for the photographs inside scikit-image (PHOTOGRAPHS). room: black patches at the end,
+    for others. ValueError where all would take more than MOST_BYTES.
     """
     photographs = skimage_photographs() if paths is None else map(io.read_image, paths)
-    patches = []
-    for photo in photographs:
-        photo = torch.from_numpy(photo).movedim(-1, 0)[None].float()
-        short = min(photo.shape[-2:])
-        if short < side:
-            photo = F.interpolate(photo, scale_factor=side / short * 1.0001, mode="bicubic", antialias=True)
-        photo = photo[0].round().clamp(0, 255).to(torch.uint8).movedim(0, -1)
-        for top in _starts(photo.shape[0], side):
-            for left in _starts(photo.shape[1], side):
-                patches.append(photo[top : top + side, left : left + side])
-    return torch.stack(patches)
+    patches = np.empty((0, side, side, 3), np.uint8)
+    for number, photo in enumerate(photographs):
+        photo = _fitted(photo, side)
+        corners = itertools.product(*(_starts(length, side) for length in photo.shape[:2]))
+        new = [photo[top : top + side, left : left + side] for top, left in corners]
+        if patches.nbytes + len(new) * new[0].nbytes > MOST_BYTES:
+            raise ValueError(
+                f"{paths[number]}: only the {number} photographs before this one, of {len(paths)}, fit as patches into "
+                f"{MOST_BYTES / 1e9:g} GB; give fewer"
+            )
+        # It grows where it lies: a list of patches that is joined in the end would be in memory twice.
+        patches.resize((len(patches) + len(new), *patches.shape[1:]), refcheck=False)
+        patches[-len(new) :] = new
+    patches.resize((len(patches) + room, *patches.shape[1:]), refcheck=False)
+    return torch.from_numpy(patches)
+
+
+def _fitted(photo: np.ndarray, side: int) -> np.ndarray:
+    """A photograph of which patches are cut."""
+    while photo[..., 0].size > MOST_PIXELS and min(photo.shape[:2]) >= 2 * side:
+        photo = cv2.resize(photo, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    short = min(photo.shape[:2])
+    if short >= side:
+        return photo
+    planes = torch.from_numpy(photo).movedim(-1, 0)[None].float()
+    planes = F.interpolate(planes, scale_factor=side / short * 1.0001, mode="bicubic", antialias=True)[0]
+    return planes.round().clamp(0, 255).to(torch.uint8).movedim(0, -1).numpy()
 
 
 def _starts(length: int, side: int) -> list[int]:

@@ -264,6 +264,27 @@ def test_a_small_photograph_is_enlarged(tmp_path):
     assert np.abs(io.to_uint8(expected)[:64, :64].astype(int) - windows[0].numpy()).mean() < 1
 
 
+def test_a_large_photograph_is_halved_as_long_as_it_holds_a_patch(tmp_path, monkeypatch):
+    photo = np.random.default_rng(0).integers(0, 256, (256, 400, 3), dtype=np.uint8)
+    io.write_image(tmp_path / "a.png", photo)
+    quarter = photo.reshape(64, 4, 100, 4, 3).mean((1, 3))
+    for most, shape in ((256 * 400, (28, 64)), (128 * 200, (8, 64)), (64 * 100, (2, 64)), (1, (2, 64))):
+        monkeypatch.setattr(synthetic, "MOST_PIXELS", most)
+        windows = photo_patches([tmp_path / "a.png"], side=64).numpy()
+        assert windows.shape == (*shape, 64, 3)
+    assert np.abs(windows - np.stack([quarter[:, :64], quarter[:, -64:]])).max() <= 1
+
+
+def test_more_photographs_than_there_is_memory_for_are_refused(tmp_path, monkeypatch):
+    paths = [tmp_path / f"{number}.png" for number in range(4)]
+    for path in paths:
+        io.write_image(path, np.zeros((64, 128, 3), np.uint8))
+    monkeypatch.setattr(synthetic, "MOST_BYTES", 6 * 64 * 64 * 3)
+    assert len(photo_patches(paths[:3], side=64)) == 6
+    with pytest.raises(ValueError, match="3.png: only the 3 photographs before this one, of 4, fit .* GB; give fewer"):
+        photo_patches(paths, side=64)
+
+
 def test_material_holds_photographs_and_textures_in_their_shares(tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic, "TEXTURES", 4)
     io.write_image(tmp_path / "a.png", np.full((64, 64, 3), 7, np.uint8))
