@@ -151,7 +151,8 @@ def split(
         warnings.warn(f"{folder}: left out, smaller than {least}x{least}: {', '.join(small)}", stacklevel=2)
     clips = [clip for clip in clips if clip.name not in small]
     counts = {clip.name: len(windows([clip], length, stride)) for clip in clips}
-    if none := [name for name in counts if not counts[name]]:
+    none = [name for name in counts if not counts[name]]
+    if len(none) in range(1, len(counts)):  # of all of them an error will tell
         what = f"left out, no {length} frames, {stride} apart, without a cut, a repeat or a leap in time"
         warnings.warn(f"{folder}: {what}: {', '.join(none)}", stacklevel=2)
     chosen, step = set(_last(counts) if held is None else held), (length - 1) * stride

@@ -52,7 +52,8 @@ def windows(root: str | Path, videos: Sequence[str] = TRAIN_VIDEOS) -> list[Wind
     for video in videos:
         found = [folder for folder in (root / "train" / video, root / "test" / video, root / video) if folder.is_dir()]
         if not found:
-            raise FileNotFoundError(f"{root}: no video {video}, neither here nor in train/ or test/; see {PAGE}")
+            way = f"see {PAGE}, or train on footage of your own with --data clips:{root}"
+            raise FileNotFoundError(f"{root}: no video {video}, neither here nor in train/ or test/; {way}")
         paths = list_images(found[0])
         warn_of_gaps(paths)
         missing = set(gaps(paths))  # after these

@@ -36,7 +36,8 @@ def read_list(root: str | Path, name: str | Path = TRAIN_LIST) -> list[str]:
     path = root / name if (root / name).is_file() else Path(name)
     if not path.is_file():
         path = root / name
-        raise FileNotFoundError(f"{path}: no such list; is {root} the folder of Vimeo90K's triplets? See {PAGE}")
+        way = f"see {PAGE}, or train on footage of your own with --data clips:{root}"
+        raise FileNotFoundError(f"{path}: no such list; is {root} the folder of Vimeo90K's triplets? If not, {way}")
     lines = [(number, line.strip()) for number, line in enumerate(read_text(path).splitlines(), 1) if line.strip()]
     if not lines:
         raise ValueError(f"{path}: the list is empty")
