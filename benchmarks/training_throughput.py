@@ -286,13 +286,15 @@ def main(args: argparse.Namespace) -> None:
     if args.out.is_dir():
         raise ValueError(f"{args.out}: is a folder; name a file in it")
     args.crop = args.crop or (224 if device.type == "cuda" else 128)
+    if args.crop > min(SIZE) and set(args.parts) - {"scenes"}:
+        raise ValueError(f"--crop {args.crop}: triplets have {min(SIZE)} rows; give that or less, or --parts scenes")
     args.batch_size = args.batch_size or (24 if device.type == "cuda" else 8)
     args.warm_up = 5 if device.type == "cuda" else 1
     cv2.setNumThreads(0)
     what = store.device_name(device, threads=True)
     print(f"{what}, torch {torch.__version__}; {args.model_name}, batch {args.batch_size}, crop {args.crop}")
-    result = {"benchmark": store.THROUGHPUT, "device": what, "torch": torch.__version__}
-    result |= {name: str(value) for name, value in vars(args).items()}
+    result = {"benchmark": store.THROUGHPUT, "torch": torch.__version__}
+    result |= {name: str(value) for name, value in vars(args).items()} | {"device": what}
     if "scenes" in args.parts:
         result["scenes"] = scenes(args, device)
         row = "{s:8.4f} s a batch {samples_per_s:9.0f} samples a second {share:7.1%} of both"

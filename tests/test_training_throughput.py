@@ -2,7 +2,9 @@
 
 import json
 
-from benchmarks import kernel_times
+import torch
+
+from benchmarks import kernel_times, store
 from benchmarks import training_throughput as throughput
 from datasets import synthetic
 
@@ -17,6 +19,7 @@ def test_a_run_tells_and_keeps_its_times_and_what_they_go_into(typed, tmp_path, 
     assert done.status == 0, done.err
     result = json.loads(path.read_text())
     assert list(result["scenes"]) == ["making", "a step", "both"] and "loader" not in result
+    assert result["device"] == store.device_name(torch.device("cpu"), threads=True) and result["crop"] == "32"
     assert list(result["step"]) == [name for name, added in throughput.MEASURES if "compile" not in added]
     for row in (*result["scenes"].values(), *result["step"].values()):
         assert row["s"] > 0 and abs(row["s"] * row["samples_per_s"] - 2) < 1e-6
@@ -28,3 +31,10 @@ def test_a_run_tells_and_keeps_its_times_and_what_they_go_into(typed, tmp_path, 
     calls = {each["name"]: each["calls"] for each in step}
     assert calls["aten::convolution_backward"] == 36 + 6  # features of three levels alone are compared
     assert done.out.count("\n  of ") == 6 and f"wrote {path}" in done.out
+
+
+def test_crops_that_the_triplets_do_not_hold_are_refused(typed, tmp_path):
+    done = typed(throughput.main, throughput.parser(), "--crop", 272, "--device", "cpu", "--out", tmp_path / "t.json")
+    assert done.status == 2 and done.err == (
+        "script.py: --crop 272: triplets have 256 rows; give that or less, or --parts scenes\n"
+    )
