@@ -32,7 +32,7 @@ from benchmarks.store import Score
 from models import Interpolator, Padding
 from models.baselines import BASELINES, Baseline, Dis, interpolator
 from models.flow.dis import DIS
-from models.interpolator import PADDINGS, default_precision
+from models.interpolator import PADDINGS
 from models.strips import StripIFRNet
 from utils import cli, distributed, io, metrics
 from utils.flow_check import flow_colours
@@ -184,7 +184,8 @@ def _names(args: argparse.Namespace) -> list[str | None]:
 def make_contender(benchmark: Benchmark, args: argparse.Namespace, name: str | None, device: torch.device) -> Contender:
     """The model of a name, with the padding and scale of the protocol."""
     if name in BASELINES:
-        return Contender(interpolator(name, device=device), {"model": name, "other_scale": None})
+        about = {"model": name, "other_scale": None, "precision": "fp32", "mode": "eager"}
+        return Contender(interpolator(name, device=device), about)
     scale = benchmark.scale_of(args.protocol) if args.scale is None else args.scale
     options = {"precision": args.precision, "scale": scale, "padding": benchmark.padding}
     call = interpolator(name, args.checkpoint, device, **options, tile="auto", mode=args.mode)
@@ -194,7 +195,10 @@ def make_contender(benchmark: Benchmark, args: argparse.Namespace, name: str | N
         "checkpoint": path.name,
         "checkpoint_sha256": io.sha256(path),
         "parameters": sum(p.numel() for p in call.model.parameters()),
+        "precision": call.precision,
+        "mode": call.mode,
         "scale": scale,
+        "other_scale": None if scale == benchmark.scale_of(args.protocol) else scale,
         "padding": benchmark.padding._asdict(),
     }
     return Contender(call, about)
@@ -215,9 +219,6 @@ def settings(
         **PROTOCOLS[args.protocol]._asdict(),
         "metrics": list(dict.fromkeys([*benchmark.metrics, *args.metrics])),
         "lpips_weights": {path.name: io.sha256(path) for path in args.lpips_weights or ()},
-        "other_scale": None if args.scale == benchmark.scale_of(args.protocol) else args.scale,
-        "precision": args.precision or default_precision(args.mode, device),
-        "mode": args.mode,
         "device": store.device_name(device),
         "batch_size": args.batch_size,
         "limit": args.limit,
@@ -236,10 +237,7 @@ def file_stem(benchmark: Benchmark, args: argparse.Namespace, contender: Contend
         marks += [Path(args.checkpoint).stem, contender.about["checkpoint_sha256"][:8]]
     if args.protocol != "paper":
         marks.append(args.protocol)
-    if (precision := args.precision or default_precision(args.mode, contender.call.device)) != "fp32":
-        marks.append(precision)
-    if args.mode != "eager":
-        marks.append(args.mode)
+    marks += [contender.about[name] for name in ("precision", "mode") if contender.about[name] not in ("fp32", "eager")]
     if args.scale is not None and "scale" in contender.about:
         marks.append(f"scale{args.scale}" if isinstance(args.scale, str) else f"scale{args.scale:.4}")
     if args.limit:

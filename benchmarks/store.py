@@ -170,7 +170,8 @@ def table(results: list[dict]) -> str:
             )
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-    head = f"{first['benchmark']}, protocol {first['protocol']}, {first['precision']}, {first['device']}"
+    precisions = " and ".join(dict.fromkeys(result["precision"] for result in results))
+    head = f"{first['benchmark']}, protocol {first['protocol']}, {precisions}, {first['device']}"
     return "\n".join([head, *lines, *sorted(notes)])
 
 

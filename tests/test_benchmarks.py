@@ -343,6 +343,16 @@ def test_other_precisions_have_files_of_their_own(vimeo, weights, tmp_path, type
     assert kept == {("eager", "fp32"), ("eager", "bf16"), ("fast", "bf16"), ("fast", "fp32")}
 
 
+def test_a_baseline_has_the_same_file_whatever_is_asked_of_networks(vimeo, weights, tmp_path, typed):
+    words = ["--model_name", "average", "IFRNet_S", "--checkpoint", weights, "--limit", 1, "--fast", "--precision"]
+    for precision in ("bf16", "fp32"):
+        done = score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path, *words, precision)
+        shown = {"bf16": "fp32 and bf16", "fp32": "fp32"}[precision]
+        assert done.status == 0 and done.out.startswith(f"Vimeo90K, protocol paper, {shown}, ")
+    got = result(tmp_path, "Vimeo90K-average-first1")
+    assert (got["precision"], got["mode"]) == ("fp32", "eager") and len(list(tmp_path.glob("*.json"))) == 3
+
+
 def test_skipped_cases_are_counted_in_the_table_and_named_in_the_file(vimeo, tmp_path, typed):
     (vimeo / "sequences/00001/0002/im3.png").unlink()
     io.write_image(vimeo / "sequences/00001/0005/im1.png", frame(0, 48, 65))
