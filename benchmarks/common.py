@@ -119,27 +119,26 @@ def run(benchmark: Benchmark, args: argparse.Namespace) -> None:
     with distributed.ranks(args) as device:
         contenders = [make_contender(benchmark, args, name, device) for name in _names(args)]
         about_run = settings(benchmark, args, root, splits, device)
-        progress = store.Progress(
-            args.out, [about_run, [contender.about for contender in contenders], args.save_frames]
-        )
-        about_run["command"] = shlex.join(["python", *sys.argv])
         scorers = {name: scorer(name, args, device) for name in about_run["metrics"]}
         # All before the first is scored: what lies there may be no result.
         paths = [store.place(args.out, file_stem(benchmark, args, each), about_run) for each in contenders]
         store.check_replaced(paths, about_run["metrics"])
-        results = {}
+        about_command = {"skip_broken": args.skip_broken, "command": shlex.join(["python", *sys.argv])}
+        unfinished, results = [], {}
         for contender, path in zip(contenders, paths):
-            scores = score_all(
-                contender, splits, args, progress, path.with_suffix("") if args.save_frames else None, scorers
-            )
+            frames = path.with_suffix("") if args.save_frames else None
+            unfinished.append(store.Progress(args.out, [about_run, contender.about, frames and frames.name]))
+            scores = score_all(contender, splits, args, unfinished[-1], frames, scorers)
             if distributed.is_main():
                 shown = show(contender, splits, scores, PROTOCOLS[args.protocol], path.with_suffix(""))
                 measured = store.summary(benchmark.name, contender.about["model"], splits, scores)
-                results[path] = about_run | contender.about | measured | {"shown": shown}
+                results[path] = about_run | about_command | contender.about | measured | {"shown": shown}
                 store.write(path, results[path])
         distributed.barrier()
         if distributed.is_main():
-            progress.remove()
+            # Not before: the same command, given again after a stop, finds the models that were done, too.
+            for progress in unfinished:
+                progress.remove()
             print(store.table(list(results.values())))
             for path in results:
                 print(f"wrote {path}")
@@ -223,7 +222,6 @@ def settings(
         "batch_size": args.batch_size,
         "limit": args.limit,
         "options": {name: getattr(args, name) for name in benchmark.options},
-        "skip_broken": args.skip_broken,
         "cases_sha256": hashlib.sha256(repr(cases).encode()).hexdigest(),
         "data": str(root.resolve()),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "opencv": cv2.__version__},
@@ -260,17 +258,16 @@ def score_all(
 ) -> list[Score]:
     """The scores of all cases, in their order, known to every rank."""
     batches = Batches(splits, args.batch_size)
-    known = progress.read(contender.about["model"], batches.mark)
+    known, name = progress.read(batches.mark), contender.about["model"]
     if known and distributed.is_main():
-        name = contender.about["model"]
         print(f"{name}: {len(known)} of {len(batches)} batches were scored before; going on from there")
     batches.todo = distributed.shard([batch for batch in batches.todo if batch not in known])
     workers = args.workers if args.workers is not None else 8 if contender.call.device.type == "cuda" else 1
     # Pictures come through a pipe as they are: shared memory, where tensors would come, is small in containers.
     loader = DataLoader(batches, batch_size=None, collate_fn=whole, num_workers=min(workers, len(batches)))
-    bar = tqdm(loader, desc=contender.about["model"], unit="batch", disable=None if distributed.is_main() else True)
+    bar = tqdm(loader, desc=name, unit="batch", disable=None if distributed.is_main() else True)
     mine = {}
-    with progress.writer(contender.about["model"]) as write:
+    with progress.writer() as write:
         for batch, stacks in bar:
             members, mark = batches.members(batch), batches.mark(batch)
             mine[batch] = score_batch(contender, members, stacks, PROTOCOLS[args.protocol], scorers, frames)

@@ -37,17 +37,17 @@ class Score(NamedTuple):
 
 
 class Progress:
-    """What an unfinished run has scored: for each model and rank a file of JSON lines, one a batch. The folder's name
-    stands for the settings that scores depend on, a batch's mark for its pictures: what has changed is scored anew."""
+    """What an unfinished run has scored of a model: for each rank a file of JSON lines, one a batch. The folder's name
+    stands for all that scores depend on, a batch's mark for its pictures: what has changed is scored anew."""
 
     def __init__(self, out: Path, identity: list):
         text = json.dumps(identity, sort_keys=True)
         self.folder = out / f".unfinished-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
-    def read(self, model: str, mark: Callable[[int], str]) -> dict[int, list[Score]]:
+    def read(self, mark: Callable[[int], str]) -> dict[int, list[Score]]:
         """All batches that any rank wrote down before and that have the same mark now, the same on every rank."""
         mine = {}
-        for path in self.folder.glob(f"{model}.*.jsonl"):
+        for path in self.folder.glob("*.jsonl"):
             for line in path.read_text().splitlines():
                 try:
                     batch, marked, scores = json.loads(line)
@@ -58,10 +58,10 @@ class Progress:
         return {batch: scores for known in distributed.gather(mine) for batch, scores in known.items()}
 
     @contextmanager
-    def writer(self, model: str) -> Iterator[Callable[[int, str, list[Score]], None]]:
+    def writer(self) -> Iterator[Callable[[int, str, list[Score]], None]]:
         """Gives a function that writes down a batch, with its mark, at once."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{model}.{distributed.rank()}.jsonl"
+        path = self.folder / f"{distributed.rank()}.jsonl"
 
         def write(batch: int, mark: str, scores: list[Score]) -> None:
             # The line break comes first: the line before may have been cut.

@@ -246,6 +246,36 @@ def test_a_broken_case_stops_the_run_by_name_and_what_was_scored_is_kept(vimeo, 
     )
 
 
+def test_what_was_scored_is_kept_for_a_run_that_leaves_broken_cases_or_other_models_out(vimeo, tmp_path, typed):
+    def run(out, *words):
+        return score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path / out, "--batch_size", 2, *words)
+
+    path = vimeo / "sequences/00001/0007/im2.png"
+    path.write_bytes(path.read_bytes()[:500])
+    assert run("out", "--model_name", "repeat", "average").status == 2
+    done = run("out", "--model_name", "average", "repeat", "--skip_broken")
+    assert done.status == 0 and done.out.startswith("repeat: 3 of 4 batches were scored before")
+    assert run("whole", "--model_name", "average", "repeat", "--skip_broken").status == 0
+    assert files(tmp_path / "out") == files(tmp_path / "whole"), "and nothing of the unfinished runs is left"
+
+
+def test_models_that_were_done_before_a_stop_are_not_scored_again(vimeo, tmp_path, typed, monkeypatch):
+    words = [tmp_path / "out", "--model_name", "repeat", "average"]
+    write = store.write
+
+    def write_one(path, result):
+        if "average" in path.stem:
+            raise OSError(28, "No space left on device", str(path))
+        write(path, result)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write", write_one)
+        assert score(typed, Vimeo90K.BENCHMARK, vimeo, *words).status == 2
+    done = score(typed, Vimeo90K.BENCHMARK, vimeo, *words)
+    assert "repeat: 7 of 7 batches" in done.out and "average: 7 of 7 batches" in done.out
+    assert not list((tmp_path / "out").glob(".unfinished-*"))
+
+
 def test_pictures_that_changed_since_a_run_was_stopped_are_scored_anew(vimeo, tmp_path, typed):
     words = [tmp_path / "out", "--model_name", "average"]
     path = vimeo / "sequences/00001/0004/im2.png"
