@@ -12,7 +12,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -117,7 +117,8 @@ def run(benchmark: Benchmark, args: argparse.Namespace) -> None:
     splits = [split._replace(cases=split.cases[: args.limit]) for split in benchmark.splits(root, args)]
     check_cases(root, splits, benchmark.page, args.skip_broken)
     with distributed.ranks(args) as device:
-        contenders = [make_contender(benchmark, args, name, device) for name in _names(args)]
+        times = sorted({t for split in splits for case in split.cases for t in case.times})
+        contenders = [make_contender(benchmark, args, name, device, times) for name in _names(args)]
         about_run = settings(benchmark, args, root, splits, device)
         scorers = {name: scorer(name, args, device) for name in about_run["metrics"]}
         # All before the first is scored: what lies there may be no result.
@@ -180,8 +181,11 @@ def _names(args: argparse.Namespace) -> list[str | None]:
     return names
 
 
-def make_contender(benchmark: Benchmark, args: argparse.Namespace, name: str | None, device: torch.device) -> Contender:
-    """The model of a name, with the padding and scale of the protocol."""
+def make_contender(
+    benchmark: Benchmark, args: argparse.Namespace, name: str | None, device: torch.device, times: Sequence[float]
+) -> Contender:
+    """The model of a name, with the padding and scale of the protocol. ValueError for weights that do not know all of
+    the times, now and not after the hours that models before it take."""
     if name in BASELINES:
         about = {"model": name, "other_scale": None, "precision": "fp32", "mode": "eager"}
         return Contender(interpolator(name, device=device), about)
@@ -189,6 +193,10 @@ def make_contender(benchmark: Benchmark, args: argparse.Namespace, name: str | N
     options = {"precision": args.precision, "scale": scale, "padding": benchmark.padding}
     call = interpolator(name, args.checkpoint, device, **options, tile="auto", mode=args.mode)
     path = models.checkpoint_path(args.checkpoint or call.model.name)
+    try:
+        call.check_times(times)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     about = {
         "model": call.model.name,
         "checkpoint": path.name,
@@ -430,7 +438,7 @@ def write_predictions(benchmark: Benchmark, args: argparse.Namespace, pairs: dic
     """Write the frame half-way between each pair as a picture of its name, for benchmarks whose targets are hidden."""
     with distributed.ranks(args) as device:
         for name in _names(args):
-            contender = make_contender(benchmark, args, name, device)
+            contender = make_contender(benchmark, args, name, device, [0.5])
             folder = args.out / file_stem(benchmark, args, contender)
             for target in distributed.shard(list(pairs)):
                 frames = io.read_frames(pairs[target])

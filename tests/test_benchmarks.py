@@ -423,12 +423,12 @@ def test_weights_that_ignore_t_are_refused_where_other_times_are_asked_for(weigh
     torch.save(model.state_dict(), tmp_path / "half.pth")
     for k in range(9):
         io.write_image(tmp_path / f"Adobe240/video/{k}.png", frame(0, 512, 512))
-    words = ["--checkpoint", tmp_path / "half.pth"]
+    words = ["--model_name", "average", "IFRNet_S", "--checkpoint", tmp_path / "half.pth"]
     done = score(
         typed, Adobe240.BENCHMARK, tmp_path / "Adobe240", tmp_path / "out", *words, parser=Adobe240.command_line()
     )
-    assert done.status == 2 and re.search("t = 0.125: .* trained at t = 0.5 alone", done.err)
-    assert not list((tmp_path / "out").glob("*.json"))
+    assert done.status == 2 and re.search("half.pth: t = 0.125: .* trained at t = 0.5 alone", done.err)
+    assert not (tmp_path / "out").exists(), "the other model was scored before"
 
 
 @pytest.mark.parametrize("scale", [None, "multi"])
