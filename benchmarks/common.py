@@ -124,7 +124,7 @@ def run(benchmark: Benchmark, args: argparse.Namespace) -> None:
         # All before the first is scored: what lies there may be no result.
         paths = [store.place(args.out, file_stem(benchmark, args, each), about_run) for each in contenders]
         store.check_replaced(paths, about_run["metrics"])
-        about_command = {"skip_broken": args.skip_broken, "command": shlex.join(["python", *sys.argv])}
+        about_command = {"skip_broken": args.skip_broken, "command": typed()}
         unfinished, results = [], {}
         for contender, path in zip(contenders, paths):
             frames = path.with_suffix("") if args.save_frames else None
@@ -143,6 +143,13 @@ def run(benchmark: Benchmark, args: argparse.Namespace) -> None:
             print(store.table(list(results.values())))
             for path in results:
                 print(f"wrote {path}")
+
+
+def typed() -> str:
+    """The command, without what a launcher adds and checks: the result does not depend on the number of processes."""
+    launched = cli.Parser("")
+    distributed.add_options(launched)
+    return shlex.join(["python", sys.argv[0], *launched.parse_known_args()[1]])
 
 
 # Data

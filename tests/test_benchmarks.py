@@ -79,6 +79,12 @@ def test_a_network_is_scored_unrounded_and_beside_the_published_number(vimeo, we
         assert sample[name] == pytest.approx(getattr(metrics, name)(*pair).tolist(), abs=1e-5)
 
 
+def test_a_recorded_command_can_be_typed_without_a_launcher(monkeypatch):
+    words = ["a.py", "--world_size", "4", "--data", "a b", "--local-rank=3", "--model_name", "dis", "IFRNet_S"]
+    monkeypatch.setattr(sys, "argv", [*words, "--world-size=4", "--scale", "0.5", "--local_rank", "3"])
+    assert common.typed() == "python a.py --data 'a b' --model_name dis IFRNet_S --scale 0.5"
+
+
 def test_the_protocols_round_and_turn(vimeo, weights, tmp_path, typed):
     call = models.Interpolator(models.load(weights), "cpu")
     a, truth, b = (torch.from_numpy(x).float().movedim(-1, 0) for x in triplet(vimeo, 1))
