@@ -122,7 +122,7 @@ def run(benchmark: Benchmark, args: argparse.Namespace) -> None:
         about_run = settings(benchmark, args, root, splits, device)
         scorers = {name: scorer(name, args, device) for name in about_run["metrics"]}
         # All before the first is scored: what lies there may be no result.
-        paths = [store.place(args.out, file_stem(benchmark, args, each), about_run) for each in contenders]
+        paths = [store.place(args.out, file_stem(benchmark, args, each), about_run | each.about) for each in contenders]
         store.check_replaced(paths, about_run["metrics"])
         about_command = {"skip_broken": args.skip_broken, "command": typed()}
         unfinished, results = [], {}
@@ -227,12 +227,15 @@ def settings(
         for split in splits
         for case in split.cases
     ]
+    lpips: dict[str, list[str]] = {}
+    for path in args.lpips_weights or ():
+        lpips.setdefault(path.name, []).append(io.sha256(path))
     return {
         "benchmark": benchmark.name,
         "protocol": args.protocol,
         **PROTOCOLS[args.protocol]._asdict(),
         "metrics": list(dict.fromkeys([*benchmark.metrics, *args.metrics])),
-        "lpips_weights": {path.name: io.sha256(path) for path in args.lpips_weights or ()},
+        "lpips_weights": lpips,  # of each name the hashes, as files of several folders may share it
         "device": store.device_name(device),
         "batch_size": args.batch_size,
         "limit": args.limit,

@@ -101,11 +101,11 @@ def summary(benchmark: str, model: str, splits: list, scores: list[Score]) -> di
     return {"average": averages, "published": beside, "samples": samples}
 
 
-def place(out: Path, stem: str, settings: dict) -> Path:
-    """The file of a result: OUT/STEM.json, with a mark of its own where that holds the scores of other cases."""
+def place(out: Path, stem: str, about: dict) -> Path:
+    """The file of a result: OUT/STEM.json, with a mark of its own where that is of other cases or other weights."""
     path = out / f"{stem}.json"
-    scored = {name: settings[name] for name in ("data", "cases_sha256")}
-    if path.exists() and any(read(path)[name] != value for name, value in scored.items()):
+    scored = {name: about.get(name) for name in ("data", "cases_sha256", "checkpoint_sha256")}
+    if path.exists() and any(read(path).get(name) != value for name, value in scored.items()):
         return out / f"{stem}-{hashlib.sha256(repr(scored).encode()).hexdigest()[:6]}.json"
     return path
 

@@ -65,6 +65,18 @@ def test_scores_of_other_cases_do_not_take_the_place_of_the_first(vimeo, tmp_pat
     assert result(out, second.stem)["average"]["test"]["cases"] == 1
 
 
+def test_scores_of_other_weights_do_not_take_the_place_of_the_first(vimeo, weights, tmp_path, typed, monkeypatch):
+    for name, change in (("first", 0.0), ("second", 0.1)):
+        state = torch.load(weights, weights_only=True)
+        state["decoder1.convblock.2.bias"] += change
+        (tmp_path / name).mkdir()
+        torch.save(state, tmp_path / name / "IFRNet_S.pth")
+        monkeypatch.setattr(models, "CHECKPOINTS", tmp_path / name)
+        assert score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path / "out", "--limit", 1).status == 0
+    found = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("Vimeo90K-IFRNet_S-first1*.json")]
+    assert len({each["checkpoint_sha256"] for each in found}) == len(found) == 2
+
+
 def test_a_network_is_scored_unrounded_and_beside_the_published_number(vimeo, weights, tmp_path, typed):
     done = score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path, "--checkpoint", weights, "--metrics", "ie", "ssim_2d")
     sha = hashlib.sha256(weights.read_bytes()).hexdigest()
@@ -149,24 +161,28 @@ def test_the_flow_that_is_shown_is_the_networks_also_in_strips(weights, monkeypa
 
 
 def test_extra_metrics_stand_in_the_table(vimeo, tmp_path, typed):
-    """LPIPS with random weights, and the warping error of the floor that stands still."""
+    """LPIPS with random weights, in two files of one name, and the warping error of the floor that stands still."""
     torchvision = pytest.importorskip("torchvision")
     with torch.device("meta"):
         features = torchvision.models.alexnet(weights=None).features.state_dict()
-    state = {f"features.{name}": 0.05 * torch.randn(value.shape) for name, value in features.items()}
-    state |= {f"lin{k}.model.1.weight": torch.rand(1, c, 1, 1) for k, c in enumerate((64, 192, 384, 256, 256))}
-    torch.save(state, tmp_path / "lpips.pth")
+    features = {f"features.{name}": 0.05 * torch.randn(value.shape) for name, value in features.items()}
+    lines = {f"lin{k}.model.1.weight": torch.rand(1, c, 1, 1) for k, c in enumerate((64, 192, 384, 256, 256))}
+    parts = [tmp_path / "lpips.pth", tmp_path / "lines" / "lpips.pth"]
+    parts[1].parent.mkdir()
+    for path, state in zip(parts, (features, lines)):
+        torch.save(state, path)
     for i in (1, 2, 3):
         io.write_image(vimeo / f"sequences/00001/0001/im{i}.png", frame(0))
     words = ["--model_name", "repeat", "--metrics", "warp", "lpips", "--limit", 2]
     done = score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path, *words)
     assert done.status == 2 and "LPIPS needs weights: --lpips_weights" in done.err
-    done = score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path, *words, "--lpips_weights", tmp_path / "lpips.pth")
+    done = score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path, *words, "--lpips_weights", *parts)
     assert done.status == 0 and "LPIPS" in done.out and "warp error" in done.out
     got = result(tmp_path, "Vimeo90K-repeat-first2")
     still, moving = got["samples"]["test"]
     assert still["warp"][0] < 1e-9 and moving["warp"][0] > 0 and still["lpips"] == [0] and moving["lpips"][0] > 0
     assert list(got["lpips_weights"]) == ["lpips.pth"]
+    assert got["lpips_weights"]["lpips.pth"] == [hashlib.sha256(path.read_bytes()).hexdigest() for path in parts]
     assert got["average"]["test"]["warp"] == pytest.approx(moving["warp"][0] / 2)
 
 
