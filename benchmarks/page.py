@@ -6,7 +6,7 @@ from html import escape
 import cv2
 import numpy as np
 
-from benchmarks.tables import NOTE, Table, has_note, heads, label, texts
+from benchmarks.tables import NOTE, Table, has_note, heads, labels, texts
 from utils import io
 
 WIDEST = 960  # pixels of a picture in the page
@@ -83,8 +83,9 @@ def page(tables: list[Table], plots: dict[str, str], results: dict[str, dict]) -
     parts.append("<h2>Plots</h2>")
     parts.append('<div class="row">' + "".join(f'<div class="plot">{svg}</div>' for svg in plots.values()) + "</div>")
     parts.append("<h2>Cases</h2><p>The worst and the median of every split by PSNR. Move the slider.</p>")
+    names = labels(results)
     for stem, result in results.items():
-        parts += [shown_case(label(stem, result), result, case) for case in result["shown"]]
+        parts += [shown_case(names[stem], result, case) for case in result["shown"]]
     parts.append("<h2>How to repeat</h2>")
     parts += [origin(stem, result) for stem, result in results.items()]
     return PAGE.replace("BODY", "\n".join(parts))

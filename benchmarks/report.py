@@ -20,7 +20,7 @@ from benchmarks import store
 from benchmarks.page import page
 from benchmarks.plots import Series, plot
 from benchmarks.published import PARAMETERS, SCORES, SECONDS_720P
-from benchmarks.tables import PAPER, comma_separated, footing, label, latex, make_tables, markdown
+from benchmarks.tables import PAPER, comma_separated, footing, labels, latex, make_tables, markdown
 from utils import cli, io
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,10 +49,10 @@ def read_results(paths: list[Path]) -> tuple[dict[str, dict], list[dict]]:
 
 def make_plots(results: dict[str, dict], speeds: list[dict]) -> dict[str, str]:
     """Name -> SVG. For each split: PSNR of every case; over time, where there are several; against size and time."""
-    plots = {}
+    plots, names = {}, labels(results)
     for benchmark, split in dict.fromkeys((r["benchmark"], split) for r in results.values() for split in r["average"]):
         ours = {
-            label(stem, result): result
+            names[stem]: result
             for stem, result in results.items()
             if result["benchmark"] == benchmark and "psnr" in result["average"].get(split, {})
         }

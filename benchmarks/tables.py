@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from collections import Counter
 from typing import NamedTuple
 
 from benchmarks import store
@@ -39,14 +40,20 @@ class Table(NamedTuple):
     rows: dict[str, dict[tuple[str, str, str], Cell]]
 
 
-def label(stem: str, result: dict) -> str:
-    """What a row of ours is called: its file's name without the benchmark's."""
-    return stem.removeprefix(result["benchmark"] + "-")
+def labels(results: dict[str, dict]) -> dict[str, str]:
+    """What our rows are called: their files' names without the benchmark's. Of one such name with several weights, such
+    as of a file that was replaced between two benchmarks, each with the first digits of its hash."""
+    named = {
+        stem: (stem.removeprefix(result["benchmark"] + "-"), result.get("checkpoint_sha256", ""))
+        for stem, result in results.items()
+    }
+    count = Counter(name for name, _ in set(named.values()))
+    return {stem: f"{name} {sha256[:6]}" if count[name] > 1 else name for stem, (name, sha256) in named.items()}
 
 
 def make_tables(results: dict[str, dict]) -> list[Table]:
     """One table for each group of benchmarks of which there is a result."""
-    tables = []
+    tables, names = [], labels(results)
     known = {name for benchmarks in TABLES.values() for name in benchmarks}
     others = {r["benchmark"]: (r["benchmark"],) for r in results.values() if r["benchmark"] not in known}
     for title, benchmarks in (TABLES | others).items():
@@ -66,7 +73,7 @@ def make_tables(results: dict[str, dict]) -> list[Table]:
             for stem, result in ours.items():
                 value = result["average"].get(split, {}).get(metric) if result["benchmark"] == benchmark else None
                 if value is not None:
-                    rows.setdefault(label(stem, result), {})[column] = Cell(value, footing(result, split))
+                    rows.setdefault(names[stem], {})[column] = Cell(value, footing(result, split))
         if ours:
             tables.append(Table(title, columns, rows))
     return tables

@@ -95,6 +95,19 @@ def test_a_benchmark_that_the_papers_lack_has_a_table_of_its_own():
     assert table.title == "Clips_2x" and table.rows["dis"]["Clips_2x", "all", "psnr"].value == 30.5
 
 
+def test_results_of_one_name_and_several_weights_are_not_one_method():
+    one = {"average": {"s": {"psnr": 30.5, "cases": 2, "left_out": 0, "full": 2}}, "metrics": ["psnr"]}
+    one |= {"protocol": "paper", "other_scale": None, "cases_sha256": "1"}
+    results = {
+        f"{benchmark}-{name}": one | {"benchmark": benchmark} | ({"checkpoint_sha256": sha256} if sha256 else {})
+        for benchmark, small in (("Vimeo90K", "1234567"), ("UCF101", "abcdefg"))
+        for name, sha256 in (("IFRNet_S", small), ("IFRNet", "1234567"), ("dis", None))
+    }
+    (table,) = tables.make_tables(results)
+    ours = {name: len(cells) for name, cells in table.rows.items() if "published" not in name}
+    assert ours == {"IFRNet_S 123456": 1, "IFRNet_S abcdef": 1, "IFRNet": 2, "dis": 2}
+
+
 def test_lower_is_better_for_errors_and_ties_are_all_bold():
     column = ("Middlebury_Other", "other", "ie")
     cells = {"a": 2.0, "b": 1.5, "c": 1.5, "other protocol": 1.0}
