@@ -2,7 +2,6 @@
 
 import csv
 import io
-import re
 from collections import Counter
 from typing import NamedTuple
 
@@ -21,6 +20,14 @@ PAPER = "paper"
 NOTE = (
     "† by another protocol than the paper's, or of other cases; such numbers compare with their like alone. "
     "‡ by a protocol that is not known; they compare with none"
+)
+
+# What stands for letters that mean something else: in Markdown, where _ within a word does not, and in LaTeX.
+MARKDOWN = str.maketrans({letter: f"\\{letter}" for letter in "\\|*`<[~$&"})
+LATEX = str.maketrans(
+    {letter: f"\\{letter}" for letter in "_%&#${}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 )
 
 
@@ -131,6 +138,13 @@ def heads(table: Table) -> list[str]:
     return ["method"] + [" ".join([b, *([s] if b in several else []), store.UNITS[m]]) for b, s, m in table.columns]
 
 
+def _escaped(table: Table, bold: str, special: dict[int, str]) -> list[list[str]]:
+    """Heads and rows as text, in which names, those of files among them, hold nothing that means something else.
+    special: for str.translate."""
+    lines = ([name.translate(special), *values] for name, *values in texts(table, bold))
+    return [[name.translate(special) for name in heads(table)], *lines]
+
+
 def has_note(table: Table) -> bool:
     return any(mark(cell) for cells in table.rows.values() for cell in cells.values())
 
@@ -138,8 +152,8 @@ def has_note(table: Table) -> bool:
 def markdown(tables: list[Table]) -> str:
     parts = []
     for table in tables:
-        lines = [heads(table), ["---"] + ["---:"] * len(table.columns), *texts(table, "**{}**")]
-        lines = [[cell.replace("|", r"\|") for cell in line] for line in lines]
+        head, *rows = _escaped(table, "**{}**", MARKDOWN)
+        lines = [head, ["---"] + ["---:"] * len(table.columns), *rows]
         parts.append(f"### {table.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
         if has_note(table):
             parts.append(NOTE + ".\n")
@@ -164,15 +178,10 @@ def comma_separated(tables: list[Table]) -> str:
 def latex(tables: list[Table]) -> str:
     parts = []
     for table in tables:
-        lines = [heads(table), *texts(table, r"\textbf{{{}}}")]
-        rows = [" & ".join(map(_latex_escape, line)) + r" \\" for line in lines]
+        rows = [" & ".join(line) + r" \\" for line in _escaped(table, r"\textbf{{{}}}", LATEX)]
         body = "\n".join([r"\toprule", rows[0], r"\midrule", *rows[1:], r"\bottomrule"])
+        body = body.replace("†", r"$^\dagger$").replace("‡", r"$^\ddagger$")
         note = f"\n% {NOTE.replace('†', 'dagger:').replace('‡', 'ddagger:')}" if has_note(table) else ""
         columns = "l" + "r" * len(table.columns)
         parts.append(f"% {table.title}{note}\n\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}\n")
     return "% \\usepackage{booktabs}\n" + "\n".join(parts)
-
-
-def _latex_escape(text: str) -> str:
-    text = re.sub(r"[_%&#]", r"\\\g<0>", text)
-    return text.replace("†", r"$^\dagger$").replace("‡", r"$^\ddagger$")

@@ -108,6 +108,19 @@ def test_results_of_one_name_and_several_weights_are_not_one_method():
     assert ours == {"IFRNet_S 123456": 1, "IFRNet_S abcdef": 1, "IFRNet": 2, "dis": 2}
 
 
+def test_names_of_files_mean_nothing_in_markdown_and_latex():
+    columns = [("Clips_2x", "a|b", "psnr"), ("Clips_2x", "c", "psnr")]
+    table = tables.Table("t", columns, {r"x^2_{a}|*~\$<1": {columns[0]: tables.Cell(1.0, None)}})
+    assert tables.markdown([table]).splitlines()[2:5:2] == [
+        r"| method | Clips_2x a\|b PSNR | Clips_2x c PSNR |",
+        r"| x^2_{a}\|\*\~\\\$\<1 | 1.00‡ | - |",
+    ]
+    lines = tables.latex([table]).splitlines()
+    name = r"x\textasciicircum{}2\_\{a\}\textbar{}*\textasciitilde{}\textbackslash{}\$\textless{}1"
+    assert r"method & Clips\_2x a\textbar{}b PSNR & Clips\_2x c PSNR \\" in lines
+    assert name + r" & 1.00$^\ddagger$ & - \\" in lines
+
+
 def test_lower_is_better_for_errors_and_ties_are_all_bold():
     column = ("Middlebury_Other", "other", "ie")
     cells = {"a": 2.0, "b": 1.5, "c": 1.5, "other protocol": 1.0}
