@@ -217,6 +217,7 @@ def test_a_time_at_another_scale_is_not_told_as_that_of_scale_1():
     for scale, seconds in ((1.0, 0.5), (0.5, None), ("multi", 0.7)):
         one = {"model": "IFRNet_S", "precision": "fp32", "scale": scale}
         assert report._seconds({"rows": rows}, one) == seconds
+    assert report._seconds({"rows": rows}, one | {"turned": True}) == 1.4, "the network is called twice a frame"
 
 
 # The page
