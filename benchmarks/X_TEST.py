@@ -22,7 +22,8 @@ FRAMES, STEP = 33, 4
 
 
 def splits(root: Path, args: argparse.Namespace) -> list[Split]:
-    scenes = [scene for kind in sorted(root.glob("Type*")) for scene in sorted(kind.iterdir(), key=natural)]
+    kinds = sorted(filter(Path.is_dir, root.glob("Type*")))  # not what they were unpacked from
+    scenes = [scene for kind in kinds for scene in sorted(kind.iterdir(), key=natural)]
     cases = [window(scene) for scene in scenes if scene.is_dir()]
     return [Split("2K", cases, halved, full=15), Split("4K", cases, full=15)]
 

@@ -37,7 +37,7 @@ def shown_case(name: str, result: dict, case: dict) -> str:
     if missing:
         return f"{head}<p>Its pictures are not beside the result: {escape(', '.join(missing))}</p>"
     try:
-        pictures = {kind: io.read_image(path) for kind, path in paths.items()}
+        pictures = dict(zip(paths, io.read_frames(list(paths.values()))))
     except ValueError as error:
         return f"{head}<p>{escape(str(error))}</p>"
     height, width = pictures["target"].shape[:2]

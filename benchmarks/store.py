@@ -22,7 +22,8 @@ from utils import distributed, io
 UNITS = {"psnr": "PSNR", "ssim": "SSIM", "ssim_2d": "SSIM 2-D", "ie": "IE", "lpips": "LPIPS", "warp": "warp error"}
 DIGITS = {"psnr": 2, "ie": 3, "warp": 6}  # of the table; the others have 4
 SPEED, THROUGHPUT = "speed_parameters", "training_throughput"  # the `benchmark` of results that are times
-NEEDED = ("benchmark", "model", "protocol", "metrics", "precision", "other_scale", "data", "cases_sha256")
+ROW = ("model", "size", "frames", "mode", "precision", "scale", "seconds")  # what each of SPEED's rows has at least
+NEEDED = ("benchmark", "model", "protocol", "metrics", "precision", "other_scale", "device", "data", "cases_sha256")
 NEEDED += ("average", "samples", "shown", "versions", "command")  # of all other results
 HIGHER_IS_BETTER = ("psnr", "ssim", "ssim_2d")
 
@@ -130,7 +131,7 @@ def write(path: Path, result: dict) -> None:
 
 
 def read(path: Path) -> dict:
-    """A result of a benchmark or of speed_parameters.py. ValueError for a file that is none."""
+    """A result of a benchmark or of speed_parameters.py. ValueError for a file that is none, or of an older form."""
     try:
         result = json.loads(io.read_bytes(path))
     except ValueError as error:
@@ -138,6 +139,8 @@ def read(path: Path) -> dict:
     result = result if isinstance(result, dict) else {}
     needed = {SPEED: ("device", "rows"), THROUGHPUT: ("device",)}.get(result.get("benchmark"), NEEDED)
     missing = [name for name in needed if name not in result]
+    if not missing and result["benchmark"] == SPEED:
+        missing = [name for name in ROW if any(name not in row for row in result["rows"])]
     if missing:
         raise ValueError(f"{path}: not a result of a benchmark: it lacks {', '.join(missing[:3])}; move it away")
     return result

@@ -213,6 +213,7 @@ def test_x_test_asks_for_every_fourth_of_33_frames(tmp_path, typed):
     pictures = [frame(k, 64, 96) for k in range(33)]
     for scene in ("Type1/TEST01_003_f0433", "Type2/TEST06_001_f0273"):
         place(pictures, [root / scene / f"{k:04d}.png" for k in range(33)])
+    (root / "Type1.zip").write_bytes(b"as downloaded")
     score(typed, X_TEST.BENCHMARK, root, tmp_path, "--model_name", "average")
     got = result(tmp_path, "X_TEST-average")
     assert [s["name"] for s in got["samples"]["4K"]] == ["Type1/TEST01_003_f0433", "Type2/TEST06_001_f0273"]

@@ -254,6 +254,14 @@ def test_pictures_that_were_left_behind_are_named_in_the_page(scored, tmp_path, 
     assert text.count("Its pictures are not beside the result") == 3 and "_prediction.png" in text
 
 
+def test_pictures_of_several_sizes_are_named_in_the_page(scored, tmp_path, typed):
+    (case, *_) = result(scored, "Vimeo90K-dis")["shown"]
+    io.write_image(scored / case["target"], frame(0, 48, 60))
+    words = scored, scored / "Vimeo90K-dis.json", "--out", tmp_path / "report"  # one of them twice
+    assert make(typed, *words).status == 0
+    assert "_target.png: 60x48, but " in (tmp_path / "report" / "report.html").read_text()
+
+
 BOLD = ["36.20", "0.9808"]  # of the published rows: IFRNet_L
 
 
@@ -294,6 +302,10 @@ def test_wrong_input_is_one_line(scored, tmp_path, typed):
     (tmp_path / "cut.json").write_text((scored / "Vimeo90K-dis.json").read_text()[:100])
     (tmp_path / "other.json").write_text('{"benchmark": "Vimeo90K"}')
     (tmp_path / "list.json").write_text("[1]")
+    older = result(scored, "Vimeo90K-dis")
+    del older["device"]
+    store.write(tmp_path / "older.json", older)
+    store.write(tmp_path / "times.json", {"benchmark": store.SPEED, "device": "this", "rows": [{"model": "IFRNet"}]})
     (tmp_path / "again").mkdir()
     (tmp_path / "again" / "Vimeo90K-dis.json").write_text((scored / "Vimeo90K-dis.json").read_text())
     for words, line in (
@@ -302,6 +314,8 @@ def test_wrong_input_is_one_line(scored, tmp_path, typed):
         (["gone.json"], "gone.json: no such file"),
         (["cut.json"], "cut.json: not a whole JSON file"),
         (["other.json"], "other.json: not a result of a benchmark: it lacks model"),
+        (["older.json"], "older.json: not a result of a benchmark: it lacks device; move it away"),
+        (["times.json"], "times.json: not a result of a benchmark: it lacks size, frames, mode; move it away"),
         (["list.json"], "list.json: not a result of a benchmark"),
         (["results", "again"], "Vimeo90K-dis.json: a result of this name is in .*results too; rename one"),
     ):
