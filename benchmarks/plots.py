@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 WIDTH, HEIGHT = 640, 400
 LEFT, RIGHT, TOP, BOTTOM = 64, 180, 34, 48  # margins; the legend stands in the right one
+ROW = 18  # of the legend
 LONGEST = 21  # letters of a name
+DIGITS = 12  # of a tick, that values which differ late have different ones; what binary fractions add stands behind
 # Okabe and Ito's colours, which colour-blind people tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6D00")
 
@@ -45,7 +47,8 @@ def plot(title: str, x_name: str, y_name: str, series: list[Series], log_x: bool
     along = math.log10 if log_x else float
     x_low, x_high = _limits([along(x) for x, _, _ in points])
     y_low, y_high = _limits([y for _, y, _ in points])
-    right, floor = WIDTH - RIGHT, HEIGHT - BOTTOM
+    height = max(HEIGHT, TOP + ROW * (len(series) + 1))
+    right, floor = WIDTH - RIGHT, height - BOTTOM
 
     def at(x: float, y: float) -> tuple[float, float]:
         return (
@@ -54,21 +57,21 @@ def plot(title: str, x_name: str, y_name: str, series: list[Series], log_x: bool
         )
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" font-family="sans-serif" '
-        f'font-size="12"><title>{escape(title)}</title><rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" font-family="sans-serif" '
+        f'font-size="12"><title>{escape(title)}</title><rect width="{WIDTH}" height="{height}" fill="white"/>',
         f'<text x="{LEFT}" y="20" font-weight="bold" font-size="14">{escape(title)}</text>',
-        f'<text x="{(LEFT + right) / 2}" y="{HEIGHT - 10}" text-anchor="middle">{escape(x_name)}</text>',
+        f'<text x="{(LEFT + right) / 2}" y="{height - 10}" text-anchor="middle">{escape(x_name)}</text>',
         f'<text x="14" y="{(TOP + floor) / 2}" text-anchor="middle" '
         f'transform="rotate(-90 14 {(TOP + floor) / 2})">{escape(y_name)}</text>',
     ]
     for x in _log_ticks(x_low, x_high) if log_x else ticks(x_low, x_high):
         px = at(x, y_low)[0]
         parts.append(f'<path d="M{px:.1f} {TOP}V{floor}" stroke="#ddd"/>')
-        parts.append(f'<text x="{px:.1f}" y="{floor + 16}" text-anchor="middle">{x:g}</text>')
+        parts.append(f'<text x="{px:.1f}" y="{floor + 16}" text-anchor="middle">{x:.{DIGITS}g}</text>')
     for y in ticks(y_low, y_high):
         py = at(1, y)[1]
         parts.append(f'<path d="M{LEFT} {py:.1f}H{right}" stroke="#ddd"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{py + 4:.1f}" text-anchor="end">{y:g}</text>')
+        parts.append(f'<text x="{LEFT - 6}" y="{py + 4:.1f}" text-anchor="end">{y:.{DIGITS}g}</text>')
     parts.append(f'<path d="M{LEFT} {TOP}V{floor}H{right}" fill="none" stroke="#444"/>')
     for k, s in enumerate(series):
         colour = COLOURS[k % len(COLOURS)]
@@ -85,7 +88,7 @@ def plot(title: str, x_name: str, y_name: str, series: list[Series], log_x: bool
                 side, anchor = (7, "start") if px < (LEFT + right) / 2 else (-7, "end")
                 place = f'x="{px + side:.1f}" y="{py + (14 if number % 2 else -6):.1f}" text-anchor="{anchor}"'
                 parts.append(f'<text {place} font-size="11">{escape(_short(what))}</text>')
-        row = TOP + 8 + 18 * k
+        row = TOP + 8 + ROW * k
         parts.append(f'<circle cx="{right + 16}" cy="{row}" r="5" fill="{colour}"/>')
         parts.append(f'<text x="{right + 26}" y="{row + 4}">{escape(_short(s.name))}</text>')
     return "".join(parts) + "</svg>"
@@ -96,6 +99,7 @@ def _short(name: str) -> str:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5 of every power of ten within the range of logarithms."""
+    """1, 2, 5 of every power of ten within the range of logarithms; where that is too narrow for two, as `ticks`."""
     candidates = [k * 10.0**e for e in range(math.floor(low), math.ceil(high) + 1) for k in (1, 2, 5)]
-    return [x for x in candidates if low <= math.log10(x) <= high]
+    found = [x for x in candidates if low <= math.log10(x) <= high]
+    return found if len(found) > 1 else ticks(10**low, 10**high)

@@ -167,6 +167,26 @@ def test_ticks_are_round_and_within_the_range(limits):
     assert len({f"{b - a:.6g}" for a, b in zip(found, found[1:])}) == 1 and max(len(f"{x:g}") for x in found) <= 7
 
 
+def texts(svg):
+    """(what is written, its distance from the top)."""
+    return [(each.text, float(each.get("y"))) for each in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_a_narrow_range_has_ticks_that_differ():
+    """12.1 and 12.9: neither 10 nor 20 is between them; and values alike in six digits."""
+    points = [(12.1, 35.123456, "a"), (12.9, 35.123461, "b")]
+    written = [text for text, _ in texts(plots.plot("t", "x", "y", [plots.Series("s", points, line=True)], log_x=True))]
+    assert {"12.2", "12.4", "12.6", "12.8"} <= set(written)
+    of_y = [text for text in written if text.startswith("35.1234")]
+    assert len(of_y) == len(set(of_y)) >= 3
+
+
+def test_every_series_is_named_within_the_picture():
+    svg = plots.plot("t", "x", "y", [plots.Series(f"s{k}", [(k, k, "")], line=True) for k in range(40)])
+    places, height = dict(texts(svg)), float(ET.fromstring(svg).get("viewBox").split()[3])
+    assert {f"s{k}" for k in range(40)} <= set(places) and max(places.values()) < height
+
+
 def test_names_cannot_break_a_picture_and_nothing_to_draw_is_no_picture():
     assert "a < b" in ET.fromstring(plots.plot('<&"', "x", "y", [plots.Series("a < b", [(1, 1, "<")])])).itertext()
     assert plots.plot("t", "x", "y", [plots.Series("empty", [])]) == ""
