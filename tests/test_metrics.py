@@ -8,7 +8,7 @@ import torch
 from conftest import formula_image
 
 from utils import metrics
-from utils.lpips import LPIPS
+from utils.lpips import BACKBONES, LPIPS
 
 
 def noisy_pair(height, width, seed):
@@ -75,6 +75,18 @@ def test_a_batch_scores_exactly_as_its_images_one_by_one(metric):
     together = metric(*(torch.cat(side) for side in zip(*pairs)))
     assert together.shape == (3,)
     assert together.tolist() == [metric(*pair).item() for pair in pairs]
+
+
+@pytest.mark.parametrize("metric", [metrics.psnr, metrics.ssim, metrics.ssim_2d, metrics.ie])
+def test_what_would_be_scored_wrongly_is_refused(metric):
+    prediction, target = noisy_pair(32, 48, 1)
+    for wrong, complaint in (
+        ((prediction, (255 * target).byte()), "uint8; floats"),  # differences of bytes would wrap round
+        ((prediction[:, :1], target), r"\(1, 1, 32, 48\) and \(1, 3, 32, 48\)"),
+        ((prediction[0], target[0]), r"\(3, 32, 48\) and"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            metric(*wrong)
 
 
 def test_2d_ssim_names_the_size_of_an_image_smaller_than_its_window():
@@ -162,10 +174,29 @@ def test_lpips_reads_a_whole_state_of_the_lpips_package(lpips_weights, tmp_path)
     assert values[0] == values[1] > 0
 
 
+@pytest.mark.parametrize("name", BACKBONES)
+def test_lpips_names_the_size_of_an_image_of_which_its_network_leaves_nothing(tmp_path, name):
+    torchvision = pytest.importorskip("torchvision")
+    state = {f"lin{k}.model.1.weight": torch.rand(1, c, 1, 1) for k, c in enumerate(BACKBONES[name].channels)}
+    with torch.device("meta"):
+        features = getattr(torchvision.models, name)(weights=None).features
+    state |= {f"features.{key}": 0.05 * torch.randn(value.shape) for key, value in features.state_dict().items()}
+    torch.save(state, tmp_path / "all.pth")
+    metric, least = LPIPS([tmp_path / "all.pth"]), BACKBONES[name].least
+    needed = features[: BACKBONES[name].taps[-1] + 1]
+    assert metric(*torch.rand(2, 1, 3, least, least)).isfinite().all()
+    for height, width in ((least - 1, 40), (40, least - 1)):
+        with pytest.raises(ValueError, match=f"{width}x{height} is too small"):
+            metric(*torch.rand(2, 1, 3, height, width))
+        with pytest.raises(RuntimeError, match="too small"):
+            needed(torch.empty(1, 3, height, width, device="meta"))  # so that nothing is refused without need
+
+
 def test_lpips_without_its_weights_says_which_files_it_needs(lpips_weights, tmp_path):
     backbone, lines = lpips_weights
     torch.save(lines, tmp_path / "alex.pth")
     torch.save(backbone.state_dict(), tmp_path / "alexnet.pth")
+    torch.save({name: 0.5 for name in lines}, tmp_path / "numbers.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "alex.pth").read_bytes()[:300])
     for paths, complaint in (
         (None, "LPIPS needs weights: --lpips_weights BACKBONE LINEAR"),
@@ -173,6 +204,7 @@ def test_lpips_without_its_weights_says_which_files_it_needs(lpips_weights, tmp_
         (["cut.pth"], "cut.pth: not a whole checkpoint of tensors"),
         (["alexnet.pth"], "alexnet.pth: no linear layers"),
         (["alex.pth"], r"alex.pth: lacks features.0.weight of alexnet"),
+        (["numbers.pth"], "numbers.pth: no linear layers"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=complaint):
             LPIPS(paths and [tmp_path / path for path in paths])

@@ -20,15 +20,17 @@ SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 class Backbone(NamedTuple):
-    """taps: indices of torchvision's `features` after which a layer is compared; channels: of those layers."""
+    """taps: indices of torchvision's `features` after which a layer is compared; channels: of those layers; least: side
+    of a frame of which its poolings leave something."""
 
     taps: tuple[int, ...]
     channels: tuple[int, ...]
+    least: int
 
 
 BACKBONES = {
-    "alexnet": Backbone((1, 4, 7, 9, 11), (64, 192, 384, 256, 256)),
-    "vgg16": Backbone((3, 8, 15, 22, 29), (64, 128, 256, 512, 512)),
+    "alexnet": Backbone((1, 4, 7, 9, 11), (64, 192, 384, 256, 256), 31),
+    "vgg16": Backbone((3, 8, 15, 22, 29), (64, 128, 256, 512, 512), 16),
 }
 
 
@@ -36,7 +38,8 @@ class LPIPS(nn.Module):
     """(prediction, target), (B, 3, H, W) in [0, 1] -> distance (B,), 0 for equal images.
 
     paths: one file with everything, or the backbone's and the linear layers'; which network it is is seen by them.
-    ValueError where there is no file, or the files together are not those weights.
+    ValueError where there is no file, or the files together are not those weights; in a call, for images too small for
+    the network.
     """
 
     def __init__(self, paths: Sequence[Path] | None):
@@ -52,12 +55,12 @@ class LPIPS(nn.Module):
         for path in paths:
             state |= _read(path)
         lines = [state.get(f"lin{k}.model.1.weight", state.get(f"lins.{k}.model.1.weight")) for k in range(5)]
-        channels = tuple(0 if line is None else line.numel() for line in lines)
+        channels = tuple(line.numel() if isinstance(line, Tensor) else 0 for line in lines)
         names = [name for name, backbone in BACKBONES.items() if backbone.channels == channels]
         where = ", ".join(map(str, paths))
         if not names:
             raise ValueError(f"{where}: no linear layers of LPIPS (lin0.model.1.weight .. lin4) for AlexNet or VGG16")
-        self.taps = BACKBONES[names[0]].taps
+        self.taps, _, self.least = BACKBONES[names[0]]
         with torch.device("meta"):  # without the memory and the random numbers of weights that are replaced at once
             network = getattr(torchvision.models, names[0])(weights=None)
         self.features = network.features[: self.taps[-1] + 1]
@@ -79,6 +82,9 @@ class LPIPS(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        height, width = target.shape[-2:]
+        if min(height, width) < self.least:
+            raise ValueError(f"an image of {width}x{height} is too small for LPIPS, whose least side is {self.least}")
         total = 0
         x, y = ((2 * image - 1 - self.shift) / self.scale for image in (prediction, target))
         for index, layer in enumerate(self.features):

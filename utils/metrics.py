@@ -1,7 +1,8 @@
 """How near a prediction is to the truth: PSNR, SSIM, interpolation error; and how much a video flickers.
 
 Every metric of images takes (prediction, target), float (B, 3, H, W) in [0, 1], on any device, and returns one value an
-image, (B,). Sums are made in float64, so that a value does not depend on how many images were scored together.
+image, (B,). ValueError for other types and shapes, which would be scored wrongly without a word. Sums are made in
+float64, so that a value does not depend on how many images were scored together.
 """
 
 from collections.abc import Callable
@@ -19,6 +20,7 @@ C1, C2 = 0.01**2, 0.03**2  # SSIM's constants for values in [0, 1]
 
 def psnr(prediction: Tensor, target: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB, -10 log10(mean squared error); infinite for equal images."""
+    _check(prediction, target)
     return -10 * torch.log10(((prediction - target).double() ** 2).mean((1, 2, 3)))
 
 
@@ -29,6 +31,7 @@ def bounded_psnr(prediction: Tensor, target: Tensor) -> Tensor:
 
 def ie(prediction: Tensor, target: Tensor) -> Tensor:
     """Interpolation error: mean absolute difference of the rounded images, in grey levels 0..255."""
+    _check(prediction, target)
     return (torch.round(255 * prediction) - torch.round(255 * target)).double().abs().mean((1, 2, 3))
 
 
@@ -72,7 +75,18 @@ def warping_error(video: Tensor, forward: Tensor, backward: Tensor) -> Tensor:
     return of_pairs.mean()
 
 
+def _check(prediction: Tensor, target: Tensor) -> None:
+    """ValueError where two tensors are not images of one size as floats, (B, 3, H, W)."""
+    for image in (prediction, target):
+        if not image.is_floating_point():
+            raise ValueError(f"images of type {image.dtype}; floats in [0, 1] are needed: divide bytes by 255")
+    if prediction.shape != target.shape or prediction.ndim != 4:
+        shapes = " and ".join(str(tuple(image.shape)) for image in (prediction, target))
+        raise ValueError(f"images of shapes {shapes}; both must have the same, (B, 3, H, W)")
+
+
 def _ssim(prediction: Tensor, target: Tensor, blur: Callable[[Tensor], Tensor]) -> Tensor:
+    _check(prediction, target)
     x, y = prediction.double(), target.double()  # variances are differences of nearly equal numbers
     mean_x, mean_y = blur(x), blur(y)
     product, squares = mean_x * mean_y, mean_x**2 + mean_y**2
