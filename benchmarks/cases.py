@@ -84,8 +84,9 @@ def windows(folder: Path, length: int = 9) -> list[Case]:
     return [Case(f"{folder.name}/{part[0].stem}", part[0], part[-1], tuple(part[1:-1]), times) for part in parts]
 
 
-def check_cases(root: Path, splits: list[Split], page: str, skip_broken: bool = False) -> None:
-    """Look for every picture before hours are spent on the first ones. page: where the set is described."""
+def check_cases(root: Path, splits: list[Split], page: str, skip_broken: bool | None = None) -> None:
+    """Look for every picture before hours are spent on the first ones. page: where the set is described. skip_broken:
+    whether cases that lack one may be left out; None: there is no such choice."""
     for split in splits:
         if not split.cases:
             raise ValueError(f"{root}: nothing to score here: no case of the split {split.name!r}")
@@ -96,9 +97,8 @@ def check_cases(root: Path, splits: list[Split], page: str, skip_broken: bool = 
         for case in split.cases:
             for path in case.pictures:
                 if not skip_broken and not path.is_file():
-                    raise FileNotFoundError(
-                        f"{path}: no such file, which the set has (see {page}); --skip_broken leaves {case.name} out"
-                    )
+                    advice = "copy it again" if skip_broken is None else f"--skip_broken leaves {case.name} out"
+                    raise FileNotFoundError(f"{path}: no such file, which the set has (see {page}); {advice}")
 
 
 class Batches(Dataset):
@@ -129,12 +129,19 @@ class Batches(Dataset):
         return batch, [read(split, case) for split, case in self.members(batch)]
 
 
+def _large_enough(image: np.ndarray) -> np.ndarray:
+    """ValueError for a picture that no model takes."""
+    if min(image.shape[:2]) < 2:
+        raise ValueError(f"a frame of {image.shape[1]}x{image.shape[0]}; 2x2 is the least")
+    return image
+
+
 def read(split: Split, case: Case) -> np.ndarray | str:
     """img0, img1, targets as uint8 (2 + T, H, W, 3), or what is wrong with them."""
     try:
         frames = io.read_frames(case.pictures)
         try:
-            return np.stack([split.view(frame) for frame in frames])
+            return np.stack([_large_enough(split.view(_large_enough(frame))) for frame in frames])
         except ValueError as error:
             return f"{case.img0}: {error}"
     except (OSError, ValueError) as error:

@@ -418,6 +418,21 @@ def test_skipped_cases_are_counted_in_the_table_and_named_in_the_file(vimeo, tmp
     assert got["average"]["test"]["psnr"] == pytest.approx(np.mean(expected), abs=1e-4)
 
 
+def test_a_folder_that_is_missing_and_frames_of_one_pixel_are_broken_cases(vimeo, tmp_path, typed):
+    words = [Vimeo90K.BENCHMARK, vimeo, tmp_path, "--model_name", "average"]
+    shutil.rmtree(vimeo / "sequences/00001/0001")
+    for i in (1, 2, 3):
+        io.write_image(vimeo / f"sequences/00001/0007/im{i}.png", frame(0, 1, 1))
+    done = score(typed, *words)
+    assert done.status == 2 and "0001/im1.png: no such file, which the set has" in done.err
+    assert "--skip_broken leaves 00001/0001 out" in done.err
+    assert score(typed, *words, "--skip_broken").status == 0
+    broken = {s["name"]: s["broken"] for s in result(tmp_path, "Vimeo90K-average-skip_broken")["samples"]["test"]}
+    assert "0001/im1.png: no such file" in broken["00001/0001"]
+    assert "0007/im1.png: a frame of 1x1; 2x2 is the least" in broken["00001/0007"]
+    assert sum(map(bool, broken.values())) == 2
+
+
 def test_what_a_user_can_get_wrong_is_one_line(vimeo, weights, tmp_path, typed):
     def complaint(*options, root=vimeo):
         done = score(typed, Vimeo90K.BENCHMARK, root, tmp_path / "out", *options)
