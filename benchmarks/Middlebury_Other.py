@@ -25,6 +25,7 @@ NAMES = (
 )  # fmt: skip
 SUBMISSION = ("Mequon", "Schefflera", "Urban", "Teddy", "Backyard", "Basketball", "Dumptruck", "Evergreen")
 TARGET = "frame10i11.png"
+OF_SCORES = ("limit", "metrics", "lpips_weights", "batch_size", "workers", "skip_broken", "save_frames")  # options
 
 
 def splits(root: Path, args: argparse.Namespace) -> list[Split]:
@@ -53,8 +54,9 @@ EVALUATION = BENCHMARK._replace(name="Middlebury_Evaluation", looked_for="eval-d
 def main(args: argparse.Namespace) -> None:
     if not args.submission:
         return run(BENCHMARK, args)
-    for name in ("limit", "metrics", "skip_broken", "save_frames"):
-        if getattr(args, name):
+    usual = command_line().get_default
+    for name in OF_SCORES:
+        if getattr(args, name) != usual(name):
             raise ValueError(f"--{name}: means nothing to --submission, which scores nothing; leave it out")
     root = find_data(EVALUATION, args.data)
     pairs = {f"{name}/{TARGET}": inputs(root / "eval-data" / name) for name in SUBMISSION}
