@@ -18,8 +18,9 @@ take longer than --minutes allows is left out by name.
 
 --scales times flow estimation at other scales, too, "multi" among them; their ratio, as all, is to float32 at scale 1.
 --ablation times the parts of fast mode one by one (see ablation.py). --compare measures again what an older result
-holds, and ends with status 1 where a ratio to float32 has fallen by more than --tolerance: a guard against regressions
-that asks nothing of the machine's pace. --profile tells what the time of a frame goes into, the last way's.
+holds, and ends with status 1 where a ratio to float32 has fallen by more than --tolerance, or was not measured: a guard
+against regressions that asks nothing of the machine's pace. --profile tells what the time of a frame goes into, the
+last way's.
 """
 
 import argparse
@@ -302,16 +303,17 @@ def networks(names: list[str]) -> str:
     return "\n".join(lines)
 
 
+def ratios(rows: list[dict]) -> dict[tuple, float]:
+    """The ratios to float32 of a result, but for float32's own, by what they are of."""
+    others = [row for row in rows if row.get("ratio") is not None and (mode(row), row["precision"]) != EAGER[:2]]
+    return {(row["model"], row["size"], mode(row), row["precision"]): row["ratio"] for row in others}
+
+
 def compared(rows: list[dict], older: list[dict], tolerance: float) -> tuple[str, list[str]]:
     """The ratios to float32 of two results as text, and the names of those that fell by more than `tolerance`, a share.
 
     ValueError where the two have nothing in common.
     """
-
-    def ratios(of: list[dict]) -> dict[tuple, float]:
-        others = [row for row in of if row["ratio"] is not None and (mode(row), row["precision"]) != EAGER[:2]]
-        return {(row["model"], row["size"], mode(row), row["precision"]): row["ratio"] for row in others}
-
     now, then = ratios(rows), ratios(older)
     shared = [key for key in now if key in then]
     if not shared:
@@ -325,16 +327,17 @@ def compared(rows: list[dict], older: list[dict], tolerance: float) -> tuple[str
 
 
 def to_compare(path: Path, args: argparse.Namespace) -> list[dict]:
-    """The rows of an older result, whose networks and sizes are measured again. ValueError for a file of another kind,
-    and for options that say what to measure."""
+    """The rows of an older result, whose networks and sizes are measured again. ValueError for a file of another kind
+    or without ratios, and for options that say what to measure."""
     for name in ("model_name", "sizes", "scales"):
         if getattr(args, name) is not None:
             raise ValueError(f"--{name}: {path} says what is measured again; leave the option out")
     older = store.read(path)
-    if older["benchmark"] != store.SPEED or not older["rows"]:
-        raise ValueError(f"{path}: holds no times; give a result of this benchmark")
+    if older["benchmark"] != store.SPEED or not ratios(older["rows"]):
+        raise ValueError(f"{path}: holds no ratio to float32; give a result of this benchmark without --precision")
     modes = {row["mode"] for row in older["rows"]}
-    args.ablation = args.ablation or ("parts" if modes - {"eager", "fast"} else None)
+    if modes - {"eager", "fast"}:
+        args.ablation = args.ablation or ("compiled" if ablation.COMPILED in modes else "parts")
     args.model_name = list(dict.fromkeys(row["model"] for row in older["rows"]))
     args.sizes = list(dict.fromkeys(size(row["size"]) for row in older["rows"]))
     args.scales = list(dict.fromkeys(scale for row in older["rows"] if (scale := row["scale"]) != 1))
@@ -390,8 +393,12 @@ def main(args: argparse.Namespace) -> None:
     if older is not None:
         text, fallen = compared(result["rows"], older, TOLERANCE if args.tolerance is None else args.tolerance)
         print(text)
-        if fallen:
-            print(f"slower than before: {', '.join(fallen)}", file=sys.stderr)
+        again = ratios(result["rows"])
+        missed = [" ".join(key) for key in ratios(older) if key not in again]
+        for what, names in (("slower than before", fallen), ("not measured this time", missed)):
+            if names:
+                print(f"{what}: {', '.join(names)}", file=sys.stderr)
+        if fallen or missed:
             sys.exit(1)
 
 

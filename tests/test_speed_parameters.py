@@ -279,3 +279,24 @@ def test_what_fell_ends_the_run_with_status_1_and_other_files_are_refused(typed,
     (tmp_path / "other.json").write_text("{}")
     done = run(typed, tmp_path, "--compare", tmp_path / "other.json")
     assert done.status == 2 and "other.json" in done.err
+
+
+def test_what_was_not_measured_again_is_named_and_what_cannot_be_compared_is_refused_at_once(
+    typed, tmp_path, monkeypatch
+):
+    row = {"model": "IFRNet_S", "size": "64x64", "frames": 1, "scale": 1, "seconds": 1.0, "low": 1.0, "high": 1.0}
+    row |= dict.fromkeys(("of_matmul", "db", "peak_mb", "published"))
+    rows = [
+        row | {"mode": mode, "precision": precision, "ratio": ratio}
+        for mode, precision, ratio in (("eager", "fp32", 1.0), ("fast", "bf16", 4.0), (ablation.COMPILED, "bf16", 2.0))
+    ]
+    asked = []
+    monkeypatch.setattr(speed, "measure_all", lambda args, _: asked.append(args.ablation) or iter([rows[:2]]))
+    older = {"benchmark": store.SPEED, "device": "this", "rows": rows}
+    store.write(tmp_path / "older.json", older)
+    done = run(typed, tmp_path, "--compare", tmp_path / "older.json")
+    assert done.status == 1 and done.err == f"not measured this time: IFRNet_S 64x64 {ablation.COMPILED} bf16\n"
+    store.write(tmp_path / "older.json", older | {"rows": rows[:1] + [rows[1] | {"ratio": None}]})
+    done = run(typed, tmp_path, "--compare", tmp_path / "older.json")
+    assert done.status == 2 and "older.json: holds no ratio to float32" in done.err
+    assert asked == ["compiled"]
