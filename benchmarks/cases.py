@@ -29,7 +29,7 @@ class Case(NamedTuple):
 
 
 def whole(image: np.ndarray) -> np.ndarray:
-    """The view of most benchmarks: pictures as they are."""
+    """Pictures as they are: the view of most benchmarks, and how those that were read travel to the main process."""
     return image
 
 
