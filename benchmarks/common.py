@@ -118,7 +118,7 @@ def run(benchmark: Benchmark, args: argparse.Namespace) -> None:
     check_cases(root, splits, benchmark.page, args.skip_broken)
     with distributed.ranks(args) as device:
         times = sorted({t for split in splits for case in split.cases for t in case.times})
-        contenders = [make_contender(benchmark, args, name, device, times) for name in _names(args)]
+        contenders = [make_contender(benchmark, args, *each, device, times) for each in cli.asked(args)]
         about_run = settings(benchmark, args, root, splits, device)
         scorers = {name: scorer(name, args, device) for name in about_run["metrics"]}
         # All before the first is scored: what lies there may be no result.
@@ -180,32 +180,30 @@ class Contender(NamedTuple):
         return scale_by_motion(img0, img1) if self.about.get("scale") == "auto" else None
 
 
-def _names(args: argparse.Namespace) -> list[str | None]:
-    names = list(dict.fromkeys(args.model_name))
-    networks = [name for name in names if name not in BASELINES]
-    if args.checkpoint and len(networks) != 1:
-        raise ValueError(f"{args.checkpoint}: a checkpoint is of one network; name one with --model_name")
-    return names
-
-
 def make_contender(
-    benchmark: Benchmark, args: argparse.Namespace, name: str | None, device: torch.device, times: Sequence[float]
+    benchmark: Benchmark,
+    args: argparse.Namespace,
+    name: str | None,
+    checkpoint: str | None,
+    device: torch.device,
+    times: Sequence[float],
 ) -> Contender:
-    """The model of a name, with the padding and scale of the protocol. ValueError for weights that do not know all of
-    the times, now and not after the hours that models before it take."""
+    """The model of a name and weights, with the padding and scale of the protocol. ValueError for weights that do not
+    know all of the times, now and not after the hours that models before it take."""
     if name in BASELINES:
         about = {"model": name, "other_scale": None, "precision": "fp32", "mode": "eager"}
         return Contender(interpolator(name, device=device), about)
     scale = benchmark.scale_of(args.protocol) if args.scale is None else args.scale
     options = {"precision": args.precision, "scale": scale, "padding": benchmark.padding}
-    call = interpolator(name, args.checkpoint, device, **options, tile="auto", mode=args.mode)
-    path = models.checkpoint_path(args.checkpoint or call.model.name)
+    call = interpolator(name, checkpoint, device, **options, tile="auto", mode=args.mode)
+    path = models.checkpoint_path(checkpoint or call.model.name)
     try:
         call.check_times(times)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     about = {
         "model": call.model.name,
+        "weights": checkpoint and store.weights_name(path),
         "checkpoint": path.name,
         "checkpoint_sha256": io.sha256(path),
         "parameters": sum(p.numel() for p in call.model.parameters()),
@@ -249,8 +247,8 @@ def settings(
 def file_stem(benchmark: Benchmark, args: argparse.Namespace, contender: Contender) -> str:
     """What a result is called: what is of other weights or options has another name."""
     marks = [benchmark.name, contender.about["model"]]
-    if args.checkpoint and "checkpoint" in contender.about:
-        marks += [Path(args.checkpoint).stem, contender.about["checkpoint_sha256"][:8]]
+    if weights := contender.about.get("weights"):
+        marks += [weights, contender.about["checkpoint_sha256"][:8]]
     if args.protocol != "paper":
         marks.append(args.protocol)
     marks += [contender.about[name] for name in ("precision", "mode") if contender.about[name] not in ("fp32", "eager")]
@@ -276,7 +274,7 @@ def score_all(
 ) -> list[Score]:
     """The scores of all cases, in their order, known to every rank."""
     batches = Batches(splits, args.batch_size)
-    known, name = progress.read(batches.mark), contender.about["model"]
+    known, name = progress.read(batches.mark), store.called(contender.about)
     if known and distributed.is_main():
         print(f"{name}: {len(known)} of {len(batches)} batches were scored before; going on from there")
     batches.todo = distributed.shard([batch for batch in batches.todo if batch not in known])
@@ -447,8 +445,8 @@ def flow_to_first(
 def write_predictions(benchmark: Benchmark, args: argparse.Namespace, pairs: dict[str, tuple[Path, Path]]) -> None:
     """Write the frame half-way between each pair as a picture of its name, for benchmarks whose targets are hidden."""
     with distributed.ranks(args) as device:
-        for name in _names(args):
-            contender = make_contender(benchmark, args, name, device, [0.5])
+        for each in cli.asked(args):
+            contender = make_contender(benchmark, args, *each, device, [0.5])
             folder = args.out / file_stem(benchmark, args, contender)
             for target in distributed.shard(list(pairs)):
                 frames = io.read_frames(pairs[target])

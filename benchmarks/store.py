@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks import published
+from models import VARIANTS
 from utils import distributed, io
 
 UNITS = {"psnr": "PSNR", "ssim": "SSIM", "ssim_2d": "SSIM 2-D", "ie": "IE", "lpips": "LPIPS", "warp": "warp error"}
@@ -167,7 +168,7 @@ def table(results: list[dict]) -> str:
             if beside and average["full"] is None:
                 notes.add(f"published numbers of {split} are of the whole set; whether this is all of it is not known")
             rows.append(
-                [result["model"], split, cases]
+                [called(result), split, cases]
                 + [shown(name, average.get(name)) for name in names]
                 + [" / ".join(shown(name, value) for name, value in beside.items()) or "-"]
             )
@@ -176,6 +177,18 @@ def table(results: list[dict]) -> str:
     precisions = " and ".join(dict.fromkeys(result["precision"] for result in results))
     head = f"{first['benchmark']}, protocol {first['protocol']}, {precisions}, {first['device']}"
     return "\n".join([head, *lines, *sorted(notes)])
+
+
+def weights_name(path: Path) -> str:
+    """What weights are called: as their file, with the name of the run before it where a training wrote it."""
+    folder = path.resolve().parent
+    run = [folder.parent.name] if folder.name in VARIANTS else []
+    return "-".join([*run, path.stem])
+
+
+def called(about: dict) -> str:
+    """What people read: the model, and the name of its weights where they are not the shipped ones."""
+    return " ".join(filter(None, [about["model"], about.get("weights")]))
 
 
 def shown(metric: str, value: float | None) -> str:

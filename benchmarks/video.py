@@ -24,6 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import interpolate_video
+from benchmarks import store
 from datasets.clips import VIDEOS
 from models.baselines import BASELINES, interpolator
 from utils import cli, io, video, video_out
@@ -57,15 +58,16 @@ def moving_clip(path: Path, height: int, width: int, count: int) -> Path:
 
 
 def options(args: argparse.Namespace) -> list[str]:
-    given = {name: getattr(args, name) for name in ("checkpoint", "precision", "device")}
-    given["model_name"] = network(args)
+    given = {name: getattr(args, name) for name in ("precision", "device")}
+    given["model_name"], given["checkpoint"] = network(args)
     words = [word for name, value in given.items() if value for word in (f"--{name}", str(value))]
     return [*words, *{"fast": ["--fast"], "eager": ["--no_fast"]}.get(args.mode, [])]
 
 
-def network(args: argparse.Namespace) -> str | None:
+def network(args: argparse.Namespace) -> tuple[str | None, str | None]:
     """Of several models the last network, if there is one: that whose memory and overhead are measured."""
-    return ([name for name in args.model_name if name not in BASELINES] or args.model_name)[-1]
+    models = cli.asked(args)
+    return ([model for model in models if model[0] not in BASELINES] or models)[-1]
 
 
 def peak(source: Path, out: Path, *words: str) -> float:
@@ -90,7 +92,7 @@ def memory(args: argparse.Namespace, folder: Path) -> None:
 def overhead(args: argparse.Namespace, folder: Path) -> None:
     source = moving_clip(folder / "720p.mp4", *SIZES["720p"], args.count)
     frames = [frame.image for frame in video.open_source(str(source)).frames()]
-    call = interpolator(network(args), args.checkpoint, args.device, precision=args.precision, mode=args.mode)
+    call = interpolator(*network(args), args.device, precision=args.precision, mode=args.mode)
     tensors = [io.to_float(frame, call.device) for frame in frames]
     words = [str(source), str(folder / "out.mp4"), "--overwrite", *options(args)]
 
@@ -119,9 +121,8 @@ def overhead(args: argparse.Namespace, folder: Path) -> None:
 
 def quality(args: argparse.Namespace, folder: Path) -> None:
     calls = {}
-    for name in args.model_name:
-        checkpoint = None if name in BASELINES else args.checkpoint
-        label = name or Path(checkpoint or "IFRNet_S").stem
+    for name, checkpoint in cli.asked(args):
+        label = store.weights_name(Path(checkpoint)) if checkpoint else name or "IFRNet_S"
         calls[label] = interpolator(name, checkpoint, args.device, precision=args.precision, mode=args.mode)
     print(f"{'clip':28s}" + "".join(f"{name:>12s}" for name in calls))
     means = []

@@ -82,13 +82,35 @@ def test_a_network_is_scored_unrounded_and_beside_the_published_number(vimeo, we
     sha = hashlib.sha256(weights.read_bytes()).hexdigest()
     got = result(tmp_path, f"Vimeo90K-IFRNet_S-formula-{sha[:8]}")
     assert got["checkpoint_sha256"] == sha and got["parameters"] == 2_803_610 and got["protocol"] == "paper"
-    assert re.search(r"^IFRNet_S +test +7 .* 35\.59 / 0\.9786$", done.out, re.M), done.out
+    assert re.search(r"^IFRNet_S formula +test +7 .* 35\.59 / 0\.9786$", done.out, re.M), done.out
     call = models.Interpolator(models.load(weights), "cpu")
     a, truth, b = (torch.from_numpy(x).float().movedim(-1, 0) for x in triplet(vimeo, 3))
     pair = call(a, b), truth[None]
     sample = got["samples"]["test"][2]
     for name in ("psnr", "ssim", "ie", "ssim_2d"):
         assert sample[name] == pytest.approx(getattr(metrics, name)(*pair).tolist(), abs=1e-5)
+
+
+def test_the_weights_of_several_runs_stand_beside_each_other_under_the_names_of_the_runs(
+    vimeo, weights, tmp_path, typed
+):
+    paths = []
+    for run, change in (("slow", 0.0), ("quick", 0.1)):
+        state = torch.load(weights, weights_only=True)
+        state["decoder1.convblock.2.bias"] += change
+        paths.append(tmp_path / run / "IFRNet_S" / "best.pth")
+        paths[-1].parent.mkdir(parents=True)
+        torch.save({"model": state}, paths[-1])
+    words = ["--model_name", "average", "--checkpoint", *paths, "--limit", 1]
+    done = score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path / "out", *words)
+    assert re.findall(r"^(\S+(?: \S+)?) +test ", done.out, re.M) == [
+        "average",
+        "IFRNet_S slow-best",
+        "IFRNet_S quick-best",
+    ]
+    for run, path in zip(("slow", "quick"), paths):
+        sha = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert result(tmp_path / "out", f"Vimeo90K-IFRNet_S-{run}-best-{sha[:8]}-first1")["checkpoint_sha256"] == sha
 
 
 def test_a_recorded_command_can_be_typed_without_a_launcher(monkeypatch):
@@ -223,7 +245,7 @@ def test_one_two_and_three_ranks_give_the_same_file(vimeo, weights, tmp_path, ty
     assert score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path / "one", *words).status == 0
     outputs = [process.communicate(timeout=120) for process in started]
     assert [process.returncode for process in started] == [0, 0, 0], outputs
-    tables = [len(re.findall(r"^IFRNet_S +test +7 ", out, re.M)) for out, _ in outputs]
+    tables = [len(re.findall(r"^IFRNet_S formula +test +7 ", out, re.M)) for out, _ in outputs]
     assert tables == [1, 1, 0]  # one rank speaks
     assert len(list((tmp_path / "one").glob("*.json"))) == 2
     assert files(tmp_path / "one") == files(tmp_path / "two") == files(tmp_path / "three")
@@ -245,7 +267,9 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_with_the_same_file(vimeo, we
     with journals[0].open("a") as file:
         file.write('\n[40, [["test", "00001/0041", {"psnr"')  # as if killed in the middle of a line
     out = score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path / "out", "--checkpoint", weights).out
-    known = int(re.search(r"^IFRNet_S: (\d+) of 47 batches were scored before; going on from there$", out, re.M)[1])
+    known = int(
+        re.search(r"^IFRNet_S formula: (\d+) of 47 batches were scored before; going on from there$", out, re.M)[1]
+    )
     assert 3 <= known < 47
     score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path / "whole", "--checkpoint", weights)
     assert files(tmp_path / "out") == files(tmp_path / "whole")
@@ -442,7 +466,6 @@ def test_what_a_user_can_get_wrong_is_one_line(vimeo, weights, tmp_path, typed):
     gone = complaint(root=tmp_path / "gone")
     assert "gone: no Vimeo90K here (tri_testlist.txt is looked for)" in gone and "http" in gone and "--data" in gone
     assert "a checkpoint is of one network" in complaint("--checkpoint", weights, "--model_name", "IFRNet", "IFRNet_L")
-    assert "a checkpoint is of one network" in complaint("--checkpoint", weights, "--model_name", "average")
     assert "holds an IFRNet_S, not an IFRNet" in complaint("--checkpoint", weights, "--model_name", "IFRNet")
     assert "scale 0 is out of range" in complaint("--checkpoint", weights, "--scale", 0)
     assert "invalid choice: 'rife'" in complaint("--protocol", "rife")

@@ -79,7 +79,15 @@ def test_of_several_models_one_network_is_enough(capsys):
     with pytest.raises(SystemExit):
         parser.parse_args(["--model_name", "dis", "average", "--scale", "0.5"])
     assert "--scale means nothing to dis, average" in capsys.readouterr().err
-    assert video.network(video.parser().parse_args(["--model_name", "IFRNet_S", "dis", "--fast"])) == "IFRNet_S"
+    assert video.network(video.parser().parse_args(["--model_name", "IFRNet_S", "dis", "--fast"])) == ("IFRNet_S", None)
+
+
+def test_each_file_of_weights_is_a_model_beside_the_baselines():
+    parse = common.parser("").parse_args
+    words = ["--model_name", "dis", "average", "--checkpoint", "a.pth", "b.pth", "a.pth", "--scale", "0.5"]
+    assert cli.asked(parse(words)) == [("dis", None), ("average", None), (None, "a.pth"), (None, "b.pth")]
+    assert cli.asked(parse(["--model_name", "IFRNet", "--checkpoint", "a.pth"])) == [("IFRNet", "a.pth")]
+    assert cli.asked(parse(["--checkpoint", "a.pth", "IFRNet"])) == [(None, "a.pth"), (None, "IFRNet")]
 
 
 @pytest.mark.parametrize("debug", ["0", "1"])

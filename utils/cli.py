@@ -41,15 +41,26 @@ class Parser(argparse.ArgumentParser):
         args = [underscored(arg) for arg in args[:end]] + list(args[end:])
         parsed, rest = super().parse_known_args(args, namespace)
         names = getattr(parsed, "model_name", None)
-        names = names if isinstance(names, list) else [names]
+        try:
+            names = [name for name, _ in asked(parsed)] if isinstance(names, list) else [names]
+        except ValueError as error:
+            self.error(str(error))
         given = {arg.partition("=")[0] for arg in args}
         for option in OF_NETWORKS:
             if option in given and all(name in BASELINES for name in names):
                 self.error(f"{option} means nothing to {', '.join(names)}; leave it out, or name a network")
+        return parsed, rest
+
+    def parse_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        parsed, rest = self.parse_known_args(args, namespace)
         for word in rest:
             if near := difflib.get_close_matches(word.partition("=")[0], self._option_string_actions, 1):
                 self.error(f"unknown option {word}; {near[0]} may be meant")
-        return parsed, rest
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
@@ -122,14 +133,28 @@ def debugging() -> bool:
 
 
 def add_model(parser: argparse.ArgumentParser, several: bool = False, mode: str = "eager") -> None:
-    """The options that models.baselines.interpolator takes. several: --model_name is a list of names. mode: see
-    `add_mode`."""
-    count = {"nargs": "+", "default": [None]} if several else {}
+    """The options that models.baselines.interpolator takes. several: there may be several of each, see `asked`. mode:
+    see `add_mode`."""
     help = "network or baseline (default: what the checkpoint holds, or IFRNet_S)"
+    count = {"nargs": "+", "default": [None]} if several else {}
     parser.add_argument("--model_name", choices=NAMES, help=help, **count)
-    parser.add_argument("--checkpoint", help="weights: a path (default: the shipped ones of that name)")
+    help = "weights: a path (default: the shipped ones of that name)" + ", or several to compare" * several
+    parser.add_argument("--checkpoint", help=help, nargs="+" if several else None)
     add_mode(parser, mode)
     add_device(parser)
+
+
+def asked(args: argparse.Namespace) -> list[tuple[str | None, str | None]]:
+    """The names and weights of the models asked for, each once; with --checkpoint a network for each of its files.
+    ValueError where more than one network is named for them."""
+    names = list(dict.fromkeys(args.model_name))
+    if not args.checkpoint:
+        return [(name, None) for name in names]
+    networks = [name for name in names if name not in BASELINES]
+    if len(networks) > 1:
+        raise ValueError(f"{args.checkpoint[0]}: a checkpoint is of one network; name one with --model_name, or none")
+    baselines = [(name, None) for name in names if name in BASELINES]
+    return [*baselines, *((networks[0] if networks else None, path) for path in dict.fromkeys(args.checkpoint))]
 
 
 def add_mode(parser: argparse.ArgumentParser, default: str = "eager") -> None:
