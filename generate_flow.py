@@ -47,8 +47,9 @@ class Format(NamedTuple):
     reach: float  # pixels; larger flow is marked as unknown
 
 
+FLO = "flo"
 FORMATS = {
-    "flo": Format(8, np.inf),
+    FLO: Format(8, np.inf),
     "png": Format(2, io.KITTI_REACH),
     "f16": Format(4, io.F16_REACH),
 }
@@ -283,8 +284,10 @@ def main(args: argparse.Namespace) -> None:
             raise ValueError(f"--sheet {args.sheet} is of --check; give the number of triplets, or leave it out")
         if args.sheet and not io.is_picture(args.sheet):
             raise ValueError(f"--sheet {args.sheet}: a picture is written; end the name in {', '.join(io.IMAGES)}")
-        before = read_record(folder).get("teacher")
-        args.teacher = chosen or (before if before in teachers.TEACHERS else teachers.choose())
+        before = read_record(folder)
+        known = before.get("teacher") in teachers.TEACHERS
+        args.teacher = chosen or (before["teacher"] if known else teachers.choose())
+        args.format = args.format or (before["format"] if before.get("format") in FORMATS else FLO)
         teacher = teachers.build(args.teacher, args.weights, device, align_corners=args.align_corners, rgb=args.rgb)
         if distributed.is_main() and not chosen:
             print(f"teacher: {args.teacher}, " + why(args.teacher, folder))
@@ -328,7 +331,7 @@ def parser() -> cli.Parser:
     options.add_argument("--data", type=Path, default=cli.DATA / "vimeo_triplet", help=about)
     options.add_argument("--teacher", choices=teachers.TEACHERS, help="default: the best one whose weights are here")
     options.add_argument("--weights", type=Path, help="weights file of the teacher")
-    options.add_argument("--format", choices=FORMATS, default="flo", help="of the files (default: %(default)s)")
+    options.add_argument("--format", choices=FORMATS, help=f"of the files (default: that of those there, or {FLO})")
     options.add_argument("--batch_size", type=cli.positive, default=8, help="triplets at once (default: %(default)s)")
     options.add_argument(
         "--workers",

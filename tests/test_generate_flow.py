@@ -116,6 +116,12 @@ def test_only_the_list_that_was_asked_for_is_labelled(script, data, split):
     assert labelled == (NAMES[:5] if split == "train" else NAMES[5:])
 
 
+def test_labels_go_on_in_the_format_of_those_that_are_there(script, data):
+    assert script("--teacher", "dis", "--format", "png") == 0
+    assert script("--split", "all") == 0
+    assert {path.suffix for path in data.glob("flow/*/*/*")} == {".png"} and len(list(data.glob("flow/*/*/*"))) == 14
+
+
 def test_every_format_is_within_its_precision_and_every_data_set_reads_it(script, data):
     samples = {}
     for ending in ("flo", "png", "f16"):
