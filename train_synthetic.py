@@ -53,6 +53,13 @@ VALIDATION_SEED = -1
 VALIDATION_SCENES, VALIDATION_WINDOWS = 24, 2  # scenes where there is no footage; windows a clip where there is
 
 
+class Dice(torch.Generator):
+    """A generator that travels to other processes, without its state: whoever draws there seeds it before."""
+
+    def __reduce__(self) -> tuple:
+        return Dice, ()
+
+
 class Mixture(IterableDataset):
     """Endless groups of GROUP batches of Samples, each a function of (seed, rank, its number): see `batches`.
 
@@ -74,6 +81,7 @@ class Mixture(IterableDataset):
         size, strength = batch_size(args, crop), args.effects * (crop >= CROP)
         speed = args.speed * min(1, crop / CROP)
         self.source = synthetic.Synthetic(material, (crop, crop), speed=speed, blur=effects.BLUR * strength)
+        self.source.random = Dice()
         self.effects = effects.Effects(strength, material.stencils, self.source.random)
         self.clip_flow = args.clip_flow
         usable = {span: [w for w in by_clip if w[0].clip.short_side >= crop] for span, by_clip in footage.items()}
@@ -365,7 +373,7 @@ def run(args: argparse.Namespace, plan: list[Stage], folder: Path, device: torch
         print(f"nothing to do: the run has taken {spent / 60:.1f} minutes; --minutes may give it more")
     if distributed.is_main():
         shipped = folder / f"{args.model_name}.pth"
-        halves = {name: value.half().cpu() for name, value in bare(content).items()}
+        halves = {name: (x.half() if x.is_floating_point() else x).cpu() for name, x in bare(content).items()}
         checkpoint.write(shipped, halves)
         print(f"wrote {shipped}: the weights at the end, 16 bits; {folder / checkpoint.LATEST}: to go on from")
 

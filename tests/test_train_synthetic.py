@@ -83,6 +83,14 @@ def test_batches_are_a_function_of_seed_and_iteration_whatever_the_workers(mater
     assert not same(here[0], other[0])
 
 
+def test_batches_come_the_same_from_a_spawned_worker(material, one_thread):
+    """As where processes are not forked."""
+    mixture = script.Mixture(material, footage(clip("a")), 96, options(effects=1.0), start=0)
+    read = DataLoader(mixture, batch_size=None, num_workers=1, multiprocessing_context="spawn")
+    there = list(islice(mixture.batches(read), 2))
+    assert all(map(same, take(mixture, 2), there))
+
+
 def test_footage_has_its_share_and_no_flow_and_scenes_have_theirs(material):
     batch = take(script.Mixture(material, footage(clip("a")), 48, options(), start=0), 1)[0]
     assert batch.img0.shape == (8, 3, 48, 48) and batch.t.shape == (8,)  # 4 of 96x96 are 8 of half the side
@@ -302,6 +310,20 @@ def test_a_resumed_run_keeps_the_loss_of_what_it_was_begun_with(material, monkey
     assert asked == ["IFRNet_S"]
     with pytest.raises(ValueError, match="--init other.pth: the run in .* began with --init IFRNet_S; leave"):
         script.main(script.parser().parse_args([*words, "--init", "other.pth"]))
+
+
+def test_counts_of_batchnorm_do_not_become_infinite_in_16_bits(material, monkeypatch, tmp_path):
+    weights = models.build("IFRNet_S", "gelu+bn").state_dict()
+    for name in weights:
+        if name.endswith("num_batches_tracked"):
+            weights[name] += 70_000
+    monkeypatch.setattr(script, "read_material", lambda args: material)
+    monkeypatch.setattr(script, "VALIDATION_SCENES", 1)
+    monkeypatch.setattr(script, "train", lambda *args: {"model": weights, "seconds": 60.0})
+    words = ["--activation", "gelu+bn", "--crops", "32", "--crop_ends", "1", "--device", "cpu"]
+    script.main(script.parser().parse_args([*words, "--log_path", str(tmp_path)]))
+    shipped = models.load(tmp_path / "IFRNet_S" / "IFRNet_S.pth").state_dict()
+    assert {int(count) for name, count in shipped.items() if name.endswith("num_batches_tracked")} == {70_000}
 
 
 def test_signals_stay_alive_through_a_fresh_network_and_its_flow_begins_near_zero(material):
