@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 import models
 import models.flow
@@ -34,7 +34,7 @@ from models.layers import warp
 from models.weights import bare
 from models.widen import widen
 from utils import checkpoint, cli, distributed, epochs, io
-from utils.batches import begin_worker
+from utils.batches import stream
 from utils.training import AMP, OPTIMIZERS, Recipe, cosine, fit, quickest_amp
 from utils.validation import Validation
 
@@ -411,14 +411,12 @@ def train(
     def batches(start: int):
         ahead = stage.following and Mixture(material, footage, stage.following, args, start, None, held)
         mixture = Mixture(material, footage, stage.crop, args, start, ahead, held)
-        workers = {"num_workers": args.workers, "prefetch_factor": 2, "worker_init_fn": begin_worker}
-        workers = workers if args.workers else {}
         if device.type == "cpu":
-            return mixture.batches(DataLoader(mixture, batch_size=None, **workers))
+            return mixture.batches(stream(mixture, args.workers))
         # On a GPU scenes are made where they are used; footage, or where it lies there, is found beside the training.
         real = repeat(None)
         if mixture.real or ahead and ahead.real:
-            real = DataLoader(Footage(mixture), batch_size=None, pin_memory=True, **workers)
+            real = stream(Footage(mixture), args.workers, pin=True)
         return mixture.batches(map(mixture.group, own_groups(start), real))
 
     def loss(out: models.Interpolation, batch: Sample, done: float) -> dict[str, Tensor]:

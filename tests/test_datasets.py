@@ -8,14 +8,14 @@ import time
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import train_gopro
 from datasets import clips, gopro
 from datasets.clips import Windows
 from datasets.transforms import Augment, finish
 from datasets.vimeo90k import Vimeo90K, find_flow, read_list
-from utils.batches import GRACE, load
+from utils.batches import GRACE, load, stream
 from utils.io import write_flow, write_image
 
 HEIGHT, WIDTH = 48, 64
@@ -287,3 +287,16 @@ def test_a_sample_that_cannot_be_read_ends_the_reading_processes_at_once():
     while multiprocessing.active_children() and time.monotonic() < until:
         time.sleep(0.05)
     assert not multiprocessing.active_children() and caught  # whoever holds on to the error
+
+
+class SpoiltStream(IterableDataset):
+    def __iter__(self):
+        yield from map(Spoilt().__getitem__, range(20))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_a_set_that_is_iterated_over_comes_as_it_was_raised(workers):
+    items = stream(SpoiltStream(), workers)
+    assert all(len(next(items)) == 2 for _ in range(3))
+    with pytest.raises(ValueError, match="^3.png: the picture is cut short$"):
+        next(items)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import train_gopro
 from utils import distributed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -87,6 +88,14 @@ def test_options_that_contradict_the_launcher_are_one_line(alone, tmp_path, opti
     done = alone(*options)
     assert done.status == 2 and named in done.err and len(done.err.splitlines()) == 1
     assert not list(tmp_path.glob("*.json"))
+
+
+def test_a_broken_environment_is_one_line_and_keeps_nobody_from_the_help(alone, monkeypatch):
+    for number in ("0", "x"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", number)
+        assert 1 <= train_gopro.parser().get_default("workers") <= 8
+    done = alone()
+    assert done.status == 2 and "LOCAL_WORLD_SIZE='x' in the environment is no number" in done.err
 
 
 def test_shares_of_any_length_are_a_partition(monkeypatch):

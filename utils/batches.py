@@ -14,20 +14,22 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from utils import distributed
 from utils.ahead import ahead
 
 T = TypeVar("T")
 AHEAD = 4  # batches that are ready before their use, for each reading process
+STREAM_AHEAD = 2  # items of an iterable set, which are larger
 GRACE = 20  # seconds that a reading process outlives SIGTERM
 
 
 def default_workers() -> int:
     """Reading processes for each rank: its share of the cores, up to 8, which saturate a GPU of today."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")  # what is wrong with it, distributed.ranks says
+    return min(8, cores // max(int(ranks) if ranks.isdecimal() else 1, 1))
 
 
 class Order:
@@ -69,27 +71,13 @@ def load(
 
     What a data set raises (ValueError, OSError: its user's files) is raised here as it was, whichever process read it.
     """
-    loader = DataLoader(
-        _Guarded(dataset),
-        batch_sampler=batch_sampler,
-        num_workers=workers,
-        collate_fn=partial(_collate, collate),
-        pin_memory=pin,
-        worker_init_fn=begin_worker,
-        prefetch_factor=AHEAD if workers else None,
-    )
-    iterator = iter(loader)
-    try:
-        while True:
-            with _undisturbed():
-                batch = next(iterator, loader)
-            if batch is loader:
-                return
-            if isinstance(batch, Exception):
-                raise batch
-            yield batch
-    finally:
-        del iterator  # ends the processes, even where an exception's traceback still holds this frame
+    collate = partial(_collate, collate)
+    return _received(_Guarded(dataset), workers, pin, AHEAD, batch_sampler=batch_sampler, collate_fn=collate)
+
+
+def stream(dataset: IterableDataset, workers: int = 0, pin: bool = False) -> Iterator:
+    """What an iterable set makes, item by item, as it is made by `workers` processes; errors as with `load`."""
+    return _received(_GuardedStream(dataset), workers, pin, STREAM_AHEAD, batch_size=None)
 
 
 def read(dataset: Dataset, order: Order, workers: int = 0, pin: bool = False) -> Iterator:
@@ -128,6 +116,29 @@ def on_device(batches: Iterator, prepare: Callable[[tuple, torch.device], T], de
         yield ready
 
 
+def _received(dataset: Dataset, workers: int, pin: bool, ahead: int, **options) -> Iterator:
+    loader = DataLoader(
+        dataset,
+        num_workers=workers,
+        pin_memory=pin,
+        worker_init_fn=begin_worker,
+        prefetch_factor=ahead if workers else None,
+        **options,
+    )
+    iterator = iter(loader)
+    try:
+        while True:
+            with _undisturbed():
+                batch = next(iterator, loader)
+            if batch is loader:
+                return
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+    finally:
+        del iterator  # ends the processes, even where an exception's traceback still holds this frame
+
+
 class _Guarded(Dataset):
     """A DataLoader wraps what a worker raises into a page of text; a returned error stays one line."""
 
@@ -142,6 +153,19 @@ class _Guarded(Dataset):
             return self.dataset[key]
         except (ValueError, OSError) as error:
             return error
+
+
+class _GuardedStream(IterableDataset):
+    """The same of a set that is iterated over; the error is the last that comes."""
+
+    def __init__(self, dataset: IterableDataset):
+        self.dataset = dataset
+
+    def __iter__(self) -> Iterator:
+        try:
+            yield from self.dataset
+        except (ValueError, OSError) as error:
+            yield error
 
 
 def _collate(collate: Callable, samples: list):

@@ -54,7 +54,8 @@ def ranks(args: argparse.Namespace) -> Iterator[torch.device]:
     args: `device` (None: a GPU for every rank where there are GPUs) and, where they are options, `world_size` and
     `local_rank`. ValueError where they are not what the launcher started, or where there are more ranks than GPUs.
     """
-    world, local = (_environment(name, default) for name, default in (("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    names = {"WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+    world, local, _ = (_environment(name, default) for name, default in names.items())
     _check(getattr(args, "world_size", None), getattr(args, "local_rank", None), world, local)
     device = _device(args.device, local)
     if device.type == "cuda":
