@@ -325,34 +325,25 @@ def main(args: argparse.Namespace) -> None:
         for name in ("val_clips", "real", "clip_flow"):
             if getattr(args, name) != parser().get_default(name):
                 raise ValueError(f"--{name} is about footage; give --clips, the folder of it")
-    with distributed.ranks(args) as device:
-        folder = args.log_path / args.model_name
-        io.check_writable(folder)
-        with io.only_run(folder):
-            run(args, plan, folder, device)
+    with distributed.ranks(args) as device, epochs.opened(args) as (folder, content):
+        run(args, plan, folder, device, content)
 
 
-def run(args: argparse.Namespace, plan: list[Stage], folder: Path, device: torch.device) -> None:
-    """All stages, in a folder that is this run's."""
-    content = None
-    if args.resume:
-        content = epochs.newest(folder, args.recipe)
-    else:
-        epochs.refuse_overwriting(folder)
-    material = read_material(args).to(device)
-    footage, val = read_footage(args) if args.clips else ({}, [])
-    val_set = clips.Windows(val) if val else validation_scenes(material, args)
-    args.validation = epochs.fingerprint(val_set)
-    content = epochs.judged_anew(content, epochs.recorded(args))
-    torch.manual_seed(args.seed)
+def run(args: argparse.Namespace, plan: list[Stage], folder: Path, device: torch.device, content: dict | None) -> None:
+    """All stages, in a folder that is this run's. content: the checkpoint to go on from."""
     if content:
-        begun = (content.get("config") or {}).get("init")
+        begun = epochs.config_of(content).get("init")
         if args.init not in (None, begun):
             how = f"with --init {begun}" if begun else "without --init"
             raise ValueError(f"--init {args.init}: the run in {folder} began {how}; leave the option out")
         args.init = begun  # the loss depends on it
-        if distributed.is_main():
-            epochs.tell_changes(content, epochs.recorded(args))
+    material = read_material(args).to(device)
+    footage, val = read_footage(args) if args.clips else ({}, [])
+    val_set = clips.Windows(val) if val else validation_scenes(material, args)
+    args.step_size = distributed.world_size() * args.batch_size
+    args.validation = epochs.fingerprint(val_set)
+    content = epochs.settled(content, epochs.recorded(args), len(val_set))
+    torch.manual_seed(args.seed)
     model = models.build(args.model_name, args.activation) if content else begin(args)
     if distributed.is_main():
         real = sum(len(w) for by_clip in footage.values() for w in by_clip)
@@ -439,7 +430,7 @@ def train(
 
 def parser() -> cli.Parser:
     options = cli.Parser(__doc__)
-    options.set_defaults(recipe="synthetic")
+    options.set_defaults(recipe="synthetic", resume_path=None, resume_epoch=None)
     add = options.add_argument
     add("--model_name", choices=models.VARIANTS, default="IFRNet_S", help="network (default: %(default)s)")
     add("--activation", choices=models.ACTIVATIONS, default="prelu", help="default: the paper's prelu")

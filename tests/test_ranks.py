@@ -12,7 +12,7 @@ import torch
 from training_runs import assert_same, start, train, train_here, validations, wait_for, weights
 
 import models
-from utils import batches
+from utils import batches, distributed
 from utils.training import OPTIMIZERS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -71,17 +71,47 @@ def test_torchrun_starts_a_killed_process_again_and_nothing_is_lost(vimeo, whole
     assert_same(weights(whole), weights(tmp_path))
 
 
-def test_two_nodes_make_the_weights_of_one_process(vimeo, whole, tmp_path):
+def two_nodes(vimeo, tmp_path, *folders):
+    """A run of one process a node, each with its folder: (status, what it said) of each node."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = ["--epochs", 6, "--batch_size", 2]
+    options = ["--epochs", 6, "--batch_size", 2, "--resume", "auto"]
     address = ["--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={port}"]
     nodes = []
-    for rank in (0, 1):
+    for rank, folder in enumerate(folders):
         log, launcher = tmp_path / f"{rank}.txt", ["-m", "torch.distributed.run", *address, f"--node_rank={rank}"]
-        nodes.append((start(log, vimeo, tmp_path, *options, launcher=launcher), log))
-    for process, log in nodes:
-        assert process.wait() == 0, log.read_text()
-    assert "IFRNet_S on 2 cpu" in nodes[0][1].read_text() and "iteration" not in nodes[1][1].read_text()
+        nodes.append((start(log, vimeo, folder, *options, launcher=launcher), log))
+    return [(process.wait(), log.read_text()) for process, log in nodes]
+
+
+def test_two_nodes_make_the_weights_of_one_process(vimeo, whole, tmp_path):
+    (status, said), (other, others) = two_nodes(vimeo, tmp_path, tmp_path, tmp_path)
+    assert status == other == 0, said + others
+    assert "IFRNet_S on 2 cpu" in said and "iteration" not in others
     assert_same(weights(whole), weights(tmp_path), 1e-5)
+
+
+def test_nodes_that_do_not_share_the_folder_of_a_run_say_so(vimeo, whole, tmp_path):
+    for _, said in two_nodes(vimeo, tmp_path, whole, tmp_path / "own"):
+        line = next(line for line in said.splitlines() if line.startswith("train_vimeo90k.py: "))
+        assert "iteration to go on from is 12 for process 0 and none for process 1: all machines need" in line
+
+
+def test_what_ranks_do_not_agree_on_is_named_on_all_of_them(monkeypatch):
+    for every in ([1, 1, 2], [1, 2, 1]):
+        held = [{"seed": 0, "samples": n} for n in every]
+        monkeypatch.setattr(distributed, "gather", lambda _, held=held: held)
+        with pytest.raises(ValueError, match=f"samples is 1 for process 0 and 2 for process {every.index(2)}: "):
+            distributed.agree(held[0])
+    monkeypatch.undo()
+    distributed.agree(held[0])  # alone
+
+
+def test_an_error_of_one_rank_ends_the_others_without_a_word(monkeypatch):
+    monkeypatch.setattr(distributed, "maximum", lambda _: torch.tensor(1.0))
+    with pytest.raises(SystemExit) as stopped, distributed.together():
+        pass
+    assert stopped.value.code == 2
+    with pytest.raises(OSError, match="its own"), distributed.together():
+        raise OSError("its own")

@@ -181,6 +181,19 @@ def test_a_resumed_run_says_which_options_are_others_now(vimeo, whole, tmp_path,
         assert {line.removeprefix("note: the run went on with ") for line in said if "went on with" in line} == expected
 
 
+def test_a_resumed_run_says_that_its_data_are_others_now(vimeo, whole, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(epochs, "fit", lambda *args, **kwargs: None)
+    shutil.copytree(whole / "IFRNet_S", tmp_path / "IFRNet_S")
+    moved = shutil.copytree(vimeo, tmp_path / "moved", ignore=shutil.ignore_patterns("flow"))
+    names = (moved / "tri_trainlist.txt").read_text().splitlines()
+    (moved / "tri_trainlist.txt").write_text("\n".join(names[1:]))
+    options = ["--iterations", 12, "--batch_size", 4, "--val_list", moved / "val.txt", "--resume", "auto"]
+    train_here(moved, tmp_path, *options)
+    said = capsys.readouterr().out
+    for change in ("flow True until now, from here with False", "samples 8 until now, from here with 7"):
+        assert f"note: the run went on with {change}" in said
+
+
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_ends_with_its_own_status(vimeo, whole, tmp_path, kind):
     options = ["--epochs", 6, "--batch_size", 4, "--log_every", 1, "--workers", 1]
@@ -233,6 +246,21 @@ def test_a_run_of_another_recipe_is_not_gone_on_with(whole, tmp_path, capsys):
     )
     with pytest.raises(ValueError, match="a run of train_vimeo90k.py is here; give another --log_path"):
         epochs.find_resume(args, tmp_path / "IFRNet_S", 1)
+    theirs = whole / "IFRNet_S" / "latest.pth"
+    args = train_gopro.parser().parse_args(["--resume_path", str(theirs)])
+    with pytest.raises(ValueError, match=f"{theirs}: of a run of train_vimeo90k.py; its best.pth are weights to start"):
+        epochs.find_resume(args, tmp_path / "IFRNet", 1)
+    args.resume_path = str(whole / "IFRNet_S" / "best.pth")
+    assert epochs.find_resume(args, tmp_path / "IFRNet", 1)["iteration"] == 0
+
+
+@pytest.mark.parametrize("left", ["latest.pth", "previous.pth"])
+def test_a_run_of_which_one_checkpoint_is_left_is_not_overwritten(vimeo, whole, tmp_path, left):
+    (tmp_path / "IFRNet_S").mkdir()
+    shutil.copy(whole / "IFRNet_S" / "latest.pth", tmp_path / "IFRNet_S" / left)
+    for more in ([], ["--resume_path", whole / "IFRNet_S" / "best.pth"]):
+        with pytest.raises(ValueError, match="IFRNet_S: a run is here; --resume auto goes on with it"):
+            train_here(vimeo, tmp_path, "--batch_size", 4, *more)
 
 
 def test_two_runs_do_not_write_into_one_folder(vimeo, tmp_path):

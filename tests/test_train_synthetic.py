@@ -300,10 +300,10 @@ def test_weights_that_see_motion_are_not_led_to_it_again(material, monkeypatch, 
 
 
 def test_a_resumed_run_keeps_the_loss_of_what_it_was_begun_with(material, monkeypatch, tmp_path):
-    content = {"config": {"init": "IFRNet_S"}, "seconds": 0.0, "model": {"weight": torch.zeros(1)}}
+    content = {"config": {"init": "IFRNet_S"}, "iteration": 0, "seconds": 0.0, "model": {"weight": torch.zeros(1)}}
     asked = []
     monkeypatch.setattr(script, "read_material", lambda args: material)
-    monkeypatch.setattr(script.epochs, "newest", lambda folder, recipe: content)
+    monkeypatch.setattr(script.epochs, "newest", lambda *_: content)
     monkeypatch.setattr(script, "train", lambda args, *rest: asked.append(args.init) or content)
     words = ["--resume", "auto", "--crops", "32", "--crop_ends", "1", "--device", "cpu", "--log_path", str(tmp_path)]
     script.main(script.parser().parse_args(words))
@@ -465,6 +465,7 @@ def test_a_run_that_is_over_says_so(tmp_path, typed, monkeypatch):
     done = typed(script.main, script.parser(), *words, "--minutes", 0.001, "--seed", 3, "--resume", "auto")
     assert done.status == 0 and "nothing to do: the run has taken" in done.out
     assert "note: the run went on with seed 0 until now, from here with 3" in done.out
+    assert checkpoint.read(tmp_path / "IFRNet_S" / checkpoint.LATEST)["config"]["step_size"] == 1  # of all ranks
 
 
 def test_the_model_card_tells_the_shipped_files():

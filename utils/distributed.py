@@ -121,6 +121,32 @@ def barrier() -> None:
     gather(None)
 
 
+@contextmanager
+def together() -> Iterator[None]:
+    """What one rank raises in here (ValueError, OSError) ends all of them, and that rank says why: the others would
+    wait for it, until they are killed."""
+    problem = None
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        problem = error
+    if maximum(torch.tensor(float(problem is not None))):
+        raise problem or SystemExit(2)
+
+
+def agree(values: dict) -> None:
+    """ValueError on every rank, naming the first of `values` (anything that pickles, under the same names) that is not
+    the same on all of them."""
+    every = gather(values)
+    for name, ours in every[0].items():
+        for number, theirs in enumerate(every):
+            if theirs[name] != ours:
+                raise ValueError(
+                    f"{name} is {ours} for process 0 and {theirs[name]} for process {number}: all machines need the "
+                    "same command, the same lists, and --log_path on a disk that they share"
+                )
+
+
 def _environment(name: str, default: int) -> int:
     text = os.environ.get(name, str(default))
     if not text.isdecimal():

@@ -3,7 +3,8 @@
 import argparse
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,6 +27,11 @@ FREE = (
     "epochs", "minutes", "data", "cache", "workers", "device", "compile", "world_size", "local_rank", "resume",
     "resume_path", "resume_epoch", "log_path", "log_every", "save_every", "eval_interval", "eval_iterations",
     "max_bad_steps", "validation",
+)  # fmt: skip
+# What may be another on another machine: where its files lie, what works on them, how its decoder rounds a picture.
+OWN = (
+    "data", "images", "masks", "clips", "val_list", "init", "teacher_weights", "resume_path", "log_path", "cache",
+    "workers", "device", "world_size", "local_rank", "validation",
 )  # fmt: skip
 CLIPS = "clips:"  # what --data begins with where it is a folder of videos or frame folders
 CLIP_OPTIONS = {"clip_stride": 1, "clip_longest": 640}
@@ -73,7 +79,8 @@ def add_options(
     add("--save_every", type=cli.amount, default=10.0, help="minutes between checkpoints (default: %(default)s)")
     add("--max_bad_steps", type=cli.positive, default=20, help="end after so many non-finite in a row (%(default)s)")
     add("--resume", choices=["auto"], help="auto: go on from the newest whole checkpoint of --log_path, if any")
-    add("--resume_path", help="checkpoint to go on from, or weights to start from")
+    about = "checkpoint of this recipe to go on from, or weights to start from, such as any run's best.pth"
+    add("--resume_path", help=about)
     add("--resume_epoch", type=cli.whole, help="epoch that weights of --resume_path stand at (default: 0)")
     distributed.add_options(parser)
     cli.add_device(parser)
@@ -142,18 +149,19 @@ def train(
     prepare: (batch of the training set, device) -> datasets.Sample on the device. paper: iterations of the published
     recipe, to tell a run that leaves it.
     """
-    folder = Path(args.log_path) / args.model_name
-    io.check_writable(folder)
-    with io.only_run(folder):
-        order = Order(len(train_set), args.batch_size, args.seed, args.accumulate)
-        resume = find_resume(args, folder, order.per_epoch)
+    order = Order(len(train_set), args.batch_size, args.seed, args.accumulate)
+    with opened(args, order.per_epoch) as (folder, resume):
         iterations = args.iterations or args.epochs * order.per_epoch
-        config = recorded(args) | {"iterations": iterations, "step_size": order.step_size}
-        config["validation"] = fingerprint(val_set)
-        resume = judged_anew(resume, config)
+        config = recorded(args) | {
+            "iterations": iterations,
+            "step_size": order.step_size,
+            "samples": len(train_set),
+            "flow": bool(getattr(train_set, "flow", False)),
+            "validation": fingerprint(val_set),
+        }
+        resume = settled(resume, config, len(val_set))
         if distributed.is_main():
             announce(args, order, iterations, paper, len(train_set), len(val_set), device)
-            tell_changes(resume, config)
         recipe = Recipe(
             iterations=iterations,
             eval_every=args.eval_iterations or args.eval_interval * order.per_epoch,
@@ -189,6 +197,34 @@ def train(
         print(f"the run is in {folder}: {checkpoint.BEST}, weights to use; {checkpoint.LATEST}, to go on from")
 
 
+@contextmanager
+def opened(args: argparse.Namespace, per_epoch: int = 1) -> Iterator[tuple[Path, dict | None]]:
+    """The folder of a run, which is held, and the checkpoint that it goes on from; see `find_resume`."""
+    folder = Path(args.log_path) / args.model_name
+    io.check_writable(folder)
+    with io.only_run(folder):
+        with distributed.together():
+            content = find_resume(args, folder, per_epoch)
+        yield folder, content
+
+
+def settled(content: dict | None, config: dict, validated: int) -> dict | None:
+    """The checkpoint to go on from, once all ranks have the same before them, and what is another than until now is
+    told; see `judged_anew`. validated: samples to validate on. ValueError on all ranks where they differ."""
+    begun = content["iteration"] if content else "none"
+    before = {"iteration to go on from": begun, "samples to validate on": validated}
+    distributed.agree(before | {name: value for name, value in config.items() if name not in OWN})
+    content = judged_anew(content, config)
+    if distributed.is_main():
+        tell_changes(content, config)
+    return content
+
+
+def config_of(content: dict | None) -> dict:
+    """What a checkpoint's run was begun or last gone on with, as `recorded` gives it; empty for bare weights."""
+    return (content or {}).get("config") or {}
+
+
 def fingerprint(dataset: Dataset) -> str:
     """What tells a validation set from others, wherever it lies: its length and some of its pictures."""
     digest = hashlib.sha256(str(len(dataset)).encode())
@@ -199,8 +235,7 @@ def fingerprint(dataset: Dataset) -> str:
 
 def judged_anew(content: dict | None, config: dict) -> dict | None:
     """A checkpoint to go on from, without its best score where that is of another validation set than now."""
-    before = ((content or {}).get("config") or {}).get("validation", config["validation"])
-    if before == config["validation"]:
+    if config_of(content).get("validation", config["validation"]) == config["validation"]:
         return content
     if distributed.is_main():
         print(f"note: validated on other samples than until now: {checkpoint.BEST} begins anew", flush=True)
@@ -217,7 +252,7 @@ def tell_changes(content: dict | None, config: dict) -> None:
 
     content: the checkpoint, config: the options now, as `recorded` gives them.
     """
-    before = (content or {}).get("config") or {}
+    before = config_of(content)
     changed = [name for name in config if name not in FREE and before.get(name, config[name]) != config[name]]
     for name in changed:
         print(f"note: the run went on with {name} {before[name]} until now, from here with {config[name]}", flush=True)
@@ -262,7 +297,7 @@ def newest(folder: Path, recipe: str, instead: str | None = None) -> dict | None
     content, warnings = checkpoint.newest(folder)
     if warnings and content is None:
         raise ValueError(f"{warnings[0]}; repair it or move it away, or begin elsewhere with --log_path")
-    theirs = ((content or {}).get("config") or {}).get("recipe", recipe)
+    theirs = config_of(content).get("recipe", recipe)
     if theirs != recipe:
         raise ValueError(f"{folder}: a run of train_{theirs}.py is here; give another --log_path")
     for line in warnings if distributed.is_main() else ():
@@ -274,15 +309,16 @@ def newest(folder: Path, recipe: str, instead: str | None = None) -> dict | None
 
 
 def refuse_overwriting(folder: Path) -> None:
-    """ValueError where a new run would overwrite one."""
-    if (folder / checkpoint.LATEST).exists():
+    """ValueError where a new run would overwrite one, if only its last checkpoint but one."""
+    if any((folder / name).exists() for name in (checkpoint.LATEST, checkpoint.PREVIOUS)):
         raise ValueError(f"{folder}: a run is here; --resume auto goes on with it, --log_path begins elsewhere")
 
 
 def find_resume(args: argparse.Namespace, folder: Path, per_epoch: int) -> dict | None:
     """What to go on from, by --resume, --resume_path and --resume_epoch; None for a new run.
 
-    ValueError where a new run would overwrite one, or where --resume_epoch is not the checkpoint's.
+    ValueError where a new run would overwrite one, where the checkpoint is another recipe's, or where --resume_epoch is
+    not its own.
     """
     if args.resume == "auto" and (content := newest(folder, args.recipe, args.resume_path)):
         return content
@@ -292,17 +328,20 @@ def find_resume(args: argparse.Namespace, folder: Path, per_epoch: int) -> dict 
         if args.resume is None:
             refuse_overwriting(folder)
         return None
-    latest = folder / checkpoint.LATEST
     content = checkpoint.read(args.resume_path)
     own = folder.resolve() == Path(args.resume_path).resolve().parent
-    if latest.exists() and not (own and checkpoint.is_training(content)):  # bare weights begin a run of their own
-        raise ValueError(f"{latest}: another run is here; give another --log_path")
+    if not (own and checkpoint.is_training(content)):  # bare weights begin a run of their own
+        refuse_overwriting(folder)
     if not checkpoint.is_training(content):
         start = (args.resume_epoch or 0) * per_epoch
         if distributed.is_main():
             begins = f"taken for those of epoch {args.resume_epoch or 0}; the optimizer begins anew"
             print(f"{args.resume_path}: weights alone, {begins}", flush=True)
         return {"model": bare(content), "iteration": start, "source": args.resume_path}
+    theirs = config_of(content).get("recipe", args.recipe)
+    if theirs != args.recipe:
+        what = f"of a run of train_{theirs}.py; its {checkpoint.BEST} are weights to start from"
+        raise ValueError(f"{args.resume_path}: {what}")
     epoch = content["iteration"] // per_epoch
     if args.resume_epoch is not None and args.resume_epoch != epoch:
         raise ValueError(

@@ -412,19 +412,11 @@ def _at_failure(act: Callable[[], None]) -> Iterator[None]:
 
 
 def _together(batches: Iterator) -> Iterator:
-    """The batches, while every rank has its own: where one cannot be read, all end, and the rank that met it says why.
-
-    Otherwise the others would wait in the step for gradients that never come, until they are killed.
-    """
+    """The batches, while every rank has its own: where one cannot be read, all end."""
     try:
         while True:
-            batch, problem = None, None
-            try:
+            with distributed.together():
                 batch = next(batches)
-            except (ValueError, OSError) as error:
-                problem = error
-            if distributed.maximum(torch.tensor(float(problem is not None))):
-                raise problem or SystemExit(2)
             yield batch
     finally:
         batches.close()
