@@ -181,6 +181,12 @@ def test_a_resumed_run_says_which_options_are_others_now(vimeo, whole, tmp_path,
         assert {line.removeprefix("note: the run went on with ") for line in said if "went on with" in line} == expected
 
 
+def test_a_run_without_weights_to_use_does_not_end_well(vimeo, tmp_path, monkeypatch):
+    monkeypatch.setattr(epochs, "fit", lambda *args, **kwargs: None)
+    with pytest.raises(ValueError, match="IFRNet_S: no best.pth, no weights to use"):
+        train_here(vimeo, tmp_path, "--batch_size", 4)
+
+
 def test_a_resumed_run_says_that_its_data_are_others_now(vimeo, whole, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(epochs, "fit", lambda *args, **kwargs: None)
     shutil.copytree(whole / "IFRNet_S", tmp_path / "IFRNet_S")

@@ -1,12 +1,16 @@
 """The loop, without a data set: what a step does, what a stopped run keeps, and what is skipped."""
 
 import csv
+import errno
+import io
 import itertools
 import math
 import os
 import signal
+import sys
 from contextlib import nullcontext
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +22,7 @@ import train_gopro
 import train_vimeo90k
 from datasets import Sample, gopro
 from losses import ifrnet_loss
-from utils import batches, checkpoint, distributed, training
+from utils import batches, checkpoint, distributed, meter, training
 from utils.journal import Journal
 from utils.training import Recipe, State, cosine, fit
 from utils.validation import Validation
@@ -235,6 +239,40 @@ def test_too_many_bad_steps_in_a_row_end_the_run_with_what_to_do(tmp_path):
     assert same(model, network()) and checkpoint.newest(tmp_path)[0]["iteration"] == 3
 
 
+def test_a_validation_hides_no_step_that_was_skipped(tmp_path):
+    """Nor does an interval of the log that the run's end cuts short."""
+
+    def spoilt(start):
+        for iteration in itertools.count(start):
+            batch = sample_batch(iteration)
+            yield batch._replace(imgt=batch.imgt * torch.nan) if iteration != 2 else batch
+
+    def validate(_):
+        return {"psnr": 1.0}
+
+    recipe = Recipe(iterations=5, log_every=4, eval_every=3, max_bad_steps=4)
+    fit(network(), spoilt, loss, recipe, tmp_path / "a", CPU, validate=validate)
+    assert [(row["iteration"], row["bad_steps"]) for row in rows(tmp_path / "a") if row["loss"]] == [
+        ("4", "3"),
+        ("5", "1"),
+    ]
+    for fatal in (Recipe(iterations=2, max_bad_steps=2), Recipe(iterations=9, eval_every=2, max_bad_steps=2)):
+        with pytest.raises(ValueError, match="iteration 2: 2 steps in a row"):
+            fit(network(), spoilt, loss, fatal, tmp_path / "b", CPU, validate=validate)
+    assert not (tmp_path / "b" / "best.pth").exists()
+
+
+def test_the_time_of_a_validation_is_none_of_the_steps(monkeypatch):
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(meter, "time", clock)
+    sums = meter.Meter(CPU)
+    sums.add({"rec": torch.ones(())}, torch.ones(()), torch.zeros(()), samples=8)
+    clock.now += 2
+    with sums.paused():
+        clock.now += 100
+    assert sums.read()["samples_per_s"] == 4
+
+
 def test_averaged_weights_follow_their_formula_and_are_the_ones_judged(tmp_path):
     judged, weights = [], []
 
@@ -408,6 +446,30 @@ def test_a_record_that_cannot_be_written_costs_a_line_and_not_the_run(tmp_path, 
     assert "line 1" in said and "line 2" in said and said.count("can be written down") == 1
 
 
+def test_a_screen_that_cannot_be_written_to_costs_no_line_of_the_log(tmp_path, monkeypatch):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    journal = Journal(tmp_path)
+    monkeypatch.setattr(sys, "stdout", Full())
+    for iteration in (1, 2):
+        journal.say(f"line {iteration}")
+    journal.close()
+    assert [line[-6:] for line in (tmp_path / "train.log").read_text().splitlines()] == ["line 1", "line 2"]
+
+
+def test_a_run_gone_on_with_at_its_beginning_keeps_what_was_recorded_there(tmp_path):
+    journal = Journal(tmp_path)
+    for iteration in (0, 1):
+        journal.numbers(iteration, {"psnr": 2.0})
+    journal.close()
+    Journal(tmp_path, start=0).close()
+    assert [row["iteration"] for row in rows(tmp_path)] == ["0"]
+    Journal(tmp_path).close()
+    assert not rows(tmp_path)
+
+
 def test_a_line_that_a_full_disk_cut_costs_that_line_alone(tmp_path):
     journal = Journal(tmp_path)
     for iteration in (1, 2):
@@ -428,7 +490,8 @@ def test_the_newest_whole_checkpoint_is_found_and_a_cut_one_named(tmp_path):
     content = dict.fromkeys(checkpoint.NEEDED, {}) | {"iteration": 1}
     assert checkpoint.newest(tmp_path) == (None, [])
     checkpoint.save(tmp_path, content)
-    (tmp_path / ".latest.999.pth").write_bytes(b"left by a killed process")
+    for left in (".latest.999.pth", ".best.999.pth"):
+        (tmp_path / left).write_bytes(b"left by a killed process")
     checkpoint.save(tmp_path, {**content, "iteration": 2})
     assert checkpoint.newest(tmp_path)[0]["iteration"] == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest.pth", "previous.pth"]
@@ -459,6 +522,22 @@ def test_a_full_disk_is_told_and_the_run_goes_on_and_saves_when_there_is_room(tm
     fit(network(), endless, loss, Recipe(iterations=3, save_every=0), tmp_path, CPU)
     assert capsys.readouterr().out.count("trying again later: ") == 2
     assert checkpoint.newest(tmp_path)[0]["iteration"] == 3
+
+
+def test_the_best_that_finds_no_room_is_told_and_the_next_better_one_is_written(tmp_path, monkeypatch, capsys):
+    original, scores = checkpoint.write, iter([3.0, 2.0, 1.0])
+    writes = iter([OSError("no space left on device")])
+
+    def full_at_first(*args):
+        for error in writes:
+            raise error
+        original(*args)
+
+    monkeypatch.setattr(checkpoint, "write", full_at_first)
+    recipe = Recipe(iterations=3, eval_every=1)
+    state = fit(network(), endless, loss, recipe, tmp_path, CPU, validate=lambda _: {"psnr": next(scores)})
+    assert "iteration 1: the best, but not written: no space left on device" in capsys.readouterr().out
+    assert state.best == checkpoint.newest(tmp_path)[0]["best"] == 2 and (tmp_path / "best.pth").is_file()
 
 
 class Malicious:

@@ -54,8 +54,9 @@ def save(folder: str | Path, content: dict) -> None:
     """Make `content` the newest checkpoint of a run; the one before it stays as `previous.pth`."""
     folder = Path(folder)
     latest = folder / LATEST
-    for left in folder.glob(f".{latest.stem}.*{latest.suffix}"):  # by a process that was killed while it wrote
-        left.unlink(missing_ok=True)
+    for name in (LATEST, BEST):
+        for left in folder.glob(f".{Path(name).stem}.*.pth"):  # by a process that was killed while it wrote
+            left.unlink(missing_ok=True)
     with replacing(latest) as temporary:
         _dump(temporary, content)
         if latest.is_file():

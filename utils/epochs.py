@@ -194,6 +194,11 @@ def train(
             config=config,
         )
     if distributed.is_main():
+        if not (folder / checkpoint.BEST).is_file():
+            raise ValueError(
+                f"{folder}: no {checkpoint.BEST}, no weights to use: no validation had a score that is finite, or the "
+                f"disk was full; {checkpoint.LATEST} is what to go on from"
+            )
         print(f"the run is in {folder}: {checkpoint.BEST}, weights to use; {checkpoint.LATEST}, to go on from")
 
 

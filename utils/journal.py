@@ -3,7 +3,7 @@
 import csv
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -17,26 +17,26 @@ LOG, METRICS = "train.log", "metrics.csv"
 class Journal:
     """The records of one run's folder, kept by its main rank. A full disk costs lines of them, not the run.
 
-    start: the iteration that the run begins or goes on at; what an interrupted run recorded beyond it is dropped,
-    because it will happen again. total: iterations of the run, None where the clock decides.
+    start: the iteration that the run goes on at, None where it begins; what an interrupted run recorded beyond it is
+    dropped, because it will happen again. total: iterations of the run, None where the clock decides.
     """
 
-    def __init__(self, folder: str | Path, start: int = 0, total: int | None = None):
+    def __init__(self, folder: str | Path, start: int | None = None, total: int | None = None):
         # Here, because a TensorBoard import takes seconds and programs without a journal must not wait for it.
         from torch.utils.tensorboard import SummaryWriter
         from tqdm import tqdm
 
         self.folder, self.warned = Path(folder), False
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.columns, self.rows = self._until(start) if start else ([], [])
+        self.columns, self.rows = ([], []) if start is None else self._until(start)
         self._rewrite()
-        self.board = SummaryWriter(self.folder, purge_step=start + 1 if start else None)
-        self.bar = tqdm(total=total, initial=start, unit="it", dynamic_ncols=True, disable=not sys.stderr.isatty())
+        self.board = SummaryWriter(self.folder, purge_step=None if start is None else start + 1)
+        self.bar = tqdm(total=total, initial=start or 0, unit="it", dynamic_ncols=True, disable=not sys.stderr.isatty())
 
     def say(self, line: str) -> None:
         """One line, on the screen and, with its time, in train.log."""
-        self.bar.write(line)
-        sys.stdout.flush()
+        with self._forgiving():
+            self._show(line)
         with self._forgiving(), open(self.folder / LOG, "a") as log:
             log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}\n")
 
@@ -75,8 +75,13 @@ class Journal:
             yield
         except OSError as error:
             if not self.warned:
-                self.bar.write(f"{self.folder}: not all that is said here can be written down: {error}")
+                with suppress(OSError):
+                    self._show(f"{self.folder}: not all that is said here can be written down: {error}")
             self.warned = True
+
+    def _show(self, line: str) -> None:
+        self.bar.write(line)
+        sys.stdout.flush()
 
     def _until(self, iteration: int) -> tuple[list[str], list[dict]]:
         path = self.folder / METRICS

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -13,13 +14,21 @@ class Meter:
     """What happened since the last report, kept on the device until it is read."""
 
     def __init__(self, device: torch.device):
-        self.device, self.streak = device, torch.zeros((), device=device)
+        self.device = device
+        self.streak, self.longest = (torch.zeros((), device=device) for _ in range(2))  # of skipped steps, in a row
         self.restart()
 
     def restart(self) -> None:
         self.terms: dict[str, Tensor] = {}
-        self.norm, self.bad, self.longest = (torch.zeros((), device=self.device) for _ in range(3))
+        self.norm, self.bad = (torch.zeros((), device=self.device) for _ in range(2))
         self.steps, self.samples, self.waited, self.begun = 0, 0, 0.0, time.monotonic()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that counts for no step."""
+        start = time.monotonic()
+        yield
+        self.begun += time.monotonic() - start
 
     def timed(self, batches: Iterable) -> Iterator:
         """The batches, and the time spent waiting for them."""
@@ -43,14 +52,14 @@ class Meter:
 
     def read(self) -> dict[str, float]:
         """Means over the steps that counted and over all ranks; here the CPU waits for the device. Starts again."""
-        names = [*self.terms, "grad_norm", "bad_steps", "longest"]
-        values = torch.stack([*self.terms.values(), self.norm, self.bad, self.longest]).tolist()
+        names = [*self.terms, "grad_norm", "bad_steps"]
+        values = torch.stack([*self.terms.values(), self.norm, self.bad]).tolist()
         seconds = time.monotonic() - self.begun
         mine = {**dict(zip(names, values)), "samples_per_s": self.samples / seconds, "wait": self.waited / seconds}
         ranks, total = distributed.world_size(), distributed.sums(mine)
         counted = max(self.steps - mine["bad_steps"], 1)
         result = {name: total[name] / ranks / counted for name in (*self.terms, "grad_norm")}
-        result |= {"bad_steps": mine["bad_steps"], "longest": mine["longest"]}
+        result |= {"bad_steps": mine["bad_steps"]}
         result |= {"samples_per_s": total["samples_per_s"], "wait": total["wait"] / ranks}
         self.restart()
         return result

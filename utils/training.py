@@ -192,7 +192,7 @@ def fit(
             state.best, state.validated = -math.inf, -1  # of a run elsewhere: here nothing is the best yet
     begun = state.iteration
     network = parallel(state.model, recipe, device)
-    journal = Journal(folder, state.iteration, recipe.iterations) if distributed.is_main() else None
+    journal = Journal(folder, begun if resume else None, recipe.iterations) if distributed.is_main() else None
     meter = Meter(device)
     saved, kept = time.monotonic(), begun  # when it was tried, and which iteration is in the folder
 
@@ -225,25 +225,27 @@ def fit(
                     raise SystemExit(128 + signal_number)
                 in_turn = recipe.eval_every and state.iteration % recipe.eval_every == 0
                 validation_due = done >= 1 or in_turn or state.validated < 0
+                if done >= 1 and meter.steps:
+                    _report(journal, state, meter)
                 if validate and validation_due and state.validated < state.iteration:
-                    save(forgiving=True)  # a long validation must not stand between a run and what it has learnt
-                    _examine(state, validate, pictures, journal, Path(folder))
-                    meter.restart()
+                    _check(state, meter)
+                    with meter.paused():
+                        save(forgiving=True)  # a long validation must not stand between a run and what it has learnt
+                        _examine(state, validate, pictures, journal, Path(folder))
                 if done >= 1:
                     if state.iteration == begun:
                         _say(journal, f"nothing to do at iteration {begun}: the run to resume has reached its end")
                     break
 
-                learning_rate = schedule(done)
                 for group in state.optimizer.param_groups:
-                    group["lr"] = learning_rate
+                    group["lr"] = schedule(done)
                 meter.add(*step(network, state, stream, loss, recipe, done, device))
                 state.iteration += 1
 
                 if journal:
                     journal.tick()
                 if state.iteration % recipe.log_every == 0:
-                    _report(journal, state, meter, recipe, learning_rate)
+                    _report(journal, state, meter)
                 if time.monotonic() - saved > 60 * recipe.save_every:
                     save(forgiving=True)
         save()
@@ -262,15 +264,22 @@ def _examine(
     with _without_search():
         scores, drawn = validate(state.judged), pictures(state.judged) if pictures and journal else {}
     score = next(iter(scores.values()))
+    best = score > state.best
     if journal:
         journal.numbers(state.iteration, scores)
         text = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
-        journal.say(f"iteration {state.iteration}: {text}{'  (best)' * (score > state.best)}")
+        journal.say(f"iteration {state.iteration}: {text}{'  (best)' * best}")
         if drawn:
             journal.pictures(state.iteration, drawn)
-        if score > state.best:
-            checkpoint.write(folder / checkpoint.BEST, state.judged.state_dict())
-    state.best, state.validated = max(state.best, score), state.iteration
+        try:
+            if best:
+                checkpoint.write(folder / checkpoint.BEST, state.judged.state_dict())
+        except OSError as error:  # of a full disk: the next one that is better than what is there may find room
+            best = False
+            journal.say(f"iteration {state.iteration}: the best, but not written: {error}")
+    if distributed.gather(best)[0]:
+        state.best = score
+    state.validated = state.iteration
     state.model.train()  # whoever judged it may have put it into evaluation mode
 
 
@@ -372,9 +381,8 @@ def parallel(model: nn.Module, recipe: Recipe, device: torch.device) -> nn.Modul
     return torch.compile(network, dynamic=False) if recipe.compile else network
 
 
-def _report(journal: Journal | None, state: State, meter: Meter, recipe: Recipe, learning_rate: float) -> None:
-    values = meter.read()
-    longest = values.pop("longest")
+def _report(journal: Journal | None, state: State, meter: Meter) -> None:
+    values, recipe, learning_rate = meter.read(), state.recipe, state.optimizer.param_groups[0]["lr"]
     if journal:
         terms = [name for name in values if name not in ("grad_norm", "bad_steps", "samples_per_s", "wait")]
         values = {"lr": learning_rate, "loss": sum(values[name] for name in terms), **values}
@@ -390,7 +398,13 @@ def _report(journal: Journal | None, state: State, meter: Meter, recipe: Recipe,
             + (f"  {values['memory_gb']:.1f} GB" if "memory_gb" in values else "")
             + (f"  {values['bad_steps']:.0f} steps skipped, not finite" if values["bad_steps"] else "")
         )
-    if longest >= recipe.max_bad_steps:
+    _check(state, meter)
+
+
+def _check(state: State, meter: Meter) -> None:
+    """ValueError where too many steps in a row were skipped; waits for the device."""
+    longest = meter.longest.item()
+    if longest >= state.recipe.max_bad_steps:
         raise ValueError(
             f"stopped at iteration {state.iteration}: {longest:.0f} steps in a row had a loss or gradient that is not "
             "finite and were skipped; look at the data, or lower --lr_start, or give --clip_grad 1 or --amp none"
