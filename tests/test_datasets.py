@@ -3,11 +3,14 @@
 import hashlib
 import multiprocessing
 import shutil
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import train_gopro
@@ -15,7 +18,8 @@ from datasets import clips, gopro
 from datasets.clips import Windows
 from datasets.transforms import Augment, finish
 from datasets.vimeo90k import Vimeo90K, find_flow, read_list
-from utils.batches import GRACE, load, stream
+from utils import cli
+from utils.batches import load, stream
 from utils.io import write_flow, write_image
 
 HEIGHT, WIDTH = 48, 64
@@ -283,10 +287,38 @@ def test_a_sample_that_cannot_be_read_ends_the_reading_processes_at_once():
     batches = load(Spoilt(), [[k] for k in range(20)], workers=2)
     with pytest.raises(ValueError, match="3.png: the picture is cut short") as caught:
         list(batches)
-    until = time.monotonic() + GRACE / 2
+    until = time.monotonic() + 10
     while multiprocessing.active_children() and time.monotonic() < until:
         time.sleep(0.05)
     assert not multiprocessing.active_children() and caught  # whoever holds on to the error
+
+
+def test_a_reading_process_that_was_killed_is_one_line(typed):
+    def main(_):
+        batches = load(Spoilt(), [[k] for k in (0, 1, 2) * 99], workers=1)
+        next(batches)
+        (process,) = multiprocessing.active_children()
+        process.kill()
+        list(batches)
+
+    done = typed(main, cli.Parser(""))
+    assert done.status == 2 and done.err.count("\n") == 1
+    assert "a reading process was killed, as where memory is short" in done.err and "fewer --workers" in done.err
+
+
+LEFT = """
+import torch
+from torch.utils.data import TensorDataset
+from utils.batches import load
+batches = load(TensorDataset(torch.zeros(100, 1)), [[k] for k in range(100)], workers=1)
+next(batches)
+raise SystemExit("failed")
+"""
+
+
+def test_reading_processes_that_are_left_do_not_keep_a_failed_run_from_its_end():
+    done = subprocess.run([sys.executable, "-c", LEFT], cwd=ROOT, capture_output=True, text=True, timeout=15)
+    assert done.returncode == 1 and done.stderr.strip() == "failed"
 
 
 class SpoiltStream(IterableDataset):

@@ -4,12 +4,15 @@ The number of workers never changes what a step sees, nor does that of ranks whi
 the same; a run that goes on at iteration n goes on with the samples that iteration n would have had.
 """
 
+import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
+from multiprocessing.util import Finalize
 from typing import TypeVar
 
 import numpy as np
@@ -22,7 +25,6 @@ from utils.ahead import ahead
 T = TypeVar("T")
 AHEAD = 4  # batches that are ready before their use, for each reading process
 STREAM_AHEAD = 2  # items of an iterable set, which are larger
-GRACE = 20  # seconds that a reading process outlives SIGTERM
 
 
 def default_workers() -> int:
@@ -126,10 +128,16 @@ def _received(dataset: Dataset, workers: int, pin: bool, ahead: int, **options) 
         **options,
     )
     iterator = iter(loader)
+    if workers:
+        _kill_at_exit(os.getpid())
     try:
         while True:
-            with _undisturbed():
-                batch = next(iterator, loader)
+            try:
+                with _undisturbed():
+                    batch = next(iterator, loader)
+            except (ConnectionError, EOFError):  # a process was killed in handing over a batch:
+                time.sleep(1)  # PyTorch's error, which says so, is on its way
+                raise
             if batch is loader:
                 return
             if isinstance(batch, Exception):
@@ -197,14 +205,26 @@ def _undisturbed() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+@cache
+def _kill_at_exit(_: int) -> None:
+    """Once a process: have reading processes that are left at its end killed, as after an error. multiprocessing would
+    ask them by SIGTERM, which they do not hear, and wait. Those of a killed run end by themselves, within seconds."""
+
+    def kill() -> None:
+        if hasattr(signal, "SIGCHLD"):  # not on Windows; PyTorch raises an error where a reading process ends
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for process in multiprocessing.active_children():
+            if process.daemon:
+                process.kill()
+
+    Finalize(None, kill, exitpriority=1)
+
+
 def begin_worker(_: int) -> None:
     """What every reading process starts with: signals are the run's affair, and one process a core is enough."""
-    # A signal to the whole group asks the run to save and stop: workers must outlive it, but not for ever, because
-    # multiprocessing ends those that are left over in the same way and waits for them.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "SIGALRM"):  # not on Windows
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
+    # A signal to the whole group asks the run to save and stop, however long a validation takes before it does.
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, signal.SIG_IGN)
     torch.set_num_threads(1)
     try:
         import cv2

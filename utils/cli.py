@@ -89,6 +89,11 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
         message = str(interrupt) or "interrupted"
     except torch.cuda.OutOfMemoryError:
         message = "the GPU's memory is full; use a smaller batch, size or scale, or --device cpu"
+    except RuntimeError as error:
+        if debugging() or not str(error).startswith("DataLoader worker"):
+            raise
+        where = "where memory is short, or shared memory in a container (docker run --shm-size)"
+        message = f"a reading process was killed, as {where}; give fewer --workers"
     except OSError as error:
         if debugging():
             raise
