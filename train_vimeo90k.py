@@ -7,7 +7,8 @@
     python train_vimeo90k.py --data clips:FOLDER --model_name IFRNet_S     (videos and folders of frames of one's own)
     python -m datasets.packed && python train_vimeo90k.py --data data/vimeo_packed --cache gpu    (nothing to decode)
 
-Several machines: the same line on each but for --node_rank; under Slurm, srun starts it once on every machine:
+Several machines: the same line on each but for --node_rank, and --log_path on a disk that they share; under Slurm, srun
+starts it once on every machine:
 
     torchrun --nnodes=2 --node_rank=0 --master_addr=HOST --master_port=29500 --nproc_per_node=4 \\
         --max-restarts=3 train_vimeo90k.py --batch_size 3 --resume auto
