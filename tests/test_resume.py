@@ -163,22 +163,32 @@ def test_a_run_that_has_reached_its_end_says_so(vimeo, whole, tmp_path, capsys):
     iteration = torch.load(tmp_path / "IFRNet_S/latest.pth", weights_only=True)["iteration"]
     train_here(vimeo, tmp_path, "--batch_size", 4, "--iterations", 2, "--resume", "auto")
     assert f"nothing to do at iteration {iteration}" in capsys.readouterr().out
+    assert torch.load(tmp_path / "IFRNet_S/latest.pth", weights_only=True)["config"]["iterations"] == 12
 
 
 def test_a_resumed_run_says_which_options_are_others_now(vimeo, whole, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(epochs, "fit", lambda *args, **kwargs: None)
     shutil.copytree(whole / "IFRNet_S", tmp_path / "IFRNet_S")
-    same = ["--epochs", 6, "--batch_size", 4, "--val_list", vimeo / "val.txt", "--resume", "auto"]
+    same = ["--batch_size", 4, "--val_list", vimeo / "val.txt", "--resume", "auto"]
     for options, expected in (
-        (["--log_every", 5], set()),
-        (["--lr_start", 3e-4], {"lr_start 0.0001 until now, from here with 0.0003"}),
+        (["--epochs", 6, "--log_every", 5], set()),
+        (["--epochs", 6, "--lr_start", 3e-4], {"lr_start 0.0001 until now, from here with 0.0003"}),
         # Half the batch is twice the steps an epoch: another horizon, another place on the cosine.
-        (["--batch_size", 2], {f"{name} until now, from here with {now}" for name, now in
-                               (("batch_size 4", 2), ("step_size 4", 2), ("iterations 12", 24))}),
+        (["--batch_size", 2, "--iterations", 24], {f"{name} until now, from here with {now}" for name, now in
+                                                   (("batch_size 4", 2), ("step_size 4", 2), ("iterations 12", 24))}),
     ):  # fmt: skip
         train_here(vimeo, tmp_path, *same, *options)
         said = capsys.readouterr().out.splitlines()
         assert {line.removeprefix("note: the run went on with ") for line in said if "went on with" in line} == expected
+
+
+def test_epochs_are_not_told_in_steps_of_another_size(vimeo, whole, tmp_path):
+    """Of 8 samples in steps of 4, 12 iterations are 6 epochs, and of two more 8 in steps of 2."""
+    shutil.copytree(whole / "IFRNet_S", tmp_path / "IFRNet_S")
+    before = (tmp_path / "IFRNet_S/latest.pth").read_bytes()
+    with pytest.raises(ValueError, match="steps of 4 samples until now, not of 2; .* with --iterations 20$"):
+        train_here(vimeo, tmp_path, "--epochs", 8, "--batch_size", 2, "--resume", "auto")
+    assert (tmp_path / "IFRNet_S/latest.pth").read_bytes() == before
 
 
 def test_a_run_without_weights_to_use_does_not_end_well(vimeo, tmp_path, monkeypatch):

@@ -151,7 +151,7 @@ def train(
     """
     order = Order(len(train_set), args.batch_size, args.seed, args.accumulate)
     with opened(args, order.per_epoch) as (folder, resume):
-        iterations = args.iterations or args.epochs * order.per_epoch
+        iterations = args.iterations or horizon(args.epochs, order, resume)
         config = recorded(args) | {
             "iterations": iterations,
             "step_size": order.step_size,
@@ -200,6 +200,20 @@ def train(
                 f"disk was full; {checkpoint.LATEST} is what to go on from"
             )
         print(f"the run is in {folder}: {checkpoint.BEST}, weights to use; {checkpoint.LATEST}, to go on from")
+
+
+def horizon(epochs: int, order: Order, content: dict | None) -> int:
+    """The iterations that so many epochs take. ValueError where a run goes on that made steps of another size: the
+    iterations that it counts would be other epochs, and its learning rate would leap."""
+    before = config_of(content).get("step_size", order.step_size)
+    if before != order.step_size and content["iteration"]:
+        left = epochs - content["iteration"] / max(1, order.length // before)
+        count = content["iteration"] + max(0, round(left * order.per_epoch))
+        raise ValueError(
+            f"--epochs {epochs}: the run made steps of {before} samples until now, not of {order.step_size}; make "
+            f"processes x --batch_size x --accumulate {before} again, or go on to that epoch with --iterations {count}"
+        )
+    return epochs * order.per_epoch
 
 
 @contextmanager

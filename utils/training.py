@@ -234,6 +234,7 @@ def fit(
                         _examine(state, validate, pictures, journal, Path(folder))
                 if done >= 1:
                     if state.iteration == begun:
+                        state.config = (resume or {}).get("config") or state.config  # nothing was made with another
                         _say(journal, f"nothing to do at iteration {begun}: the run to resume has reached its end")
                     break
 
