@@ -489,7 +489,8 @@ def parser() -> cli.Parser:
     add("--log_path", type=Path, default=Path("runs/synthetic"), help="folder of the run (default: %(default)s)")
     add("--log_every", type=cli.positive, default=100, help="iterations between lines of the log (%(default)s)")
     add("--save_every", type=cli.amount, default=2.0, help="minutes between checkpoints (default: %(default)s)")
-    add("--resume", choices=["auto"], help="auto: go on with the run of --log_path")
+    about = "go on with the run of --log_path"
+    add("--resume", choices=["auto"], nargs="?", const="auto", help=about)
     distributed.add_options(options)
     cli.add_device(options)
     return options

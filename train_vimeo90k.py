@@ -36,7 +36,8 @@ from datasets.vimeo90k import FRAMES, Vimeo90K, read_list
 from losses import ifrnet_loss
 from utils import cli, distributed, epochs
 
-PAPER_ITERATIONS = 641_400  # 300 epochs of 51,313 triplets, 24 a step
+PAPER_TRIPLETS = 51_313
+PAPER_ITERATIONS = 641_400  # 300 epochs of them, 24 a step
 
 
 def loss_with(teacher: models.flow.Teacher | None) -> Callable[..., dict[str, torch.Tensor]]:
@@ -98,9 +99,12 @@ def sets(args: argparse.Namespace, device: torch.device, flow: bool | None) -> t
     if is_packed(args.data):
         train, val = epochs.split(read_index(args.data)["names"], held and epochs.read_names(held))
         train_set, val_set = Packed(args.data, train, augment, flow), Packed(args.data, val, flow=False)
-        return Resident(train_set, device) if args.cache == "gpu" else train_set, val_set, PAPER_ITERATIONS
-    train, val = epochs.split(read_list(args.data), held and read_list(args.data, held))
-    return Vimeo90K(args.data, train, augment, flow), Vimeo90K(args.data, val, flow=False), PAPER_ITERATIONS
+        train_set = Resident(train_set, device) if args.cache == "gpu" else train_set
+    else:
+        train, val = epochs.split(read_list(args.data), held and read_list(args.data, held))
+        train_set, val_set = Vimeo90K(args.data, train, augment, flow), Vimeo90K(args.data, val, flow=False)
+    whole = len(train) + len(val) > 0.9 * PAPER_TRIPLETS
+    return train_set, val_set, PAPER_ITERATIONS if whole else None
 
 
 def parser() -> cli.Parser:

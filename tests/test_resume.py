@@ -270,6 +270,14 @@ def test_a_run_of_another_recipe_is_not_gone_on_with(whole, tmp_path, capsys):
     assert epochs.find_resume(args, tmp_path / "IFRNet", 1)["iteration"] == 0
 
 
+def test_shipped_weights_are_started_from_by_their_name(tmp_path):
+    args = train_gopro.parser().parse_args(["--resume_path", "IFRNet_S", "--resume"])
+    content = epochs.find_resume(args, tmp_path / "IFRNet_S", 1)
+    assert args.resume == "auto" and content["iteration"] == 0
+    shipped = models.load("IFRNet_S").state_dict()
+    assert all(torch.equal(shipped[name], value.float()) for name, value in content["model"].items())
+
+
 @pytest.mark.parametrize("left", ["latest.pth", "previous.pth"])
 def test_a_run_of_which_one_checkpoint_is_left_is_not_overwritten(vimeo, whole, tmp_path, left):
     (tmp_path / "IFRNet_S").mkdir()

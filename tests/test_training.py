@@ -391,6 +391,13 @@ def test_a_run_by_the_clock_ends_at_its_time_with_its_last_learning_rate(tmp_pat
     assert rates == sorted(rates, reverse=True) and rates[-1] < rates[0]
 
 
+def test_a_run_by_the_clock_is_never_silent_for_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SILENCE", 0.5)
+    fit(network(), endless, loss, Recipe(minutes=0.05, log_every=10**6), tmp_path / "a", CPU)
+    fit(network(), endless, loss, Recipe(iterations=20, log_every=10**6), tmp_path / "b", CPU)
+    assert 3 <= len(rows(tmp_path / "a")) <= 7 and len(rows(tmp_path / "b")) == 1  # a run by iterations repeats exactly
+
+
 def test_a_recipe_needs_one_horizon():
     for wrong in ({}, {"iterations": 3, "minutes": 1.0}):
         with pytest.raises(ValueError, match="one of the two"):

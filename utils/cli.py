@@ -41,10 +41,10 @@ class Parser(argparse.ArgumentParser):
         args = [underscored(arg) for arg in args[:end]] + list(args[end:])
         parsed, rest = super().parse_known_args(args, namespace)
         names = getattr(parsed, "model_name", None)
-        try:
-            names = [name for name, _ in asked(parsed)] if isinstance(names, list) else [names]
-        except ValueError as error:
-            self.error(str(error))
+        if not isinstance(names, list):
+            names = [names]
+        elif getattr(parsed, "checkpoint", None):
+            names = [*names, None]  # a network, see `asked`
         given = {arg.partition("=")[0] for arg in args}
         for option in OF_NETWORKS:
             if option in given and all(name in BASELINES for name in names):

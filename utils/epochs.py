@@ -78,8 +78,9 @@ def add_options(
     add("--log_every", type=cli.positive, default=50, help="iterations between lines of the log (default: %(default)s)")
     add("--save_every", type=cli.amount, default=10.0, help="minutes between checkpoints (default: %(default)s)")
     add("--max_bad_steps", type=cli.positive, default=20, help="end after so many non-finite in a row (%(default)s)")
-    add("--resume", choices=["auto"], help="auto: go on from the newest whole checkpoint of --log_path, if any")
-    about = "checkpoint of this recipe to go on from, or weights to start from, such as any run's best.pth"
+    about = "go on from the newest whole checkpoint of --log_path, if any"
+    add("--resume", choices=["auto"], nargs="?", const="auto", help=about)
+    about = "checkpoint of this recipe to go on from, or weights to start from: any run's best.pth, or IFRNet_S"
     add("--resume_path", help=about)
     add("--resume_epoch", type=cli.whole, help="epoch that weights of --resume_path stand at (default: 0)")
     distributed.add_options(parser)
@@ -347,7 +348,7 @@ def find_resume(args: argparse.Namespace, folder: Path, per_epoch: int) -> dict 
         if args.resume is None:
             refuse_overwriting(folder)
         return None
-    content = checkpoint.read(args.resume_path)
+    content = checkpoint.read(models.checkpoint_path(args.resume_path))
     own = folder.resolve() == Path(args.resume_path).resolve().parent
     if not (own and checkpoint.is_training(content)):  # bare weights begin a run of their own
         refuse_overwriting(folder)

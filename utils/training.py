@@ -30,6 +30,7 @@ from utils.muon import Muon
 
 OPTIMIZERS = ("adamw", "muon")
 AMP = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SILENCE = 30  # seconds
 IMPATIENT = 2.0  # seconds: launchers send a signal twice at once; a person who sends it again later means it
 
 
@@ -39,7 +40,8 @@ class Recipe:
 
     iterations or minutes: the horizon. accumulate: batches a step. amp: precision of the convolutions. ema: decay of
     the averaged weights, 0: none. clip_grad: greatest gradient norm, 0: any. optimizer: of OPTIMIZERS; both take the
-    same learning rates. log_every, eval_every: iterations; eval_every 0: at the end alone. save_every: minutes.
+    same learning rates. log_every, eval_every: iterations; eval_every 0: at the end alone. A run by the clock says
+    something after SILENCE seconds, too. save_every: minutes.
     max_bad_steps: so many steps in a row that are skipped, because a number was not finite, end the run.
     """
 
@@ -194,6 +196,7 @@ def fit(
     network = parallel(state.model, recipe, device)
     journal = Journal(folder, begun if resume else None, recipe.iterations) if distributed.is_main() else None
     meter = Meter(device)
+    told = None  # at which second the last line was, on all ranks
     saved, kept = time.monotonic(), begun  # when it was tried, and which iteration is in the folder
 
     def save(forgiving: bool = False) -> None:
@@ -245,8 +248,10 @@ def fit(
 
                 if journal:
                     journal.tick()
-                if state.iteration % recipe.log_every == 0:
+                told = seconds if told is None else told
+                if state.iteration % recipe.log_every == 0 or recipe.minutes and seconds - told > SILENCE:
                     _report(journal, state, meter)
+                    told = seconds
                 if time.monotonic() - saved > 60 * recipe.save_every:
                     save(forgiving=True)
         save()
