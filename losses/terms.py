@@ -106,7 +106,7 @@ def _gpu_census_sum() -> Callable:
     try:
         from models.triton_kernels import census
 
-        probe = torch.zeros(1, 1, 4, 4, device="cuda")
+        probe = torch.zeros(1, 1, 4, 4, dtype=torch.float32, device="cuda")
         census(probe, probe, 3, (True, True))
     except Exception as error:  # Triton has many kinds
         warnings.warn(f"training goes on without kernels of its own, which takes longer: {error}", stacklevel=2)
@@ -124,7 +124,7 @@ def _native_census_sum(
     planes, side = (batch * channels, 1) if planar else (batch, channels)
     inner = _inner(x, patch).repeat_interleave(side)
     gradients = [torch.zeros_like(z) if n else None for z, n in zip((x, y), needed)]
-    sums = torch.empty(planes, dtype=torch.float64)
+    sums = x.new_empty(planes, dtype=torch.float64)
     native.library(x).call("census", x, y, inner, *gradients, sums, planes, height, width, side, patch // 2)
     return sums.sum().to(x.dtype), gradients
 

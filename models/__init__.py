@@ -52,7 +52,8 @@ def load(checkpoint: str | Path, device: str | torch.device = "cpu") -> IFRNet:
             with torch.device("meta"):
                 model = build(name, kind)
             if {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in state.items()}:
-                model = build(name, kind)
+                with torch.device("cpu"):
+                    model = build(name, kind).float()  # whatever PyTorch takes unless told
                 model.load_state_dict(state)
                 return model.to(device).eval()
     raise ValueError(f"{path}: its {len(state)} tensors fit none of {', '.join(VARIANTS)}")

@@ -142,7 +142,8 @@ class Native(Eager):
     def prepare(self, img0, img1, mean, dtype, channels=3):
         assert channels == 3, "of more a CPU has no use"
         batch, _, height, width = img0.shape
-        both = torch.empty((2 * batch, 3, height, width), dtype=dtype, memory_format=torch.channels_last)
+        shape, layout = (2 * batch, 3, height, width), torch.channels_last
+        both = torch.empty(shape, dtype=dtype, device=img0.device, memory_format=layout)
         for img, out in ((img0, both[:batch]), (img1, both[batch:])):
             self.call("prepare", img.contiguous(), mean.contiguous(), out, batch, height * width)
         return both
@@ -174,7 +175,7 @@ class Native(Eager):
 
     def blend(self, answer, coarse, img0, img1):
         (batch, _, *half), (height, width) = answer.shape, img0.shape[-2:]
-        out = torch.empty(batch, 3, height, width)
+        out = img0.new_empty(batch, 3, height, width)
         answer, coarse = (x.contiguous(memory_format=torch.channels_last) for x in (answer, coarse))
         img0, img1 = img0.contiguous(), img1.contiguous()
         self.call("blend", answer, coarse, img0, img1, out, batch, batch // len(img0), *half, height, width)
@@ -189,7 +190,8 @@ def choose(device: torch.device, dtype: torch.dtype) -> Eager:
             from .triton_kernels import Triton
 
             kernels = Triton()
-            kernels.step(torch.zeros(1, 4, 2, 2, device=device), None)  # needs a compiler and a GPU that it knows
+            probe = torch.zeros(1, 4, 2, 2, dtype=torch.float32, device=device)
+            kernels.step(probe, None)  # needs a compiler and a GPU that it knows
             return kernels
         if device.type == "cpu" and dtype in DEFINES:
             return Native(dtype)

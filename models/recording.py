@@ -31,7 +31,7 @@ class Recording:
         beside: "Recording | None" = None,
     ):
         self.inputs = [
-            x.clone() if isinstance(x, Tensor) else torch.full((1,), x, device=inputs[0].device) for x in inputs
+            x.clone() if isinstance(x, Tensor) else inputs[0].new_full((1,), x, dtype=torch.float32) for x in inputs
         ]
         now = torch.cuda.current_stream()
         stream.wait_stream(now)

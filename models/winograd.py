@@ -42,7 +42,7 @@ def as_convolution(up: nn.ConvTranspose2d) -> nn.Conv2d:
     and 0, from the same and the next.
     """
     inputs, outputs = up.weight.shape[:2]
-    conv = nn.Conv2d(inputs, 4 * outputs, 3, padding=1, device=up.weight.device)
+    conv = nn.Conv2d(inputs, 4 * outputs, 3, padding=1, device=up.weight.device, dtype=up.weight.dtype)
     weight = torch.zeros_like(conv.weight).view(2, 2, outputs, inputs, 3, 3)
     taps = {0: ((0, 3), (1, 1)), 1: ((1, 2), (2, 0))}  # odd or even: (tap of the new kernel, tap of the old)
     for odd_y, odd_x in ((0, 0), (0, 1), (1, 0), (1, 1)):
@@ -71,7 +71,7 @@ class Winograd:
     def __init__(self, weight: Tensor, bias: Tensor, slope: Tensor | None, dtype: torch.dtype, phases: int = 1):
         self.phases, self.outputs = phases, len(weight) // phases
         padding = -self.outputs % UNIT
-        one, side = torch.tensor(G[dtype], dtype=torch.float32), len(G[dtype])
+        one, side = torch.tensor(G[dtype], dtype=torch.float32, device=weight.device), len(G[dtype])
         taps, self.places = weight.permute(2, 3, 1, 0).flatten(0, 1), side**2
         tiles = (torch.kron(one, one) @ taps.flatten(1)).to(dtype).unflatten(1, taps.shape[1:])
         blocks = []
@@ -83,7 +83,7 @@ class Winograd:
                 blocks.append(block.flatten())
         self.weight = torch.cat(blocks)
         self.bias = F.pad(bias[: self.outputs].float(), (0, padding))
-        self.slope = F.pad(torch.ones(self.outputs) if slope is None else slope.float(), (0, padding))
+        self.slope = torch.ones_like(self.bias) if slope is None else F.pad(slope.float(), (0, padding))
 
     def __call__(
         self,
@@ -97,12 +97,12 @@ class Winograd:
         may have more channels than are written, the last ones."""
         (batch, channels, height, width), growth = x.shape, 2 if self.phases > 1 else 1
         x, size = x.contiguous(memory_format=torch.channels_last), (growth * height, growth * width)
-        empty = partial(torch.empty, dtype=x.dtype, memory_format=torch.channels_last)
+        empty = partial(torch.empty, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         out = empty((batch, self.outputs, *size)) if into is None else into
         side = empty((batch, tail, *size)) if tail else None
         threads = torch.get_num_threads()
         spaces = x.new_empty(threads * self.places * TILES * channels)
-        products = torch.empty(threads * self.places * TILES * BLOCK)
+        products = x.new_empty(threads * self.places * TILES * BLOCK, dtype=torch.float32)
         first, stride = out[:, -self.outputs :], out.shape[1]
         given = (x, self.weight, self.bias, self.slope, add, first, stride, side, tail, spaces, products)
         library.call("winograd", *given, batch, height, width, channels, self.outputs, growth - 1)

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,6 +99,15 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=[torch.float64, torch.float16, torch.device("meta")], ids=str)
+def unless_told(request):
+    """Make it what PyTorch takes, unless told, as the type or the device of a tensor."""
+    typed = isinstance(request.param, torch.dtype)
+    yield partial(torch.set_default_dtype if typed else torch.set_default_device, request.param)
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
 
 
 class Typed(NamedTuple):

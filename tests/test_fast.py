@@ -242,6 +242,16 @@ def test_a_large_frame_is_worked_on_in_strips(small, monkeypatch):
         torch.testing.assert_close(frame, small(img0, img1, 0.5).imgt, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_pytorch_takes_unless_told_changes_nothing(small, precision, unless_told):
+    img0, img1 = (x[0] for x in pairs(48, 64, 1))
+    call = models.Interpolator(small, CPU, precision, mode="fast")
+    expected = call(img0, img1, [0.3, 0.5])
+    unless_told()
+    assert torch.equal(call(img0, img1, [0.3, 0.5]), expected)
+    assert torch.equal(models.Interpolator(small, CPU, precision, mode="fast")(img0, img1, [0.3, 0.5]), expected)
+
+
 def test_the_network_it_was_made_from_is_left_as_it_was(small):
     before = {name: value.clone() for name, value in small.state_dict().items()}
     models.Interpolator(small, CPU, "bf16", mode="fast")(*(x[0] for x in pairs(32, 32)))

@@ -350,6 +350,14 @@ def test_a_half_precision_file_becomes_single_precision(model, tmp_path):
         assert torch.equal(value, model.state_dict()[name].half().float())
 
 
+def test_weights_are_single_precision_whatever_pytorch_takes_unless_told(model, pair, tmp_path, unless_told):
+    path, expected = saved(tmp_path / "whole.pth", model.state_dict()), models.Interpolator(model, "cpu")(*pair)
+    unless_told()
+    loaded = models.load(path)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
+    assert torch.equal(models.Interpolator(loaded, "cpu")(*pair), expected)
+
+
 class Runs:
     """Unpickling it runs code: it makes a file."""
 

@@ -163,6 +163,20 @@ def test_the_census_is_that_of_plain_pytorch(term, layout, calls, monkeypatch):
             torch.testing.assert_close(a.grad.double(), b.grad, atol=1e-9, rtol=1e-3)
 
 
+def test_what_pytorch_takes_unless_told_changes_no_gradient(unless_told):
+    x, y, above, module = noise(2, 9, 14, 18), noise(2, 9, 14, 18, seed=1), noise(2, 9, 14, 18, seed=2), slopes(9)
+
+    def everything():
+        leaf = x.clone().requires_grad_(True)
+        terms.geometry(leaf, y).backward()
+        return leaf.grad, *gradients(module, x, above)
+
+    expected = everything()
+    unless_told()
+    for ours, theirs in zip(everything(), expected):
+        assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("needed", [(True, False), (True, True)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, CHANNELS_LAST])
 @pytest.mark.parametrize("patch", [3, 7])
