@@ -7,7 +7,6 @@ bfloat16.
 
 import hashlib
 import math
-import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .kernels import empty
-from .native import cache_folder
+from .native import cache_folder, write
 
 SOURCE = Path(__file__).with_name("convolution.cu")
 LEAST = (8, 0)  # compute capability
@@ -189,16 +188,18 @@ def loaded(device: int, dtype: torch.dtype, plan: Plan):
     from cuda.bindings import driver
 
     capability = torch.cuda.get_device_capability(device)
-    module = check(driver.cuModuleLoadData(built(plan.macros(dtype), capability)))
+    error, module = driver.cuModuleLoadData(built(plan.macros(dtype), capability))
+    if int(error):  # what was kept may be damaged
+        module = check(driver.cuModuleLoadData(built(plan.macros(dtype), capability, anew=True)))
     kernel = check(driver.cuModuleGetFunction(module, b"convolve"))
     most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     check(driver.cuFuncSetAttribute(kernel, most, plan.shared))
     return kernel
 
 
-def built(macros: dict[str, int], capability: tuple[int, int]) -> bytes:
+def built(macros: dict[str, int], capability: tuple[int, int], anew: bool = False) -> bytes:
     """The machine code for a GPU, compiled once (less than a second) and kept where PyTorch keeps its extensions, if
-    there is room. RuntimeError where it cannot be compiled."""
+    there is room. anew: whatever is kept there. RuntimeError where it cannot be compiled."""
     from cuda.bindings import nvrtc
 
     source = SOURCE.read_bytes()
@@ -209,7 +210,8 @@ def built(macros: dict[str, int], capability: tuple[int, int]) -> bytes:
     file = None
     with suppress(OSError, RuntimeError):  # there may be no home, or one that cannot be read
         file = cache_folder() / f"convolution-{digest}.cubin"
-        return file.read_bytes()
+        if not anew:
+            return file.read_bytes()
     program = check(nvrtc.nvrtcCreateProgram(source, SOURCE.name.encode(), 0, [], []))
     result = nvrtc.nvrtcCompileProgram(program, len(options), options)
     if int(result[0]):
@@ -222,10 +224,7 @@ def built(macros: dict[str, int], capability: tuple[int, int]) -> bytes:
     check(nvrtc.nvrtcDestroyProgram(program))
     if file:
         with suppress(OSError):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-                (Path(folder) / file.name).write_bytes(code)
-                (Path(folder) / file.name).replace(file)
+            write(file, code)
     return code
 
 

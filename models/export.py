@@ -15,7 +15,6 @@ shimmer and edges double. --check with its provider, at the size that will be us
 
 import argparse
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 from . import VARIANTS, IFRNet
 from .baselines import network
 from .ifrnet import DIVISOR
+from .native import write
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2"}
 NAMES = ("img0", "img1", "t")
@@ -67,17 +67,13 @@ def export(model: IFRNet, form: str, path: Path, size: tuple[int, int] | None = 
         raise ValueError("a TorchScript file is of one size; give --size, or another --format")
     if size and any(side % DIVISOR for side in size):
         raise ValueError(f"{size[1]}x{size[0]}: width and height must be multiples of {DIVISOR}")
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporters' own, about their future
+        content = _exported(frame, inputs, form, size is None)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporters' own, about their future
-            temporary.write_bytes(_exported(frame, inputs, form, size is None))
-        temporary.replace(path)
+        write(path, content)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _exported(frame: Frame, inputs: tuple[Tensor, ...], form: str, dynamic: bool) -> bytes:

@@ -4,13 +4,16 @@ What inference does between the convolutions is in kernels.py; training takes si
 are any for a tensor (`library`), and is plain PyTorch elsewhere.
 """
 
+import atexit
 import ctypes
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
+import tempfile
 import warnings
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import cache, partial
 from pathlib import Path
 
@@ -27,7 +30,13 @@ class Library:
     """The functions for values of one type. OSError where there is no compiler that can build it."""
 
     def __init__(self, dtype: torch.dtype):
-        self._functions = ctypes.CDLL(str(build(dtype)))
+        library = build(dtype)
+        try:
+            self._functions = ctypes.CDLL(str(library))
+        except OSError:  # what was kept is damaged
+            with suppress(OSError):
+                library.unlink()
+            self._functions = ctypes.CDLL(str(build(dtype)))
 
     def has(self, name: str) -> bool:
         """Whether there is a function of this name: not all are built for every processor."""
@@ -52,35 +61,52 @@ def library(x: Tensor) -> Library | None:
 def _library(dtype: torch.dtype) -> Library | None:
     try:
         return Library(dtype)
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         warnings.warn(f"training goes on in plain PyTorch, which takes longer: {error}", stacklevel=2)
         return None
 
 
 def build(dtype: torch.dtype) -> Path:
-    """A library for this machine and type, compiled once (a second) and kept where PyTorch keeps its extensions.
-    OSError where that cannot be done."""
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
+    """A library for this machine and type, compiled once (a second) and kept where PyTorch keeps its extensions; where
+    nothing can be written there, until the process ends. OSError where there is no compiler that can build it."""
+    found = filter(None, map(shutil.which, ("cc", "gcc", "clang")))
+    compiler = shlex.split(os.environ.get("CC", "")) or list(found)[:1]  # as "ccache gcc"
+    if not compiler:
         raise OSError("there is no C compiler")
-    flags = (*FLAGS, *DEFINES[dtype])
+    command = [*compiler, *FLAGS, *DEFINES[dtype]]
     run = partial(subprocess.run, capture_output=True, text=True, check=True)
+    kept = None
     try:
         # What the compiler predefines tells its version and the processor's instructions: a library that another
         # machine left in a shared home is not taken for this one's.
-        predefined = run([compiler, *flags, "-E", "-dM", "-x", "c", os.devnull]).stdout
+        predefined = run([*command, "-E", "-dM", "-x", "c", os.devnull]).stdout
         text = "".join(source.read_text() for source in SOURCES)
-        digest = hashlib.sha256((text + predefined).encode()).hexdigest()[:16]
-        library = cache_folder() / f"native-{digest}.so"
-        if not library.is_file():
-            library.parent.mkdir(parents=True, exist_ok=True)
-            temporary = library.with_suffix(f".{os.getpid()}")
-            run([compiler, *flags, "-shared", "-fPIC", *map(str, SOURCES), "-o", str(temporary), "-lm"])
-            temporary.replace(library)
+        name = f"native-{hashlib.sha256((text + predefined).encode()).hexdigest()[:16]}.so"
+        with suppress(OSError, RuntimeError):  # there may be no home, or one that cannot be read
+            kept = cache_folder() / name
+            if kept.is_file():
+                return kept
+        folder = tempfile.mkdtemp(prefix="ifrnet-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        library = Path(folder) / name
+        run([*command, "-shared", "-fPIC", *map(str, SOURCES), "-o", str(library), "-lm"])
     except subprocess.CalledProcessError as error:
         names = " and ".join(source.name for source in SOURCES)
-        raise OSError(f"{compiler} cannot build {names}: {error.stderr.strip()[:200]}") from error
+        raise OSError(f"{shlex.join(compiler)} cannot build {names}: {error.stderr.strip()[:200]}") from error
+    with suppress(OSError):
+        if kept:
+            write(kept, library.read_bytes())
+            return kept
     return library
+
+
+def write(file: Path, content: bytes) -> None:
+    """A file that is whole from the first, whoever else writes it at the same time. Makes the folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{file.stem}.", dir=file.parent) as folder:
+        temporary = Path(folder) / file.name
+        temporary.write_bytes(content)
+        temporary.replace(file)
 
 
 def cache_folder() -> Path:

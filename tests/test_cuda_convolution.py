@@ -195,3 +195,21 @@ def test_it_compiles_for_gpus_that_are_not_here_and_is_kept(capability, tmp_path
     assert [path for path in tmp_path.rglob("*") if path.suffix != ".cubin" and path.is_file()] == []
     with pytest.raises(RuntimeError, match="convolution.cu cannot be compiled: .*nothing"):
         cuda_convolution.built({**macros, "SIDE": "nothing"}, capability)
+
+
+def test_what_was_kept_and_is_damaged_is_compiled_again(tmp_path, monkeypatch):
+    pytest.importorskip("cuda.bindings.nvrtc")
+    from cuda.bindings import driver
+
+    def load(code):
+        return (0, code) if code[:4] == b"\x7fELF" else (200, None)  # CUDA_ERROR_INVALID_IMAGE
+
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(driver, "cuModuleLoadData", load)
+    monkeypatch.setattr(driver, "cuModuleGetFunction", lambda module, name: (0, module))
+    monkeypatch.setattr(driver, "cuFuncSetAttribute", lambda *_: (0,))
+    code = cuda_convolution.loaded.__wrapped__(0, torch.float16, SQUARE)
+    (kept,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    kept.write_bytes(code[1:])
+    assert cuda_convolution.loaded.__wrapped__(0, torch.float16, SQUARE) == kept.read_bytes() == code

@@ -4,6 +4,7 @@ import copy
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -17,7 +18,7 @@ import demo_8x
 import models
 from models import fast, kernels, layers, multiscale, recording, strips
 from models.interpolator import default_precision
-from models.native import build
+from models.native import FLAGS, build
 from utils import io
 
 NETWORKS = tuple(models.VARIANTS)
@@ -501,13 +502,44 @@ def test_a_compiler_that_fails_is_an_error_that_names_it(monkeypatch):
         build(torch.float32)
 
 
-def test_what_was_built_is_kept(monkeypatch, tmp_path):
+@pytest.fixture
+def folder(monkeypatch, tmp_path):
+    """Where libraries are kept: none as yet. They are built sooner than otherwise."""
     native()
+    monkeypatch.setattr("models.native.FLAGS", ("-O0", *FLAGS[1:]))
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    return tmp_path
+
+
+def test_what_was_built_is_kept(folder):
     first = build(torch.float32)
     made = first.stat().st_mtime_ns
     assert build(torch.float32) == first and first.stat().st_mtime_ns == made
-    assert build(torch.bfloat16) != first and list(tmp_path.rglob("*.so"))
+    assert build(torch.bfloat16) != first and list(folder.rglob("*.so"))
+
+
+def test_what_several_build_at_once_is_whole_for_each(folder):
+    with ThreadPoolExecutor(3) as threads:
+        libraries = list(threads.map(kernels.Library, [torch.float32] * 3))
+    assert all(library.has("blend") for library in libraries)
+    assert [path.suffix for path in folder.rglob("*") if path.is_file()] == [".so"]
+
+
+def test_what_was_kept_and_is_damaged_is_built_again(folder):
+    build(torch.float32).write_bytes(b"")
+    assert kernels.Library(torch.float32).has("blend")
+    assert build(torch.float32).stat().st_size > 1000
+
+
+def test_where_nothing_can_be_kept_there_are_kernels_all_the_same(folder, monkeypatch):
+    (folder / "file").touch()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(folder / "file"))
+    assert kernels.Library(torch.float32).has("blend")
+
+
+def test_a_compiler_may_be_named_with_arguments(folder, monkeypatch):
+    monkeypatch.setenv("CC", "cc -DTWO='1 2' -Wall")
+    assert build(torch.float32).is_file()
 
 
 def test_what_it_cannot_do_is_refused_in_one_line(small):
