@@ -1,6 +1,5 @@
 """Checkpoints in: tensors, numbers and nothing that runs, whatever a training script wrapped around the weights."""
 
-import pickle
 import re
 from pathlib import Path
 
@@ -19,14 +18,13 @@ def read_checkpoint(path: str | Path) -> object:
     with path.open("rb") as file:
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
-        # OSError: a file that was cut makes torch seek to before its beginning.
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        except Exception as error:  # where a file was cut, or is another's, torch fails in all manner of ways
             what = "not a whole checkpoint of tensors alone, so it was not loaded; copy or make it again"
             raise ValueError(f"{path}: {what}") from error
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a state_dict or of a training checkpoint ("ema" before "model"), on the CPU.
+    """The tensors of a state_dict or of a training checkpoint ("ema" before "model" or "state_dict"), on the CPU.
 
     The prefixes of DataParallel and torch.compile are dropped. Raises as `read_checkpoint` does, and ValueError where
     there are no weights, or some that are not finite.
@@ -40,15 +38,19 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def check_finite(path: str | Path, state: dict) -> None:
-    """ValueError, naming the file, where one of the tensors holds a number that is NaN or infinite."""
+    """ValueError, naming the file, where one of the tensors holds numbers that are NaN, infinite or not to be read."""
     for name, value in state.items():
-        if isinstance(value, Tensor) and not value.isfinite().all():
+        try:
+            finite = not isinstance(value, Tensor) or bool(value.isfinite().all())
+        except RuntimeError as error:
+            kind = f"{value.dtype}, {value.layout}, {value.device}"
+            raise ValueError(f"{path}: {name} ({kind}) cannot be read; save it as dense floats") from error
+        if not finite:
             raise ValueError(f"{path}: {name} holds numbers that are not finite, as after a training that diverged")
 
 
 def bare(content: dict) -> dict:
     """The weights of a state_dict or of a training checkpoint, under the names that the network itself gives them."""
-    state = content.get("ema") or content.get("model") or content
-    if not isinstance(state, dict):
-        return {}
+    inside = (content.get(key) for key in ("ema", "model", "state_dict"))
+    state = next((x for x in inside if isinstance(x, dict) and x), content)
     return {re.sub(r"^(module\.|_orig_mod\.)+", "", str(name)): value for name, value in state.items()}

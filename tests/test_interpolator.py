@@ -335,6 +335,7 @@ def test_published_and_own_files_load_alike(model, pair, tmp_path):
         saved(tmp_path / "inside.pth", {f"module._orig_mod.{name}": value for name, value in state.items()}),
         saved(tmp_path / "outside.pth", {f"_orig_mod.module.{name}": value for name, value in state.items()}),
         saved(tmp_path / "training.pth", {"model": state, "epoch": 3}),
+        saved(tmp_path / "others.pth", {"model": None, "state_dict": state, "epoch": 3}),
         saved(tmp_path / "averaged.pth", {"model": {k: v * 0 for k, v in state.items()}, "ema": state}),
     ]
     expected = models.Interpolator(model, "cpu")(*pair)
@@ -383,13 +384,21 @@ def test_broken_and_foreign_files_are_named(model, tmp_path):
     (tmp_path / "empty.pth").write_bytes(b"")
     (tmp_path / "half.pth").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.pth").write_text("<html>404</html>")
+    (tmp_path / "table.pth").write_text("u,v\n1,2\n")
+    torch.save(state, tmp_path / "whole.old", _use_new_zipfile_serialization=False)
+    old = (tmp_path / "whole.old").read_bytes()
+    for size in (10, 60, 200, 1000, len(old) // 2):
+        (tmp_path / f"old{size}.pth").write_bytes(old[:size])
     saved(tmp_path / "list.pth", [torch.zeros(1)])
     saved(tmp_path / "nothing.pth", {})
+    saved(tmp_path / "tensor.pth", {"model": torch.zeros(2)})
+    saved(tmp_path / "sparse.pth", {"weight": torch.eye(2).to_sparse()})
+    saved(tmp_path / "tiny.pth", {"weight": torch.zeros(2).to(torch.float8_e5m2)})
     saved(tmp_path / "wide.pth", state | {"decoder1.convblock.2.bias": torch.zeros(9)})
     saved(tmp_path / "less.pth", {k: v for k, v in state.items() if "decoder1" not in k})
     saved(tmp_path / "more.pth", state | {"another.weight": torch.zeros(1)})
     for path in sorted(tmp_path.iterdir()):
-        if path.name != "whole.pth":
+        if path.stem != "whole":
             with pytest.raises(ValueError) as error:
                 models.load(path)
             assert path.name in str(error.value) and "\n" not in str(error.value)
