@@ -257,16 +257,17 @@ class FastIFRNet:
     """A copy of an IFRNet for inference. encode and decode are called as the network's are; `decode` has no other
     results than the frame and, where it is asked for, the last flow.
 
-    model: with PReLU; ValueError otherwise. dtype: of the features, float32, bfloat16 or float16.
+    model: with PReLU; ValueError otherwise. dtype: of the features, float32, bfloat16 or float16. tell: see
+    kernels.choose.
     """
 
     rows = None  # of the frame in a strip; None: as _rows chooses for a level
 
-    def __init__(self, model: IFRNet, device: torch.device, dtype: torch.dtype):
+    def __init__(self, model: IFRNet, device: torch.device, dtype: torch.dtype, tell: bool = True):
         if model.act != "prelu":
             raise ValueError(f"fast mode is for networks with PReLU, not {model.act}; go without it")
         self.dtype = dtype
-        self.kernel = kernels.choose(device, dtype)
+        self.kernel = kernels.choose(device, dtype, tell)
         kernel, to, unit = self.kernel, {"device": device, "dtype": dtype}, ALIGNED if for_gpu(device) else 1
         self.colours = multiple(3, unit)
         self.encoder, features, before = [], [None], at_front(3, unit)

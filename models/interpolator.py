@@ -1,6 +1,5 @@
 """Interpolator: from frames of any size to frames at any times, on any device, at any precision."""
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import partial
@@ -179,10 +178,8 @@ class Interpolator:
         self._budget: int | None = None
         self.fast = self.recorder = None
         if mode == "fast":
-            with warnings.catch_warnings():
-                if unasked:  # nobody waits for kernels, so that nobody need know where there is no compiler for them
-                    warnings.simplefilter("ignore")
-                self.fast = fast.FastIFRNet(self.model, self.device, PRECISIONS[self.precision])
+            # Who did not ask does not wait for kernels, and need not know where there is no compiler for them.
+            self.fast = fast.FastIFRNet(self.model, self.device, PRECISIONS[self.precision], tell=not unasked)
             self.recorder = Recorder() if self.device.type == "cuda" else None
 
     def check_times(self, times: Sequence[float]) -> None:

@@ -182,9 +182,16 @@ class Native(Eager):
         return out
 
 
+def choose(device: torch.device, dtype: torch.dtype, tell: bool = True) -> Eager:
+    """The quickest kernels for a device. tell: whether to say, once, where they must be plain PyTorch."""
+    kernels, reason = _chosen(device, dtype)
+    if tell and reason is not None:
+        _say(reason)
+    return kernels
+
+
 @cache
-def choose(device: torch.device, dtype: torch.dtype) -> Eager:
-    """The quickest kernels for a device; says once where it must do with plain PyTorch."""
+def _chosen(device: torch.device, dtype: torch.dtype) -> tuple[Eager, str | None]:
     try:
         if device.type == "cuda":
             from .triton_kernels import Triton
@@ -192,10 +199,14 @@ def choose(device: torch.device, dtype: torch.dtype) -> Eager:
             kernels = Triton()
             probe = torch.zeros(1, 4, 2, 2, dtype=torch.float32, device=device)
             kernels.step(probe, None)  # needs a compiler and a GPU that it knows
-            return kernels
+            return kernels, None
         if device.type == "cpu" and dtype in DEFINES:
-            return Native(dtype)
-        return Eager()
+            return Native(dtype), None
+        return Eager(), None
     except Exception as error:  # Triton has many kinds: no compiler, no headers, a GPU that it does not know
-        warnings.warn(f"fast mode without kernels of its own: {error}", stacklevel=2)
-        return Eager()
+        return Eager(), str(error)
+
+
+@cache
+def _say(reason: str) -> None:
+    warnings.warn(f"fast mode without kernels of its own: {reason}", stacklevel=3)

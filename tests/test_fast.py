@@ -450,25 +450,29 @@ print("compiled", count)
 # The edges
 
 
-def test_without_a_compiler_it_says_so_once_and_goes_on(small, monkeypatch, tmp_path):
+@pytest.fixture
+def no_compiler(monkeypatch, tmp_path):
     monkeypatch.setenv("CC", str(tmp_path / "none"))
-    kernels.choose.cache_clear()
+    kernels._chosen.cache_clear()
+    yield
+    kernels._chosen.cache_clear()
+
+
+def test_without_a_compiler_it_says_so_once_and_goes_on(small, no_compiler):
     img0, img1 = pairs(32, 32, 1)
     with pytest.warns(UserWarning, match="without kernels of its own") as caught:
         quick = [fast.FastIFRNet(small, CPU, torch.float32) for _ in range(2)][1]
-    kernels.choose.cache_clear()
     assert len(caught) == 1 and type(quick.kernel) is kernels.Eager
     with torch.inference_mode():
         expected = small(img0, img1, 0.5).imgt
     torch.testing.assert_close(quick.decode(quick.encode(img0, img1), 0.5).imgt, expected, atol=1e-4, rtol=0)
 
 
-def test_without_a_compiler_nothing_is_said_to_who_did_not_ask(small, monkeypatch, tmp_path, recwarn):
-    monkeypatch.setenv("CC", str(tmp_path / "none"))
-    kernels.choose.cache_clear()
-    models.Interpolator(small, CPU, mode="auto")
-    kernels.choose.cache_clear()
+def test_without_a_compiler_nothing_is_said_until_someone_asks(small, no_compiler, recwarn):
+    precision = models.Interpolator(small, CPU, mode="auto").precision
     assert not recwarn.list
+    with pytest.warns(UserWarning, match="without kernels of its own"):
+        models.Interpolator(small, CPU, precision, mode="fast")
 
 
 def test_without_half_precision_it_says_so_and_goes_on(small, monkeypatch):
