@@ -44,9 +44,9 @@ static inline void halves(long line, long size, long *a, long *b, float *weight)
     *weight = line % 2 ? 0.25f : 0.75f;
 }
 
-/* answer + 2 * coarse flow at twice its size, for one row; flow: 4 floats a pixel. */
-static void flow_row(float *flow, const value *answer, long stride, long skip, const float *coarse, long row,
-                     long height, long width) {
+/* answer + 2 * coarse flow at twice its size, for one row; flow: the first 4 of `apart` floats a pixel. */
+static inline void flow_row(float *flow, long apart, const value *answer, long stride, long skip, const float *coarse,
+                            long row, long height, long width) {
     long a, b, above, below;
     float wx, wy;
     if (coarse) halves(row, height / 2, &above, &below, &wy);
@@ -60,7 +60,7 @@ static void flow_row(float *flow, const value *answer, long stride, long skip, c
                 const float *p = coarse + above * (width / 2) * 4 + k, *q = coarse + below * (width / 2) * 4 + k;
                 up = (1 - wy) * ((1 - wx) * p[4 * a] + wx * p[4 * b]) + wy * ((1 - wx) * q[4 * a] + wx * q[4 * b]);
             }
-            flow[4 * x + k] = get(step[k]) + 2 * up;
+            flow[apart * x + k] = get(step[k]) + 2 * up;
         }
     }
 }
@@ -116,7 +116,7 @@ void step(const value *answer, const float *coarse, float *flow, long count, lon
           int threads) {
 #pragma omp parallel for num_threads(threads)
     for (long line = 0; line < count * height; line++)
-        flow_row(flow + line * width * 4, answer + line * width * channels, channels, 0,
+        flow_row(flow + line * width * 4, 4, answer + line * width * channels, channels, 0,
                  coarse ? coarse + line / height * height * width : 0, line % height, height, width);
 }
 
@@ -144,11 +144,9 @@ void join(const value *answer, const float *flow, const value *f0, const value *
 static void last_row(float *row, const value *answer, const float *coarse, long y, long rows, long columns) {
     /* A square of 2x2 pixels lies in one wide pixel: the upper two, then the lower two. */
     const value *a = answer + (y / 2 * columns * 4 + y % 2 * 2) * 8;
-    float flow[8 * columns], *v = flow;
-    flow_row(flow, a, 32, 8, coarse, y, 2 * rows, 2 * columns);
-    for (long x = 0; x < 2 * columns; x++, v += 4, row += 8) {
+    flow_row(row, 8, a, 32, 8, coarse, y, 2 * rows, 2 * columns);
+    for (long x = 0; x < 2 * columns; x++, row += 8) {
         const value *last = a + (x / 2 * 4 + x % 2) * 8;
-        memcpy(row, v, 4 * sizeof(float));
         row[4] = 1 / (1 + expf(-get(last[4])));
         for (int k = 5; k < 8; k++) row[k] = get(last[k]);
     }
@@ -162,11 +160,11 @@ static inline void between(long line, float ratio, long size, long *a, long *b, 
     *weight = place - *a;
 }
 
-/* The same of a row of the frame, where that is larger: height and width. */
-static void enlarged_row(float *row, const value *answer, const float *coarse, long y, long rows, long columns,
-                         long height, long width) {
+/* The same of a row of the frame, where that is larger: height and width. upper: room for two rows of the answer. */
+static void enlarged_row(float *row, float *upper, const value *answer, const float *coarse, long y, long rows,
+                         long columns, long height, long width) {
     long a, b;
-    float weight, upper[16 * columns], lower[16 * columns];
+    float weight, *lower = upper + 16 * columns;
     between(y, 2.0f * rows / height, 2 * rows, &a, &b, &weight);
     last_row(upper, answer, coarse, a, rows, columns);
     last_row(lower, answer, coarse, b, rows, columns);
@@ -181,31 +179,36 @@ static void enlarged_row(float *row, const value *answer, const float *coarse, l
 void blend(const value *answer, const float *coarse, const float *img0, const float *img1, float *out, long count,
            long times, long rows, long columns, long height, long width, int threads) {
     long size = height * width;
-#pragma omp parallel for num_threads(threads)
-    for (long line = 0; line < count * height; line++) {
-        long n = line / height, y = line % height;
-        const value *said = answer + n * rows * columns * 32;
-        const float *flow = coarse + n * rows * columns * 4;
-        float row[8 * width], *v = row;
-        if (height == 2 * rows && width == 2 * columns)
-            last_row(row, said, flow, y, rows, columns);
-        else
-            enlarged_row(row, said, flow, y, rows, columns, height, width);
-        for (long x = 0; x < width; x++, v += 8) {
-            float pixel[3] = {v[5], v[6], v[7]};
-            for (int side = 0; side < 2; side++) {
-                const float *img = (side ? img1 : img0) + n / times * 3 * size;
-                float share = side ? 1 - v[4] : v[4];
-                float px = clamp(x + v[2 * side], width - 1), py = clamp(y + v[2 * side + 1], height - 1);
-                long left = (long)px, top = (long)py;
-                long right = left + (left + 1 < width), bottom = top + (top + 1 < height);
-                float wx = px - left, wy = py - top;
-                for (int k = 0; k < 3; k++, img += size)
-                    pixel[k] += share * ((1 - wy) * ((1 - wx) * img[top * width + left] + wx * img[top * width + right]) +
-                                         wy * ((1 - wx) * img[bottom * width + left] + wx * img[bottom * width + right]));
+#pragma omp parallel num_threads(threads)
+    {
+        float *row = malloc((8 * width + 32 * columns) * sizeof(float)); /* a thread's stack may be too small for it */
+#pragma omp for
+        for (long line = 0; line < count * height; line++) {
+            long n = line / height, y = line % height;
+            const value *said = answer + n * rows * columns * 32;
+            const float *flow = coarse + n * rows * columns * 4, *v = row;
+            if (height == 2 * rows && width == 2 * columns)
+                last_row(row, said, flow, y, rows, columns);
+            else
+                enlarged_row(row, row + 8 * width, said, flow, y, rows, columns, height, width);
+            for (long x = 0; x < width; x++, v += 8) {
+                float pixel[3] = {v[5], v[6], v[7]};
+                for (int side = 0; side < 2; side++) {
+                    const float *img = (side ? img1 : img0) + n / times * 3 * size;
+                    float share = side ? 1 - v[4] : v[4];
+                    float px = clamp(x + v[2 * side], width - 1), py = clamp(y + v[2 * side + 1], height - 1);
+                    long left = (long)px, top = (long)py;
+                    long right = left + (left + 1 < width), bottom = top + (top + 1 < height);
+                    float wx = px - left, wy = py - top;
+                    for (int k = 0; k < 3; k++, img += size)
+                        pixel[k] += share * ((1 - wy) * ((1 - wx) * img[top * width + left] + wx * img[top * width + right]) +
+                                             wy * ((1 - wx) * img[bottom * width + left] + wx * img[bottom * width + right]));
+                }
+                for (int k = 0; k < 3; k++) /* what is no number stays none */
+                    out[(3 * n + k) * size + y * width + x] = pixel[k] < 0 ? 0 : pixel[k] > 1 ? 1 : pixel[k];
             }
-            for (int k = 0; k < 3; k++) out[(3 * n + k) * size + y * width + x] = clamp(pixel[k], 1);
         }
+        free(row);
     }
 }
 

@@ -389,7 +389,9 @@ def _blend(
         from1 = _planar(img1 + source + k * size, x + dx1, y + dy1, height, width, inside)
         residual = red if k == 0 else (green if k == 1 else blue)
         value = mask * from0 + (1 - mask) * from1 + residual
-        tl.store(out + place + k * size, tl.minimum(tl.maximum(value, 0.0), 1.0), mask=inside)
+        # What is no number stays none.
+        value = tl.where(value < 0, 0.0, tl.where(value > 1, 1.0, value))
+        tl.store(out + place + k * size, value, mask=inside)
 
 
 @triton.jit

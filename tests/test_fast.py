@@ -148,6 +148,20 @@ def test_a_flow_that_is_no_number_reads_nothing_out_of_bounds(kernel, bad):
     assert (moved == 1).all()
 
 
+def test_a_frame_shows_where_it_is_no_number(kernel):
+    kernel, device = kernel
+    answer, coarse, images = torch.zeros(1, 32, 4, 6), torch.zeros(1, 4, 4, 6), torch.rand(2, 1, 3, 8, 12)
+    answer[0, 6, 1, 2], images[0, 0, 1, 0, 0] = float("nan"), float("nan")  # a residual, and a pixel
+    frame = kernel.blend(last(answer, device), last(coarse, device), *images.to(device)).cpu()
+    assert frame.isnan().nonzero().tolist() == [[0, 1, 0, 0], [0, 1, 2, 4]]
+
+
+def test_a_row_wider_than_a_stack_is_blended():
+    kernel, (answer, coarse) = native()[0], (last(torch.zeros(1, channels, 1, 2**17)) for channels in (32, 4))
+    frames = torch.rand(2, 1, 3, 2, 2**18)
+    torch.testing.assert_close(kernel.blend(answer, coarse, *frames), frames.mean(0))
+
+
 def test_rounding_to_bfloat16_is_pytorchs():
     try:
         kernel = kernels.Native(torch.bfloat16)
