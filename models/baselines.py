@@ -28,7 +28,6 @@ class Baseline:
         """ValueError where a time is outside (0, 1)."""
         check_range(times)
 
-    @torch.inference_mode()
     def __call__(
         self, img0: Tensor, img1: Tensor, times: Sequence[float] = (0.5,), scale: float | None = None
     ) -> Tensor:
@@ -43,7 +42,7 @@ class Baseline:
         check_pair(img0, img1)
         self.check_times(times)
         batch = img0.ndim == 4
-        img0, img1 = (x.to(self.device, torch.float32) for x in (img0, img1))
+        img0, img1 = (x.detach().to(self.device, torch.float32) for x in (img0, img1))
         for frame in self.frames(*((img0, img1) if batch else (img0[None], img1[None])), times):
             yield frame if batch else frame[0]
 

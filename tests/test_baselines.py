@@ -60,6 +60,13 @@ def test_a_batch_is_its_pairs_one_by_one(name, pair):
     torch.testing.assert_close(together, torch.stack([call(*pair, TIMES), call(*flipped, TIMES)]))
 
 
+@pytest.mark.parametrize("name", [*baselines.BASELINES, "IFRNet_S"])
+def test_frames_that_take_gradients_give_frames_without_a_graph(name, pair):
+    call, leaves = baselines.interpolator(name, device="cpu"), [x.clone().requires_grad_(True) for x in pair]
+    for frame, expected in zip([*call(*leaves), *call.each(*leaves)], 2 * [*call(*pair)]):
+        assert not frame.requires_grad and torch.equal(frame, expected)
+
+
 @pytest.mark.parametrize("name", baselines.BASELINES)
 def test_small_and_odd_sizes_are_answered_and_wrong_input_is_refused(name, pair):
     call = baselines.interpolator(name, device="cpu")
