@@ -254,8 +254,8 @@ class FastDecoder:
 
 
 class FastIFRNet:
-    """A copy of an IFRNet for inference. encode and decode are called as the network's are; `decode` has no other
-    results than the frame and, where it is asked for, the last flow.
+    """A copy of an IFRNet for inference, with the weights that it has now. encode and decode are called as the
+    network's are; `decode` has no other results than the frame and, where it is asked for, the last flow.
 
     model: with PReLU; ValueError otherwise. dtype: of the features, float32, bfloat16 or float16. tell: see
     kernels.choose.

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import partial
 from itertools import chain
-from numbers import Real
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
@@ -68,7 +68,7 @@ def nearest_scale(scale: float) -> float:
         raise ValueError(f"unknown scale {scale!r}; give a number or one of {', '.join(NAMED_SCALES)}")
     if not 1 / FINEST <= scale <= 4:
         raise ValueError(f"scale {scale:g} is out of range; give a number from 1/{FINEST} to 4")
-    return float(Fraction(scale).limit_denominator(FINEST))
+    return float(Fraction(float(scale)).limit_denominator(FINEST))
 
 
 def scales_for(height: int, width: int, scale: float | str) -> tuple[float, ...]:
@@ -125,7 +125,8 @@ def default_precision(mode: str, device: str | torch.device) -> str:
 class Interpolator:
     """Frames between two frames.
 
-    model: an IFRNet; it is moved to `device`.
+    model: an IFRNet; it is itself moved to `device` and brought into evaluation mode. Fast mode has a copy of its
+        weights as they are now, and whether they read t is found out now: after load_state_dict make another.
     device: default the GPU, where there is one.
     precision: of the convolutions, "fp32", "bf16" or "fp16" (default: see default_precision); flow and coordinates are
         always float32.
@@ -141,8 +142,8 @@ class Interpolator:
     pixels: how many the network will work on in all, if that is known: where fast mode's start costs more than it
         saves, as for any number on a GPU (see fast.pays), the mode becomes "eager".
 
-    ValueError for an unknown precision, padding, mode or scale, for a tile of fewer than LEAST_ROWS rows, and for
-    "fast" without PReLU.
+    ValueError for an unknown precision, padding, mode or scale, for a tile of fewer than LEAST_ROWS rows, for "fast"
+    without PReLU, for what is no IFRNet, and for weights that eager mode cannot compute with.
     """
 
     def __init__(
@@ -162,8 +163,11 @@ class Interpolator:
             raise ValueError(f"unknown mode {mode!r}; choose one of {', '.join(MODES)}")
         if padding.mode not in PADDINGS:
             raise ValueError(f"unknown padding {padding.mode!r}; choose one of {', '.join(PADDINGS)}")
-        if tile not in (None, "auto") and not (isinstance(tile, int) and tile >= LEAST_ROWS):
+        if tile not in (None, "auto") and not (isinstance(tile, Integral) and tile >= LEAST_ROWS):
             raise ValueError(f'tile {tile!r}; give {LEAST_ROWS} rows or more, "auto" or None')
+        if not hasattr(model, "any_time"):
+            what = "models.load gives one, and DataParallel holds one as its .module"
+            raise ValueError(f"model of type {type(model).__name__}; an IFRNet is needed: {what}")
         self.device = torch.device(device or default_device())
         self.model = model.to(self.device).eval()
         self.any_time = model.any_time
@@ -173,6 +177,9 @@ class Interpolator:
         if unasked:
             mode, precision = fast.proven(self.model, self.device, precision)
         self.mode, self.precision = mode, precision or default_precision(mode, self.device)
+        weights = next(model.parameters()).dtype
+        if mode == "eager" and weights not in (torch.float32, PRECISIONS[self.precision]):
+            raise ValueError(f"weights of {weights}: eager mode in {self.precision} needs float32; give model.float()")
         self.scale = scale if scale in NAMED_SCALES else nearest_scale(scale)
         self.padding, self.tile = padding, tile
         self._budget: int | None = None

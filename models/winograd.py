@@ -63,7 +63,7 @@ def serves(conv: nn.Conv2d | nn.ConvTranspose2d, channels: int) -> bool:
 class Winograd:
     """One convolution, transposed or not, and the PReLU after it.
 
-    weight, bias: those of the convolution, float32, (outputs, inputs, 3, 3) and (outputs,); of a transposed one those
+    weight, bias: those of the convolution, (outputs, inputs, 3, 3) and (outputs,); of a transposed one those
     of `as_convolution`, with phases=4. slope: of PReLU, one an output, or None for no activation. dtype: of what it is
     called with, float32 or bfloat16.
     """
@@ -72,7 +72,7 @@ class Winograd:
         self.phases, self.outputs = phases, len(weight) // phases
         padding = -self.outputs % UNIT
         one, side = torch.tensor(G[dtype], dtype=torch.float32, device=weight.device), len(G[dtype])
-        taps, self.places = weight.permute(2, 3, 1, 0).flatten(0, 1), side**2
+        taps, self.places = weight.float().permute(2, 3, 1, 0).flatten(0, 1), side**2
         tiles = (torch.kron(one, one) @ taps.flatten(1)).to(dtype).unflatten(1, taps.shape[1:])
         blocks = []
         for phase, part in enumerate(tiles.chunk(phases, -1)):

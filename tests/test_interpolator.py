@@ -1,3 +1,4 @@
+import copy
 import pickle
 import subprocess
 import sys
@@ -227,6 +228,28 @@ def test_options_out_of_range_are_refused(model, option, value):
     words = "precision 'int8'|scale .* out of range|tile (8|3.5|64.5|'rows'); give 32 rows or more|padding 'circle'"
     with pytest.raises(ValueError, match=words):
         models.Interpolator(model, "cpu", **{option: value})
+
+
+@pytest.mark.parametrize("mode", ["eager", "fast"])
+def test_numbers_of_numpy_are_numbers(model, pair, mode):
+    expected = models.Interpolator(model, "cpu", "fp32", 0.5, 32, mode=mode)(*pair)
+    numbers = np.float32(0.5), np.int64(32)
+    assert torch.equal(models.Interpolator(model, "cpu", "fp32", *numbers, mode=mode)(*pair), expected)
+
+
+def test_what_is_no_network_is_refused(model):
+    for other in (torch.nn.DataParallel(model), "IFRNet_S", model.state_dict()):
+        with pytest.raises(ValueError, match=f"model of type {type(other).__name__}; an IFRNet is needed"):
+            models.Interpolator(other, "cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_weights_of_another_type_are_for_fast_mode_alone(model, pair, dtype):
+    other = copy.deepcopy(model).to(dtype)
+    with pytest.raises(ValueError, match=f"weights of {dtype}: eager mode in fp32 needs float32; give model.float()"):
+        models.Interpolator(other, "cpu")
+    frames = models.Interpolator(other, "cpu", "fp32", mode="fast")(*pair)
+    assert torch.equal(frames, models.Interpolator(other.float(), "cpu", "fp32", mode="fast")(*pair))
 
 
 # Strips
