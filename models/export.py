@@ -33,9 +33,11 @@ from .native import write
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2"}
 NAMES = ("img0", "img1", "t")
 OPSET = 20  # GridSample has its final form from here on
-SMALLEST = 2  # of a dynamic side, in units of DIVISOR: one pixel at the coarsest level is a case of its own
+SMALLEST, LARGEST = 2, 1024  # dynamic sides, in units of DIVISOR: one pixel at the coarsest level is a case of its own
+DYNAMIC = f"multiples of {DIVISOR} from {SMALLEST * DIVISOR} to {LARGEST * DIVISOR}"
 EXAMPLE, OTHER = (256, 448), (512, 336)  # height and width to export with, and to check, where the size is dynamic
 TOLERANCE = 2e-3  # half a grey level
+PROGRAM = f"{__package__}.export"  # ifrnet's, where these networks are installed alone
 
 
 class Frame(nn.Module):
@@ -83,7 +85,7 @@ def _exported(frame: Frame, inputs: tuple[Tensor, ...], form: str, dynamic: bool
         torch.jit.save(torch.jit.trace(frame, inputs), file)
         return file.getvalue()
     sides = {
-        2 + axis: DIVISOR * torch.export.Dim(name, min=SMALLEST, max=1024)
+        2 + axis: DIVISOR * torch.export.Dim(name, min=SMALLEST, max=LARGEST)
         for axis, name in enumerate(("rows16", "columns16"))
     }
     shapes = {"img0": sides, "img1": sides, "t": None} if dynamic else None
@@ -166,13 +168,14 @@ def main(args: argparse.Namespace) -> None:
     model = network(args.model_name, args.checkpoint)
     if args.check and args.out:
         raise ValueError(f"--out {args.out}: --check writes nothing; leave one of the two out")
-    path = args.check or args.out or Path(f"{model.name}{SUFFIXES[args.format]}")
-    if args.out and path.suffix != SUFFIXES[args.format]:
-        raise ValueError(f"{path}: {args.format} ends in {SUFFIXES[args.format]}; name it so, or give another --format")
+    form = args.format or "onnx"
+    path = args.check or args.out or Path(f"{model.name}{SUFFIXES[form]}")
+    if (args.out or args.format) and path.suffix != SUFFIXES[form]:
+        raise ValueError(f"{path}: {form} ends in {SUFFIXES[form]}; name it so, or give another --format")
     if args.providers and path.suffix != SUFFIXES["onnx"]:
         raise ValueError(f"--providers: are of onnxruntime, which does not run {path}; leave them out")
     if args.check is None:
-        export(model, args.format, path, args.size)
+        export(model, form, path, args.size)
         print(f"wrote {path}")
     if not model.any_time:
         print("these weights were trained at t = 0.5 alone: the file answers that time whatever t it is given")
@@ -181,9 +184,8 @@ def main(args: argparse.Namespace) -> None:
     try:
         most = difference(model, run, (height, width))
     except Exception as error:  # each runtime has errors of its own
-        least = f"multiples of {DIVISOR} from {SMALLEST * DIVISOR} up"
         raise ValueError(
-            f"{path}: does not run at {width}x{height}; give the --size that it was made for, or {least}"
+            f"{path}: does not run at {width}x{height}; give the --size that it was made for, or {DYNAMIC}"
         ) from error
     print(f"largest difference from the network at {width}x{height}, of 1: {most:.1e}")
     if not most < TOLERANCE:
@@ -195,20 +197,22 @@ def size(text: str) -> tuple[int, int] | None:
     if text == "dynamic":
         return None
     width, _, height = text.partition("x")
-    if not (width.isdecimal() and height.isdecimal() and min(int(width), int(height)) >= DIVISOR):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; give WIDTHxHEIGHT such as 1280x720, or dynamic")
-    return int(height), int(width)
+    sides = [int(side) if side.isdecimal() else 0 for side in (height, width)]
+    if not all(sides) or any(side % DIVISOR for side in sides):
+        what = f"WIDTHxHEIGHT in multiples of {DIVISOR} such as 1280x720, or dynamic"
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; give {what}")
+    return tuple(sides)
 
 
 def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.error = lambda message: options.exit(2, f"models.export: {message} (--help lists the options)\n")
-    options.add_argument("--format", choices=SUFFIXES, default="onnx", help="of the file (default: onnx)")
+    options.error = lambda message: options.exit(2, f"{PROGRAM}: {message} (--help lists the options)\n")
+    options.add_argument("--format", choices=SUFFIXES, help="of the file (default: onnx)")
     options.add_argument(
         "--model_name", "--model-name", choices=VARIANTS, help="network (default: that of --checkpoint, or IFRNet_S)"
     )
     options.add_argument("--checkpoint", help="weights: a path (default: the shipped ones of that name)")
-    options.add_argument("--size", type=size, help="WIDTHxHEIGHT, or dynamic (default) for any multiple of 16")
+    options.add_argument("--size", type=size, help=f"WIDTHxHEIGHT, or dynamic (default): {DYNAMIC}")
     options.add_argument("--out", type=Path, help="file to write (default: the network's name)")
     options.add_argument("--check", type=Path, metavar="FILE", help="compare this export with the network, write none")
     options.add_argument("--providers", nargs="+", default=[], help="of onnxruntime, to run with (default: its CPU's)")
@@ -219,5 +223,5 @@ if __name__ == "__main__":
     try:
         main(parser().parse_args())
     except (ValueError, OSError, KeyboardInterrupt) as error:
-        print(f"models.export: {' '.join(str(error).split()) or 'interrupted'}", file=sys.stderr)
+        print(f"{PROGRAM}: {' '.join(str(error).split()) or 'interrupted'}", file=sys.stderr)
         sys.exit(2)
