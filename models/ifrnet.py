@@ -88,7 +88,7 @@ def times_of(pair: Pair, t: Tensor | float) -> tuple[Tensor, int]:
     if isinstance(t, (int, float)):
         t = torch.full((1,), t, dtype=torch.float32, device=pair.img0.device)
     t = torch.as_tensor(t, dtype=torch.float32, device=pair.img0.device).reshape(-1, 1, 1, 1)
-    if len(t) % pairs and len(t) != 1:
+    if not len(t) or (len(t) % pairs and len(t) != 1):
         raise ValueError(f"{len(t)} times for {pairs} pairs: give one, or the same number for every pair")
     return t, max(len(t) // pairs, 1)
 
@@ -226,13 +226,16 @@ class IFRNet(nn.Module):
         img0, img1: (B, 3, H, W) in [0, 1]. t: one number, B numbers, or N * B numbers: N for every pair, pair by pair;
         the result then holds N * B frames, and the pairs are encoded once. imgt: the true frames, of the result's
         shape, to have `targets`, at the size of `features`. scale: see `encode`. Weights that do not read t (see
-        `any_time`) are not refused here, but by Interpolator. ValueError as from `encode`, and for another number of
-        times.
+        `any_time`) are not refused here, but by Interpolator. ValueError as from `encode`, for another number of
+        times, and for true frames of another shape.
         """
         pair = self.encode(img0, img1, scale)
         out = self.decode(pair, t)
         if imgt is None:
             return out
+        if imgt.shape != out.imgt.shape:
+            shapes = f"{tuple(imgt.shape)} for {tuple(out.imgt.shape)}"
+            raise ValueError(f"true frames of shape {shapes}: give one for every frame of the result")
         mean = pair.mean.repeat_interleave(len(imgt) // len(img0), 0)
         truth = imgt - mean
         if scale != 1:

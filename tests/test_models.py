@@ -70,3 +70,13 @@ def test_at_another_scale_the_truth_is_seen_at_that_scale(scale):
     for feature, target, own in zip(out.features, out.targets, expected, strict=False):
         assert feature.shape == target.shape
         torch.testing.assert_close(target, own, atol=1e-4, rtol=1e-4)
+
+
+def test_times_and_true_frames_that_do_not_fit_the_pairs_are_refused():
+    model, pairs = models.build("IFRNet_S"), torch.rand(2, 2, 3, 16, 16)
+    for times in ([], [0.2, 0.5, 0.7]):
+        with pytest.raises(ValueError, match=f"{len(times)} times for 2 pairs: give one, or the same number"):
+            model(*pairs, torch.tensor(times))
+    for count in (1, 4):
+        with pytest.raises(ValueError, match=rf"true frames of shape \({count}, 3, 16, 16\) for \(2, 3, 16, 16\)"):
+            model(*pairs, 0.5, torch.rand(count, 3, 16, 16))
