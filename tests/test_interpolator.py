@@ -401,6 +401,7 @@ def test_a_file_that_would_run_code_is_refused_and_does_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
 def test_broken_and_foreign_files_are_named(model, tmp_path):
     state = model.state_dict()
     whole = saved(tmp_path / "whole.pth", state).read_bytes()
