@@ -34,7 +34,9 @@ def checkpoint_path(checkpoint: str | Path) -> Path:
     path = CHECKPOINTS / f"{checkpoint}.pth" if str(checkpoint) in VARIANTS else Path(checkpoint)
     if not path.is_file():
         shipped = [name for name in VARIANTS if (CHECKPOINTS / f"{name}.pth").is_file()]
-        raise FileNotFoundError(f"{path}: no such checkpoint; give {', or '.join(['a path', *shipped])}")
+        of_name = f"{checkpoint}: no weights of that network are here"
+        what = of_name if str(checkpoint) in VARIANTS else f"{path}: no such checkpoint"
+        raise FileNotFoundError(f"{what}; give {', or '.join(['a path', *shipped])}")
     return path
 
 

@@ -80,3 +80,12 @@ def test_times_and_true_frames_that_do_not_fit_the_pairs_are_refused():
     for count in (1, 4):
         with pytest.raises(ValueError, match=rf"true frames of shape \({count}, 3, 16, 16\) for \(2, 3, 16, 16\)"):
             model(*pairs, 0.5, torch.rand(count, 3, 16, 16))
+
+
+def test_a_network_without_shipped_weights_is_named_beside_those_that_have_some(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "CHECKPOINTS", tmp_path)
+    (tmp_path / "IFRNet_S.pth").touch()
+    with pytest.raises(
+        FileNotFoundError, match="^IFRNet_L: no weights of that network are here; give a path, or IFRNet_S$"
+    ):
+        models.load("IFRNet_L")
