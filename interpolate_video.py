@@ -93,7 +93,7 @@ def parser() -> cli.Parser:
     options = cli.Parser(__doc__)
     options.add_argument("input", help="a video file, a folder of pictures, a GIF, or - for y4m")
     options.add_argument("output", help=f"{', '.join(video_out.DEFAULTS)}, .gif, a folder for PNG, or - for y4m")
-    options.add_argument("--factor", type=times, help="times as many frames a second (default: 2)")
+    options.add_argument("--factor", type=times, help="frames for each of the input's (default: 2, or as --slow)")
     options.add_argument("--fps", type=rate, help="frames a second, such as 60 or 60000/1001, in place of --factor")
     options.add_argument("--slow", type=times, default=1, help="stretch time by this; drops the sound")
     options.add_argument("--input_fps", type=rate, help="of a folder of pictures (default: 24)")
