@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from fractions import Fraction
-from itertools import chain, groupby
+from itertools import chain, groupby, islice
 from itertools import count as infinity
 from pathlib import Path
 from typing import NamedTuple
@@ -486,7 +486,7 @@ def preview(args: argparse.Namespace, source: video.Source, grid: Grid, call: In
     for i in range(args.preview):
         place = source.last * (2 * i + 1) / (2 * args.preview)
         with closing(source.frames(place)) as frames:
-            pair = [frame.image for frame, _ in zip(frames, range(2))]
+            pair = [frame.image for frame in islice(frames, 2)]
         if not pair:
             raise ValueError(f"{source.path}: no frame can be decoded from {float(place):.2f} s on")
         first, second = pair[0], pair[-1]

@@ -121,8 +121,10 @@ def overhead(args: argparse.Namespace, folder: Path) -> None:
 
 def quality(args: argparse.Namespace, folder: Path) -> None:
     calls = {}
-    for name, checkpoint in cli.asked(args):
-        label = store.weights_name(Path(checkpoint)) if checkpoint else name or "IFRNet_S"
+    models = cli.asked(args)
+    names = [store.weights_name(Path(path)) if path else name or "IFRNet_S" for name, path in models]
+    for label, (name, checkpoint) in zip(names, models):
+        label = label if names.count(label) == 1 else checkpoint
         calls[label] = interpolator(name, checkpoint, args.device, precision=args.precision, mode=args.mode)
     print(f"{'clip':28s}" + "".join(f"{name:>12s}" for name in calls))
     means = []

@@ -359,8 +359,9 @@ def _decode_video(path: Path, times: list) -> Iterator[np.ndarray]:
         with av.open(str(path.absolute())) as container:  # a colon in a relative name would end a protocol
             if not container.streams.video:
                 raise ValueError(f"{path}: no video in this file")
+            steady = container.format.name == "avi"  # which tells when frames are decoded, not when they are shown
             for frame in container.decode(video=0):
-                times.append(frame.pts)
+                times.append(None if steady else frame.pts)
                 yield frame.to_ndarray(format="rgb24")
     except av.FFmpegError as error:
         raise ValueError(f"{path}: cannot be decoded ({error.strerror})") from error
@@ -394,7 +395,12 @@ def find_breaks(frames: Iterable[np.ndarray]) -> np.ndarray:
 
 def leaps(times: Sequence[int | None]) -> list[int]:
     """After which frames of a video the next comes later or sooner than is usual in it: another moment than half the
-    way lies half-way there. times: of all frames, in any unit; a None among them: not known, and nothing is found."""
+    way lies half-way there. times: of all frames, in units that a steady rate may be rounded to; a None among them: not
+    known, and nothing is found."""
     steps = [] if None in times else np.diff(times)
     usual = np.quantile(steps, 0.5, method="lower") if len(steps) else 0
-    return [place for place, step in enumerate(steps) if not usual / LEAP < step < usual * LEAP] if usual > 0 else []
+    if usual <= 0:
+        return []
+    rounded = int(usual > 1)
+    most, least = max(usual * LEAP, usual + rounded + 1), min(usual / LEAP, usual - rounded - 1)
+    return [place for place, step in enumerate(steps) if step <= least or step >= most]

@@ -28,6 +28,8 @@ SEGMENTATIONS = (".mat", ".png")
 LEAST, MOST = 0.01, 0.4  # of a photograph's area: smaller segments are crumbs, larger ones are backgrounds
 CUT = 0.15  # of a segment's outline may lie on the photograph's border: a segment that is cut off is no object
 PER_PHOTOGRAPH = 4
+# What SciPy raises depends on where the damage of a file lies; NotImplementedError is for MATLAB's format 7.3.
+DAMAGED = (LookupError, NameError, TypeError, ValueError, OSError, MemoryError, NotImplementedError, zlib.error)
 
 
 class Stencils(NamedTuple):
@@ -229,8 +231,7 @@ def read_segmentations(path: Path) -> list[np.ndarray]:
     try:
         truth = loadmat(BytesIO(data))["groundTruth"]
         return [_numbered(np.asarray(truth[0, i]["Segmentation"][0, 0])) for i in range(truth.shape[1])]
-    # What is raised depends on where the damage lies; NotImplementedError is for MATLAB's format 7.3.
-    except (LookupError, TypeError, ValueError, OSError, NotImplementedError, zlib.error, MatReadError) as error:
+    except (*DAMAGED, MatReadError) as error:
         what = "not a segmentation as BSDS500 has them, or damaged; copy it again, or save it in MATLAB's format 7"
         raise ValueError(f"{path}: {what}") from error
 

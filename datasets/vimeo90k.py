@@ -37,7 +37,7 @@ def read_list(root: str | Path, name: str | Path = TRAIN_LIST, check: bool = Tru
     path = root / name if (root / name).is_file() else Path(name)
     if not path.is_file():
         path = root / name
-        way = f"see {PAGE}, or train on footage of your own with --data clips:{root}"
+        way = f"see {PAGE}; train_vimeo90k.py takes footage of your own as --data clips:{root}"
         raise FileNotFoundError(f"{path}: no such list; is {root} the folder of Vimeo90K's triplets? If not, {way}")
     lines = [(number, line.strip()) for number, line in enumerate(read_text(path).splitlines(), 1) if line.strip()]
     if not lines:

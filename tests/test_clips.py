@@ -175,6 +175,25 @@ def test_no_window_holds_a_leap_in_a_videos_time(tmp_path):
     assert not clips.windows([uneven], 3)
 
 
+def test_a_container_that_tells_only_when_frames_are_decoded_holds_no_leaps(tmp_path):
+    frames = moving(24, 96, 128)
+    with av.open(str(tmp_path / "a.avi"), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"bf": "3"})
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        for pixels in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    (clip,) = clips.open_clips(tmp_path, cache=tmp_path / "cache")
+    assert len(clip.frames) == 24 and not clip.breaks.any()
+
+
+@pytest.mark.parametrize("unit, rate", [(100, 24), (100, 40), (100, 60), (1000, 240), (1000, 480), (1000, 600)])
+def test_a_steady_rate_rounded_to_a_containers_units_has_no_leaps(unit, rate):
+    times = [round(i * unit / rate) for i in range(60)]
+    assert clips.leaps(times) == []
+    assert clips.leaps(times[:30] + times[33:]) == [29]
+
+
 def test_a_clip_that_gives_no_window_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
     write_video(tmp_path / "in" / "a.mkv", moving(8), [0, 1, 3, 4, 6, 7, 9, 10])

@@ -129,10 +129,10 @@ def test_pictures_that_cannot_be_read_are_told_of_beside_those_that_can(tmp_path
 
 def test_pictures_that_are_missing_between_others_are_told_of(tmp_path, capsys):
     for k, image in enumerate(moving(10)):
-        if k != 4:
+        if k not in (4, 7):
             io.write_image(tmp_path / f"in/{k}.png", image)
     run(tmp_path / "in", tmp_path / "out.gif")
-    assert "frames are missing after 3.png" in capsys.readouterr().err
+    assert "frames are missing after 3.png and 1 more;" in capsys.readouterr().err
 
 
 def test_a_preview_of_what_cannot_be_decoded_says_where(tmp_path, capsys):
@@ -191,6 +191,11 @@ def test_frames_behind_a_damaged_one_near_the_end_are_not_lost(tmp_path, place):
     source = video.open_source(str(path))
     times = [frame.time for frame in source.frames()]
     assert times == [Fraction(i, 25) for i in range(60) if i != place] and source.damaged == 1
+    for start in range(place - 1, 60):  # as a run that goes on does
+        source = video.open_source(str(path))
+        times = [frame.time for frame in source.frames(Fraction(start, 25))]
+        assert times == [Fraction(i, 25) for i in range(start, 60) if i != place], start
+        assert source.damaged == (start <= place)
 
 
 def test_damaged_frames_are_counted_once_wherever_reading_begins(tmp_path):

@@ -133,8 +133,9 @@ class Folder(Source):
         others = {other.suffix.lower() for other in Path(path).iterdir()} & set(OTHER_PICTURES)
         if others:
             self.notes += (f"{path}: pictures in {', '.join(sorted(others))} are passed over; convert them first",)
-        for gap in io.gaps(self.paths):
-            self.notes += (f"{path}: frames are missing after {self.paths[gap].name}; motion goes on across them",)
+        if gaps := io.gaps(self.paths):
+            where = f"after {self.paths[gaps[0]].name}" + f" and {len(gaps) - 1} more" * (len(gaps) > 1)
+            self.notes += (f"{path}: frames are missing {where}; motion goes on across them",)
         _check_count(self)
 
     def frames(self, start: Fraction = Fraction(0)) -> Iterator[Frame]:
@@ -174,7 +175,10 @@ class Video(Source):
             latest, damaged = frame.time, self.damaged
             yield frame
         # Of several frames that are being decoded at once, PyAV drops those behind a damaged one at the end of a file.
-        if latest is not None and latest < self.last:
+        if latest is None and start <= self.last:
+            self.damaged = before
+            yield from self._frames(start, "SLICE")
+        elif latest is not None and latest < self.last:
             self.damaged = damaged if self.timed else before  # what is met again
             yield from (frame for frame in self._frames(latest, "SLICE") if frame.time > latest)
 
