@@ -69,10 +69,7 @@ def _library(dtype: torch.dtype) -> Library | None:
 def build(dtype: torch.dtype) -> Path:
     """A library for this machine and type, compiled once (a second) and kept where PyTorch keeps its extensions; where
     nothing can be written there, until the process ends. OSError where there is no compiler that can build it."""
-    found = filter(None, map(shutil.which, ("cc", "gcc", "clang")))
-    compiler = shlex.split(os.environ.get("CC", "")) or list(found)[:1]  # as "ccache gcc"
-    if not compiler:
-        raise OSError("there is no C compiler")
+    compiler = find_compiler()
     command = [*compiler, *FLAGS, *DEFINES[dtype]]
     run = partial(subprocess.run, capture_output=True, text=True, check=True)
     kept = None
@@ -86,18 +83,37 @@ def build(dtype: torch.dtype) -> Path:
             kept = cache_folder() / name
             if kept.is_file():
                 return kept
-        folder = tempfile.mkdtemp(prefix="ifrnet-")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        library = Path(folder) / name
-        run([*command, "-shared", "-fPIC", *map(str, SOURCES), "-o", str(library), "-lm"])
+        with tempfile.TemporaryDirectory(prefix="ifrnet-") as folder:
+            library = Path(folder) / name
+            run([*command, "-shared", "-fPIC", *map(str, SOURCES), "-o", str(library), "-lm"])
+            code = library.read_bytes()
     except subprocess.CalledProcessError as error:
         names = " and ".join(source.name for source in SOURCES)
         raise OSError(f"{shlex.join(compiler)} cannot build {names}: {error.stderr.strip()[:200]}") from error
     with suppress(OSError):
         if kept:
-            write(kept, library.read_bytes())
+            write(kept, code)
             return kept
-    return library
+    folder = tempfile.mkdtemp(prefix="ifrnet-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    write(Path(folder) / name, code)
+    return Path(folder) / name
+
+
+def find_compiler() -> list[str]:
+    """The command of a C compiler. OSError where there is none."""
+    named = os.environ.get("CC", "")
+    if not named:
+        found = [name for name in ("cc", "gcc", "clang") if shutil.which(name)]
+        if not found:
+            raise OSError("there is no C compiler")
+        return found[:1]
+    if shutil.which(named):
+        return [named]
+    try:
+        return shlex.split(named)  # as "ccache gcc"
+    except ValueError as error:
+        raise OSError(f"CC={named}: {error}") from error
 
 
 def write(file: Path, content: bytes) -> None:

@@ -17,6 +17,19 @@ from models.layers import PReLU
 CHANNELS_LAST = torch.channels_last
 
 
+def test_a_compiler_is_a_path_or_a_command(monkeypatch, tmp_path):
+    spaced = tmp_path / "my compilers" / "cc"
+    spaced.parent.mkdir()
+    spaced.write_text("#!/bin/sh")
+    spaced.chmod(0o755)
+    for named, command in ((str(spaced), [str(spaced)]), ("ccache gcc -m64", ["ccache", "gcc", "-m64"])):
+        monkeypatch.setenv("CC", named)
+        assert native.find_compiler() == command
+    monkeypatch.setenv("CC", "gcc -DX='")
+    with pytest.raises(OSError, match="CC=gcc -DX='"):
+        native.find_compiler()
+
+
 @pytest.fixture(autouse=True)
 def built():
     if native.library(torch.zeros(1)) is None:

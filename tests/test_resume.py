@@ -255,6 +255,14 @@ def test_the_best_of_another_validation_set_is_none(vimeo, whole, tmp_path):
     assert (tmp_path / "IFRNet_S" / "best.pth").stat().st_mtime_ns > before
 
 
+def test_a_finished_run_that_is_judged_anew_remembers_by_what(vimeo, whole, tmp_path, capsys):
+    """Or its best would be held against scores of the samples before."""
+    shutil.copytree(whole / "IFRNet_S", tmp_path / "IFRNet_S")
+    for anew in (True, False):
+        train_here(vimeo, tmp_path, "--batch_size", 4, "--iterations", 12, "--resume", "auto")
+        assert ("best.pth begins anew" in capsys.readouterr().out) == anew
+
+
 def test_a_run_of_another_recipe_is_not_gone_on_with(whole, tmp_path, capsys):
     shutil.copytree(whole / "IFRNet_S", tmp_path / "IFRNet_S")
     args = train_gopro.parser().parse_args(

@@ -55,7 +55,7 @@ class Parser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
         parsed, rest = self.parse_known_args(args, namespace)
-        for word in rest:
+        for word in filter(lambda word: word.startswith("--"), rest):
             if near := difflib.get_close_matches(word.partition("=")[0], self._option_string_actions, 1):
                 self.error(f"unknown option {word}; {near[0]} may be meant")
         if rest:
@@ -92,8 +92,10 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
     except RuntimeError as error:
         if debugging() or not str(error).startswith("DataLoader worker"):
             raise
-        where = "where memory is short, or shared memory in a container (docker run --shm-size)"
-        message = f"a reading process was killed, as {where}; give fewer --workers"
+        way = "--workers 0 shows why"
+        if "Killed" in str(error) or "Bus error" in str(error):
+            way = "where memory is short, or shared memory in a container (docker run --shm-size), give fewer --workers"
+        message = f"{str(error).partition('. ')[0]}; {way}"
     except OSError as error:
         if debugging():
             raise

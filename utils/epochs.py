@@ -205,10 +205,11 @@ def train(
 
 def horizon(epochs: int, order: Order, content: dict | None) -> int:
     """The iterations that so many epochs take. ValueError where a run goes on that made steps of another size: the
-    iterations that it counts would be other epochs, and its learning rate would leap."""
+    iterations that it counts would be other epochs."""
     before = config_of(content).get("step_size", order.step_size)
     if before != order.step_size and content["iteration"]:
-        left = epochs - content["iteration"] / max(1, order.length // before)
+        samples = config_of(content).get("samples", order.length)
+        left = epochs - content["iteration"] / max(1, samples // before)
         count = content["iteration"] + max(0, round(left * order.per_epoch))
         raise ValueError(
             f"--epochs {epochs}: the run made steps of {before} samples until now, not of {order.step_size}; make "
@@ -255,7 +256,8 @@ def fingerprint(dataset: Dataset) -> str:
 
 def judged_anew(content: dict | None, config: dict) -> dict | None:
     """A checkpoint to go on from, without its best score where that is of another validation set than now."""
-    if config_of(content).get("validation", config["validation"]) == config["validation"]:
+    same = config_of(content).get("validation", config["validation"]) == config["validation"]
+    if distributed.gather(same)[0]:  # another machine's decoder may round otherwise
         return content
     if distributed.is_main():
         print(f"note: validated on other samples than until now: {checkpoint.BEST} begins anew", flush=True)

@@ -190,12 +190,15 @@ def fit(
     state = State(model.to(device, memory_format=recipe.layout).train(), recipe, device, config)
     if resume:
         state.load(resume)
-        if state.best > -math.inf and not distributed.gather((Path(folder) / checkpoint.BEST).is_file())[0]:
+        there = distributed.gather((Path(folder) / checkpoint.BEST).is_file())[0]
+        if state.best > -math.inf and not there:
             state.best, state.validated = -math.inf, -1  # of a run elsewhere: here nothing is the best yet
     begun = state.iteration
     network = parallel(state.model, recipe, device)
-    journal = Journal(folder, begun if resume else None, recipe.iterations) if distributed.is_main() else None
+    goes_on = resume is not None and (begun > 0 or "optimizer" in resume)  # bare weights begin a run
+    journal = Journal(folder, begun if goes_on else None, recipe.iterations) if distributed.is_main() else None
     meter = Meter(device)
+    judged = False
     told = None  # at which second the last line was, on all ranks
     saved, kept = time.monotonic(), begun  # when it was tried, and which iteration is in the folder
 
@@ -235,9 +238,12 @@ def fit(
                     with meter.paused():
                         save(forgiving=True)  # a long validation must not stand between a run and what it has learnt
                         _examine(state, validate, pictures, journal, Path(folder))
+                    judged = True
                 if done >= 1:
                     if state.iteration == begun:
-                        state.config = (resume or {}).get("config") or state.config  # nothing was made with another
+                        if before := (resume or {}).get("config"):  # by which all was made, but the score perhaps
+                            anew = {"validation": state.config.get("validation")} if judged else {}
+                            state.config = before | anew
                         _say(journal, f"nothing to do at iteration {begun}: the run to resume has reached its end")
                     break
 
