@@ -92,10 +92,8 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
     except RuntimeError as error:
         if debugging() or not str(error).startswith("DataLoader worker"):
             raise
-        way = "--workers 0 shows why"
-        if "Killed" in str(error) or "Bus error" in str(error):
-            way = "where memory is short, or shared memory in a container (docker run --shm-size), give fewer --workers"
-        message = f"{str(error).partition('. ')[0]}; {way}"
+        way = "where memory is short, or shared memory in a container (docker run --shm-size), give fewer --workers"
+        message = f"{str(error).partition('. ')[0]}; {way}; --workers 0 shows other reasons"
     except OSError as error:
         if debugging():
             raise
