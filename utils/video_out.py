@@ -344,17 +344,17 @@ def _video_packets(parts: Sequence[Path], video: av.VideoStream) -> Iterator[tup
 def _other_packets(container: av.container.InputContainer, streams: dict, end: Fraction | None) -> Iterator[tuple]:
     if not streams:
         return
-    latest = {}
-    for number, packet in enumerate(container.demux([container.streams[index] for index in streams])):
+    given, latest = [container.streams[index] for index in streams], {}
+    begin = {stream.index: round(begins(container, stream) / stream.time_base) for stream in given}
+    for number, packet in enumerate(container.demux(given)):
         index, moment = packet.stream.index, packet.pts if packet.dts is None else packet.dts
         if moment is None or packet.stream.type == "audio" and moment <= latest.get(index, moment - 1):
             continue  # nothing tells when, or it goes back a little, which no kind of file takes
         latest[index] = moment
-        begin = round(begins(container, packet.stream) / packet.time_base)
         for name in ("pts", "dts"):
             if getattr(packet, name) is not None:
-                setattr(packet, name, getattr(packet, name) - begin)
-        time = (moment - begin) * packet.time_base
+                setattr(packet, name, getattr(packet, name) - begin[index])
+        time = (moment - begin[index]) * packet.time_base
         if packet.is_discard and time < -PRIMING:  # cut away by an edit list, which not every kind of file has
             continue
         if end is None or time < end:
