@@ -10,7 +10,6 @@ import glob
 import hashlib
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -21,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from utils import io
-from utils.shots import change, is_cut, is_repeat
+from utils.shots import find_breaks, leaps
 
 from . import Sample
 from .transforms import Augment, Dice, Raw, Stack, centre_crop, lines
@@ -32,10 +31,6 @@ TRAIN_LISTS, TEST_LISTS = (tuple(f"{of}_{part}list.txt" for of in ("sep", "tri")
 SEQUENCES = "sequences"  # where all of Vimeo90K's lie
 CACHE = Path(__file__).resolve().parent.parent / "data" / "clips_cache"
 COPIED = 64  # frames that are brought into a device's memory at a time
-# Of what changes in as many neighbours before and after. Measured on 41 real clips: where frames are repeated, as each
-# fifth or seventh is in some of them, 0.14 at most; motion that slows down leaves 0.17 and more.
-AROUND, REPEATED = 5, 0.15
-LEAP = 1.5  # times the usual step from frame to frame, or a part of it
 BREAKS = 2  # counted up whenever breaks are found in another way: what was found before is kept under this
 
 
@@ -377,30 +372,3 @@ def halved(frame: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 at half the size, every pixel the mean of four, where both sides are even."""
     height, width = frame.shape[:2]
     return cv2.resize(frame, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
-
-
-def find_breaks(frames: Iterable[np.ndarray]) -> np.ndarray:
-    """Between which neighbours of F frames, uint8 (H, W, 3), there is a cut or nothing new: (F - 1,) bool. What
-    `is_repeat` takes for motion, because compression changed it, is told by how much changes elsewhere."""
-    found, changes = [], []
-    for first, second in pairwise(frames):
-        found.append(is_cut(first, second) or is_repeat(first, second))
-        changes.append(change(first, second))
-    if len(found) < 2:
-        return np.array(found, bool)
-    around = np.pad(changes, AROUND, constant_values=np.nan)
-    usual = np.nanmedian([around[i : i + len(found)] for i in range(2 * AROUND + 1) if i != AROUND], axis=0)
-    return np.array(found) | (np.array(changes) < REPEATED * usual)
-
-
-def leaps(times: Sequence[int | None]) -> list[int]:
-    """After which frames of a video the next comes later or sooner than is usual in it: another moment than half the
-    way lies half-way there. times: of all frames, in units that a steady rate may be rounded to; a None among them: not
-    known, and nothing is found."""
-    steps = [] if None in times else np.diff(times)
-    usual = np.quantile(steps, 0.5, method="lower") if len(steps) else 0
-    if usual <= 0:
-        return []
-    rounded = int(usual > 1)
-    most, least = max(usual * LEAP, usual + rounded + 1), min(usual / LEAP, usual - rounded - 1)
-    return [place for place, step in enumerate(steps) if step <= least or step >= most]

@@ -15,7 +15,7 @@ from torch.utils.data import default_collate
 
 from datasets import clips
 from datasets.transforms import Augment, finish
-from utils import io
+from utils import io, shots
 
 
 def moving(frames=12, height=48, width=64, seed=0, step=2):
@@ -69,7 +69,7 @@ def test_the_second_opening_reads_the_cache_and_a_changed_clip_is_decoded_anew(t
 def test_windows_hold_neither_cuts_nor_repeated_frames(tmp_path):
     frames = np.concatenate([moving(10, seed=1), moving(10, seed=2)])
     frames[5] = frames[4]
-    breaks = clips.find_breaks(frames)
+    breaks = shots.find_breaks(frames)
     assert np.flatnonzero(breaks).tolist() == [4, 9]
     found = clips.windows([clips.Clip("x", frames, breaks)], length=3)
     assert [w.start for w in found] == [0, 1, 2, 5, 6, 7, 10, 11, 12, 13, 14, 15, 16, 17]
@@ -132,21 +132,21 @@ def test_of_vimeo90k_those_of_the_training_list_are_taken(tmp_path, monkeypatch,
 
 
 def test_motion_alone_is_no_cut():
-    assert not clips.find_breaks(moving(40, height=96, width=128, step=6)).any()
+    assert not shots.find_breaks(moving(40, height=96, width=128, step=6)).any()
 
 
 def test_what_moves_in_a_small_part_of_a_still_picture_is_no_repeat():
     frames = np.stack([moving(1, 360, 640)[0]] * 12)
     for i, frame in enumerate(frames):
         frame[100:124, 100 + 4 * i : 124 + 4 * i] = 255 * np.indices((24, 24)).sum(0)[..., None] // 8 % 2
-    assert not clips.find_breaks(frames).any()
+    assert not shots.find_breaks(frames).any()
 
 
 def test_a_repeat_that_compression_changed_is_told_by_the_motion_around_it():
     frames = moving(12, 96, 128, step=4).astype(int)
     frames[6] = frames[5]
     frames[6, 40:56, 40:56] += 6 * (-1) ** np.indices((16, 16)).sum(0)[..., None]
-    assert np.flatnonzero(clips.find_breaks(frames.clip(0, 255).astype(np.uint8))).tolist() == [5]
+    assert np.flatnonzero(shots.find_breaks(frames.clip(0, 255).astype(np.uint8))).tolist() == [5]
 
 
 @pytest.mark.parametrize("length", [3, 4, 5, 12])
@@ -154,7 +154,7 @@ def test_a_cut_in_the_dark_and_in_a_short_clip_is_found(length):
     first, second = moving(length, 96, 128, seed=1), moving(length, 96, 128, seed=2)
     for cut in range(1, length):
         frames = np.concatenate([first[:cut], second[cut:]]) // 4
-        assert np.flatnonzero(clips.find_breaks(frames)).tolist() == [cut - 1]
+        assert np.flatnonzero(shots.find_breaks(frames)).tolist() == [cut - 1]
 
 
 def test_real_clips_have_the_cuts_and_repeats_that_somebody_listed(real_data, tmp_path):
@@ -190,8 +190,8 @@ def test_a_container_that_tells_only_when_frames_are_decoded_holds_no_leaps(tmp_
 @pytest.mark.parametrize("unit, rate", [(100, 24), (100, 40), (100, 60), (1000, 240), (1000, 480), (1000, 600)])
 def test_a_steady_rate_rounded_to_a_containers_units_has_no_leaps(unit, rate):
     times = [round(i * unit / rate) for i in range(60)]
-    assert clips.leaps(times) == []
-    assert clips.leaps(times[:30] + times[33:]) == [29]
+    assert shots.leaps(times) == []
+    assert shots.leaps(times[:30] + times[33:]) == [29]
 
 
 def test_a_clip_that_gives_no_window_is_named(tmp_path, monkeypatch):
