@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from processes import run_ranks
 from scoring import frame, psnr_by_hand, result, score
 
 import models
@@ -234,19 +235,13 @@ def test_one_two_and_three_ranks_give_the_same_file(vimeo, weights, tmp_path, ty
     """Seven cases in batches of two: neither number of ranks divides them."""
     words = ["--model_name", "dis", "IFRNet_S", "--checkpoint", weights, "--batch_size", 2]
     plain = ["--data", vimeo, "--device", "cpu", "--workers", 0, *words]
-    three = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3", "benchmarks/Vimeo90K.py", *plain]
-    started = [launch(*three, "--world_size", 3, "--out", tmp_path / "three")]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        ranks = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-    for rank in "01":
-        two = ["-m", "benchmarks.Vimeo90K", *plain, "--out", tmp_path / "two"]
-        started.append(launch(*two, **ranks, RANK=rank, LOCAL_RANK=rank))
     assert score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path / "one", *words).status == 0
-    outputs = [process.communicate(timeout=120) for process in started]
-    assert [process.returncode for process in started] == [0, 0, 0], outputs
-    tables = [len(re.findall(r"^IFRNet_S formula +test +7 ", out, re.M)) for out, _ in outputs]
-    assert tables == [1, 1, 0]  # one rank speaks
+    for count, name in ((2, "two"), (3, "three")):
+        rank = ["benchmarks.Vimeo90K", *plain, "--world_size", count, "--out", tmp_path / name]
+        status, said = zip(*run_ranks(tmp_path, *[rank] * count))
+        assert not any(status), said
+        tables = [len(re.findall(r"^IFRNet_S formula +test +7 ", text, re.M)) for text in said]
+        assert tables == [1] + [0] * (count - 1)  # one rank speaks
     assert len(list((tmp_path / "one").glob("*.json"))) == 2
     assert files(tmp_path / "one") == files(tmp_path / "two") == files(tmp_path / "three")
 

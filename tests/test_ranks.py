@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_runs import assert_same, start, train, train_here, validations, wait_for, weights
+from processes import run_ranks
+from training_runs import assert_same, start, train, train_here, typed_options, validations, wait_for, weights
 
 import models
 from utils import batches, distributed
@@ -25,9 +26,9 @@ def test_two_ranks_make_the_weights_of_one(vimeo, whole, tmp_path, optimizer):
     if optimizer != "adamw":
         whole = tmp_path / "whole"
         train_here(vimeo, whole, "--batch_size", 4, *common)
-    options = ["--world_size", 2, "--batch_size", 1, "--accumulate", 2, *common]
-    done = train(vimeo, tmp_path, *options, launcher=TORCHRUN)
-    assert done.returncode == 0, done.stderr
+    options = typed_options(vimeo, tmp_path, "--world_size", 2, "--batch_size", 1, "--accumulate", 2, *common)
+    (status, said), (other, others) = run_ranks(tmp_path, *[("train_vimeo90k", *options)] * 2)
+    assert status == other == 0, said + others
     one, two = weights(whole), weights(tmp_path)
     torch.manual_seed(0)
     fresh = models.build("IFRNet_S").state_dict()
@@ -71,29 +72,26 @@ def test_torchrun_starts_a_killed_process_again_and_nothing_is_lost(vimeo, whole
     assert_same(weights(whole), weights(tmp_path))
 
 
-def two_nodes(vimeo, tmp_path, *folders):
-    """A run of one process a node, each with its folder: (status, what it said) of each node."""
+def test_two_nodes_make_the_weights_of_one_process(vimeo, whole, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = ["--epochs", 6, "--batch_size", 2, "--resume", "auto"]
     address = ["--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={port}"]
-    nodes = []
-    for rank, folder in enumerate(folders):
-        log, launcher = tmp_path / f"{rank}.txt", ["-m", "torch.distributed.run", *address, f"--node_rank={rank}"]
-        nodes.append((start(log, vimeo, folder, *options, launcher=launcher), log))
-    return [(process.wait(), log.read_text()) for process, log in nodes]
-
-
-def test_two_nodes_make_the_weights_of_one_process(vimeo, whole, tmp_path):
-    (status, said), (other, others) = two_nodes(vimeo, tmp_path, tmp_path, tmp_path)
-    assert status == other == 0, said + others
+    nodes, logs = [], [tmp_path / f"{rank}.txt" for rank in range(2)]
+    for rank, log in enumerate(logs):
+        launcher = ["-m", "torch.distributed.run", *address, f"--node_rank={rank}"]
+        nodes.append(start(log, vimeo, tmp_path, "--epochs", 6, "--batch_size", 2, launcher=launcher))
+    status = [node.wait() for node in nodes]
+    said, others = (log.read_text() for log in logs)
+    assert status == [0, 0], said + others
     assert "IFRNet_S on 2 cpu" in said and "iteration" not in others
     assert_same(weights(whole), weights(tmp_path), 1e-5)
 
 
-def test_nodes_that_do_not_share_the_folder_of_a_run_say_so(vimeo, whole, tmp_path):
-    for _, said in two_nodes(vimeo, tmp_path, whole, tmp_path / "own"):
+def test_machines_that_do_not_share_the_folder_of_a_run_say_so(vimeo, whole, tmp_path):
+    options = ["--epochs", 6, "--batch_size", 2, "--resume", "auto"]
+    each = [("train_vimeo90k", *typed_options(vimeo, folder, *options)) for folder in (whole, tmp_path / "own")]
+    for _, said in run_ranks(tmp_path, *each):
         line = next(line for line in said.splitlines() if line.startswith("train_vimeo90k.py: "))
         assert "iteration to go on from is 12 for process 0 and none for process 1: all machines need" in line
 

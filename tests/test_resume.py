@@ -1,7 +1,6 @@
 """The training script as people run it: killed and gone on with, and given what is wrong."""
 
 import csv
-import multiprocessing
 import os
 import random
 import shutil
@@ -14,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import formula_image
+from processes import begin
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from training_runs import ROOT, assert_same, command, start, train_here, wait_for, weights, weights_and_all
+from training_runs import assert_same, command, start, train_here, typed_options, wait_for, weights, weights_and_all
 
 import models
 import train_gopro
@@ -55,25 +55,7 @@ def test_weights_that_know_t_go_on_as_those_of_one_half():
         torch.testing.assert_close(got, expected)
 
 
-@pytest.fixture
-def begin(monkeypatch):
-    """Begin a run in a process of its own, soon: one process imports, all others are its copies."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONWARNINGS", "ignore:resource_tracker")  # it tells what killed processes leave
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(["train_vimeo90k", "torch.utils.tensorboard"])
-
-    def begin(*args):
-        options = train_vimeo90k.parser().parse_args(command(*args)[2:])
-        process = forks.Process(target=train_vimeo90k.main, args=(options,))
-        process.start()
-        return process
-
-    return begin
-
-
-def test_killed_and_resumed_is_uninterrupted_bit_for_bit(vimeo, whole, tmp_path, begin, capsys):
+def test_killed_and_resumed_is_uninterrupted_bit_for_bit(vimeo, whole, tmp_path, capsys):
     """Killed with no chance to save: in the first save, in a later one, and a moment after one, in a step."""
     options = ["--epochs", 6, "--batch_size", 4, "--log_every", 1, "--save_every", 0, "--resume", "auto"]
     folder = tmp_path / "IFRNet_S"
@@ -93,7 +75,7 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(vimeo, whole, tmp_path,
             time.sleep(0.002)
 
     for moment in ("first save", "later save", "step"):
-        begun, process = time.time_ns(), begin(vimeo, tmp_path, *options)
+        begun, process = time.time_ns(), begin("train_vimeo90k", *typed_options(vimeo, tmp_path, *options))
         if moment != "first save":
             for left in folder.glob(".latest.*.pth"):
                 left.unlink()
@@ -109,7 +91,7 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(vimeo, whole, tmp_path,
     assert_same(weights(whole), weights(tmp_path))
 
 
-def test_killed_at_ten_random_moments_and_always_resumed_is_uninterrupted(vimeo, whole, tmp_path, begin):
+def test_killed_at_ten_random_moments_and_always_resumed_is_uninterrupted(vimeo, whole, tmp_path):
     """A run that is killed at random, each third time in the save that comes next, and gone on with until it is done;
     as many of them as ten kills take."""
     options = ["--epochs", 6, "--batch_size", 4, "--log_every", 1, "--save_every", 0, "--resume", "auto"]
@@ -121,7 +103,7 @@ def test_killed_at_ten_random_moments_and_always_resumed_is_uninterrupted(vimeo,
 
     while not done or kills < 10 or not in_saves:
         folder = tmp_path / str(kills) if done else folder
-        process = begin(vimeo, folder, *options)
+        process = begin("train_vimeo90k", *typed_options(vimeo, folder, *options))
         process.join(random.uniform(0, seconds) if kills < 10 or not in_saves else None)
         while kills % 3 == 2 and process.is_alive() and not save():
             time.sleep(0.001)

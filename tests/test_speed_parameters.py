@@ -21,7 +21,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def no_longer_than_it_takes(monkeypatch):
-    monkeypatch.setattr(speed, "SECONDS", 1.0)  # small frames need no more to be timed a dozen times
+    monkeypatch.setattr(speed, "SECONDS", 0.3)  # small frames need no more to be timed a few times
+    monkeypatch.setitem(speed.MATRICES, "cpu", 512)  # nor the pace of the machine
 
 
 def run(typed, out, *words):
@@ -40,6 +41,7 @@ def test_several_frames_of_a_pair_are_encoded_once():
 def test_the_share_of_a_matrix_products_pace_is_that_of_the_macs(monkeypatch):
     """A product of 2048^3 in one second and seven frames in seven: MACs of a frame a second, against 2048^3."""
     monkeypatch.setattr(speed, "in_turn", lambda calls, *_: [[7.0] * 3] * (len(calls) - 1) + [[1.0] * 3])
+    monkeypatch.setitem(speed.MATRICES, "cpu", 2048)
     fast = speed.ways(CPU)[-1]
     (row,) = speed.measure("IFRNet_S", (96, 64), [fast], CPU, 1.0, frames=7)
     assert row["seconds"] == 1 and row["frames"] == 7
@@ -91,7 +93,7 @@ def test_a_run_tells_and_keeps_what_it_measured(typed, tmp_path):
     assert result["left_out"] == [] and f"wrote {path}" in done.out
 
 
-def test_other_scales_are_timed_beside_scale_1_and_measured_again(typed, tmp_path):
+def test_other_scales_are_timed_beside_scale_1_and_measured_again(typed, tmp_path, monkeypatch):
     done = run(typed, tmp_path, "--model_name", "IFRNet_S", "--sizes", "64x64", "--scales", "1", "0.5", "multi")
     assert done.status == 0, done.err
     (path,) = tmp_path.glob("*.json")
@@ -109,8 +111,11 @@ def test_other_scales_are_timed_beside_scale_1_and_measured_again(typed, tmp_pat
     assert rows[0]["ratio"] == 1 and all(row["of_matmul"] is None for row in rows if row["scale"] != 1)
     ratios = {speed.mode(row): row["ratio"] for row in rows}
     assert ratios["eager, multi"] < ratios["eager, 0.5"]
-    done = run(typed, tmp_path, "--compare", path, "--tolerance", 1)
+    asked = []
+    monkeypatch.setattr(speed, "measure_all", lambda args, chosen: asked.append(chosen) or iter([rows]))
+    done = run(typed, tmp_path, "--compare", path)
     assert done.status == 0 and "IFRNet_S 64x64 eager, multi fp32" in done.out, done.err
+    assert asked == [speed.ways(CPU, [0.5, "multi"])]
 
 
 def test_the_frames_are_a_photograph_that_moves_by_100_pixels_of_3840():

@@ -1,8 +1,5 @@
 import argparse
-import os
 import re
-import subprocess
-import sys
 from itertools import islice
 from types import SimpleNamespace
 
@@ -11,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from processes import run_ranks
 from torch.utils.data import DataLoader
 
 import models
@@ -417,15 +415,12 @@ def test_a_run_by_the_clock_ends_whole_and_goes_on_to_a_later_horizon(tmp_path, 
 
 
 def test_two_ranks_change_crops_and_end_together(tmp_path):
-    command = (
-        "-m torch.distributed.run --standalone --nproc_per_node=2 train_synthetic.py --minutes 0.05 --crops 32 48 "
-        f"--crop_ends 0.5 1 --batch_size 1 --log_path {tmp_path} --workers 0 --patch_size 64 --device cpu --amp none"
+    words = (
+        "--minutes 0.05 --crops 32 48 --crop_ends 0.5 1 --batch_size 1 --workers 0 --patch_size 64 --device cpu "
+        f"--amp none --log_path {tmp_path}"
     ).split()
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    (status, said), (other, others) = run_ranks(tmp_path, *[("train_synthetic", *words)] * 2)
+    assert status == other == 0, said + others
     assert "iteration" in (tmp_path / "IFRNet_S" / "train.log").read_text()
     assert models.load(tmp_path / "IFRNet_S" / "IFRNet_S.pth").any_time
 

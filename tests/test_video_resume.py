@@ -1,7 +1,6 @@
 """Runs of interpolate_video.py that end early, go on, or meet: what is complete stays, and the end is the same."""
 
 import errno
-import os
 import resource
 import signal
 import subprocess
@@ -13,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from video_files import SCRIPT, complaint, decode, encode, moving, packets, run, start
+from processes import run_ranks
+from video_files import complaint, decode, encode, moving, packets, run, start
 
 import interpolate_video
 import models
@@ -168,10 +168,9 @@ def test_an_interrupt_behind_a_gap_in_time_leaves_and_resumes_all_that_is_done(t
 def test_two_ranks_make_the_file_of_one(tmp_path, options):
     source = encode(tmp_path / "in.mp4", moving(70), sound="aac")
     run(source, tmp_path / "one.mp4", "--segment", "1", *options)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", SCRIPT]
-    command += [str(source), str(tmp_path / "two.mp4"), "--segment", "1", "--model_name", "average", *options]
-    done = subprocess.run(command, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120)
-    assert done.returncode == 0, done.stderr.decode()
+    words = [source, tmp_path / "two.mp4", "--segment", "1", "--model_name", "average", *options]
+    (status, said), (other, others) = run_ranks(tmp_path, *[("interpolate_video", *words)] * 2)
+    assert status == other == 0, said + others
     assert packets(tmp_path / "two.mp4", "video") == packets(tmp_path / "one.mp4", "video")
     assert packets(tmp_path / "two.mp4", "audio") == packets(source, "audio")
 

@@ -34,9 +34,13 @@ def write_training_set(root):
     return root
 
 
-def command(vimeo, log_path, *options, launcher=()):
+def typed_options(vimeo, log_path, *options):
     fixed = ["--data", vimeo, "--model_name", "IFRNet_S", "--crop", 32, "--workers", 0, "--device", "cpu"]
-    return [sys.executable, *launcher, SCRIPT, *map(str, [*fixed, "--log_path", log_path, *options])]
+    return [str(word) for word in (*fixed, "--log_path", log_path, *options)]
+
+
+def command(*args, launcher=()):
+    return [sys.executable, *launcher, SCRIPT, *typed_options(*args)]
 
 
 def train(*args, **kwargs):
@@ -46,8 +50,7 @@ def train(*args, **kwargs):
 
 def train_here(*args):
     """The same in this process: no start to wait for, and errors as they are raised."""
-    options = command(*args)[2:]
-    train_vimeo90k.main(train_vimeo90k.parser().parse_args(options))
+    train_vimeo90k.main(train_vimeo90k.parser().parse_args(typed_options(*args)))
 
 
 def weights_and_all(log_path):

@@ -1,0 +1,64 @@
+"""Scripts in processes of their own that begin at once: one process imports, and all others are its copies.
+
+Under a launcher each process imports for seconds; what launchers tell ranks is tested in test_distributed.py.
+"""
+
+import multiprocessing
+import os
+import runpy
+import socket
+import sys
+from functools import cache
+from multiprocessing import forkserver
+
+import pytest
+from conftest import ROOT
+
+IMPORTED = ["processes", "av", "cv2", "torch._dynamo", "torch.utils.tensorboard", "train_vimeo90k"]  # what takes long
+
+
+@cache
+def forks():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    with pytest.MonkeyPatch.context() as during:
+        during.setenv("OMP_NUM_THREADS", "1")
+        during.setenv("PYTHONWARNINGS", "ignore:resource_tracker")  # it tells what killed processes leave
+        during.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+        forkserver.ensure_running()
+    return context
+
+
+def typed(script, options, log, environment):
+    """In the new process: what the script does when it is typed."""
+    os.environ.update(environment)
+    with open(log, "w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    sys.argv[1:] = options
+    runpy.run_module(script, run_name="__main__", alter_sys=True)
+
+
+def begin(script, *options, log=os.devnull, **environment):
+    """Start a script by the name of its module. log: the file for all that it says."""
+    process = forks().Process(target=typed, args=(script, [*map(str, options)], log, environment))
+    process.start()
+    return process
+
+
+def run_ranks(folder, *ranks):
+    """Run a script on several ranks; of each, how it ended and what it said, which is kept in the folder.
+
+    ranks: of each, the name of the script's module and the options.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(len(ranks))}
+    logs = [folder / f"rank{k}.txt" for k in range(len(ranks))]
+    started = [
+        begin(*words, log=log, RANK=str(k), LOCAL_RANK=str(k), **shared)
+        for k, (words, log) in enumerate(zip(ranks, logs))
+    ]
+    for process in started:
+        process.join()
+    return [(process.exitcode, log.read_text()) for process, log in zip(started, logs)]
