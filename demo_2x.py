@@ -1,9 +1,9 @@
-"""The frame half-way between two frames, the animation of the three, and both inputs overlaid to see the motion.
+"""Make the frame half-way between two frames, an animation of the three, and an overlay of both inputs.
 
     python demo_2x.py
     python demo_2x.py --img0 a.png --img1 b.png --out out --model_name IFRNet --checkpoint IFRNet_Vimeo90K.pth
 
-Large motion and fine detail: flow is estimated at several sizes of the frames, see --scale.
+By default flow is estimated at several scales, for both large motion and fine detail: see --scale.
 """
 
 import argparse
@@ -26,16 +26,16 @@ def parser(doc: str) -> cli.Parser:
     options.add_argument("--img0", type=Path, help="frame at t = 0 (default: of a sample pair)")
     options.add_argument("--img1", type=Path, help="frame at t = 1 (default: of a sample pair)")
     options.add_argument("--out", type=Path, default=Path("out"), help="folder to write to (default: out)")
-    about = "size at which flow is estimated; auto: by motion; multi (default): several, the best of each place"
+    about = "scale of flow estimation; auto: by motion; multi (default): several, blended pixel by pixel"
     options.add_argument("--scale", type=cli.scale, default="multi", help=about)
     cli.add_model(options, mode="auto")
     return options
 
 
 def between(args: argparse.Namespace, times: Sequence[float], written: Sequence[str]) -> np.ndarray:
-    """The two frames with those at `times` between them, (2 + T, H, W, 3) uint8; says how long it took.
+    """Both input frames with those at `times` between them, (2 + T, H, W, 3) uint8; prints the time it took.
 
-    written: the pictures that a demo makes in its folder, which must not be the two frames.
+    written: names of the pictures that the demo writes to --out; none may be an input.
     """
     pair = args.img0, args.img1
     if pair.count(None) == 1:
@@ -43,7 +43,7 @@ def between(args: argparse.Namespace, times: Sequence[float], written: Sequence[
     io.check_writable(args.out)
     for path in filter(None, pair):
         if path.resolve() in [(args.out / name).resolve() for name in written]:
-            raise ValueError(f"{path}: would be written over; give another --out")
+            raise ValueError(f"{path}: would be overwritten; give another --out")
     first, last = io.read_frames([FIGURES / "img0.png", FIGURES / "img1.png"] if None in pair else pair)
     height, width = first.shape[:2]
     if min(height, width) < 2:
@@ -57,7 +57,7 @@ def between(args: argparse.Namespace, times: Sequence[float], written: Sequence[
     seconds = time.perf_counter() - start
     print(f"{len(times)} frame{'s' * (len(times) > 1)} of {width}x{height} in {seconds:.2f} s on {call.device}")
     if (args.mode, call.mode) == ("fast", "eager"):
-        print("      without --fast, whose start takes longer than such frames")
+        print("      without --fast, which takes longer to start than these frames need")
     return np.concatenate([first[None], frames, last[None]])
 
 

@@ -1,9 +1,9 @@
-"""Seven frames between two frames, evenly spaced in time, and the animation of the nine.
+"""Make seven frames between two frames, evenly spaced in time, and an animation of the nine.
 
     python demo_8x.py
     python demo_8x.py --img0 a.png --img1 b.png --out out --model_name IFRNet --checkpoint IFRNet_GoPro.pth
 
-The weights must know any t: those shipped do, published *_Vimeo90K.pth do not.
+The weights must support any t: the shipped ones do, the published *_Vimeo90K.pth do not.
 """
 
 import argparse

@@ -1,20 +1,20 @@
 """Teacher flow for a set of triplets in the layout of Vimeo90K: flow/00001/0001/flow_t0.flo and flow_t1.flo.
 
-    python generate_flow.py                                        data/vimeo_triplet, the best teacher that is here
+    python generate_flow.py                                        data/vimeo_triplet, the best available teacher
     python generate_flow.py --teacher raft_large --format png      an eighth of the bytes
     python generate_flow.py --teacher liteflownet --weights network-default.pytorch --split all
     torchrun --nproc_per_node=4 generate_flow.py --teacher raft_large
     python generate_flow.py --check 16                             how good are the labels in flow/?
-    python generate_flow.py --check 16 --teacher raft_large        how good would this teacher's be?
+    python generate_flow.py --check 16 --teacher raft_large        how good would this teacher's labels be?
 
-An interrupted run goes on where it was: whole files are kept, broken ones made again. Frames are decoded, flow is
-estimated and files are written at the same time. The files do not depend on the number of processes or on
-interruptions, because the batches are those of the list, whoever works on them; on a CPU the number of threads
-(OMP_NUM_THREADS) must be the same too.
+To continue an interrupted run, type the same command: complete files are kept, broken ones are made again. Decoding,
+flow estimation and writing overlap. The files do not depend on the number of processes or on interruptions, because
+batches are always cut from the list in the same way; on a CPU they do depend on the number of threads
+(OMP_NUM_THREADS).
 
-Formats, each file: flo, 8 bytes a pixel; f16, 4 bytes, within 1/128 pixel up to 32 pixels; png (KITTI), about 1 byte,
-within 1/128 pixel, takes ten times as long to read from memory, and less from a disk below 350 MB/s. Every data set of
-this project reads all of them.
+Formats, per file: flo, 8 bytes a pixel; f16, 4 bytes, within 1/128 pixel up to 32 pixels; png (KITTI), about 1 byte,
+within 1/128 pixel. Read from memory, png takes ten times as long as flo; from a disk below 350 MB/s, less time.
+Every data set of this project reads all of them.
 """
 
 import argparse
@@ -43,7 +43,7 @@ LISTS = {"train": [TRAIN_LIST], "test": [TEST_LIST], "all": [TRAIN_LIST, TEST_LI
 
 
 class Format(NamedTuple):
-    bytes: float  # a pixel and flow; of the compressed one, more than was seen
+    bytes: float  # per pixel of one flow; for png, which is compressed, an upper estimate
     reach: float  # pixels; larger flow is marked as unknown
 
 
@@ -56,7 +56,7 @@ FORMATS = {
 
 
 class Group(NamedTuple):
-    """Triplets of one size, out of one batch of the list. frames: RGB uint8 (N, 3, H, W, 3); missing: whose flow is."""
+    """Triplets of one size from one batch. frames: RGB uint8 (N, 3, H, W, 3); missing: whether each lacks its flow."""
 
     names: list[str]
     missing: list[bool]
@@ -64,7 +64,7 @@ class Group(NamedTuple):
 
 
 class Batches(Dataset):
-    """The list in batches: every one as its Groups, without those that have all their flow already."""
+    """The list in batches, each as its Groups; groups whose triplets all have their flow are left out."""
 
     def __init__(self, root: Path, names: list[str], size: int, ending: str):
         self.triplets, self.size, self.ending = Vimeo90K(root, names, flow=False), size, ending
@@ -76,7 +76,7 @@ class Batches(Dataset):
         return range(len(self.triplets))[number * self.size : (number + 1) * self.size]
 
     def __getitem__(self, number: int) -> tuple[int, list[Group]]:
-        """The batch's number of triplets, and what there is to do."""
+        """The batch's number of triplets, and its groups with flow to make."""
         indices = self.indices(number)
         names = [self.triplets.names[index] for index in indices]
         missing = [not self._whole(name) for name in names]
@@ -91,7 +91,7 @@ class Batches(Dataset):
         return len(indices), [group for group in groups if any(group.missing)]
 
     def _whole(self, name: str) -> bool:
-        """Whether both files can be read and have the size that the frames have now."""
+        """Whether both flow files can be read and have the size of the frames."""
         root = self.triplets.root
         try:
             size = io.png_size(root / "sequences" / name / FRAMES[0])
@@ -109,7 +109,7 @@ def write(root: Path, name: str, ending: str, flow: np.ndarray) -> tuple[int, in
     unknown = ~(np.abs(flow) <= FORMATS[ending].reach)
     size = 0
     for path, part in zip(flow_paths(root, name, ending), np.split(np.where(unknown, np.nan, flow), 2, axis=2)):
-        for leftover in path.parent.glob(f".{path.stem}.*"):  # of a run that was killed
+        for leftover in path.parent.glob(f".{path.stem}.*"):  # from a run that was killed
             leftover.unlink(missing_ok=True)
         io.write_flow(path, part)
         size += path.stat().st_size
@@ -143,7 +143,7 @@ def generate(args: argparse.Namespace, names: list[str], teacher: teachers.Teach
                     if missing:
                         writing.append(writers.submit(write, args.data, name, args.format, one))
             counts["there"] += count - sum(sum(group.missing) for group in groups)
-            settle(8 * args.batch_size)  # so that a slow disk holds up the teacher and memory does not fill
+            settle(8 * args.batch_size)  # a slow disk then holds up the teacher instead of filling the memory
             bar.update(count)
         settle(0)
     counts = distributed.sums(counts)
@@ -166,7 +166,7 @@ def amount(count: float) -> str:
 
 
 def check_space(root: Path, names: list[str], ending: str) -> None:
-    """Say what the job will take. OSError where the disk lacks it."""
+    """Print how much disk space the job needs. OSError if there is less."""
     paths = (flow_paths(root, name, ending) for name in names)
     missing = [name for name, both in zip(names, paths) if not all(path.is_file() for path in both)]
     if not missing:
@@ -175,7 +175,7 @@ def check_space(root: Path, names: list[str], ending: str) -> None:
     pixels = np.mean([io.read_image(root / "sequences" / name / FRAMES[1])[..., 0].size for name in some])
     needed = len(missing) * len(FLOW) * (12 + FORMATS[ending].bytes * pixels)
     folder = root / "flow"
-    free = shutil.disk_usage(folder if folder.is_dir() else root).free  # it may be a link to another disk
+    free = shutil.disk_usage(folder if folder.is_dir() else root).free  # the flow folder may be a link to another disk
     print(
         f"{len(missing)} of {len(names)} triplets to do: about {amount(needed)} of .{ending}, {amount(free)} are free"
     )
@@ -186,18 +186,18 @@ def check_space(root: Path, names: list[str], ending: str) -> None:
 
 
 def read_record(folder: Path) -> dict:
-    """What the labels of a folder were made by; nothing where it does not say."""
+    """What made the labels of a folder; empty if the folder has no record."""
     path = folder / RECORD
     if not path.is_file():
         return {}
     try:
         return dict(json.loads(path.read_text()))
     except (ValueError, TypeError):
-        raise ValueError(f"{path}: not readable as JSON; remove it if all labels there are of one teacher") from None
+        raise ValueError(f"{path}: not readable as JSON; remove it if one teacher made all labels there") from None
 
 
 def make_record(args: argparse.Namespace) -> dict:
-    """What the labels of this run are made by, so that no other run mixes its own with them."""
+    """What makes the labels of this run; recorded so that no other run mixes different ones in."""
     weights = args.weights or (teachers.LITEFLOWNET if args.teacher == "liteflownet" else None)
     return {
         "teacher": args.teacher,
@@ -209,7 +209,7 @@ def make_record(args: argparse.Namespace) -> dict:
 
 
 def check_record(folder: Path, names: list[str], wanted: dict) -> None:
-    """ValueError where labels of another kind are in the folder already; a record without any counts for nothing."""
+    """ValueError if the folder already holds labels of another kind. A record without labels is ignored."""
     there = read_record(folder)
     if not any(folder.rglob(f"{FLOW[0]}.*")):
         return
@@ -218,11 +218,11 @@ def check_record(folder: Path, names: list[str], wanted: dict) -> None:
             there = {"format": find_flow(folder / names[0] / FLOW[0]).suffix[1:]}
         except FileNotFoundError:
             return
-        print(f"note: nothing says what made the labels in {folder}; they are taken for {wanted['teacher']}'s")
+        print(f"note: no record of what made the labels in {folder}; {wanted['teacher']} is assumed")
     for key, value in there.items():
         if wanted.get(key) != value:
             raise ValueError(
-                f"{folder}: has labels made with {key} = {value}, not {wanted.get(key)}; go on with the same, or move "
+                f"{folder}: has labels made with {key} = {value}, not {wanted.get(key)}; use the same, or move "
                 "the folder away"
             )
 
@@ -230,10 +230,10 @@ def check_record(folder: Path, names: list[str], wanted: dict) -> None:
 def check(
     args: argparse.Namespace, names: list[str], teacher: teachers.Teacher, device: torch.device, given: bool
 ) -> None:
-    """Print how well N triplets' labels do, spread over the list, and write a contact sheet.
+    """Print the quality of the labels of N triplets, spread over the list, and write a contact sheet.
 
-    given: whether to judge the teacher's flow and, where there are labels, to say how far it is from them; otherwise
-    the labels that are there are judged and the teacher only looks back.
+    given: whether --teacher was given. If so, the teacher's flow is judged and compared with the labels, if any;
+    otherwise the labels are judged and the teacher only estimates the reverse flow for the consistency check.
     """
     triplets = Vimeo90K(args.data, names, flow=False)
     chosen = [names[round(k)] for k in np.linspace(0, len(names) - 1, min(args.check, len(names)))]
@@ -262,8 +262,8 @@ def check(
 
 
 def read_labels(root: Path, name: str, first: np.ndarray, device: torch.device) -> Tensor | None:
-    """A triplet's flow, (1, 4, H, W), in whatever format it is; None where it was not made yet. first: its first frame,
-    (H, W, 3). ValueError where the flow has another size."""
+    """A triplet's flow, (1, 4, H, W), from a file of any format; None if there is none. first: the first frame,
+    (H, W, 3). ValueError if the flow has another size."""
     try:
         paths = [find_flow(root / "flow" / name / stem) for stem in FLOW]
     except FileNotFoundError:
@@ -281,9 +281,9 @@ def main(args: argparse.Namespace) -> None:
         folder = args.data / "flow"
         chosen = args.teacher
         if args.sheet and not args.check:
-            raise ValueError(f"--sheet {args.sheet} is of --check; give the number of triplets, or leave it out")
+            raise ValueError(f"--sheet {args.sheet} needs --check N, the number of triplets")
         if args.sheet and not io.is_picture(args.sheet):
-            raise ValueError(f"--sheet {args.sheet}: a picture is written; end the name in {', '.join(io.IMAGES)}")
+            raise ValueError(f"--sheet {args.sheet}: is written as a picture; end the name in {', '.join(io.IMAGES)}")
         before = read_record(folder)
         known = before.get("teacher") in teachers.TEACHERS
         args.teacher = chosen or (before["teacher"] if known else teachers.choose())
@@ -293,7 +293,7 @@ def main(args: argparse.Namespace) -> None:
             print(f"teacher: {args.teacher}, " + why(args.teacher, folder))
         if args.check:
             if distributed.world_size() > 1:
-                raise ValueError("--check runs in one process; leave torchrun out")
+                raise ValueError("--check runs in one process; start it without torchrun")
             check(args, names, teacher, device, given=chosen is not None)
             return
         with io.only_run(folder):
@@ -310,7 +310,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def begin(args: argparse.Namespace, folder: Path, names: list[str]) -> None:
-    """Look whether labels can be made here, and note what makes them."""
+    """Check that labels can be made here, and record what makes them."""
     record = make_record(args)
     check_record(folder, names, record)
     check_space(args.data, names, args.format)
@@ -322,30 +322,31 @@ def why(teacher: str, folder: Path) -> str:
         return f"which made the labels in {folder}"
     if teacher == "dis":
         return "the only one that needs no weights; raft_large (downloaded) and liteflownet (--weights) label better"
-    return "the best one whose weights are here"
+    return "the best one whose weights are on this machine"
 
 
 def parser() -> cli.Parser:
     options = cli.Parser(__doc__)
     about = "folder of the set (default: %(default)s)"
     options.add_argument("--data", type=Path, default=cli.DATA / "vimeo_triplet", help=about)
-    options.add_argument("--teacher", choices=teachers.TEACHERS, help="default: the best one whose weights are here")
-    options.add_argument("--weights", type=Path, help="weights file of the teacher")
-    options.add_argument("--format", choices=FORMATS, help=f"of the files (default: that of those there, or {FLO})")
-    options.add_argument("--batch_size", type=cli.positive, default=8, help="triplets at once (default: %(default)s)")
+    about = "default: that of existing labels, otherwise the best one whose weights are on this machine"
+    options.add_argument("--teacher", choices=teachers.TEACHERS, help=about)
+    options.add_argument("--weights", type=Path, help="weights file of the teacher (default: its own)")
+    options.add_argument("--format", choices=FORMATS, help=f"file format (default: that of existing labels, or {FLO})")
+    options.add_argument("--batch_size", type=cli.positive, default=8, help="triplets per batch (default: %(default)s)")
     options.add_argument(
         "--workers",
         type=cli.whole,
         default=default_workers(),
-        help="processes that decode, threads that write (default: %(default)s)",
+        help="number of decoding processes and of writing threads (default: %(default)s)",
     )
-    options.add_argument("--split", choices=LISTS, default="train", help="which list (default: %(default)s)")
+    options.add_argument("--split", choices=LISTS, default="train", help="list of triplets (default: %(default)s)")
     options.add_argument(
-        "--check", type=cli.positive, metavar="N", help="judge the labels of N triplets instead of making any"
+        "--check", type=cli.positive, metavar="N", help="judge the labels of N triplets; make none"
     )
     options.add_argument("--sheet", type=Path, help="contact sheet of --check (default: results/flow_check_*.png)")
     options.add_argument(
-        "--align_corners", action="store_true", help="LiteFlowNet: exact sampling, not that of the published IFRNet"
+        "--align_corners", action="store_true", help="LiteFlowNet: exact sampling, unlike the published IFRNet"
     )
     options.add_argument(
         "--rgb", action="store_true", help="LiteFlowNet: feed RGB, as the published IFRNet's script does"

@@ -1,20 +1,20 @@
-"""More frames for a video: smoother, or slower; any file that FFmpeg reads, a folder of pictures, a GIF, any size.
+"""Make a video smoother or slower. Input: any file that FFmpeg reads, a folder of pictures or a GIF, of any size.
 
 python interpolate_video.py in.mp4 out.mp4                       twice the frames
-python interpolate_video.py in.mp4 out.mp4 --factor 8            eight times
-python interpolate_video.py in.mp4 out.mp4 --fps 60000/1001      on an exact grid of times
+python interpolate_video.py in.mp4 out.mp4 --factor 8            eight times the frames
+python interpolate_video.py in.mp4 out.mp4 --fps 60000/1001      any rate, at exact times
 python interpolate_video.py in.mp4 out.mp4 --slow 4              a quarter of the speed, at the same frame rate
 python interpolate_video.py frames/ out.gif --input_fps 12       pictures in, an animation out
 python interpolate_video.py in.mp4 frames/                       pictures out, PNG
-python interpolate_video.py in.mp4 out.mp4 --resume              go on after an interruption
+python interpolate_video.py in.mp4 out.mp4 --resume              continue an interrupted run
 python interpolate_video.py in.mp4 out.mp4 --compare side        repeated and interpolated frames side by side
-python interpolate_video.py in.mp4 sheet.png --preview 6         look at six places before the long run
-torchrun --nproc_per_node=4 interpolate_video.py in.mp4 out.mp4  every GPU makes its share
+python interpolate_video.py in.mp4 sheet.png --preview 6         look at six places before a long run
+torchrun --nproc_per_node=4 interpolate_video.py in.mp4 out.mp4  each GPU makes its share
 ... | python interpolate_video.py - - --factor 2 | ...           y4m in and out
 ffmpeg -ss 60 -t 10 -i in.mp4 -f yuv4mpegpipe - | python interpolate_video.py - part.mp4    ten seconds of it
 
-Frames of the input are passed through unchanged; nothing is invented across a cut (--cuts no to do so); sound and
-subtitles are copied. 4K takes under 4 GB of memory: see --scale and --tile.
+Frames of the input are passed through unchanged. No frames are interpolated across a cut, except with --cuts no.
+Sound and subtitles are copied. 4K takes under 4 GB of memory: see --scale and --tile.
 """
 
 import argparse
@@ -45,10 +45,10 @@ from utils.pipeline import Picture, between, halves, pictures, to_bytes
 from utils.shots import is_cut, is_repeat
 from utils.timeline import Grid
 
-SHEET = 1920  # pixels of width of a preview
+SHEET = 1920  # width of a preview in pixels
 MOST_TIMES, MOST_PLACES = 1000, 100
 NONE = "{}: not a single frame"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota, what one file may hold
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk or quota, or a file larger than allowed
 RECORDED = ("model_name", "checkpoint", "scale", "factor", "fps", "slow", "cuts", "dedup", "codec", "crf", "compare")
 RECORDED += ("segment", "input_fps")
 
@@ -60,7 +60,7 @@ def rate(text: str) -> Fraction:
     except (ValueError, ZeroDivisionError):
         value = Fraction(0)
     if not Fraction(1, 1000) <= value <= 10000:
-        raise argparse.ArgumentTypeError(f"{text!r} is no frame rate; give 60, 23.976 or 60000/1001")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a frame rate; give one such as 60, 23.976 or 60000/1001")
     return value
 
 
@@ -68,7 +68,7 @@ def times(text: str) -> int:
     """The type of --factor and --slow."""
     value = cli.positive(text)
     if value > MOST_TIMES:
-        raise argparse.ArgumentTypeError(f"{value} times is more than {MOST_TIMES}; give less")
+        raise argparse.ArgumentTypeError(f"{value} is more than {MOST_TIMES} times; give less")
     return value
 
 
@@ -93,39 +93,39 @@ def parser() -> cli.Parser:
     options = cli.Parser(__doc__)
     options.add_argument("input", help="a video file, a folder of pictures, a GIF, or - for y4m")
     options.add_argument("output", help=f"{', '.join(video_out.DEFAULTS)}, .gif, a folder for PNG, or - for y4m")
-    options.add_argument("--factor", type=times, help="frames for each of the input's (default: 2, or as --slow)")
-    options.add_argument("--fps", type=rate, help="frames a second, such as 60 or 60000/1001, in place of --factor")
-    options.add_argument("--slow", type=times, default=1, help="stretch time by this; drops the sound")
-    options.add_argument("--input_fps", type=rate, help="of a folder of pictures (default: 24)")
-    options.add_argument("--cuts", choices=("yes", "no"), default="yes", help="look for cuts (default: yes)")
-    options.add_argument("--dedup", action="store_true", help="drop repeated frames first, keep the output's times")
-    options.add_argument("--codec", choices=video_out.CODECS, help="default: h264, for .webm vp9; ffv1 is lossless")
-    options.add_argument("--crf", type=int, help="the encoder's quality, less is better (default: the codec's)")
+    options.add_argument("--factor", type=times, help="output frames per input frame (default: 2, or --slow if larger)")
+    options.add_argument("--fps", type=rate, help="frames per second, 60 or 60000/1001, instead of --factor")
+    options.add_argument("--slow", type=times, default=1, help="stretch time by this factor; drops sound and subtitles")
+    options.add_argument("--input_fps", type=rate, help="frame rate of a folder of pictures (default: 24)")
+    options.add_argument("--cuts", choices=("yes", "no"), default="yes", help="detect cuts (default: yes)")
+    options.add_argument("--dedup", action="store_true", help="drop repeated frames first; output times stay the same")
+    options.add_argument("--codec", choices=video_out.CODECS, help="default: h264, or vp9 for .webm; ffv1 is lossless")
+    options.add_argument("--crf", type=int, help="quality of the encoder: lower is better (default: by codec)")
     options.add_argument(
         "--scale",
         type=cli.scale,
         default="auto",
-        help="of flow estimation; auto (default): by motion; multi: several, for a third more arithmetic than 1",
+        help="scale of flow estimation; auto (default): by motion; multi: several, for a third more arithmetic than 1",
     )
-    options.add_argument("--tile", type=tile, default="auto", help="rows at a time, none, or auto (default): by memory")
+    options.add_argument("--tile", type=tile, default="auto", help="rows at a time, none or auto (default): by memory")
     options.add_argument("--compare", choices=("side", "split"), help="show repeated frames beside interpolated ones")
-    options.add_argument("--preview", type=places, metavar="N", help="only a picture of N places of the video")
+    options.add_argument("--preview", type=places, metavar="N", help="write only a picture of N places in the video")
     existing = options.add_mutually_exclusive_group()
-    existing.add_argument("--overwrite", action="store_true", help="replace what exists under the name of the output")
-    existing.add_argument("--resume", action="store_true", help="go on where a run of the same settings ended")
-    options.add_argument("--segment", type=cli.positive, default=10, help="seconds of a restart point (default: 10)")
+    existing.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    existing.add_argument("--resume", action="store_true", help="continue an interrupted run with the same settings")
+    options.add_argument("--segment", type=cli.positive, default=10, help="seconds per restart point (default: 10)")
     cli.add_model(options, mode="auto")
     distributed.add_options(options)
     return options
 
 
 def main(args: argparse.Namespace) -> None:
-    os.environ.setdefault("SVT_LOG", "1")  # the encoder of AV1 tells twenty lines a segment; errors alone from here on
+    os.environ.setdefault("SVT_LOG", "1")  # errors only: the AV1 encoder prints twenty lines per segment
     if args.output != video.PIPE:
         args.output = pointed_to(args.output)
     kind = check_output(args)
     if args.input_fps and not Path(args.input).is_dir():
-        raise ValueError(f"--input_fps {args.input_fps}: {args.input} is no folder of pictures; leave it out")
+        raise ValueError(f"--input_fps {args.input_fps}: {args.input} is not a folder of pictures; leave it out")
     source = video.open_source(args.input, args.input_fps or Fraction(24))
     grid = Grid(args.factor or (1 if args.fps else max(2, args.slow)), args.fps, args.slow)
     with distributed.ranks(args) as device, cli.terminated_as_interrupted():
@@ -156,11 +156,11 @@ def main(args: argparse.Namespace) -> None:
         else:
             with io.only_run(folder_of(Path(args.output))):
                 if distributed.is_main():
-                    check_output(args)  # once more: another run of it may have ended meanwhile
+                    check_output(args)  # once more: another run may have written this output meanwhile
                 to_parts(job)
         if source.damaged:
             frames = f"{source.damaged} frame{'s' * (source.damaged > 1)}"
-            say(f"{source.path}: {frames} left out, damaged or cut short; the file may not be whole")
+            say(f"{source.path}: {frames} left out, damaged or cut short; the file may be incomplete")
 
 
 def say(line: str) -> None:
@@ -168,41 +168,41 @@ def say(line: str) -> None:
         tqdm.write(line, file=sys.stderr)  # standard output may carry the video
 
 
-# What is asked for
+# Checks and settings
 
 
 def check_output(args: argparse.Namespace) -> str:
-    """What kind of output is asked for, see video_out.kind_of. ValueError or OSError where it cannot be, or would take
-    the place of what nobody asked to replace."""
+    """The kind of output that is asked for, see video_out.kind_of. ValueError or OSError if it cannot be made, or would
+    replace something without --overwrite."""
     out = Path(args.output)
     if args.factor and args.fps:
-        raise ValueError(f"--factor {args.factor} and --fps {args.fps}: give one of them")
+        raise ValueError(f"--factor {args.factor} and --fps {args.fps}: give only one of them")
     if args.preview:
         if out.suffix.lower() not in io.IMAGES:
-            raise ValueError(f"{out}: a preview is a picture; end its name in {', '.join(io.IMAGES)}")
+            raise ValueError(f"{out}: a preview is a picture; give it a name that ends in {', '.join(io.IMAGES)}")
         for option in ("compare", "codec", "crf", "fps", "dedup", "resume", "segment"):
             value = getattr(args, option)
             if value != parser().get_default(option):
                 typed = f"--{option}" if value is True else f"--{option} {value}"
-                raise ValueError(f"{typed}: means nothing to a preview; leave it out")
+                raise ValueError(f"{typed}: has no effect on a preview; leave it out")
         kind = "picture"
     else:
         kind = video_out.kind_of(args.output)
         check_encoding(args, kind)
     for name, stream in ((args.input, sys.stdin), (args.output, sys.stdout)):
         if name == video.PIPE and (stream is None or stream.buffer.isatty()):
-            raise ValueError(f"{name}: is a terminal or closed, no pipe that y4m goes through; name a file")
+            raise ValueError(f"{name}: is a terminal or closed, not a pipe for y4m; name a file")
     if kind == "pipe":
         if args.resume:
-            raise ValueError("--resume: what went down a pipe is not known; name a file")
+            raise ValueError("--resume: a pipe does not keep what was written; name a file")
         return kind
     if args.input != video.PIPE and out.exists() and Path(args.input).exists() and out.samefile(args.input):
-        raise ValueError(f"{out}: is the input; give the output another name")
+        raise ValueError(f"{out}: is also the input; give the output another name")
     if kind == "folder":
         video_out.check_folder(out)
     io.check_writable(out.parent)
     if begun(out) and not (args.resume or args.overwrite or args.preview):
-        raise ValueError(f"{out}: was begun and is not finished; --resume goes on, --overwrite starts anew")
+        raise ValueError(f"{out}: was begun and is not finished; --resume continues it, --overwrite starts anew")
     empty = kind == "folder" and out.is_dir() and not any(out.iterdir())
     if out.exists() and not empty and not args.overwrite and not (args.resume and folder_of(out).exists()):
         raise ValueError(f"{out}: exists and is finished; give --overwrite to replace it, or another name")
@@ -210,17 +210,17 @@ def check_output(args: argparse.Namespace) -> str:
 
 
 def pointed_to(output: str) -> str:
-    """The name that an output is replaced under, which is not that of a link, nor "." ValueError where a link's end has
-    another ending, which would make it another kind of file."""
+    """The output's path with links and "." resolved, so that the file itself is replaced, not a link to it. ValueError
+    if the link is circular or leads to a name with another extension, which would be another kind of file."""
     if not output:
-        raise ValueError("the output has no name; an empty one may come of a variable that is not set")
+        raise ValueError("the output has no name; was a shell variable empty?")
     out = Path(output)
     if out.name and not out.is_symlink():
         return output
     target = Path(os.path.realpath(out))
     other = not target.is_dir() and target.suffix.lower() != out.suffix.lower()
     if out.name and (target.is_symlink() or other):
-        raise ValueError(f"{out}: is a link to {target}, which has another ending or leads nowhere; name that file")
+        raise ValueError(f"{out}: is a link to {target}, which has another extension or leads nowhere; name that file")
     return str(target)
 
 
@@ -232,18 +232,18 @@ def check_encoding(args: argparse.Namespace, kind: str) -> None:
             video_out.check_crf(args.codec or video_out.DEFAULTS[kind], args.crf)
     elif args.codec or args.crf is not None:
         option = f"--codec {args.codec}" if args.codec else f"--crf {args.crf}"
-        raise ValueError(f"{args.output}: {option} is for {', '.join(video_out.DEFAULTS)}; leave it out")
+        raise ValueError(f"{args.output}: {option} is only for {', '.join(video_out.DEFAULTS)}; leave it out")
 
 
 def check_grid(call: Interpolator | Baseline, grid: Grid) -> None:
-    """ValueError where weights that know t = 0.5 alone cannot make the times, not even by halving again and again."""
+    """ValueError if the weights answer t = 0.5 only and repeated halving does not reach the times either."""
     if not call.any_time and grid.rate is None and not halves(Fraction(1, grid.factor)):
         call.check_times([1 / grid.factor])
 
 
 def pixels(args: argparse.Namespace, source: video.Source, grid: Grid) -> float | None:
-    """How many the network will work on, at most; None where --fast is asked for whatever there is to do, or only
-    reading tells."""
+    """At most how many pixels the network will process; None with --fast, which needs no estimate, or if the number of
+    frames is known only after reading."""
     if args.mode == "fast" or source.count is None:
         return None
     if args.preview:
@@ -293,34 +293,34 @@ def notes(
     if args.slow > 1 and source.has_sound:
         yield f"{args.output}: without sound and subtitles, because --slow {args.slow} stretches time"
     elif source.has_sound and kind not in video_out.DEFAULTS:
-        yield f"{args.output}: without sound and subtitles, which have no place there"
+        yield f"{args.output}: without sound and subtitles, which this kind of output cannot hold"
     elif source.has_sound:
         yield from video_out.left_out(source.path, Path(args.output))
     if kind in video_out.DEFAULTS and form.even and (form.width % 2 or form.height % 2):
         name = f"{args.output}: {form.width}x{form.height} is odd"
-        yield f"{name}; the last row or column is doubled, as {form.codec} needs it"
+        yield f"{name}; the last row or column is doubled, because {form.codec} needs even sizes"
     if kind == ".gif" and average_rate(source, grid) > 50:
         quickest = f"{float(average_rate(source, grid)):g} frames a second"
-        yield f"{args.output}: {quickest}; most viewers show a GIF's at 50 at most"
+        yield f"{args.output}: {quickest}; most viewers show a GIF at 50 at most"
     if kind in (".mkv", ".webm") and form.aspect != 1 and form.codec in ("ffv1", "vp9"):
-        yield f"{args.output}: the pixels' shape {form.aspect} is not kept in {kind} with {form.codec}; use .mp4"
+        yield f"{args.output}: the pixel aspect ratio {form.aspect} is not stored in {kind} with {form.codec}; use .mp4"
     colours = (form.colour.primaries, form.colour.transfer)
     if kind in video_out.MP4 and form.codec == "ffv1" and form.colour != video.Colour() and video.UNKNOWN in colours:
-        yield f"{args.output}: how the colours are meant is not kept in {kind} with ffv1; use .mkv"
+        yield f"{args.output}: the colour description is not stored in {kind} with ffv1; use .mkv"
     if kind in (".gif", "folder") and form.aspect != 1:
-        yield f"{args.output}: pixels of the shape {form.aspect} become square, and the picture narrower or wider"
+        yield f"{args.output}: the pixel aspect ratio {form.aspect} becomes 1, and the picture narrower or wider"
 
 
 def by_motion(args: argparse.Namespace) -> Callable[[np.ndarray, np.ndarray], float] | None:
-    """What tells the scale of a pair of images, where none is given."""
+    """The function that chooses the scale for a pair of images, or None if --scale is fixed."""
     return scale_by_motion if args.scale == "auto" else None
 
 
-# Doing it
+# The work
 
 
 class Job(NamedTuple):
-    """All that is asked for. kind: see video_out.kind_of."""
+    """Everything about the output to make. kind: see video_out.kind_of."""
 
     args: argparse.Namespace
     source: video.Source
@@ -330,7 +330,7 @@ class Job(NamedTuple):
     kind: str
 
     def pictures(self, runs: Sequence[range]) -> Iterator[Picture]:
-        """The output of these runs of segments, or of everything where only reading tells how much there is."""
+        """The output frames of these runs of segments; of the whole input if its length is known only after reading."""
         args, last = self.args, self.segments()
         cut = is_cut if args.cuts == "yes" else None
         repeat = is_repeat if args.dedup else None
@@ -345,7 +345,7 @@ class Job(NamedTuple):
         return 1 if self.source.last is None else int(self.source.last // self.args.segment) + 1
 
     def count(self, segments: int) -> int | None:
-        """About how many frames so many segments become."""
+        """About how many output frames this many segments make; None if unknown."""
         if self.source.count is None:
             return None
         return self.grid.count(self.source.count, self.source.rate) * segments // self.segments()
@@ -361,7 +361,7 @@ class Job(NamedTuple):
 
 def to_pipe(job: Job) -> None:
     if distributed.world_size() > 1:
-        raise ValueError("a pipe is written by one process; start without torchrun")
+        raise ValueError("only one process can write to a pipe; start without torchrun")
     writer, runs = video_out.pipe_writer(job.form), [range(job.segments())]
     with closing(counted(job.pictures(runs), job.count(len(runs[0])), job.form.rate)) as made:
         for picture in made:
@@ -372,11 +372,11 @@ def to_pipe(job: Job) -> None:
 
 
 def to_parts(job: Job) -> None:
-    """Make the parts that are missing, each rank its share, and join them."""
+    """Make the missing parts, each rank its share, then join all parts."""
     args, rank, world, count = job.args, distributed.rank(), distributed.world_size(), job.segments()
     parts = Parts(Path(args.output), "" if job.kind == "folder" else video_out.PART, settings(job))
     if job.source.count is None and (args.resume or world > 1):
-        raise ValueError(f"{job.source.path}: is read once, in order; --resume and torchrun need a file")
+        raise ValueError(f"{job.source.path}: can be read only once, in order; --resume and torchrun need a file")
     if distributed.is_main():
         parts.begin(args.resume)
     distributed.barrier()
@@ -389,13 +389,13 @@ def to_parts(job: Job) -> None:
                 for passed in expected:
                     if passed == number:
                         break
-                    parts.skip(passed)  # nothing is shown anew for so long
+                    parts.skip(passed)  # no output frame falls into this segment
                 with parts.making(number, lambda path: kind(path, job.form)) as writer:
                     for picture in segment:
                         job.write(writer, picture)
         distributed.barrier()
         found = parts.finished()
-        distributed.barrier()  # the main rank removes the parts when it has joined them
+        distributed.barrier()  # the main rank removes the parts after joining them
         if not found:
             raise ValueError(NONE.format(job.source.path))
     except KeyboardInterrupt:
@@ -407,20 +407,20 @@ def to_parts(job: Job) -> None:
                 parts.remove()
                 raise KeyboardInterrupt(f"interrupted; {args.output} holds what is done") from None
             parts.show_part()
-            raise KeyboardInterrupt(f"interrupted; {args.output} holds what is done, --resume goes on") from None
+            raise KeyboardInterrupt(f"interrupted; {args.output} holds what is done, and --resume continues") from None
         if world == 1 and not parts.finished():
             parts.remove()
             raise
-        raise KeyboardInterrupt(f"interrupted; what is done is in {parts.folder}, --resume goes on") from None
+        raise KeyboardInterrupt(f"interrupted; what is done is in {parts.folder}, and --resume continues") from None
     except Exception as error:
         if distributed.is_main() and not parts.finished():
             parts.remove()
         elif isinstance(error, OSError) and error.errno in FULL:
-            kept = f"{error.strerror}; what is done is in {parts.folder}, and --resume goes on"
+            kept = f"{error.strerror}; what is done is in {parts.folder}, and --resume continues"
             raise OSError(error.errno, kept, args.output) from error
         raise
     if distributed.is_main():
-        kept = f"all is in {parts.folder}, and --resume joins it"
+        kept = f"all parts are in {parts.folder}, and --resume joins them"
         try:
             join(job, parts.finished())
         except KeyboardInterrupt:
@@ -443,7 +443,7 @@ def join(job: Job, parts: list[Path], whole: bool = True) -> None:
 
 
 def counted(made: Iterator[Picture], total: int | None, rate: Fraction) -> Iterator[Picture]:
-    """The same pictures, with a bar of frames a second, speed against real time and time left on the first rank."""
+    """The same pictures; on the first rank a progress bar shows frame rate, speed against real time and time left."""
     start = time.perf_counter()
     with tqdm(total=total, unit="frame", disable=not distributed.is_main(), dynamic_ncols=True) as bar, closing(made):
         for picture in made:
@@ -454,7 +454,7 @@ def counted(made: Iterator[Picture], total: int | None, rate: Fraction) -> Itera
 
 
 def beside(repeated: np.ndarray, made: np.ndarray, how: str) -> np.ndarray:
-    """Repeated and interpolated frames side by side, or the left half of one and the right half of the other."""
+    """Repeated and interpolated frame side by side, or the left half of one and the right half of the other."""
     if how == "side":
         return np.concatenate([repeated, made], 1)
     middle = made.shape[1] // 2
@@ -471,16 +471,16 @@ def settings(job: Job) -> dict[str, str]:
     if job.source.count is not None:
         states = [(path.name, (state := path.stat()).st_size, state.st_mtime_ns) for path in job.source.paths]
         values["the input's state"] = hashlib.sha256(repr(states).encode()).hexdigest()[:16]
-    if isinstance(call, Interpolator):  # as it was decided, which is another matter on another machine
+    if isinstance(call, Interpolator):  # as chosen here; another machine may choose otherwise
         values |= {"fast": "yes" if call.mode == "fast" else "no", "precision": call.precision}
         values["weights"] = io.sha256(models.checkpoint_path(args.checkpoint or call.model.name))[:16]
     return {name: str(value) for name, value in values.items()}
 
 
 def preview(args: argparse.Namespace, source: video.Source, grid: Grid, call: Interpolator | Baseline) -> None:
-    """N rows: a frame of the input, what comes between, the next one; across a cut there is nothing between."""
+    """N rows: a frame of the input, the frames between (black across a cut), the next frame of the input."""
     if source.count is None:
-        raise ValueError(f"{source.path}: a preview looks at several places; give a file")
+        raise ValueError(f"{source.path}: a preview needs to seek; give a file")
     ts = [Fraction(k, grid.factor) for k in range(1, grid.factor)] or [Fraction(1, 2)]
     scale, rows = by_motion(args), []
     for i in range(args.preview):

@@ -4,10 +4,10 @@
     torchrun --nproc_per_node=4 train_gopro.py --model_name IFRNet_L --epochs 600 --batch_size 2
     python -m torch.distributed.launch --nproc_per_node=4 train_gopro.py --world_size 4 --model_name 'IFRNet_L' \\
         --epochs 600 --batch_size 2 --lr_start 1e-4 --lr_end 1e-5
-    python train_gopro.py --data clips:FOLDER --model_name IFRNet_S     (videos and folders of frames of one's own)
+    python train_gopro.py --data clips:FOLDER --model_name IFRNet_S     (your own videos and folders of frames)
 
-All seven frames between the first and the last of a window are targets of one step; the two are encoded once. There is
-no flow distillation. A run can be stopped at any time and goes on with --resume auto.
+One step predicts all seven frames between the first and the last of a window, which are encoded only once. There is no
+flow distillation. A run can be stopped at any time and continues with --resume auto.
 """
 
 import argparse
@@ -24,7 +24,7 @@ PAPER_EPOCHS, PAPER_STEP = 600, 8  # windows a step
 
 
 def loss(out: models.Interpolation, batch: Sample, progress: float) -> dict[str, torch.Tensor]:
-    """The paper's without distillation: 8x has no teacher."""
+    """The paper's loss without distillation: 8x has no teacher."""
     terms = ifrnet_loss(out, batch.imgt)
     return {name: terms[name] for name in ("rec", "geo")}
 
@@ -40,7 +40,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def windows(args: argparse.Namespace) -> tuple[list, list, int | None]:
-    """To train on, to validate on, and the paper's iterations where this is the paper's set."""
+    """Windows to train on, windows to validate on, and the paper's iterations if this is the paper's set."""
     held = args.val_list and epochs.read_names(args.val_list)
     if folder := epochs.clips_folder(args):
         return *clips.split(folder, gopro.LENGTH, args.clip_stride, args.crop, args.clip_longest, held), None

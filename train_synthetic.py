@@ -1,14 +1,14 @@
-"""Train without a download: photographs in procedural motion with exact flow, and one's own footage where there is any.
+"""Train without a download: photographs in procedural motion with exact flow, and your own footage if you have any.
 
     python train_synthetic.py --minutes 30
     python train_synthetic.py --images PHOTOS --masks SEGMENTATIONS --clips CLIPS --minutes 90
     python train_synthetic.py --images PHOTOS --masks SEGMENTATIONS --clips CLIPS --minutes 180 --resume auto
 
-Any t in (0, 1) is trained on, so that the weights serve 2x and 8x. Crops grow on the way: a network begins to see flow
-after some ten thousand independent motions, which small and clean crops bring in minutes; large ones hold large motion,
-and what cameras and encoders do to frames (datasets/effects.py). The clock is the horizon: learning rate, crops and,
-but with --init, loss weights follow the share of --minutes that is over, and a finished run goes on towards a larger
---minutes. What was made with this script is told in checkpoints/README.md.
+Any t in (0, 1) is trained on, so the weights serve both 2x and 8x. Crops grow during the run: a network begins to see
+flow after some ten thousand independent motions, which small, clean crops supply within minutes; large crops hold large
+motion and the degradations of cameras and encoders (datasets/effects.py). The elapsed share of --minutes sets the
+learning rate, the crops and, without --init, the loss weights. With --resume and a larger --minutes, a finished run
+continues. checkpoints/README.md describes the weights made with this script.
 """
 
 import argparse
@@ -38,34 +38,34 @@ from utils.batches import stream
 from utils.training import AMP, OPTIMIZERS, Recipe, cosine, fit, quickest_amp
 from utils.validation import Validation
 
-SPANS = {3: 0.4, 5: 0.4, 9: 0.2}  # frames of a window of footage -> share of the windows: the longer, the faster
-FLOW_START, FLOW_END = 0.1, 0.002  # weight of the exact flow: it leads at first, the picture decides in the end
+SPANS = {3: 0.4, 5: 0.4, 9: 0.2}  # frames per window of footage -> share of the windows: longer ones have faster motion
+FLOW_START, FLOW_END = 0.1, 0.002  # weight of the exact-flow term: it leads at first, the picture decides in the end
 GEOMETRY_FROM = 0.5  # share of the run after which the geometry term joins: see `weighted`
-CROP = 96  # the side that --batch_size and --speed are told of; smaller: more samples, slower motion, no effects
-FORETASTE = 4  # one group in so many has the next stage's crops: what saw only small ones fails on larger ones
+CROP = 96  # the side that --batch_size and --speed refer to; smaller crops: more samples, slower motion, no effects
+FORETASTE = 4  # one group in this many has the next stage's crops: a network that saw only small crops fails on large
 MARGIN = 48  # pixels that DIS sees around a crop
-TRUSTED = 0.06  # DIS is believed where colour changes by less along its flow, and by more in the neighbourhood
-LONGEST = 640  # footage is halved until its longer side is no more, which also cleans compression
-RESIDENT = 0.4  # of a GPU's free memory that footage may take, to be cut there
-HALVED = 0.5  # share of the windows that are halved once more, where a crop is left: more to see, half the motion
+TRUSTED = 0.06  # DIS flow is trusted where colour changes by less than this along it and by more than this nearby
+LONGEST = 640  # footage is halved until its longer side is at most this, which also reduces compression artefacts
+RESIDENT = 0.4  # share of a GPU's free memory that footage may take; crops are then cut on the GPU
+HALVED = 0.5  # share of the windows that are halved once more if a crop still fits: more content, half the motion
 LEAST_PATCH = 32
 VALIDATION_SEED = -1
-VALIDATION_SCENES, VALIDATION_WINDOWS = 24, 2  # scenes where there is no footage; windows a clip where there is
+VALIDATION_SCENES, VALIDATION_WINDOWS = 24, 2  # scenes if there is no footage; windows per clip if there is
 
 
 class Dice(torch.Generator):
-    """A generator that travels to other processes, without its state: whoever draws there seeds it before."""
+    """A generator that is pickled without its state: another process must seed it before drawing from it."""
 
     def __reduce__(self) -> tuple:
         return Dice, ()
 
 
 class Mixture(IterableDataset):
-    """Endless groups of GROUP batches of Samples, each a function of (seed, rank, its number): see `batches`.
+    """Endless groups, each the Samples of GROUP batches, determined by (seed, rank, group number): see `batches`.
 
-    material: what scenes are made of. footage: for each span its windows, by clip; empty: scenes alone. start: the
-    iteration to begin at. ahead: a mixture of larger crops, of which every FORETASTE-th group is. resident: the footage
-    in the memory of the material's device; None: it is read.
+    material: what scenes are made of. footage: for each span its windows, by clip; empty: scenes only. start: the
+    iteration to begin at. ahead: a mixture of larger crops that supplies every FORETASTE-th group. resident: the
+    footage in the memory of the material's device; None: footage is read from disk.
     """
 
     def __init__(
@@ -97,14 +97,14 @@ class Mixture(IterableDataset):
         return (self.group(number, self.windows(number)) for number in own_groups(self.start))
 
     def batches(self, groups: Iterable[Sample]) -> Iterator[Sample]:
-        """Of groups from that of `start` on, the batches from `start` on: scenes first, then footage."""
+        """Split groups, the first with iteration `start` in it, into batches from `start` on: scenes, then footage."""
         first = self.start % GROUP
         for group in groups:
             yield from (Sample(*(x[k::GROUP] for x in group)) for k in range(first, GROUP))
             first = 0
 
     def dice(self, number: int) -> tuple[int, np.random.Generator]:
-        """The seed of a group's scenes, and what its footage is drawn with."""
+        """The seed of a group's scenes, and the generator to draw its footage with."""
         rng = np.random.default_rng((self.seed, self.rank, number))
         return int(rng.integers(2**62)), rng
 
@@ -112,7 +112,7 @@ class Mixture(IterableDataset):
         return self.ahead is not None and number % FORETASTE == FORETASTE - 1
 
     def windows(self, number: int) -> transforms.Raw | clips.Places | None:
-        """The footage of a group; where it is resident, its places there."""
+        """A group's footage, or where it lies in the resident footage; None without footage."""
         if self.goes_ahead(number):
             return self.ahead.windows(number)
         _, rng = self.dice(number)
@@ -133,7 +133,7 @@ class Mixture(IterableDataset):
         return self.effects(Sample(*map(torch.cat, zip(*parts))))
 
     def draw(self, rng: np.random.Generator) -> clips.Crop:
-        """A crop of three frames of a window: both ends and one between. Clips count alike, whatever their length."""
+        """A random crop of three frames of a window: both ends and one between. Every clip is equally likely."""
         span = int(rng.choice(list(self.footage), p=self.shares))
         windows = self.footage[span][rng.integers(len(self.footage[span]))]
         window = windows[rng.integers(len(windows))]
@@ -152,12 +152,12 @@ class Mixture(IterableDataset):
 
 
 class Footage(IterableDataset):
-    """The footage of a mixture alone, for processes beside a GPU: to read a window takes a millisecond, a batch has
-    tens of them."""
+    """The footage of a mixture alone, for worker processes beside a GPU: reading a window takes a millisecond, and a
+    batch has tens of them."""
 
     def __init__(self, mixture: Mixture):
         self.mixture = copy.copy(mixture)
-        self.mixture.source = self.mixture.effects = None  # what lies on a GPU stays out of other processes
+        self.mixture.source = self.mixture.effects = None  # tensors on a GPU stay out of other processes
         if mixture.resident:
             self.mixture.resident = copy.copy(mixture.resident)
             self.mixture.resident.pixels = None
@@ -169,14 +169,14 @@ class Footage(IterableDataset):
 
 
 def own_groups(start: int) -> Iterator[int]:
-    """The groups from that of iteration `start` on that this process makes: all, or one in as many as there are."""
+    """Numbers of the groups that this process makes, from that of iteration `start` on: all, or 1 in n of n workers."""
     worker = get_worker_info()
     first, step = (worker.id, worker.num_workers) if worker else (0, 1)
     return count(start // GROUP + first, step)
 
 
 def surroundings(stack: transforms.Stack, dice: transforms.Dice, crop: int) -> tuple[transforms.Stack, transforms.Dice]:
-    """The part of a stack without flow that its crop comes from and MARGIN pixels around it, and the dice for it."""
+    """The crop of a stack without flow together with MARGIN pixels around it, and the dice relative to that part."""
     factor = 1 + dice.zoom
     top, left = (max(start // factor - MARGIN, 0) for start in (dice.top, dice.left))
     side = crop // factor + 2 * MARGIN + 1
@@ -185,8 +185,8 @@ def surroundings(stack: transforms.Stack, dice: transforms.Dice, crop: int) -> t
 
 
 def dis_flow(frames: np.ndarray) -> np.ndarray:
-    """DIS flow (H, W, 4) of three frames (3, H, W, 3) uint8, NaN where it cannot be believed: where it leads to another
-    colour, because what is seen is hidden there or it is wrong, and where there is nothing around to find it by."""
+    """DIS flow (H, W, 4) of three frames (3, H, W, 3) uint8, NaN where it is not trusted: where it leads to another
+    colour (an occlusion or a wrong match), and where the neighbourhood has too little contrast to match."""
     img0, imgt, img1 = io.to_float(frames)[:, None]
     flow = models.flow.labels(models.flow.build("dis"), img0, imgt, img1)
     grey = imgt.mean(1, keepdim=True)
@@ -198,24 +198,24 @@ def dis_flow(frames: np.ndarray) -> np.ndarray:
 
 
 def batch_size(args: argparse.Namespace, crop: int) -> int:
-    """Samples a step: more of the small crops, fewer of the large ones, so that a step takes about the same time."""
+    """Samples per step: fewer of larger crops, so that a step's work grows with the crop's side, not its square."""
     return max(round(args.batch_size * CROP / crop), 2)
 
 
 def terms(out: models.Interpolation, imgt: Tensor, flow: Tensor, psnr: float = 0.0) -> dict[str, Tensor]:
-    """The terms of ifrnet_loss, weighted as there, and the error of all levels' flows, unweighted; with `psnr`, so much
-    of the logarithm of the error too."""
+    """The terms of ifrnet_loss, weighted as there, and the flow error of all levels, unweighted; unless `psnr` is 0,
+    also log_error times `psnr`."""
     out = out._replace(flows=tuple(full_size(level, flow.shape[-2:]) for level in out.flows))  # once, for two terms
     terms = ifrnet_loss(out, imgt, flow) | {"flow": flow_error(out.flows, flow)}
     return terms | {"log_error": psnr * log_error(out.imgt, imgt)} if psnr else terms
 
 
 def weighted(terms: dict[str, Tensor], progress: float, without: Sequence[str] = ()) -> dict[str, Tensor]:
-    """The same, the flow's weight falling from FLOW_START to FLOW_END on the way, and geometry from GEOMETRY_FROM on;
-    those in `without` not at all.
+    """The terms as they count at `progress`: the flow's weight falls from FLOW_START to FLOW_END, geometry counts from
+    GEOMETRY_FROM on, and terms named in `without` are left out.
 
-    The geometry term draws the decoder's features and the encoder's together, and features of zero are nearest: before
-    flow needs them it shrinks them (seen: to a hundredth in 1,500 steps), and then there is nothing to find flow with.
+    The geometry term pulls the decoder's and the encoder's features together, and all-zero features match best: before
+    flow needs the features, the term shrinks them (seen: to a hundredth in 1,500 steps), and no flow can be learnt.
     """
     flow = FLOW_START * (FLOW_END / FLOW_START) ** progress
     terms = terms | {"flow": flow * terms["flow"], "geo": terms["geo"] * (progress >= GEOMETRY_FROM)}
@@ -223,7 +223,7 @@ def weighted(terms: dict[str, Tensor], progress: float, without: Sequence[str] =
 
 
 def begin(args: argparse.Namespace) -> models.IFRNet:
-    """The network before its first step. ValueError where --init is one that it cannot continue."""
+    """The network before its first step. ValueError if --init cannot become --model_name with --activation."""
     if args.init is None:
         model = models.build(args.model_name, args.activation)
         initialise(model)
@@ -236,16 +236,16 @@ def begin(args: argparse.Namespace) -> models.IFRNet:
 
 @torch.no_grad()
 def initialise(model: models.IFRNet) -> None:
-    """Weights of a size that keeps signals alive through all layers (He et al., 2015), and flow that begins near zero.
+    """Weights that keep the size of signals through all layers (He et al., 2015), with flow near zero at first.
 
-    PyTorch's own are smaller by 2.4 a layer: a short run would spend its first thousand steps on growing them.
+    PyTorch's defaults are 2.4 times smaller in every layer: a short run would spend a thousand steps on growing them.
     """
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, a=0.25)
-            layer.weight *= 0.3 if name.endswith("conv5") else 1  # the shortcut leads at first
+            layer.weight *= 0.3 if name.endswith("conv5") else 1  # at first the residual shortcut dominates
         elif isinstance(layer, nn.ConvTranspose2d):
-            nn.init.normal_(layer.weight, std=(4 * layer.in_channels) ** -0.5)  # 4 of the 16 taps meet in a pixel
+            nn.init.normal_(layer.weight, std=(4 * layer.in_channels) ** -0.5)  # 4 of the 16 taps reach an output pixel
             layer.weight[:, :4] *= 0.1
         else:
             continue
@@ -253,7 +253,7 @@ def initialise(model: models.IFRNet) -> None:
 
 
 class Stage(NamedTuple):
-    """A part of the run. crop: side of its crops; end: share of the run at which it ends; following: the next one's."""
+    """A part of the run. crop: side of its crops; end: share of the run at which it ends; following: the next crop."""
 
     crop: int
     end: float
@@ -261,14 +261,14 @@ class Stage(NamedTuple):
 
 
 def stages(crops: Sequence[int], ends: Sequence[float]) -> list[Stage]:
-    """The parts of a run. ValueError where their ends do not rise to 1 one by one."""
+    """The stages of a run. ValueError unless there is one end per crop, in increasing order, the last 1."""
     if len(crops) != len(ends) or sorted(set(ends)) != list(ends) or ends[0] <= 0 or ends[-1] != 1:
-        raise ValueError(f"--crop_ends {' '.join(map(str, ends))}: one rising share a crop is needed, the last 1")
+        raise ValueError(f"--crop_ends {' '.join(map(str, ends))}: give one rising share per crop, the last 1")
     return [Stage(*each) for each in zip(crops, ends, [*crops[1:], None])]
 
 
 def read_footage(args: argparse.Namespace) -> tuple[dict[int, list], list[clips.Window]]:
-    """The windows to train on, by span and clip, and those to validate on, of other clips."""
+    """The windows to train on, by span and clip, and the windows to validate on, which are of other clips."""
     names = [clip.name for clip in clips.open_clips(args.clips, longest=LONGEST)]
     held = args.val_clips or names[::4]
     train = clips.open_clips(args.clips, without=held, longest=LONGEST)
@@ -286,26 +286,26 @@ def read_footage(args: argparse.Namespace) -> tuple[dict[int, list], list[clips.
 
 
 def read_material(args: argparse.Namespace) -> synthetic.Material:
-    """What scenes are made of. Few photographs, as without --images, are helped by many textures."""
+    """What scenes are made of. Without --images photographs are few, and half of the material is textures."""
     images = io.list_images(args.images, below=True) if args.images else None
     procedural = (0.1 if images else 0.5) if args.procedural is None else args.procedural
     return synthetic.material(images, args.masks, procedural, args.patch_size, args.seed)
 
 
 def resident(footage: dict[int, list], args: argparse.Namespace, device: torch.device) -> clips.Resident | None:
-    """Footage in a GPU's memory, where that holds it beside the training; None: it is read."""
+    """The footage in the GPU's memory, if it fits there beside the training; None: it is read from disk."""
     found = list({windows[0].clip.name: windows[0].clip for of in footage.values() for windows in of}.values())
     if device.type != "cuda" or args.clip_flow != "none" or not found:
         return None
     size = sum(int(np.prod(clip.frames.shape)) for clip in found)
     held = size <= RESIDENT * torch.cuda.mem_get_info(device)[0]
     if distributed.is_main():
-        print("footage is", "in the GPU's memory" if held else f"read by {args.workers} processes")
+        print("footage is", "in the GPU's memory" if held else f"read by {args.workers} worker processes")
     return clips.Resident(found, device) if held else None
 
 
 def validation_scenes(material: synthetic.Material, args: argparse.Namespace) -> list[Sample]:
-    """Scenes that training does not draw: as much to validate on as there is without footage. All of them move."""
+    """Scenes that training does not draw, to validate on without footage. Something moves in every one."""
     source = synthetic.Synthetic(material, (192, 256), speed=args.speed, seed=VALIDATION_SEED)
     held = []
     while len(held) < VALIDATION_SCENES:
@@ -318,19 +318,19 @@ def validation_scenes(material: synthetic.Material, args: argparse.Namespace) ->
 def main(args: argparse.Namespace) -> None:
     plan = stages(args.crops, args.crop_ends)
     if args.patch_size < LEAST_PATCH:
-        raise ValueError(f"--patch_size {args.patch_size}: too small to show anything; give {LEAST_PATCH} or more")
+        raise ValueError(f"--patch_size {args.patch_size}: too small for a scene; give {LEAST_PATCH} or more")
     if not args.minutes > 0:
-        raise ValueError(f"--minutes {args.minutes:g}: a run takes longer than that")
+        raise ValueError(f"--minutes {args.minutes:g}: a run needs time; give more than 0")
     if args.clips is None:
         for name in ("val_clips", "real", "clip_flow"):
             if getattr(args, name) != parser().get_default(name):
-                raise ValueError(f"--{name} is about footage; give --clips, the folder of it")
+                raise ValueError(f"--{name} is about footage; give --clips, the folder of the footage")
     with distributed.ranks(args) as device, epochs.opened(args) as (folder, content):
         run(args, plan, folder, device, content)
 
 
 def run(args: argparse.Namespace, plan: list[Stage], folder: Path, device: torch.device, content: dict | None) -> None:
-    """All stages, in a folder that is this run's. content: the checkpoint to go on from."""
+    """Run all stages; `folder` is held by this run. content: the checkpoint to resume from, if any."""
     if content:
         begun = epochs.config_of(content).get("init")
         if args.init not in (None, begun):
@@ -361,12 +361,12 @@ def run(args: argparse.Namespace, plan: list[Stage], folder: Path, device: torch
         trained = True
         content = train(args, stage, model, material, footage, held, val_set, folder, device, content)
     if not trained and distributed.is_main():
-        print(f"nothing to do: the run has taken {spent / 60:.1f} minutes; --minutes may give it more")
+        print(f"nothing to do: the run has taken {spent / 60:.1f} minutes; a larger --minutes continues it")
     if distributed.is_main():
         shipped = folder / f"{args.model_name}.pth"
         halves = {name: (x.half() if x.is_floating_point() else x).cpu() for name, x in bare(content).items()}
         checkpoint.write(shipped, halves)
-        print(f"wrote {shipped}: the weights at the end, 16 bits; {folder / checkpoint.LATEST}: to go on from")
+        print(f"wrote {shipped}: the final weights, 16 bits; {folder / checkpoint.LATEST}: the checkpoint to resume")
 
 
 def train(
@@ -381,8 +381,8 @@ def train(
     device: torch.device,
     content: dict | None,
 ) -> dict:
-    """One stage: crops of one size, and some of the following stage's. content: the checkpoint to go on from; returns
-    the one at the end."""
+    """Run one stage: crops of one size, and some of the next stage's. content: the checkpoint to resume from, if any;
+    returns the final one."""
     first = [windows[0] for by_clip in footage.values() for windows in by_clip]
     small = sorted({window.clip.name for window in first if window.clip.short_side < stage.crop})
     if small and distributed.is_main():
@@ -397,21 +397,21 @@ def train(
         **{name: getattr(args, name) for name in ("lr_start", "compile", "ema", "clip_grad", "optimizer")},
     )
     rate = cosine(args.lr_start, args.lr_end)
-    torch.compiler.reset()  # a stage is compiled for its own crops: those of all would be too many
+    torch.compiler.reset()  # compiled for the crops of this stage: the sizes of all stages would be too many
 
     def batches(start: int):
         ahead = stage.following and Mixture(material, footage, stage.following, args, start, None, held)
         mixture = Mixture(material, footage, stage.crop, args, start, ahead, held)
         if device.type == "cpu":
             return mixture.batches(stream(mixture, args.workers))
-        # On a GPU scenes are made where they are used; footage, or where it lies there, is found beside the training.
+        # On a GPU this process makes the scenes; workers meanwhile read the footage, or pick its places if resident.
         real = repeat(None)
         if mixture.real or ahead and ahead.real:
             real = stream(Footage(mixture), args.workers, pin=True)
         return mixture.batches(map(mixture.group, own_groups(start), real))
 
     def loss(out: models.Interpolation, batch: Sample, done: float) -> dict[str, Tensor]:
-        progress = 1.0 if args.init else done * stage.end  # weights that see motion need not be led to it
+        progress = 1.0 if args.init else done * stage.end  # weights that see motion already need no flow to lead them
         return weighted(terms(out, batch.imgt, batch.flow, args.psnr), progress, args.without)
 
     return fit(
@@ -434,62 +434,60 @@ def parser() -> cli.Parser:
     add = options.add_argument
     add("--model_name", choices=models.VARIANTS, default="IFRNet_S", help="network (default: %(default)s)")
     add("--activation", choices=models.ACTIVATIONS, default="prelu", help="default: the paper's prelu")
-    about = "weights to begin with, widened where needed: a path, or a name for the shipped; terms weigh as in the end"
+    about = "weights to begin with, widened if needed: a path or a shipped name; loss weights are those of a run's end"
     add("--init", help=about)
     add("--images", type=Path, help="folder of photographs (default: those inside scikit-image)")
-    about = "photographs are kept as squares of this side (default: %(default)s)"
+    about = "side of the squares that photographs are cut into (default: %(default)s)"
     add("--patch_size", type=cli.positive, default=320, help=about)
-    add("--masks", type=Path, help="folder of their segmentations (BSDS500's .mat or .png), to cut objects out")
+    add("--masks", type=Path, help="folder of their segmentations (BSDS500's .mat, or .png): objects to cut out")
     add(
         "--procedural",
         type=cli.share,
         metavar="SHARE",
-        help="of made-up textures (default: half; with --images a tenth)",
+        help="share of made-up textures in scenes (default: half; with --images a tenth)",
     )
-    some = (
-        "factor on the shares of blur, drift, noise, overlays, compression in crops from 96 on (%(default)s; 0: none)"
-    )
+    some = "factor on the shares of blur, drift, noise, overlays, compression in crops of 96 and more (%(default)s)"
     add("--effects", type=cli.amount, default=1.0, help=some)
     add("--clips", type=Path, help="folder of videos or frame folders (default: no footage)")
     add("--val_clips", nargs="+", metavar="NAME", help="clips to validate on alone (default: every fourth)")
     add("--real", type=cli.share, default=1 / 3, help="share of footage in a batch (default: a third)")
-    flows = "exact flow for windows of footage: none, or OpenCV's DIS where it fits (default: %(default)s)"
+    flows = "target flow for windows of footage: none, or OpenCV's DIS where it is trusted (default: %(default)s)"
     add("--clip_flow", choices=["none", "dis"], default="none", help=flows)
-    about = "terms of the loss to leave out, to see what they are good for"
+    about = "terms of the loss to leave out, to see what they contribute"
     add("--without", nargs="+", choices=["geo", "dis", "flow"], default=[], help=about)
-    about = "weight of a dB of PSNR in the loss, 0.005 or so to end a run with (default: 0, the paper's terms alone)"
+    about = "weight of PSNR in the loss, per dB; about 0.005 at the end of training (default: 0, none)"
     add("--psnr", type=cli.amount, default=0.0, help=about)
     add(
         "--speed",
         type=cli.amount,
         default=4.0,
-        help="median motion of objects, pixels, in crops from 96 on (%(default)s)",
+        help="median motion of objects in pixels, in crops of 96 and more (%(default)s)",
     )
     add("--minutes", type=cli.amount, default=30.0, help="length of the run (default: %(default)s)")
     add("--crops", type=epochs.crop, nargs="+", default=[32, 64, 96, 128, 160], help="sides of the crops (%(default)s)")
     ends = [0.15, 0.35, 0.6, 0.8, 1.0]
-    add("--crop_ends", type=float, nargs="+", default=ends, help="the share of the run that each ends at")
-    add("--batch_size", type=cli.positive, default=8, help="samples of 96x96 a process and step (%(default)s)")
+    add("--crop_ends", type=float, nargs="+", default=ends, help="share of the run at which each crop size ends")
+    add("--batch_size", type=cli.positive, default=8, help="samples per process and step, at crops of 96 (%(default)s)")
     add("--lr_start", type=cli.amount, default=8e-4, help="learning rate at the start (default: %(default)s)")
     add("--lr_end", type=cli.amount, default=1e-5, help="learning rate at the end of the cosine (default: %(default)s)")
     about = "precision of the convolutions (default: what the device has instructions for)"
     add("--amp", choices=["auto", *AMP], default="auto", help=about)
-    add("--compile", action="store_true", help="torch.compile the network: minutes for each size of crop on a CPU")
+    add("--compile", action="store_true", help="torch.compile the network: takes minutes per crop size on a CPU")
     add("--ema", type=cli.decay, default=0.999, help="decay of the averaged weights (default: %(default)s)")
-    add("--clip_grad", type=cli.amount, default=1.0, help="greatest norm of the gradient (default: %(default)s)")
-    add("--optimizer", choices=OPTIMIZERS, default="muon", help="the paper's adamw, or muon (default), sooner here")
-    add("--seed", type=cli.whole, default=0, help="of weights and data (default: %(default)s)")
+    add("--clip_grad", type=cli.amount, default=1.0, help="maximum gradient norm (default: %(default)s)")
+    add("--optimizer", choices=OPTIMIZERS, default="muon", help="the paper's adamw, or muon: sooner here (%(default)s)")
+    add("--seed", type=cli.whole, default=0, help="seed of weights and data (default: %(default)s)")
     add(
         "--workers",
         type=cli.whole,
         default=1,
-        help="processes that make batches, for a GPU the footage of them (%(default)s)",
+        help="worker processes that make batches; on a GPU, only their footage (%(default)s)",
     )
     add("--eval_iterations", type=cli.positive, default=1000, help="iterations between validations (%(default)s)")
     add("--log_path", type=Path, default=Path("runs/synthetic"), help="folder of the run (default: %(default)s)")
-    add("--log_every", type=cli.positive, default=100, help="iterations between lines of the log (%(default)s)")
+    add("--log_every", type=cli.positive, default=100, help="iterations between log lines (%(default)s)")
     add("--save_every", type=cli.amount, default=2.0, help="minutes between checkpoints (default: %(default)s)")
-    about = "go on with the run of --log_path"
+    about = "resume the run in --log_path"
     add("--resume", choices=["auto"], nargs="?", const="auto", help=about)
     distributed.add_options(options)
     cli.add_device(options)

@@ -4,11 +4,11 @@
     torchrun --nproc_per_node=4 train_vimeo90k.py --model_name IFRNet --epochs 300 --batch_size 6
     python -m torch.distributed.launch --nproc_per_node=4 train_vimeo90k.py --world_size 4 --model_name 'IFRNet' \\
         --epochs 300 --batch_size 6 --lr_start 1e-4 --lr_end 1e-5
-    python train_vimeo90k.py --data clips:FOLDER --model_name IFRNet_S     (videos and folders of frames of one's own)
+    python train_vimeo90k.py --data clips:FOLDER --model_name IFRNet_S     (your own videos and folders of frames)
     python -m datasets.packed && python train_vimeo90k.py --data data/vimeo_packed --cache gpu    (nothing to decode)
 
-Several machines: the same line on each but for --node_rank, and --log_path on a disk that they share; under Slurm, srun
-starts it once on every machine:
+Several machines: run the same line on each, with its own --node_rank, and --log_path on a shared disk. Under Slurm,
+srun starts it once per machine:
 
     torchrun --nnodes=2 --node_rank=0 --master_addr=HOST --master_port=29500 --nproc_per_node=4 \\
         --max-restarts=3 train_vimeo90k.py --batch_size 3 --resume auto
@@ -16,9 +16,9 @@ starts it once on every machine:
         --node_rank=$SLURM_NODEID --master_addr=$(scontrol show hostnames $SLURM_JOB_NODELIST | head -n 1) \\
         --master_port=29500 --nproc_per_node=4 train_vimeo90k.py --batch_size 3 --resume auto'
 
-The teacher's flow is read where generate_flow.py has put it; without it there is no flow distillation, unless --teacher
-estimates it for every batch: no disk, but a slower step, and on the crops alone. A run can be stopped at any time and
-goes on with --resume auto.
+The teacher's flow is read from the files of generate_flow.py. Without them there is no flow distillation, unless
+--teacher is given: it estimates flow for every batch, which needs no disk space, but makes steps slower and sees only
+the crops. A run can be stopped at any time and continues with --resume auto.
 """
 
 import argparse
@@ -37,11 +37,11 @@ from losses import ifrnet_loss
 from utils import cli, distributed, epochs
 
 PAPER_TRIPLETS = 51_313
-PAPER_ITERATIONS = 641_400  # 300 epochs of them, 24 a step
+PAPER_ITERATIONS = 641_400  # 300 epochs, 24 triplets per step
 
 
 def loss_with(teacher: models.flow.Teacher | None) -> Callable[..., dict[str, torch.Tensor]]:
-    """The loss under a teacher that estimates as it goes, or with the flow of the samples."""
+    """The loss, with flow that `teacher` estimates for each batch, or without one, with the samples' flow."""
 
     def loss(out: models.Interpolation, batch: Sample, progress: float) -> dict[str, torch.Tensor]:
         flow = models.flow.labels(teacher, batch.img0, batch.imgt, batch.img1) if teacher else batch.flow
@@ -53,7 +53,7 @@ def loss_with(teacher: models.flow.Teacher | None) -> Callable[..., dict[str, to
 def main(args: argparse.Namespace) -> None:
     with distributed.ranks(args) as device:
         if args.teacher_weights and not args.teacher:
-            raise ValueError(f"--teacher_weights {args.teacher_weights} needs --teacher, the network that they are of")
+            raise ValueError(f"--teacher_weights {args.teacher_weights} needs --teacher, the network they belong to")
         teacher = models.flow.build(args.teacher, args.teacher_weights, device) if args.teacher else None
         train_set, val_set, paper = sets(args, device, flow=False if teacher else None)
         if distributed.is_main() and not (teacher or getattr(train_set, "flow", False)):
@@ -66,10 +66,10 @@ def main(args: argparse.Namespace) -> None:
 
 
 def without_time(model: models.IFRNet) -> models.IFRNet:
-    """The network with input weights of the t plane that are zero and stay so, as in the published weights.
+    """The network with the input weights of the t plane set to zero and kept there, as in the published weights.
 
-    What was trained at t = 0.5 alone can then be told from what knows other times (IFRNet.any_time). Weights that know
-    them, loaded to start from, keep what they do at t = 0.5 but at the borders: it becomes a part of the bias.
+    IFRNet.any_time then distinguishes weights trained at t = 0.5 only from those that know other times. When the latter
+    are loaded to start from, the t plane's effect at t = 0.5 becomes part of the bias: results change at borders only.
     """
     model.decoder4.convblock[0][0].weight.data[:, -1] = 0
     model.decoder4.convblock[0][0].weight.register_hook(without_last)
@@ -88,10 +88,10 @@ def fold_time(model: models.IFRNet) -> None:
 
 
 def sets(args: argparse.Namespace, device: torch.device, flow: bool | None) -> tuple[Dataset, Dataset, int | None]:
-    """What to train on, what to validate on, and the paper's iterations where this is the paper's set."""
+    """The training set, the validation set, and the paper's iterations if this is the paper's set."""
     augment, held = Augment(args.crop, args.seed), args.val_list
     if args.cache == "gpu" and not is_packed(args.data):
-        raise ValueError(f"--cache gpu needs a packed set, which {args.data} is not; see python -m datasets.packed")
+        raise ValueError(f"--cache gpu needs a packed set, not {args.data}; make one with python -m datasets.packed")
     if folder := epochs.clips_folder(args):
         names = held and epochs.read_names(held)
         train, val = clips.split(folder, len(FRAMES), args.clip_stride, args.crop, args.clip_longest, names)
@@ -112,9 +112,9 @@ def parser() -> cli.Parser:
     about = "folder of the set, packed or not, or clips:FOLDER (default: %(default)s)"
     parser.add_argument("--data", default=str(cli.DATA / "vimeo_triplet"), help=about)
     parser.add_argument(
-        "--cache", choices=["gpu"], help="gpu: hold a packed set in GPU memory (default: read as it goes)"
+        "--cache", choices=["gpu"], help="gpu: hold a packed set in GPU memory (default: read from disk)"
     )
-    parser.add_argument("--teacher", choices=models.flow.TEACHERS, help="estimate the flow of every batch, not read it")
+    parser.add_argument("--teacher", choices=models.flow.TEACHERS, help="estimate flow per batch, do not read it")
     parser.add_argument("--teacher_weights", help="the teacher's weights file (default: its own)")
     epochs.add_options(parser, epochs=300, batch_size=6, eval_interval=1, recipe="vimeo90k")
     return parser

@@ -166,7 +166,7 @@ def test_its_own_input_is_not_written_over(files, tmp_path, typed):
     shutil.copy(files / "img0.png", tmp_path / "demo_2x.png")
     pair = ["--img0", tmp_path / "demo_2x.png", "--img1", files / "img1.png"]
     done = typed(demo_2x.main, demo_2x.parser(""), *pair, "--model_name", "average", "--out", tmp_path)
-    assert done.status == 2 and "demo_2x.png: would be written over; give another --out" in done.err
+    assert done.status == 2 and "demo_2x.png: would be overwritten; give another --out" in done.err
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["demo_2x.png"]
 
 

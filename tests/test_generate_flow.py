@@ -455,7 +455,7 @@ def test_check_measures_a_teacher_against_the_flow_that_is_there(script, data, t
 
 def test_check_judges_the_labels_that_are_there(script, data, tmp_path, capsys):
     assert script("--check", 2, "--sheet", tmp_path / "sheet.pdf") == 2
-    assert "sheet.pdf: a picture is written; end the name in .png" in capsys.readouterr().err
+    assert "sheet.pdf: is written as a picture; end the name in .png" in capsys.readouterr().err
     assert script("--check", 2, "--sheet", tmp_path / "sheet.png") == 2
     assert "00001/0001: no labels to judge; make them, or give --teacher" in capsys.readouterr().err
     assert script("--teacher", "dis") == 0

@@ -85,7 +85,7 @@ def test_an_interrupt_leaves_a_playable_file_and_can_be_resumed(tmp_path):
     wait_for(tmp_path / ".out.mp4.parts" / "000002.mp4", process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2 and b"--resume goes on" in errors.splitlines()[-1] and b"Traceback" not in errors
+    assert process.returncode == 2 and b"--resume continues" in errors.splitlines()[-1] and b"Traceback" not in errors
     times, _ = decode(tmp_path / "out.mp4")
     assert 150 <= len(times) < 599 and times == [Fraction(k, 50) for k in range(len(times))]
     sound = packets(tmp_path / "out.mp4", "audio")
@@ -114,7 +114,7 @@ def test_a_finished_video_gives_way_to_a_whole_one_alone(tmp_path, monkeypatch):
     run(source, out, "--factor", "1")
     old = out.read_bytes()
     line = interrupted_after(1.5, monkeypatch, source, out, "--overwrite")
-    assert "is in" in line and "--resume goes on" in line and out.read_bytes() == old
+    assert "is in" in line and "--resume continues" in line and out.read_bytes() == old
     run(source, out, "--segment", "1", "--resume")
     assert len(decode(out)[0]) == 149
 
@@ -155,7 +155,7 @@ def test_an_interrupt_behind_a_gap_in_time_leaves_and_resumes_all_that_is_done(t
         write(job, writer, picture)
 
     run(source, tmp_path / "whole.mp4", "--segment", "1")
-    with monkeypatch.context() as during, pytest.raises(KeyboardInterrupt, match="--resume goes on"):
+    with monkeypatch.context() as during, pytest.raises(KeyboardInterrupt, match="--resume continues"):
         during.setattr(interpolate_video.Job, "write", interrupted)
         run(source, out, "--segment", "1")
     assert decode(out)[0] == [time for time in decode(tmp_path / "whole.mp4")[0] if time <= Fraction(9, 2)]
@@ -181,7 +181,7 @@ def test_sigterm_ends_a_run_like_an_interrupt(tmp_path):
     while process.poll() is None and not list(parts.glob("000001.mp4")):
         time.sleep(0.01)
     process.terminate()
-    assert process.wait(60) == 2 and b"--resume goes on" in process.stderr.read()
+    assert process.wait(60) == 2 and b"--resume continues" in process.stderr.read()
     assert len(decode(tmp_path / "out.mp4")[0]) >= 100
 
 
@@ -204,7 +204,7 @@ def test_a_disk_that_is_full_when_parts_are_joined_leaves_them_to_be_joined(tmp_
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device", "out.mp4")
 
-    with monkeypatch.context() as during, pytest.raises(OSError, match="No space left .* and --resume joins it"):
+    with monkeypatch.context() as during, pytest.raises(OSError, match="No space left .* and --resume joins them"):
         during.setattr(interpolate_video.video_out, "join_videos", full)
         run(clip, tmp_path / "out.mp4")
     monkeypatch.setattr(interpolate_video.Job, "write", None)  # nothing is made anew
@@ -242,9 +242,9 @@ def test_what_a_killed_run_has_done_is_not_thrown_away_unasked(tmp_path, clip, c
     part = tmp_path / ".out.mp4.parts" / "000000.mp4"
     part.parent.mkdir()
     part.write_text("hours of work")
-    assert "--resume goes on" in complaint(capsys, clip, tmp_path / "out.mp4")
+    assert "--resume continues" in complaint(capsys, clip, tmp_path / "out.mp4")
     (tmp_path / "out.mp4").write_text("what was done until Ctrl-C")
-    assert "--resume goes on" in complaint(capsys, clip, tmp_path / "out.mp4")
+    assert "--resume continues" in complaint(capsys, clip, tmp_path / "out.mp4")
     assert part.exists()
     run(clip, tmp_path / "out.mp4", "--overwrite")
     assert len(decode(tmp_path / "out.mp4")[0]) == 39 and not part.exists()
@@ -254,7 +254,7 @@ def test_what_a_killed_run_has_done_for_an_empty_folder_is_not_thrown_away_eithe
     part = tmp_path / ".out.parts" / "000000"
     for folder in (part, tmp_path / "out"):
         folder.mkdir(parents=True)
-    assert "--resume goes on" in complaint(capsys, clip, tmp_path / "out")
+    assert "--resume continues" in complaint(capsys, clip, tmp_path / "out")
     assert part.exists()
     run(clip, tmp_path / "out", "--overwrite")
     assert len(list((tmp_path / "out").iterdir())) == 39 and not part.exists()

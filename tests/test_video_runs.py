@@ -213,14 +213,14 @@ def test_outputs_that_cannot_be_are_refused_before_anything_is_done(tmp_path, cl
     assert "unknown kind of output" in complaint(capsys, clip, tmp_path / "out.txt")
     assert "ending without a name" in complaint(capsys, clip, tmp_path / ".mp4")
     assert "101 places are more than 100" in complaint(capsys, clip, tmp_path / "sheet.png", "--preview", "101")
-    assert "is the input" in complaint(capsys, clip, clip, "--overwrite")
-    assert "give one of them" in complaint(capsys, clip, tmp_path / "out.mp4", "--factor", "2", "--fps", "60")
+    assert "is also the input" in complaint(capsys, clip, clip, "--overwrite")
+    assert "give only one of them" in complaint(capsys, clip, tmp_path / "out.mp4", "--factor", "2", "--fps", "60")
     assert "cannot be stored in .webm" in complaint(capsys, clip, tmp_path / "out.webm", "--codec", "h264")
     for codec in ("vp9", "av1"):
         assert f"{codec} cannot be stored in .mov" in complaint(capsys, clip, tmp_path / "out.mov", "--codec", codec)
     assert "100 frames a second; give --fps 50" in complaint(capsys, clip, tmp_path / "out.gif", "--fps", "101")
     assert "'0' is not a whole number" in complaint(capsys, clip, tmp_path / "out.mp4", "--factor", "0")
-    assert "no frame rate" in complaint(capsys, clip, tmp_path / "out.mp4", "--fps", "1/0")
+    assert "not a frame rate" in complaint(capsys, clip, tmp_path / "out.mp4", "--fps", "1/0")
     assert "not auto, none or a number" in complaint(capsys, clip, tmp_path / "out.mp4", "--tile", "half")
     assert "not allowed with" in complaint(capsys, clip, tmp_path / "out.mp4", "--resume", "--overwrite")
     assert not list(tmp_path.glob("out*"))
@@ -249,7 +249,7 @@ def test_a_link_stays_and_what_it_points_to_is_made_and_replaced(tmp_path, clip,
     link.symlink_to(target)
     part = target.with_name(f".{name}.parts") / f"000000{target.suffix}"
     part.mkdir(parents=True)
-    assert "--resume goes on" in complaint(capsys, clip, link)
+    assert "--resume continues" in complaint(capsys, clip, link)
     for factor, expected in ((1, 20), (2, 39)):
         run(clip, link, "--overwrite", "--factor", factor)
         made = list(target.iterdir()) if target.is_dir() else decode(target)[0]
@@ -260,7 +260,7 @@ def test_a_link_to_another_kind_of_file_or_to_nowhere_is_refused(tmp_path, clip,
     (tmp_path / "out.mp4").symlink_to(tmp_path / "blob")
     (tmp_path / "round.mp4").symlink_to(tmp_path / "round.mp4")
     for name in ("out.mp4", "round.mp4"):
-        assert "has another ending or leads nowhere" in complaint(capsys, clip, tmp_path / name, "--overwrite")
+        assert "has another extension or leads nowhere" in complaint(capsys, clip, tmp_path / name, "--overwrite")
     assert not (tmp_path / "blob").exists()
     (tmp_path / "frames.v2").mkdir()
     (tmp_path / "frames").symlink_to(tmp_path / "frames.v2")
@@ -297,10 +297,10 @@ def test_options_that_the_output_cannot_follow_are_refused(tmp_path, clip, capsy
         assert "--crf 5" in complaint(capsys, clip, name if name == "-" else tmp_path / name, "--crf", "5")
     for words in (("--compare", "side"), ("--codec", "h264"), ("--crf", "0")):
         line = complaint(capsys, clip, tmp_path / "out.png", "--preview", "2", *words)
-        assert f"{' '.join(words)}: means nothing to a preview" in line
-    assert "--resume: means nothing" in complaint(capsys, clip, tmp_path / "out.png", "--preview", "2", "--resume")
-    assert "--resume: what went down a pipe is not known" in complaint(capsys, clip, "-", "--resume")
-    assert "no folder of pictures" in complaint(capsys, clip, tmp_path / "out.mp4", "--input_fps", "12")
+        assert f"{' '.join(words)}: has no effect on a preview" in line
+    assert "--resume: has no effect" in complaint(capsys, clip, tmp_path / "out.png", "--preview", "2", "--resume")
+    assert "--resume: a pipe does not keep what was written" in complaint(capsys, clip, "-", "--resume")
+    assert "not a folder of pictures" in complaint(capsys, clip, tmp_path / "out.mp4", "--input_fps", "12")
     assert not list(tmp_path.glob("*out*"))
 
 
