@@ -1,6 +1,8 @@
 """The rules that keep the parts apart: who may import whom, and that scripts start from anywhere."""
 
 import ast
+import importlib
+import shlex
 import subprocess
 import sys
 
@@ -90,6 +92,16 @@ def test_a_script_says_how_to_use_it_from_any_folder(tmp_path):
         text = (said / script).read_text()
         assert text.startswith("usage:") and f"python {script}" in text
     assert SCRIPTS and not list(here.iterdir())
+
+
+def test_training_commands_of_the_readme_fit_the_weights_that_they_start_from():
+    lines = [line.partition("  #")[0] for line in (ROOT / "README.md").read_text().splitlines()]
+    commands = [shlex.split(line) for line in lines if line.startswith(("    python train_", "    torchrun "))]
+    assert len(commands) > 5
+    for command in commands:
+        script = next(number for number, word in enumerate(command) if word.endswith(".py"))
+        args = importlib.import_module(bare(command[script])).parser().parse_args(command[script + 1 :])
+        assert args.resume_path in (None, args.model_name), command
 
 
 def test_no_package_of_the_project_does_anything_at_import(tmp_path):
