@@ -1,4 +1,4 @@
-# make demo: the whole way on a small made-up set.  make test: the tests.  Both make the environment first, in .venv.
+# make demo: end to end on a small generated data set.  make test: the tests.  Both first create .venv.
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +13,7 @@ TRAIN = $(PY) train_vimeo90k.py --data $(DEMO) --model_name IFRNet_S --batch_siz
 setup: $(VENV)/installed
 
 $(VENV)/installed: requirements.txt
-	@echo "Making the environment in $(VENV): about 6 GB to download and unpack, 2 minutes with a fast connection"
+	@echo "Creating the environment in $(VENV): about 6 GB to download and unpack, 2 minutes with a fast connection"
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet -r requirements.txt
 	touch $@
@@ -21,15 +21,15 @@ $(VENV)/installed: requirements.txt
 demo: setup
 	@echo "== 1/5  Photographs in motion, in the layout of Vimeo90K, with exact flow (10 s)"
 	$(PY) -m datasets.synthetic --out $(DEMO) --overwrite
-	@echo "== 2/5  A network after its first iteration, beside averaging and the shipped weights (15 s)"
+	@echo "== 2/5  Scores: averaging, the shipped weights, and a new network after one iteration (15 s)"
 	rm -rf $(RUN)
 	$(TRAIN) --iterations 1 --log_every 1
 	$(PY) benchmarks/Vimeo90K.py --data $(DEMO) --model_name average IFRNet_S --out $(RUN)/shipped
 	$(PY) benchmarks/Vimeo90K.py --data $(DEMO) --model_name IFRNet_S \
 		--checkpoint $(RUN)/IFRNet_S/latest.pth --out $(RUN)/before
-	@echo "== 3/5  It goes on for 48 epochs (60 s): the loss falls and the score rises; to see motion takes an hour"
+	@echo "== 3/5  That network trains for 48 epochs (60 s): loss falls, score rises; learning motion would take an hour"
 	$(TRAIN) --iterations 240 --log_every 48 --eval_iterations 240 --resume auto
-	@echo "== 4/5  The same network, scored on the same test list (10 s)"
+	@echo "== 4/5  Its score on the same test list now (10 s)"
 	$(PY) benchmarks/Vimeo90K.py --data $(DEMO) --model_name IFRNet_S \
 		--checkpoint $(RUN)/IFRNet_S/latest.pth --out $(RUN)/after
 	@echo "== 5/5  Frames between two frames, with the shipped weights (10 s)"
@@ -37,7 +37,7 @@ demo: setup
 	$(PY) demo_8x.py
 	@echo "Done. Look at the pictures named above; the run, its log and its curves are in $(RUN)/IFRNet_S."
 
-# Two files of tests at a time, one thread each: most of them keep a single core busy.
+# Two test files at a time, one thread each: most tests use a single core.
 test: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
