@@ -14,7 +14,7 @@ continues. checkpoints/README.md describes the weights made with this script.
 import argparse
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import count, repeat
+from itertools import count, pairwise, repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -262,7 +262,8 @@ class Stage(NamedTuple):
 
 def stages(crops: Sequence[int], ends: Sequence[float]) -> list[Stage]:
     """The stages of a run. ValueError unless there is one end per crop, in increasing order, the last 1."""
-    if len(crops) != len(ends) or sorted(set(ends)) != list(ends) or ends[0] <= 0 or ends[-1] != 1:
+    rising = all(a < b for a, b in pairwise([0, *ends]))
+    if len(crops) != len(ends) or not rising or ends[-1] != 1:
         raise ValueError(f"--crop_ends {' '.join(map(str, ends))}: give one rising share per crop, the last 1")
     return [Stage(*each) for each in zip(crops, ends, [*crops[1:], None])]
 
@@ -322,6 +323,8 @@ def main(args: argparse.Namespace) -> None:
     if not args.minutes > 0:
         raise ValueError(f"--minutes {args.minutes:g}: a run needs time; give more than 0")
     if args.clips is None:
+        if args.speed < synthetic.LEAST_SPEED:  # hardly a scene to validate on would move
+            raise ValueError(f"--speed {args.speed:g}: too slow to validate on; give {synthetic.LEAST_SPEED} or more")
         for name in ("val_clips", "real", "clip_flow"):
             if getattr(args, name) != parser().get_default(name):
                 raise ValueError(f"--{name} is about footage; give --clips, the folder of the footage")

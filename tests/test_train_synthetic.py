@@ -342,8 +342,15 @@ def test_stages_that_do_not_end_the_run_are_refused(crops, ends):
         script.stages(crops, ends)
 
 
+def test_an_end_that_is_no_number_is_refused():
+    for end in [float("nan") for _ in range(100)]:  # their order in a set is chance
+        with pytest.raises(ValueError, match="--crop_ends"):
+            script.stages([96, 128], [end, 1.0])
+
+
 @pytest.mark.parametrize(
-    "words", ["--real 1.5", "--minutes 0", "--minutes -5", "--effects -1", "--crops 40", "--patch_size 4"]
+    "words",
+    ["--real 1.5", "--minutes 0", "--minutes -5", "--effects -1", "--crops 40", "--patch_size 4", "--speed 0"],
 )
 def test_numbers_that_make_no_run_are_named(typed, tmp_path, words):
     status, _, error = typed(script.main, script.parser(), *words.split(), "--log_path", tmp_path, "--device", "cpu")
