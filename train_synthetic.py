@@ -442,7 +442,7 @@ def parser() -> cli.Parser:
     add("--images", type=Path, help="folder of photographs (default: those inside scikit-image)")
     about = "side of the squares that photographs are cut into (default: %(default)s)"
     add("--patch_size", type=cli.positive, default=320, help=about)
-    add("--masks", type=Path, help="folder of their segmentations (BSDS500's .mat, or .png): objects to cut out")
+    add("--masks", type=Path, help="segmentations of --images (BSDS500's .mat, or .png), to cut out objects")
     add(
         "--procedural",
         type=cli.share,
