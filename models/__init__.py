@@ -28,13 +28,13 @@ def build(name: str, activation: str = "prelu") -> IFRNet:
 
 
 def checkpoint_path(checkpoint: str | Path) -> Path:
-    """Where the weights lie: those shipped in checkpoints/ for a name of VARIANTS. FileNotFoundError without a file."""
+    """The path of a checkpoint, for a name of VARIANTS that of the shipped one. FileNotFoundError without a file."""
     if not str(checkpoint):
-        raise FileNotFoundError("the checkpoint has no name; an empty one may come of a variable that is not set")
+        raise FileNotFoundError("the checkpoint has no name, perhaps because a variable is not set; give a path")
     path = CHECKPOINTS / f"{checkpoint}.pth" if str(checkpoint) in VARIANTS else Path(checkpoint)
     if not path.is_file():
         shipped = [name for name in VARIANTS if (CHECKPOINTS / f"{name}.pth").is_file()]
-        of_name = f"{checkpoint}: no weights of that network are here"
+        of_name = f"{checkpoint}: no shipped weights for this network"
         what = of_name if str(checkpoint) in VARIANTS else f"{path}: no such checkpoint"
         raise FileNotFoundError(f"{what}; give {', or '.join(['a path', *shipped])}")
     return path
@@ -44,8 +44,8 @@ def load(checkpoint: str | Path, device: str | torch.device = "cpu") -> IFRNet:
     """A network with trained weights, float32, in evaluation mode.
 
     checkpoint: a name of VARIANTS for the weights in checkpoints/, or the path of a state_dict or a training
-    checkpoint; published files load as they are. The variant is read off the shapes, and every name must fit.
-    Nothing in the file is executed. FileNotFoundError or ValueError, in one line, where there are no whole weights.
+    checkpoint; published files load as they are. The variant is recognised by names and shapes, which must all match.
+    Nothing in the file is executed. FileNotFoundError or ValueError, in one line, for a missing or unsuitable file.
     """
     path = checkpoint_path(checkpoint)
     state = read_weights(path)
@@ -55,7 +55,7 @@ def load(checkpoint: str | Path, device: str | torch.device = "cpu") -> IFRNet:
                 model = build(name, kind)
             if {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in state.items()}:
                 with torch.device("cpu"):
-                    model = build(name, kind).float()  # whatever PyTorch takes unless told
+                    model = build(name, kind).float()  # whatever PyTorch's defaults
                 model.load_state_dict(state)
                 return model.to(device).eval()
     raise ValueError(f"{path}: its {len(state)} tensors fit none of {', '.join(VARIANTS)}")

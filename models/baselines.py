@@ -1,8 +1,8 @@
-"""Baselines, called as an Interpolator is: what a network must beat to earn its keep.
+"""Baselines with the interface of Interpolator: what a network must beat.
 
     frames = baselines.interpolator("dis")(img0, img1, times=[0.5])
 
-`interpolator` turns the name of a network or of a baseline into something to call, for every script that makes frames.
+`interpolator` makes either a network's Interpolator or a baseline from its name, for every script that makes frames.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from .interpolator import Interpolator, check_pair, check_range, default_device
 
 
 class Baseline:
-    """Frames between two frames without a network. device: where the frames are wanted, as for Interpolator."""
+    """Frames between two frames without a network. device: of the result, as for Interpolator."""
 
     any_time, mode = True, None
 
@@ -31,8 +31,8 @@ class Baseline:
     def __call__(
         self, img0: Tensor, img1: Tensor, times: Sequence[float] = (0.5,), scale: float | None = None
     ) -> Tensor:
-        """The frames at `times` between img0 and img1; shapes, ranges and errors are those of Interpolator, whose scale
-        has no meaning here."""
+        """The frames at `times` between img0 and img1; shapes, ranges and errors are those of Interpolator. scale is
+        ignored."""
         return torch.stack(list(self.each(img0, img1, times)), img0.ndim - 3)
 
     def each(
@@ -68,10 +68,10 @@ class Average(Baseline):
 class Dis(Baseline):
     """Both frames moved along DIS optical flow, then averaged. A strong floor; runs on the CPU.
 
-    With f01 and f10 the flow between the frames in either direction, f = (f01 - f10) / 2 takes both as one motion,
-    which is followed in a straight line at constant speed: flow t->0 = -t f, flow t->1 = (1 - t) f. Each frame is
-    sampled there (cubic, borders replicated) and weighted by its nearness in time. At t = 0.5 that is a quarter of
-    f10 - f01 and of f01 - f10, and the mean of the two.
+    With f01 and f10 the flow between the frames in either direction, f = (f01 - f10) / 2 combines both into one motion
+    in a straight line at constant speed: flow t->0 = -t f, flow t->1 = (1 - t) f. Each frame is sampled there (cubic,
+    borders replicated) and weighted by its nearness in time. At t = 0.5 the flows are (f10 - f01) / 4 and
+    (f01 - f10) / 4, and the frames are averaged.
     """
 
     def __init__(self, device: str | torch.device | None = None):
@@ -101,15 +101,15 @@ def interpolator(
     device: str | torch.device | None = None,
     **options,
 ) -> Interpolator | Baseline:
-    """Something to call with (img0, img1, times), by name.
+    """The Interpolator of a network, or a baseline, by name.
 
-    model_name: one of NAMES; without one, what the checkpoint holds, or the shipped IFRNet_S. checkpoint: a path;
-    without one, the shipped weights of that name. options: Interpolator's; baselines have no use for them.
-    FileNotFoundError or ValueError where there are no such weights, or where they are those of another network.
+    model_name: one of NAMES; None: the network in the checkpoint, or the shipped IFRNet_S. checkpoint: a path; None:
+    the shipped weights of that name. options: Interpolator's; ignored for baselines. FileNotFoundError or ValueError
+    if the weights do not exist or are those of another network.
     """
     if model_name in BASELINES:
         if checkpoint is not None:
-            raise ValueError(f"{model_name} has no weights, so there is no use for {checkpoint}; name a network")
+            raise ValueError(f"{model_name} has no weights and cannot use {checkpoint}; name a network")
         return BASELINES[model_name](device)
     if model_name not in (None, *VARIANTS):
         raise ValueError(f"unknown model {model_name!r}; choose one of {', '.join(NAMES)}")

@@ -32,7 +32,7 @@ VARIANTS = {
 
 
 class Interpolation(NamedTuple):
-    """What the network says about the frame at t.
+    """What the network predicts for the frame at t.
 
     imgt: the frame, (B, 3, H, W) in [0, 1].
     flows: fine to coarse, (B, 4, h, w): t->0 dx, dy, t->1 dx, dy in pixels of that level; the first is of full size.
@@ -66,7 +66,7 @@ def check_frames(img0: Tensor, img1: Tensor, scale: float) -> None:
     if img0.shape != img1.shape:
         raise ValueError(f"the two frames have different sizes: {tuple(img0.shape)} and {tuple(img1.shape)}")
     for side in img0.shape[-2:]:
-        # Whole numbers at scale 1: that is what torch.export can reason about.
+        # Integer arithmetic at scale 1, which torch.export can reason about.
         levels = side * scale / DIVISOR if scale != 1 else 0
         if abs(levels - round(levels)) > 1e-6 or (scale == 1 and side % DIVISOR):
             height, width = img0.shape[-2:]
@@ -77,14 +77,14 @@ def check_frames(img0: Tensor, img1: Tensor, scale: float) -> None:
 
 
 def common_mean(img0: Tensor, img1: Tensor) -> Tensor:
-    """Of both frames, all channels and pixels, (B, 1, 1, 1)."""
+    """The mean over both frames, all channels and pixels, (B, 1, 1, 1)."""
     return (img0.mean((1, 2, 3), keepdim=True) + img1.mean((1, 2, 3), keepdim=True)) / 2
 
 
 def times_of(pair: Pair, t: Tensor | float) -> tuple[Tensor, int]:
-    """t as (1 or N * B, 1, 1, 1) on the pair's device, and N, the number of times of each of the B pairs."""
+    """t as (1 or N * B, 1, 1, 1) on the pair's device, and N, the number of times for each of the B pairs."""
     pairs = len(pair.img0)
-    # A tuple: torch.compile of PyTorch 2.6 traces no `int | float`. full(): a number copied would make the CPU wait.
+    # A tuple: torch.compile of PyTorch 2.6 cannot trace `int | float`. full(): copying a number would block the CPU.
     if isinstance(t, (int, float)):
         t = torch.full((1,), t, dtype=torch.float32, device=pair.img0.device)
     t = torch.as_tensor(t, dtype=torch.float32, device=pair.img0.device).reshape(-1, 1, 1, 1)
@@ -113,7 +113,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """One level of refinement: reads what is known at this level, answers at twice its size."""
+    """One level of refinement: takes what is known at this level and predicts at twice its size."""
 
     def __init__(self, inputs: int, width: int, outputs: int, side: int, act: str):
         super().__init__()
@@ -134,7 +134,7 @@ class IFRNet(nn.Module):
         super().__init__()
         self.variant, self.act = variant, act
         self.encoder = Encoder(variant, act)
-        below = (4, *variant.widths)  # the last decoder answers 4 channels more: mask and residual
+        below = (4, *variant.widths)  # besides the flow, the last decoder's output has 4 channels: mask and residual
         for level in range(LEVELS, 0, -1):
             c = below[level]
             inputs, width = (2 * c + 1, 2 * c) if level == LEVELS else (3 * c + 4, 3 * c)
@@ -147,15 +147,15 @@ class IFRNet(nn.Module):
 
     @property
     def any_time(self) -> bool:
-        """Whether the weights read t. Those of the t plane, the last input of decoder4, are zero after training at
-        t = 0.5 alone: the frame is then that at 0.5 whatever t is."""
+        """Whether the weights read t. Training at t = 0.5 alone leaves those of the t plane, the last input of
+        decoder4, at zero: the result is then the frame at 0.5 for any t."""
         return bool(self.decoder4.convblock[0][0].weight[:, -1].any())
 
     def encode(self, img0: Tensor, img1: Tensor, scale: float = 1.0) -> Pair:
         """Both frames' features, made once for all times.
 
         img0, img1: (B, 3, H, W) in [0, 1]; scale: the size at which flow is estimated, relative to the frames.
-        ValueError where the sizes differ or scale * H or scale * W is no multiple of 16.
+        ValueError where the sizes differ or scale * H or scale * W is not a multiple of 16.
         """
         check_frames(img0, img1, scale)
         mean = common_mean(img0, img1)
@@ -200,20 +200,20 @@ class IFRNet(nn.Module):
         return Interpolation(imgt, tuple(flows), tuple(features[1:]), None)
 
     def refine(self, level: int, feature: Tensor, flow: Tensor, f0: Tensor, f1: Tensor, top: int = 0) -> Tensor:
-        """What the decoder of a level from 1 to 3 answers: the step of the flow, then the feature (of level 1 mask and
-        residual), at twice the size.
+        """The output of the decoder of a level from 1 to 3, at twice the size: what to add to the flow, then the
+        feature (at level 1, mask and residual).
 
-        feature, f0, f1: (B, C, h, w); flow: (B, 4, h, w) in pixels of the level. feature and flow may be some rows of
-        it, from `top` on.
+        feature, f0, f1: (B, C, h, w); flow: (B, 4, h, w) in pixels of the level. feature and flow may be a strip of
+        rows that starts at `top`.
         """
         decoder = getattr(self, f"decoder{level}")
         return decoder(feature, warp(f0, flow[:, :2], top), warp(f1, flow[:, 2:], top), flow.to(f0.dtype))
 
     def blend(self, flow: Tensor, mask: Tensor, rest: Tensor, img0: Tensor, img1: Tensor, top: int = 0) -> Tensor:
-        """The frame, (B, 3, H, W) in [0, 1]: what both frames show along the flow, mixed, and the rest.
+        """The frame, (B, 3, H, W) in [0, 1]: both frames warped along the flow and mixed, plus the rest.
 
         flow: (B, 4, H, W) in pixels; mask: (B, 1, H, W) in [0, 1], the share of img0; rest: residual and mean,
-        (B, 3, H, W). These may be some rows of the frame, from `top` on.
+        (B, 3, H, W). These may be a strip of rows that starts at `top`.
         """
         frame = mask * warp(img0, flow[:, :2], top) + (1 - mask) * warp(img1, flow[:, 2:], top)
         return (frame + rest).clamp(0, 1)
@@ -224,10 +224,10 @@ class IFRNet(nn.Module):
         """The frame at t between img0 (t = 0) and img1 (t = 1).
 
         img0, img1: (B, 3, H, W) in [0, 1]. t: one number, B numbers, or N * B numbers: N for every pair, pair by pair;
-        the result then holds N * B frames, and the pairs are encoded once. imgt: the true frames, of the result's
-        shape, to have `targets`, at the size of `features`. scale: see `encode`. Weights that do not read t (see
-        `any_time`) are not refused here, but by Interpolator. ValueError as from `encode`, for another number of
-        times, and for true frames of another shape.
+        the result then holds N * B frames, and the pairs are encoded once. imgt: the true frames, in the result's
+        shape; they give `targets`, in the size of `features`. scale: see `encode`. With weights that ignore t (see
+        `any_time`) any t is accepted here; Interpolator refuses all but 0.5. ValueError as from `encode`, for any
+        other number of times, and for true frames of another shape.
         """
         pair = self.encode(img0, img1, scale)
         out = self.decode(pair, t)
@@ -240,5 +240,5 @@ class IFRNet(nn.Module):
         truth = imgt - mean
         if scale != 1:
             truth = resize(truth, size=tuple(round(side * scale) for side in truth.shape[-2:]))
-        # Not _replace, at which the compiler of PyTorch 2.6 breaks the graph.
+        # Not _replace: torch.compile of PyTorch 2.6 breaks the graph there.
         return Interpolation(out.imgt, out.flows, out.features, self.encoder(truth)[:3])

@@ -14,7 +14,7 @@ ACTIVATIONS = ("prelu", "gelu", "gelu+bn")
 
 
 class PReLU(nn.PReLU):
-    """nn.PReLU, one slope a channel; on the CPU its gradients are made in one pass over channels-last memory."""
+    """nn.PReLU, one slope per channel; on the CPU its gradients are computed in one pass over channels-last memory."""
 
     def forward(self, x: Tensor) -> Tensor:
         trained = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
@@ -25,7 +25,7 @@ class PReLU(nn.PReLU):
 
 
 class _NativePReLU(torch.autograd.Function):
-    """PReLU by native.c. Slopes and what is summed for their gradient are float32 whatever the type of x."""
+    """PReLU by native.c. Slopes, and the terms summed for their gradient, are float32 whatever the type of x."""
 
     @staticmethod
     def forward(ctx, x: Tensor, slope: Tensor, library: native.Library) -> Tensor:
@@ -40,7 +40,7 @@ class _NativePReLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, above: Tensor):
         (x, slope), (batch, channels, height, width) = ctx.saved_tensors, above.shape
-        if above.stride(2) != width * above.stride(3):  # a part of wider rows
+        if above.stride(2) != width * above.stride(3):  # a slice of wider rows
             above = above.contiguous(memory_format=torch.channels_last)
         strides = (above.stride(0), above.stride(3), above.stride(1))
         gradient, of_slope = torch.empty_like(x), torch.empty_like(slope)
@@ -50,7 +50,7 @@ class _NativePReLU(torch.autograd.Function):
 
 
 def activation(channels: int, kind: str) -> list[nn.Module]:
-    """The modules that follow a convolution: "prelu" has one slope a channel; "gelu+bn" normalises before it bends.
+    """The modules that follow a convolution: "prelu" has one slope per channel; "gelu+bn" normalises before the GELU.
     ValueError for another kind."""
     if kind == "prelu":
         return [PReLU(channels)]
@@ -67,7 +67,7 @@ def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, act: str =
 
 
 class ResBlock(nn.Module):
-    """Five convolutions and a shortcut; every second one sees the last `side` channels alone (IFRNet, section 3.2)."""
+    """Five convolutions and a shortcut; every second one sees only the last `side` channels (IFRNet, section 3.2)."""
 
     def __init__(self, width: int, side: int, act: str = "prelu"):
         super().__init__()
@@ -88,15 +88,15 @@ class ResBlock(nn.Module):
 def warp(x: Tensor, flow: Tensor, top: int = 0) -> Tensor:
     """Sample x at p + flow(p), bilinear, borders clamped. x: (B, C, H, W); flow: (B, 2, H, W), (dx, dy) in pixels of x.
 
-    flow may also be some rows of the whole, those from `top` on; the result is then these rows. Coordinates and
-    sampling are float32 whatever the type of x: half precision cannot tell neighbouring pixels apart beyond a width of
-    about 2000. The result has the type of x.
+    flow may also be a strip of rows that starts at `top`; the result is then that strip. Coordinates and sampling are
+    float32 whatever the type of x: half precision cannot tell neighbouring pixels apart beyond a width of about 2000.
+    The result has the type of x.
     """
     height, width = x.shape[-2:]
     flow = flow.float()
     rows = torch.arange(top, top + flow.shape[-2], device=x.device, dtype=torch.float32).view(1, -1, 1)
     columns = torch.arange(width, device=x.device, dtype=torch.float32).view(1, 1, width)
-    # grid_sample counts from -1 to 1 between the centres of the outermost pixels; a side of one pixel has no span.
+    # grid_sample's -1 and 1 are the centres of the outermost pixels, which coincide where a side is one pixel long.
     grid = torch.stack(
         [
             (columns + flow[:, 0]) * (2 / max(width - 1, 1)) - 1,
@@ -108,8 +108,8 @@ def warp(x: Tensor, flow: Tensor, top: int = 0) -> Tensor:
 
 
 def resize(x: Tensor, factor: float | None = None, size: tuple[int, int] | None = None) -> Tensor:
-    """Bilinear resize of (B, C, H, W), either by a factor or to (height, width): pixel areas aligned, no antialias.
+    """Bilinear resize of (B, C, H, W), either by a factor or to (height, width): pixel areas aligned, no antialiasing.
 
-    Values stay as they are: flow in pixels is to be multiplied by the factor as well.
+    Values are not scaled: flow in pixels must be multiplied by the factor as well.
     """
     return F.interpolate(x, size=size, scale_factor=factor, mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""Checkpoints in: tensors, numbers and nothing that runs, whatever a training script wrapped around the weights."""
+"""Reading checkpoints: tensors and numbers, never code, whatever a training script wrapped around the weights."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import Tensor
 def read_checkpoint(path: str | Path) -> object:
     """What torch.save wrote, on the CPU. Nothing in the file is executed.
 
-    FileNotFoundError, or ValueError, in one line, for a file that was cut or holds more than tensors and numbers.
+    FileNotFoundError, or ValueError, in one line, for a file that is truncated or holds more than tensors and numbers.
     """
     path = Path(path)
     if not path.is_file():
@@ -18,8 +18,8 @@ def read_checkpoint(path: str | Path) -> object:
     with path.open("rb") as file:
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # where a file was cut, or is another's, torch fails in all manner of ways
-            what = "not a whole checkpoint of tensors alone, so it was not loaded; copy or make it again"
+        except Exception as error:  # PyTorch raises all kinds for a truncated or foreign file
+            what = "not an intact checkpoint of tensors only, so it was not loaded; copy or make it again"
             raise ValueError(f"{path}: {what}") from error
 
 
@@ -38,7 +38,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def check_finite(path: str | Path, state: dict) -> None:
-    """ValueError, naming the file, where one of the tensors holds numbers that are NaN, infinite or not to be read."""
+    """ValueError, naming the file, where a tensor holds values that are NaN or infinite, or cannot be read."""
     for name, value in state.items():
         try:
             finite = not isinstance(value, Tensor) or bool(value.isfinite().all())
@@ -46,7 +46,7 @@ def check_finite(path: str | Path, state: dict) -> None:
             kind = f"{value.dtype}, {value.layout}, {value.device}"
             raise ValueError(f"{path}: {name} ({kind}) cannot be read; save it as dense floats") from error
         if not finite:
-            raise ValueError(f"{path}: {name} holds numbers that are not finite, as after a training that diverged")
+            raise ValueError(f"{path}: {name} holds NaN or infinity, as after training that diverged")
 
 
 def bare(content: dict) -> dict:

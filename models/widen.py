@@ -1,7 +1,7 @@
-"""A wider network that begins with the answers of a trained one (Net2Net's wider layers; Chen et al., ICLR 2016).
+"""A wider network that starts with the outputs of a trained one (Net2Net's wider layers; Chen et al., ICLR 2016).
 
-Channels are copied, and what reads them shares its weights out among the copies, in parts that differ, so that copies
-learn different things from the first step on. The result's answers are the narrow network's, up to rounding.
+Channels are copied, and the layers that read them divide their weights among the copies in unequal shares, so that
+copies learn different things from the first step. The outputs are those of the narrow network, up to rounding.
 """
 
 import torch
@@ -13,7 +13,7 @@ from .ifrnet import LEVELS, VARIANTS, IFRNet
 
 @torch.no_grad()
 def widen(model: IFRNet, name: str, seed: int = 0) -> IFRNet:
-    """A network `name` of VARIANTS with the activation and the answers of `model`, float32, in training mode.
+    """A network `name` of VARIANTS with the activation and the outputs of `model`, float32, in training mode.
 
     ValueError where it is narrower than `model` in any layer.
     """
@@ -23,12 +23,12 @@ def widen(model: IFRNet, name: str, seed: int = 0) -> IFRNet:
     wide, random = IFRNet(new, model.act), torch.Generator().manual_seed(seed)
 
     def spread(channels: int, copies: int) -> Tensor:
-        """For each of `copies` new channels the old one that it continues: all of them, then some again."""
+        """The old channel that each of `copies` new ones copies: all of them in random order, then some again."""
         rounds = -(-copies // channels)
         return torch.cat([torch.randperm(channels, generator=random) for _ in range(rounds)])[:copies]
 
     def fill(layer: nn.Module, source: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
-        """Weights of a convolution. inputs, outputs: the old channel of each new one."""
+        """Set the weights of a convolution. inputs, outputs: the old channel of each new one."""
         swapped = isinstance(layer, nn.ConvTranspose2d)
         weight = source.weight.transpose(0, 1) if swapped else source.weight
         share = torch.rand(len(outputs), len(inputs), generator=random) + 0.1
@@ -40,7 +40,7 @@ def widen(model: IFRNet, name: str, seed: int = 0) -> IFRNet:
         layer.bias.copy_(source.bias[outputs])
 
     def follow(activation: nn.Module, source: nn.Module, outputs: Tensor) -> None:
-        """What an activation or normalisation keeps for every channel."""
+        """Set what an activation or normalisation stores per channel."""
         theirs = source.state_dict()
         for key, value in activation.state_dict().items():
             value.copy_(theirs[key][outputs] if value.ndim else theirs[key])
@@ -53,7 +53,7 @@ def widen(model: IFRNet, name: str, seed: int = 0) -> IFRNet:
     def decode(level: int, inputs: Tensor, outputs: Tensor) -> None:
         block, source = (getattr(net, f"decoder{level}").convblock for net in (wide, model))
         main, side = (spread(theirs, ours) for theirs, ours in zip(source[1].split, block[1].split))
-        both = torch.cat([main, source[1].split[0] + side])  # the side channels stay the last
+        both = torch.cat([main, source[1].split[0] + side])  # the side channels stay last
         convolve(block[0], source[0], inputs, both)
         for k in (1, 3):
             convolve(getattr(block[1], f"conv{k}"), getattr(source[1], f"conv{k}"), both, both)
@@ -62,7 +62,7 @@ def widen(model: IFRNet, name: str, seed: int = 0) -> IFRNet:
         follow(block[1].prelu, source[1].prelu, both)
         fill(block[2], source[2], both, outputs)
 
-    features = [torch.arange(3)]  # of the levels, from the image on
+    features = [torch.arange(3)]  # of the image, then of each level
     for ours, theirs in zip(wide.encoder.children(), model.encoder.children()):
         features.append(spread(theirs[1][0].out_channels, ours[1][0].out_channels))
         convolve(ours[0], theirs[0], features[-2], features[-1])
@@ -75,7 +75,7 @@ def widen(model: IFRNet, name: str, seed: int = 0) -> IFRNet:
 
 
 def together(parts: list[Tensor]) -> Tensor:
-    """The old channels of a concatenation, from those of its parts: each part follows all old ones of those before."""
+    """The old channels of a concatenation, from those of its parts, each offset by all old channels before it."""
     starts = [0]
     for part in parts:
         starts.append(starts[-1] + int(part.max()) + 1)

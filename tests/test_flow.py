@@ -298,12 +298,12 @@ def test_a_pickle_that_would_run_code_is_not_loaded_as_weights(tmp_path, publish
             return os.mkdir, (str(tmp_path / "sprung"),)
 
     torch.save({"moduleFeatures": Trap()}, tmp_path / "trap.pytorch")
-    with pytest.raises(ValueError, match="trap.pytorch: not a whole checkpoint of tensors alone"):
+    with pytest.raises(ValueError, match="trap.pytorch: not an intact checkpoint of tensors only"):
         flow.build("liteflownet", tmp_path / "trap.pytorch")
     buffer = BytesIO()
     torch.save({"moduleFeatures": Trap()}, buffer)
     _, path = published_raft(buffer.getvalue())
-    with pytest.raises(ValueError, match="raft-.*: not a whole checkpoint of tensors alone"):
+    with pytest.raises(ValueError, match="raft-.*: not an intact checkpoint of tensors only"):
         flow.build("raft_small")
     assert path.is_file() and not (tmp_path / "sprung").exists()
 

@@ -374,7 +374,7 @@ def test_damaged_weights_are_named(script, data, raft, tmp_path, capsys):
     for length in (0, 100, 10_000, raft.stat().st_size - 1):
         (tmp_path / "cut.pth").write_bytes(raft.read_bytes()[:length])
         assert script("--teacher", "raft_small", "--weights", tmp_path / "cut.pth") == 2
-        assert "cut.pth: not a whole checkpoint of tensors alone" in capsys.readouterr().err
+        assert "cut.pth: not an intact checkpoint of tensors only" in capsys.readouterr().err
     assert script("--teacher", "liteflownet", "--weights", raft) == 2
     assert "small.pth: not the weights of LiteFlowNet" in capsys.readouterr().err
     assert not (data / "flow").exists()

@@ -201,7 +201,7 @@ def test_lpips_without_its_weights_says_which_files_it_needs(lpips_weights, tmp_
     for paths, complaint in (
         (None, "LPIPS needs weights: --lpips_weights BACKBONE LINEAR"),
         (["gone.pth"], "gone.pth: no such checkpoint"),
-        (["cut.pth"], "cut.pth: not a whole checkpoint of tensors"),
+        (["cut.pth"], "cut.pth: not an intact checkpoint of tensors"),
         (["alexnet.pth"], "alexnet.pth: no linear layers"),
         (["alex.pth"], r"alex.pth: lacks features.0.weight of alexnet"),
         (["numbers.pth"], "numbers.pth: no linear layers"),

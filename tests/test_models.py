@@ -35,8 +35,8 @@ def test_frames_and_losses_are_those_of_the_published_code(golden, name, size):
         np.testing.assert_allclose(got, golden[f"{name}/{height}x{width}/t{t}/losses"], rtol=1e-5)
 
 
-# Of the reference values, where they are not at hand: 64x96, seed 10, t = 0.25; red of the first pixel, green of the
-# one in the middle and blue of the last, at scale 1 and 0.5; rec, geo, dis.
+# Some of the reference values, for where the rest are not at hand: 64x96, seed 10, t = 0.25; red of the first pixel,
+# green of the middle one and blue of the last, at scale 1 and 0.5; rec, geo, dis.
 SOME = {
     "IFRNet_S": ((0.494398, 0.466843, 0.476506), (0.515873, 0.298599, 0.478145), (0.3965657, 0.003592599, 0.06907697)),
     "IFRNet": ((0.475549, 0.461458, 0.58385), (0.490303, 0.527654, 0.571897), (0.4016036, 0.004788117, 0.06904872)),
@@ -86,6 +86,6 @@ def test_a_network_without_shipped_weights_is_named_beside_those_that_have_some(
     monkeypatch.setattr(models, "CHECKPOINTS", tmp_path)
     (tmp_path / "IFRNet_S.pth").touch()
     with pytest.raises(
-        FileNotFoundError, match="^IFRNet_L: no weights of that network are here; give a path, or IFRNet_S$"
+        FileNotFoundError, match="^IFRNet_L: no shipped weights for this network; give a path, or IFRNet_S$"
     ):
         models.load("IFRNet_L")

@@ -126,7 +126,7 @@ def test_a_cut_checkpoint_is_passed_over_for_the_one_before_it(vimeo, whole, tmp
     (folder / "latest.pth").write_bytes((folder / "latest.pth").read_bytes()[:-1000])
     train_here(vimeo, tmp_path, "--batch_size", 4, "--iterations", 9, "--resume", "auto")
     said = capsys.readouterr().out
-    assert "passed over: " in said and "latest.pth: not a whole checkpoint" in said
+    assert "passed over: " in said and "latest.pth: not an intact checkpoint" in said
     assert torch.load(folder / "latest.pth", weights_only=True)["iteration"] == 9
 
 
@@ -135,7 +135,7 @@ def test_a_run_without_a_whole_checkpoint_is_not_begun_anew_over_what_is_left(vi
     folder.mkdir()
     for name in ("latest.pth", "best.pth"):
         (folder / name).write_bytes(b"PK cut")
-    with pytest.raises(ValueError, match="latest.pth: not a whole checkpoint.*; .*--log_path"):
+    with pytest.raises(ValueError, match="latest.pth: not an intact checkpoint.*; .*--log_path"):
         train_here(vimeo, tmp_path, "--batch_size", 4, "--resume", "auto")
     assert sorted(path.name for path in folder.iterdir()) == ["best.pth", "latest.pth"]
 

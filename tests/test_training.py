@@ -506,7 +506,7 @@ def test_the_newest_whole_checkpoint_is_found_and_a_cut_one_named(tmp_path):
     latest = tmp_path / "latest.pth"
     latest.write_bytes(latest.read_bytes()[:-100])
     found, warnings = checkpoint.newest(tmp_path)
-    assert found["iteration"] == 1 and len(warnings) == 1 and "latest.pth: not a whole checkpoint" in warnings[0]
+    assert found["iteration"] == 1 and len(warnings) == 1 and "latest.pth: not an intact checkpoint" in warnings[0]
 
 
 def test_a_checkpoint_of_weights_that_are_not_finite_is_passed_over_and_named(tmp_path):
@@ -514,7 +514,7 @@ def test_a_checkpoint_of_weights_that_are_not_finite_is_passed_over_and_named(tm
     checkpoint.save(tmp_path, content)
     checkpoint.save(tmp_path, content | {"model": {"w": torch.tensor([1, torch.nan])}})
     found, warnings = checkpoint.newest(tmp_path)
-    assert found["iteration"] == 1 and len(warnings) == 1 and "latest.pth: w holds numbers that are not" in warnings[0]
+    assert found["iteration"] == 1 and len(warnings) == 1 and "latest.pth: w holds NaN or infinity" in warnings[0]
 
 
 def test_a_full_disk_is_told_and_the_run_goes_on_and_saves_when_there_is_room(tmp_path, monkeypatch, capsys):
