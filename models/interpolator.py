@@ -19,24 +19,24 @@ from .strips import StripIFRNet
 SCALES = ((2560, 1.0), (5120, 0.5))  # longer side in pixels up to which flow is estimated at this scale
 SMALLEST_SCALE = 0.25  # beyond
 NAMED_SCALES = ("auto", "multi")
-DARKEST, BRIGHTEST = -0.75, 2.0  # beyond, frames are no floats in [0, 1], not even after some filter
-FINEST = 16  # denominator of a scale: of 333/1000, sides would have to be multiples of 16000
-CPU_BUDGET = 2 * 2**30  # bytes that one call may take: more is no faster there
-MOST_PAIRS = 8  # in a batch: beyond, a GPU is busy anyway
-MOST_TIMES = 8  # that are recorded as one, of small frames: all are kept at once
-STRIP, LEAST_ROWS = 2**19, 32  # pixels and rows of a strip
-FRAME_BYTES, FEATURE_BYTES = 200, 24  # a pixel of the frame, and of a channel of the first level: measured
+DARKEST, BRIGHTEST = -0.75, 2.0  # values outside are not frames in [0, 1], not even ones that a filter overshot
+FINEST = 16  # largest denominator of a scale: at 333/1000, sides would have to be multiples of 16000
+CPU_BUDGET = 2 * 2**30  # bytes that one call may take on a CPU: more is no faster
+MOST_PAIRS = 8  # in a batch: that many keep a GPU busy
+MOST_TIMES = 8  # in one recording, of small frames: all their frames are in memory at once
+STRIP, LEAST_ROWS = 2**19, 32  # pixels in a strip, and its least rows
+FRAME_BYTES, FEATURE_BYTES = 200, 24  # per pixel of the frame, and that times channels of the first level: measured
 MODES = ("eager", "fast", "auto")
 PADDINGS = {"replicate": "replicate", "zeros": "constant"}  # and what F.pad calls them
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Padding(NamedTuple):
-    """How a frame is brought to a size that the network takes; the result is cropped back.
+    """How a frame is padded to a size that the network accepts; the result is cropped back.
 
-    mode: of PADDINGS. Sides become multiples of what the network takes at the scale.
-    size: (height, width) to pad to at least, for protocols with one fixed size. centred: both sides, or right and
-    bottom alone.
+    mode: of PADDINGS. Sides become multiples of smallest_divisor(scale).
+    size: (height, width) to pad to at least, for protocols with one fixed size. centred: pad on all sides, or only
+    right and bottom.
     """
 
     mode: str = "replicate"
@@ -63,7 +63,7 @@ def scale_for(height: int, width: int) -> float:
 
 
 def nearest_scale(scale: float) -> float:
-    """The nearest scale at which frames need little padding. ValueError where it is none, or out of range."""
+    """The nearest scale at which frames need little padding. ValueError if `scale` is not a number or out of range."""
     if not isinstance(scale, Real):
         raise ValueError(f"unknown scale {scale!r}; give a number or one of {', '.join(NAMED_SCALES)}")
     if not 1 / FINEST <= scale <= 4:
@@ -72,7 +72,7 @@ def nearest_scale(scale: float) -> float:
 
 
 def scales_for(height: int, width: int, scale: float | str) -> tuple[float, ...]:
-    """The scales that one of Interpolator's stands for, the largest first."""
+    """The scales that the `scale` of an Interpolator stands for, the largest first."""
     if scale == "multi":
         scales = (scale_for(height, width) * smaller for smaller in multiscale.SCALES)
         return tuple(scale for scale in scales if scale >= 1 / FINEST)
@@ -80,7 +80,8 @@ def scales_for(height: int, width: int, scale: float | str) -> tuple[float, ...]
 
 
 def check_pair(img0: Tensor, img1: Tensor) -> None:
-    """ValueError where two tensors are not frames of one size, (3, H, W) or (B, 3, H, W), 2x2 or larger, as floats."""
+    """ValueError unless both are float tensors of one shape, (3, H, W) or (B, 3, H, W), 2x2 or larger, and look like
+    frames in [0, 1]."""
     for frame in (img0, img1):
         if not isinstance(frame, Tensor):
             raise ValueError(f"frames of type {type(frame).__name__}; tensors are needed, RGB in [0, 1], (3, H, W)")
@@ -93,8 +94,8 @@ def check_pair(img0: Tensor, img1: Tensor) -> None:
     if img0.ndim not in (3, 4) or img0.shape[-3] != 3 or min(img0.shape[-2:]) < 2 or not len(img0):
         raise ValueError(f"frames of shape {tuple(img0.shape)}; RGB of at least 2x2 pixels is needed, (3, H, W)")
     for frame in (img0, img1):
-        if frame.device.type == "cpu":  # on a GPU we would wait for the answer
-            least, most = frame[..., ::8, ::8].aminmax()  # bytes as floats, or values around 0, are told by few pixels
+        if frame.device.type == "cpu":  # on a GPU this would synchronise
+            least, most = frame[..., ::8, ::8].aminmax()  # a few pixels give away values up to 255 or centred on 0
             if most > BRIGHTEST:
                 raise ValueError(f"frames reach {most:g}; values in [0, 1] are needed: divide by 255")
             if not (DARKEST <= least and most <= BRIGHTEST):  # NaN, too
@@ -102,12 +103,12 @@ def check_pair(img0: Tensor, img1: Tensor) -> None:
 
 
 def check_range(times: Sequence[float]) -> None:
-    """ValueError where there is none, or where one is outside (0, 1)."""
+    """ValueError where there are no times, or where one is not a number in (0, 1)."""
     if not hasattr(times, "__getitem__") or isinstance(times, str) or not getattr(times, "ndim", 1) or not len(times):
         raise ValueError(f"times = {times}; a list of numbers in (0, 1) is needed, such as [0.5]")
     for t in times:
         if not isinstance(t, Real) and getattr(t, "ndim", 1):
-            raise ValueError(f"t = {t!r} is no number; a list of numbers in (0, 1) is needed, such as [0.5]")
+            raise ValueError(f"t = {t!r} is not a number; a list of numbers in (0, 1) is needed, such as [0.5]")
         if not 0 < t < 1:
             raise ValueError(f"t = {float(t):g} is out of range; a frame lies between the two at 0 < t < 1")
 
@@ -118,32 +119,32 @@ def default_device() -> torch.device:
 
 
 def default_precision(mode: str, device: str | torch.device) -> str:
-    """float32, and in fast mode what the device is quickest with."""
+    """float32; in fast mode what fast.best_precision finds for the device."""
     return fast.best_precision(torch.device(device)) if mode == "fast" else "fp32"
 
 
 class Interpolator:
     """Frames between two frames.
 
-    model: an IFRNet; it is itself moved to `device` and brought into evaluation mode. Fast mode has a copy of its
-        weights as they are now, and whether they read t is found out now: after load_state_dict make another.
+    model: an IFRNet, which is itself moved to `device` and put into evaluation mode. Fast mode copies its weights, and
+        whether they read t is checked, on construction: after load_state_dict make a new Interpolator.
     device: default the GPU, where there is one.
     precision: of the convolutions, "fp32", "bf16" or "fp16" (default: see default_precision); flow and coordinates are
         always float32.
     scale: size at which flow is estimated, relative to the frames: 0.5 and below for 4K and large motion; the nearest
-        fraction with a denominator up to 16 is taken. "auto": by the frames' size, see scale_for. "multi": at that
-        scale and smaller ones, for a third more arithmetic; the frame is made, place by place, of those that find the
-        motion there (see multiscale.py).
-    tile: None works on whole frames; a number works on strips of so many rows, which takes less memory and gives the
-        same frames (see strips.py); "auto" does so where a whole frame would not fit into the memory.
+        fraction with a denominator up to 16 is used. "auto": by the frames' size, see scale_for. "multi": at that
+        scale and smaller ones, for a third more arithmetic; each part of the frame is taken mostly from the scales
+        that find its motion (see multiscale.py).
+    tile: None computes whole frames; a number computes strips of that many rows, which takes less memory and gives the
+        same frames (see strips.py); "auto" does so where a whole frame would not fit into memory.
     padding: see Padding.
-    mode: "eager" is the network as it is written, "fast" the same weights at the pace of the machine (see fast.py), in
-        strips on a CPU whatever `tile` says; "auto" is fast where that is proven (see fast.proven), otherwise eager.
-    pixels: how many the network will work on in all, if that is known: where fast mode's start costs more than it
-        saves, as for any number on a GPU (see fast.pays), the mode becomes "eager".
+    mode: "eager" runs the network as written, "fast" the same weights in the way that suits the hardware (see fast.py),
+        in strips on a CPU whatever `tile` says; "auto" is fast where that was measured (see fast.proven), else eager.
+    pixels: how many the network will process in all, if known: where fast mode takes longer to start than it saves, on
+        a GPU for any number (see fast.pays), the mode becomes "eager".
 
     ValueError for an unknown precision, padding, mode or scale, for a tile of fewer than LEAST_ROWS rows, for "fast"
-    without PReLU, for what is no IFRNet, and for weights that eager mode cannot compute with.
+    without PReLU, for a model that is not an IFRNet, and for weights of a type that eager mode cannot compute with.
     """
 
     def __init__(
@@ -185,12 +186,12 @@ class Interpolator:
         self._budget: int | None = None
         self.fast = self.recorder = None
         if mode == "fast":
-            # Who did not ask does not wait for kernels, and need not know where there is no compiler for them.
+            # With "auto" nobody asked for fast mode: a missing compiler is then no reason to warn.
             self.fast = fast.FastIFRNet(self.model, self.device, PRECISIONS[self.precision], tell=not unasked)
             self.recorder = Recorder() if self.device.type == "cuda" else None
 
     def check_times(self, times: Sequence[float]) -> None:
-        """ValueError where a time is outside (0, 1), or one that the weights do not know."""
+        """ValueError where a time is outside (0, 1), or not 0.5 for weights that ignore t."""
         check_range(times)
         for t in times:
             if t != 0.5 and not self.any_time:
@@ -206,7 +207,7 @@ class Interpolator:
 
         img0, img1: (3, H, W) or (B, 3, H, W) in [0, 1], any H and W from 2 up. times: in (0, 1). scale: for these
         frames, in place of the interpolator's. Returns (T, 3, H, W) or (B, T, 3, H, W), float32 on the interpolator's
-        device. ValueError for frames that `check_pair` refuses, and for times out of range or unknown to the weights.
+        device. ValueError for frames that `check_pair` refuses, and for times that `check_times` refuses.
         """
         return torch.stack(list(self.each(img0, img1, times, scale)), img0.ndim - 3)
 
@@ -214,8 +215,8 @@ class Interpolator:
     def each(
         self, img0: Tensor, img1: Tensor, times: Sequence[float] = (0.5,), scale: float | str | None = None
     ) -> Iterator[Tensor]:
-        """The same frames one after another, (3, H, W) or (B, 3, H, W): memory does not grow with their number, but for
-        a few small ones that a GPU makes at once."""
+        """The same frames one after another, (3, H, W) or (B, 3, H, W): memory does not grow with their number, except
+        that a GPU makes a few small ones at once."""
         check_pair(img0, img1)
         self.check_times(times)
         times = [float(t) for t in times]
@@ -237,7 +238,7 @@ class Interpolator:
             yield frame if batch else frame[0]
 
     def _frames(self, scales: Sequence[float], img0: Tensor, img1: Tensor, *times: float | Tensor) -> Iterator[Tensor]:
-        """The frames at `times`, (B, 3, H, W), one after another; each may be a tensor of one number."""
+        """The frames at `times`, (B, 3, H, W), one after another; a time may be a tensor of one number."""
         estimates = [self._estimates(img0, img1, scale, len(scales) == 1) for scale in scales]
         for t in times:
             frames, doubts = zip(*(estimate(t) for estimate in estimates))
@@ -246,7 +247,8 @@ class Interpolator:
     def _estimates(
         self, img0: Tensor, img1: Tensor, scale: float, alone: bool
     ) -> Callable[[float | Tensor], tuple[Tensor, Tensor | None]]:
-        """What answers with the frame at t, (B, 3, H, W), as it is seen at one scale, and unless alone its doubt."""
+        """A function of t that returns the frame, (B, 3, H, W), as estimated at one scale, and its doubt: None if
+        `alone`."""
         height, width = img0.shape[-2:]
         amounts = self.padding.amounts(height, width, scale)
         img0, img1 = (self._pad(x, amounts) for x in (img0, img1))
@@ -268,14 +270,14 @@ class Interpolator:
         return estimate
 
     def memory(self, shape: Sequence[int], scale: float = 1.0) -> int:
-        """About how many bytes one call takes for frames of shape (B, 3, H, W), worked on as a whole. Measured."""
+        """About how many bytes one call takes for whole frames of shape (B, 3, H, W). Measured."""
         batch, _, height, width = shape
         features = self.model.encoder.pyramid1[0][0].out_channels
         return int(batch * height * width * (FRAME_BYTES + FEATURE_BYTES * features * scale**2))
 
     def budget(self) -> int:
-        """How many bytes one call may take on this device; on a GPU 80 % of what was free when first asked. It is asked
-        once: that takes as long as a part of a small frame, and memory that our own CUDA graphs hold is not taken."""
+        """How many bytes one call may take on this device; on a GPU 80 % of what was free at the first query. It is
+        queried once: that takes a while beside a small frame, and later our own CUDA graphs would count as used."""
         if self.device.type != "cuda":
             return CPU_BUDGET
         if self._budget is None:
@@ -285,23 +287,23 @@ class Interpolator:
         return self._budget
 
     def pairs_at_once(self, height: int, width: int) -> int:
-        """How many pairs of such frames to hand over as one batch: on the CPU more than one gains nothing."""
+        """How many pairs of this size to pass as one batch: on the CPU more than one gains nothing."""
         if self.device.type != "cuda":
             return 1
         needed = sum(self.memory((1, 3, height, width), scale) for scale in self.scales(height, width))
         return max(1, min(MOST_PAIRS, self.budget() // (2 * needed)))
 
     def scales(self, height: int, width: int, scale: float | str | None = None) -> tuple[float, ...]:
-        """The scales to work at, the largest first. scale: in place of the interpolator's."""
+        """The scales to estimate at, the largest first. scale: in place of the interpolator's."""
         return scales_for(height, width, self.scale if scale is None else scale)
 
     def _autocast(self) -> torch.autocast:
-        # The types of autocast must match the precision; float32 runs without it, and fast mode knows its types.
+        # float32 runs without autocast, and fast mode sets types itself.
         wanted = self.precision != "fp32" and self.fast is None
         return torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=wanted)
 
     def _rows(self, shape: Sequence[int], scale: float) -> int | None:
-        """How many rows of frames of shape (B, 3, H, W) to work on at a time; None: all."""
+        """How many rows of frames of shape (B, 3, H, W) to compute at a time; None: all."""
         if self.tile != "auto":
             return self.tile
         if self.fast is not None and self.device.type == "cpu" or self.memory(shape, scale) <= self.budget():

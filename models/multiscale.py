@@ -1,7 +1,7 @@
-"""One frame of several, estimated at several scales: place by place, of that whose flow both frames agree about.
+"""One frame from estimates at several scales: at each place mostly the one on whose flow both input frames agree.
 
-A network sees large motion in small frames alone and fine detail in large ones alone, and most frames hold both. Where
-a flow is right, both frames moved along it look alike; where it is wrong, they rarely do. The smaller scales together
+A network finds large motion only in small frames and fine detail only in large ones, and most frames have both. Where
+a flow is right, both frames warped along it look alike; where it is wrong, they rarely do. The smaller scales together
 take a third of the arithmetic at full size.
 """
 
@@ -14,16 +14,16 @@ from torch import Tensor
 from .layers import resize, warp
 
 SCALES = (1.0, 0.5, 0.25, 0.125)  # the largest first
-# Frames are compared at half their size: at a fourth, some of what is sharp and hardly moves came from smaller scales.
-# Brightness that changes over more than DETAIL pixels there is left out: light drifts between frames. The difference
-# counts over NEAR pixels around.
+# Frames are compared at half their size: at a quarter, some sharp parts that hardly move came from smaller scales.
+# Differences smoother than DETAIL pixels there are ignored, as lighting drifts between frames. The rest is averaged
+# over a square of NEAR pixels.
 SHRINK, DETAIL, NEAR = 2, 5, 25
-POWER, LEAST = 4, 1e-3  # an estimate counts by the inverse of its doubt to this power; less doubt than LEAST is none
+POWER, LEAST = 4, 1e-3  # an estimate's weight is (doubt + LEAST)^-POWER: doubt far below LEAST makes no difference
 
 
 def blend(frames: Sequence[Tensor], doubts: Sequence[Tensor]) -> Tensor:
-    """The frame, (B, 3, H, W): the mean of `frames`, as it was found at every scale, each weighted pixel by pixel by
-    (doubt + LEAST)^-POWER. doubts: of each, (B, 1, H, W). Not from the paper."""
+    """The mean of `frames`, the estimates at every scale, (B, 3, H, W), each weighted pixel by pixel by
+    (doubt + LEAST)^-POWER. doubts: one for each, (B, 1, H, W). Not from the paper."""
     shares = (torch.stack(tuple(doubts)) + LEAST).log_().mul_(-POWER).softmax(0)
     frame = shares[0] * frames[0]
     for share, other in zip(shares[1:], frames[1:]):
@@ -32,22 +32,22 @@ def blend(frames: Sequence[Tensor], doubts: Sequence[Tensor]) -> Tensor:
 
 
 def shrink(frame: Tensor) -> Tensor:
-    """(B, 3, H, W), sides multiples of SHRINK, at the size at which frames are compared: the means of its squares.
+    """(B, 3, H, W), sides multiples of SHRINK, at the size at which frames are compared: means of SHRINK^2 pixels.
 
-    As sums of slices: with avg_pool2d CPUs take several times as long where frames are small.
+    Computed as sums of slices: avg_pool2d takes several times as long on CPUs where frames are small.
     """
     rows = sum(frame[..., k::SHRINK, :] for k in range(SHRINK))
     return sum(rows[..., k::SHRINK] for k in range(SHRINK)) / SHRINK**2
 
 
 def doubt(flow: Tensor, img0: Tensor, img1: Tensor) -> Tensor:
-    """How much two frames differ around a place when both are moved along a flow, (B, 1, H, W) from 0 up: the mean
-    absolute difference of frames in [0, 1], without what is smooth in it.
+    """How much two frames differ around a place when both are warped along a flow, (B, 1, H, W) from 0 up: the mean
+    absolute difference of frames in [0, 1], without its smooth part.
 
-    flow: (B, 4, h, w) as in Interpolation, with the frames' proportions. img0, img1: of `shrink`.
+    flow: (B, 4, h, w) as in Interpolation, with the frames' proportions. img0, img1: from `shrink`.
     """
     height, width = img0.shape[-2:]
-    # Planar, which is quicker to enlarge; as large as eager mode answers.
+    # Planar, which is faster to enlarge; first to full size, in which eager mode gives it.
     flow = resize_flow(flow.contiguous(), (SHRINK * height, SHRINK * width))
     flow = resize_flow(flow, (height, width))
     difference = warp(img0, flow[:, :2]) - warp(img1, flow[:, 2:])
@@ -56,14 +56,14 @@ def doubt(flow: Tensor, img0: Tensor, img1: Tensor) -> Tensor:
 
 
 def resize_flow(flow: Tensor, size: Sequence[int]) -> Tensor:
-    """(B, C, H, W) to (height, width), in pixels there."""
+    """Flow, (B, C, H, W), resized to (height, width), in pixels of that size."""
     return flow if flow.shape[-2:] == size else resize(flow, size=size) * (size[-1] / flow.shape[-1])
 
 
 def mean_around(x: Tensor, side: int) -> Tensor:
-    """The mean of a square around each pixel, of what of it lies inside. side: odd.
+    """The mean of the square around each pixel, or of the part of it that lies inside. side: odd.
 
-    Along one axis, then the other, over a view of all windows, which CPUs sum much sooner than avg_pool2d does.
+    Along one axis, then the other, over a view of all windows, which on CPUs is much faster than avg_pool2d.
     """
     half = side // 2
     for axis, padding in ((-2, (0, 0, half, half)), (-1, (half, half))):

@@ -1,4 +1,4 @@
-"""Work on a GPU as CUDA graphs: starting two hundred kernels one by one takes longer than a small frame itself."""
+"""Calls recorded as CUDA graphs: launching two hundred kernels one by one takes longer than a small frame itself."""
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -7,17 +7,17 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-RECORDINGS = 16  # that are kept: sizes of frames, and for each a few numbers of times and scales
-LARGEST = 2**22  # pixels of a batch: beyond, kernels take longer than it takes to start them
-PATIENCE = 16  # calls before one takes another's place: recording takes as long as tens of them
-SEEN = 1000  # keys that are remembered as having come
+RECORDINGS = 16  # kept at most: enough for several frame sizes, each with a few numbers of times and scales
+LARGEST = 2**22  # pixels of a batch: beyond, kernels take longer than their launches
+PATIENCE = 16  # calls under a key before it replaces another recording: recording takes as long as tens of calls
+SEEN = 1000  # keys without a recording whose calls are counted
 
 Function = Callable[..., Iterable[Tensor]]
 
 
 class Recording:
-    """A function of tensors and numbers as a CUDA graph: its hundreds of launches become one. Inputs are copied in,
-    results out, so that what one call gave is not overwritten by the next.
+    """A function of tensors and numbers as a CUDA graph: its hundreds of launches become one. Inputs are copied in and
+    results out, so that a call does not overwrite the results of the one before.
 
     stream: to record on. beside: another recording on this stream, to share memory with; the two must not be replayed
     at the same time.
@@ -40,7 +40,7 @@ class Recording:
         now.wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
         pool = beside and beside.graph.pool()
-        with torch.cuda.stream(now):  # where recording fails, PyTorch may stay on the other stream
+        with torch.cuda.stream(now):  # if recording fails, PyTorch may stay on the other stream
             # Other threads, which read and write frames, may go on using the GPU while this one records.
             with torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 self.outputs = list(function(*self.inputs))
@@ -53,25 +53,25 @@ class Recording:
 
 
 class Recorder:
-    """Calls functions, for one thread: what comes a second time under one key is recorded, where frames are small
-    enough for it to pay. RECORDINGS of them are kept, all in one pool of memory."""
+    """Calls functions, from one thread, and records what is called a second time under one key, where frames are small
+    enough for it to pay. At most RECORDINGS are kept, all in one memory pool."""
 
     def __init__(self):
         self.recordings: dict[tuple, Recording] = {}  # the least recently used first
-        self.seen: dict[tuple, int] = {}  # how often what is not recorded has come
+        self.seen: dict[tuple, int] = {}  # calls under each key without a recording
         self.stream: torch.cuda.Stream | None = None
         self.records = True
 
     def __call__(self, key: tuple, function: Function, *inputs: Tensor | float) -> Iterable[Tensor]:
-        """function(*inputs). key: for what makes its launches others: sizes, and all it depends on but for the inputs,
-        which are tensors on the GPU, the first of them frames, (B, 3, H, W), or floats."""
+        """function(*inputs). key: stands for everything that the launches depend on, sizes included, except the values
+        of the inputs. inputs: tensors on the GPU, the first of them frames, (B, 3, H, W), or floats."""
         with torch.cuda.device_of(inputs[0]):
             recording = self.recordings.pop(key, None)
             if recording is None:
                 if len(self.seen) >= SEEN:
                     self.seen.clear()
                 self.seen[key] = count = self.seen.get(key, 0) + 1
-                # Of a size that comes once, trying all of cuDNN's algorithms would take longer than the frame.
+                # For a size that occurs once, trying all of cuDNN's algorithms would take longer than the frame.
                 if not self._pays(count, inputs[0]):
                     return _trying_algorithms(count > 1, function(*inputs))
                 with _cudnn_search(True):
@@ -83,13 +83,13 @@ class Recorder:
             return recording(*inputs)
 
     def _pays(self, count: int, frames: Tensor) -> bool:
-        """Whether what has come so many times is to be recorded."""
+        """Whether to record at the `count`th call under a key."""
         full = len(self.recordings) >= RECORDINGS
         small = frames.numel() <= LARGEST * frames.shape[1]
         return self.records and small and count > (PATIENCE if full else 1)
 
     def _record(self, function: Function, inputs: Sequence[Tensor | float]) -> Recording | None:
-        """None where it fails: then nothing is recorded from now on."""
+        """The recording; None if it fails, after which nothing is recorded any more."""
         while len(self.recordings) >= RECORDINGS:
             del self.recordings[next(iter(self.recordings))]
         self.stream = self.stream or torch.cuda.Stream()
@@ -102,7 +102,7 @@ class Recorder:
 
 
 def _trying_algorithms(wanted: bool, results: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The results, each made with cuDNN searching or not."""
+    """The results, each computed with or without cuDNN's search."""
     results = iter(results)
     while True:
         with _cudnn_search(wanted):
@@ -114,10 +114,10 @@ def _trying_algorithms(wanted: bool, results: Iterable[Tensor]) -> Iterator[Tens
 
 @contextmanager
 def _cudnn_search(wanted: bool) -> Iterator[None]:
-    """With cuDNN looking for the quickest way to compute each convolution, or not."""
+    """Whether cuDNN searches for the fastest algorithm of each convolution."""
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, cudnn.deterministic
-    # PyTorch keeps what was taken unsearched and looks no further; "deterministic" is a part of what it is kept under.
+    # PyTorch caches an algorithm chosen without a search and then never searches; "deterministic" is in the cache key.
     cudnn.benchmark, cudnn.deterministic = wanted, not wanted
     try:
         yield

@@ -1,8 +1,8 @@
 """The network in strips of rows: the same numbers in a fraction of the memory.
 
 Tiles with an overlap and blended seams change what the network sees: the frame's mean, and motion across a tile's
-border. Here instead each stack of convolutions is worked off a few rows at a time and reads as many rows around them
-as its kernels reach. A strip is then the whole frame's result, to the rounding of floats: there is no seam to blend.
+border. Here instead each stack of convolutions is computed a few rows at a time and reads as many rows around them
+as its kernels reach. A strip then equals these rows of the whole frame, up to rounding: there is no seam to blend.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,8 @@ REACH = 8  # rows: a decoder's convolutions reach 7, those of a stage of the enc
 def by_rows(function: Callable[..., Tensor], rows: int, *inputs: Tensor) -> Tensor:
     """function(*inputs, top=0), computed for `rows` rows at a time.
 
-    The function may answer at any size that is a fixed multiple of its inputs' (half, equal, double), and reach REACH
-    rows beyond the ones it is asked for; `top` tells it which row its inputs begin with. rows: an even number.
+    The size of the function's result may be a fixed multiple of its inputs' (half, equal, double), and each row of it
+    may depend on REACH rows around; `top` is the row that its inputs begin with. rows: an even number.
     """
     height, result = inputs[0].shape[-2], None
     if rows >= height:
@@ -41,13 +41,13 @@ def by_rows(function: Callable[..., Tensor], rows: int, *inputs: Tensor) -> Tens
 
 
 def order(x: Tensor) -> torch.memory_format:
-    """In which order a dense tensor lies in memory."""
+    """The memory format of a dense tensor."""
     channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def even(rows: int) -> int:
-    """About so many rows, as a strip needs them: an even number, REACH at least."""
+    """The number of rows made valid for a strip: even, and at least REACH."""
     return max(rows // 2 * 2, REACH)
 
 
@@ -65,7 +65,7 @@ class StripEncoder(nn.Module):
 
 
 class StripIFRNet(IFRNet):
-    """A network that shares the weights of another, worked off in strips of about `rows` rows of the frame."""
+    """A network that shares the weights of another and computes strips of about `rows` rows of the frame."""
 
     def __init__(self, model: IFRNet, rows: int):
         nn.Module.__init__(self)

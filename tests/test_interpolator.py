@@ -29,7 +29,7 @@ def pair():
 
 @pytest.fixture(scope="module")
 def calm():
-    """Weights whose flow is small, as trained ones' is: with the formula's own, every rounding moves whole pixels."""
+    """Weights whose flow is small, as in trained ones: with the formula's own, every rounding moves whole pixels."""
     model = formula_weights(models.build("IFRNet_S"))
     for level in range(1, 5):
         for parameter in getattr(model, f"decoder{level}").convblock[2].parameters():
@@ -38,7 +38,7 @@ def calm():
 
 
 def counted_encoding(monkeypatch, model):
-    """Count the calls of the encoder."""
+    """A list that grows with every call of the encoder."""
     calls, forward = [], model.encoder.forward
     monkeypatch.setattr(model.encoder, "forward", lambda img: calls.append(len(img)) or forward(img))
     return calls
@@ -85,8 +85,8 @@ def test_what_is_no_pair_of_frames_is_refused(model, shapes):
         ((torch.zeros(3, 64, 96),) * 2, [], r"times = \[\]; a list of numbers"),
         ((torch.zeros(3, 64, 96),) * 2, torch.tensor(0.5), "a list of numbers"),
         ((torch.zeros(3, 64, 96),) * 2, (t for t in [0.5]), "a list of numbers"),
-        ((torch.zeros(3, 64, 96),) * 2, ["a"], "t = 'a' is no number"),
-        ((torch.zeros(3, 64, 96),) * 2, torch.full((2, 2), 0.5), "is no number"),
+        ((torch.zeros(3, 64, 96),) * 2, ["a"], "t = 'a' is not a number"),
+        ((torch.zeros(3, 64, 96),) * 2, torch.full((2, 2), 0.5), "is not a number"),
         ((torch.full((3, 64, 96), -1.0), torch.ones(3, 64, 96)), [0.5], r"frames from -1 to -1; values in \[0, 1\]"),
         ((torch.full((3, 64, 96), torch.nan),) * 2, [0.5], "frames from nan to nan"),
     ],
@@ -112,7 +112,7 @@ PADDINGS = [
 
 @pytest.mark.parametrize("padding, size, scale, by_hand, mode", PADDINGS)
 def test_padding_is_what_one_would_do_by_hand(model, padding, size, scale, by_hand, mode):
-    """by_hand: pixels left, right, top, bottom."""
+    """by_hand: pixels to pad left, right, top, bottom."""
     assert padding.amounts(*size, scale) == by_hand
     img0, img1 = formula_image(*size, 0), formula_image(*size, 1)
     padded = [F.pad(x[None], by_hand, mode=mode) for x in (img0, img1)]
@@ -257,7 +257,7 @@ def test_weights_of_another_type_are_for_fast_mode_alone(model, pair, dtype):
 
 @pytest.mark.parametrize("name", ["IFRNet_S", "IFRNet_L"])
 def test_strips_of_a_stack_are_the_whole_in_double_precision(name):
-    """Where rounding plays no part, nothing but the reach of the kernels could make a difference."""
+    """Without rounding, only too short a reach could make a difference."""
     model = formula_weights(models.build(name)).double()
     strips = StripIFRNet(model, 2 * REACH)
     img = torch.rand(1, 3, 96, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -273,7 +273,7 @@ def test_strips_of_a_stack_are_the_whole_in_double_precision(name):
 
 
 def seams(size, rows):
-    """The rows of a frame on either side of a strip's end."""
+    """The rows of a frame on either side of each strip's end."""
     return [row + k for row in range(rows, size, rows) for k in (-2, -1, 0, 1)]
 
 
@@ -287,7 +287,7 @@ def test_strips_of_real_frames_are_the_whole_also_along_the_seams(real_data, sca
     strips = models.Interpolator(model, "cpu", scale=scale, tile=64)(img0, img1)
     for rows in (slice(None), seams(288, 64)):
         error = (whole - strips)[..., rows, :].square().mean()
-        assert error == 0 or -10 * torch.log10(error) > 60  # dB; asked for are 50
+        assert error == 0 or -10 * torch.log10(error) > 60  # dB; 50 are required
 
 
 def shipped():
@@ -383,7 +383,7 @@ def test_weights_are_single_precision_whatever_pytorch_takes_unless_told(model, 
 
 
 class Runs:
-    """Unpickling it runs code: it makes a file."""
+    """Unpickling it runs code, which creates a file."""
 
     def __init__(self, path):
         self.path = path

@@ -10,7 +10,7 @@ from models import multiscale
 from models.layers import resize
 
 SHIFT = 16  # pixels between the frames below
-INSIDE = (..., slice(64, -64), slice(64, -64))  # of what is doubted: nothing beyond the frames' borders counts
+INSIDE = (..., slice(64, -64), slice(64, -64))  # of the doubt: without what the frames' borders influence
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def frames():
 
 
 def flow(shift, height, width, factor=1.0):
-    """The flow at t = 0.5 of a motion to the right, at a size of its own."""
+    """The flow at t = 0.5 of a motion to the right, at `factor` times the frames' size."""
     one = torch.zeros(1, 4, round(height * factor), round(width * factor))
     one[:, 0], one[:, 2] = -shift / 2 * factor, shift / 2 * factor
     return one
@@ -61,7 +61,7 @@ def test_a_flow_of_another_size_means_the_same(frames, factor):
 def test_of_two_frames_the_one_that_is_not_doubted_is_taken_place_by_place():
     one, other = torch.full((1, 3, 8, 8), 0.2), torch.full((1, 3, 8, 8), 0.8)
     doubt = torch.zeros(1, 1, 8, 8)
-    doubt[..., :4] = 1  # of the first, on the left
+    doubt[..., :4] = 1  # the first frame is doubted on the left
     frame = multiscale.blend([one, other], [doubt, 1 - doubt])
     torch.testing.assert_close(frame[..., :4], other[..., :4])
     torch.testing.assert_close(frame[..., 4:], one[..., 4:])
@@ -92,7 +92,7 @@ def test_large_frames_are_seen_at_smaller_scales():
 
 
 def scene(t):
-    """Fine texture that rests, and a wide object that crosses it, 64 pixels from t = 0 to 1."""
+    """A still fine texture, and a wide object that moves across it by 64 pixels from t = 0 to 1."""
     random = torch.Generator().manual_seed(3)
     fine = resize(torch.rand(1, 3, 128, 192, generator=random), 2.0)
     coarse = resize(torch.rand(1, 3, 10, 10, generator=random), 16.0)

@@ -9,7 +9,7 @@ from models import interpolator, recording
 
 
 class Repeated:
-    """In place of a Recording where there is no GPU: does what was to be recorded again."""
+    """In place of a Recording where there is no GPU: calls the function again instead of replaying it."""
 
     made = 0
 
@@ -23,7 +23,7 @@ class Repeated:
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """An interpolator that keeps one recording, and how to ask it for frames, which must be right."""
+    """An interpolator that keeps one recording, and a function that asks it for frames and checks them."""
     for name, value in (("RECORDINGS", 1), ("PATIENCE", 3), ("Recording", Repeated)):
         monkeypatch.setattr(recording, name, value)
     monkeypatch.setattr(torch.cuda, "Stream", object)
@@ -55,10 +55,10 @@ def test_scales_and_numbers_of_times_are_recorded_each_and_long_lists_in_parts(r
     _, ask = recorded
     assert ask(32, 48, 2) == 1 and ask(32, 48, 2, scale="multi") == 2 and ask(32, 48, 2, (0.2, 0.7)) == 3
     assert ask(32, 48, 2, (0.3, 0.9)) == 3  # times are inputs
-    assert ask(32, 48, 2, [k / 20 for k in range(1, 19)]) == 4  # 8, 8 and 2, which is there
+    assert ask(32, 48, 2, [k / 20 for k in range(1, 19)]) == 4  # 8, 8 and 2, which is recorded already
     assert ask(32, 48, 1, torch.tensor([0.4, 0.6])) == 4
     monkeypatch.setattr(interpolator, "LARGEST", 4 * 32 * 48)
-    assert ask(32, 48, 2, [k / 20 for k in range(1, 10)]) == 5  # 4, 4 and 1, which is there
+    assert ask(32, 48, 2, [k / 20 for k in range(1, 10)]) == 5  # 4, 4 and 1, which is recorded already
 
 
 def test_algorithms_are_searched_for_what_comes_again_and_for_nothing_else(monkeypatch):
