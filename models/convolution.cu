@@ -1,23 +1,23 @@
-/* A convolution of half precision for GPUs with tensor cores (compute capability 8.0 and later), which ends in bias, sum
-and PReLU. cuda_convolution.py compiles it for the device at hand, with the sizes of a tile as macros:
+/* A convolution in half precision for GPUs with tensor cores (compute capability 8.0 and later), with bias, sum and
+PReLU fused. cuda_convolution.py compiles it for the device that it runs on, with the sizes of a tile as macros:
 
-    SIDE, STRIDE, UP   3 1 1 or 3 2 1: convolutions with a padding of 1. 2 1 2: one with 4 x 4 taps, transposed, of
+    SIDE, STRIDE, UP   3 1 1 or 3 2 1: convolutions with a padding of 1. 2 1 2: a transposed one with 4 x 4 taps and
                        stride 2: its pixels of even and odd rows and columns are four convolutions of 2 x 2 taps each.
-    WARPS, FRAGMENTS   a warp computes FRAGMENTS times 16 pixels of a row.
+    WARPS, FRAGMENTS   warps of a block; each computes FRAGMENTS times 16 pixels of a row.
     ACROSS             columns of a tile, 16 or 32.
-    GROUPS             times 8 output channels a tile.
-    STAGES, BLOCKS     parts of the input that are in shared memory at a time; blocks on a multiprocessor.
-    BFLOAT16           bfloat16; without it float16.
+    GROUPS             output channels of a tile, in eights.
+    STAGES, BLOCKS     steps of 16 input channels in shared memory at a time; blocks per multiprocessor.
+    BFLOAT16           defined for bfloat16; otherwise float16.
 
-A block works on one tile: of its pixels and what surrounds them, 16 channels after the other come to shared memory,
-with their weights, while those before are multiplied. All taps read the same copy there, shifted.
+A block computes one tile: 16 channels at a time of its pixels and those around them are copied to shared memory, with
+their weights, while the 16 before are multiplied. All taps read the same copy there, shifted.
 
 Tensors are dense, channels last. Channels are multiples of 8, and so are pitch and `last`. */
 
 #define TAPS (SIDE * SIDE)
 #define THREADS (32 * WARPS)
 #define TALL (WARPS * FRAGMENTS * 16 / ACROSS)
-#define COLUMNS (((ACROSS - 1) * STRIDE + SIDE + 7) / 8 * 8) /* in eights, so that all rows lie alike: see `place` */
+#define COLUMNS (((ACROSS - 1) * STRIDE + SIDE + 7) / 8 * 8) /* in eights, so that all rows are laid out alike: `place` */
 #define AROUND (((TALL - 1) * STRIDE + SIDE) * COLUMNS)
 #define OUTPUTS (8 * GROUPS)
 #define PER_ROW (ACROSS / 16)                            /* fragments in a row of a tile */
@@ -47,7 +47,7 @@ __device__ __forceinline__ void copy(unsigned to, const Half* from, bool there) 
 
 __device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;"); }
 
-/* Until all but the last `pending` groups of copies have arrived. */
+/* Waits until all but the last `pending` groups of copies have arrived. */
 template <int pending>
 __device__ __forceinline__ void arrive() {
     asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
@@ -86,13 +86,13 @@ __device__ __forceinline__ float number(unsigned bits) {
 __device__ __forceinline__ unsigned from_neighbour(unsigned value) { return __shfl_xor_sync(0xffffffff, value, 1); }
 #endif
 
-/* Where 8 channels of a pixel lie: of 8 pixels side by side the lower ones, or the higher ones, in banks of their own. */
+/* Where the lower or higher 8 channels of a pixel lie: those of 8 pixels side by side are in different banks. */
 __device__ __forceinline__ int place(int pixel, int high) { return 32 * pixel + 16 * (high ^ (pixel >> 2 & 1)); }
 
-/* x: (B, height, width, channels). rows, columns: of the output, of one of its four parts where UP is 2.
-weight: for each part, group of outputs and 16 channels, (TAPS, OUTPUTS, 16), laid out like `place`. bias, slope: of all
-groups of outputs; slope: NULL without PReLU. add: (B, rows, columns, outputs) or NULL. out: pixels have `pitch`
-channels. The last `last` channels are written to `tail`, (B, rows, columns, last). */
+/* x: (B, height, width, channels). rows, columns: of the output, or of one of its four parts where UP is 2.
+weight: for each part, OUTPUTS outputs and 16 channels, (TAPS, OUTPUTS, 16), laid out like `place`. bias, slope: padded
+to a multiple of OUTPUTS; slope: NULL without PReLU. add: laid out like the output, or NULL. out: pixels have `pitch`
+channels. The last `last` of the outputs are written to `tail` instead, whose pixels have `last` channels. */
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) convolve(
     const Half* x, const Half* weight, const float* bias, const float* slope, const Half* add, Half* out, Half* tail,
     int height, int width, int rows, int columns, int channels, int outputs, int pitch, int last) {
@@ -132,7 +132,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) convolve(
         commit();
     }
 
-    /* Two rows of a fragment are a lane's. Which pixels they are; those outside are computed, and not written: -1. */
+    /* A lane holds two rows of a fragment: the pixel of one of them; -1 outside, which is computed, but not written. */
     auto pixel = [&](int f, int below) {
         const int fragment = warp * FRAGMENTS + f, r = row + fragment / PER_ROW;
         const int c = column + fragment % PER_ROW * 16 + lane / 4 + 8 * below;
@@ -141,8 +141,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) convolve(
     const size_t before = (size_t)image * rows * UP * columns * UP;
     add = add ? add + before * outputs : add, out += before * pitch, tail += before * last;
 
-    /* Of each group a lane has 2 channels. Their sums begin with the bias and what is added, so that all of it is asked
-       for at once, while the first pixels are on their way. */
+    /* A lane has 2 channels of each group. Their sums begin with the bias and what is added, so that all of it is
+       loaded at once, while the first pixels are being copied. */
     float sums[FRAGMENTS][GROUPS][4];
 #pragma unroll
     for (int g = 0; g < GROUPS; g++) {
@@ -160,7 +160,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) convolve(
             }
     }
 
-    /* Where a lane reads: of the pixels, for each column of taps, a row of the first fragment; of the weights a channel. */
+    /* Where a lane reads: for each column of taps, a row of the first fragment's pixels; of the weights, a channel. */
     const int begin = warp * FRAGMENTS / PER_ROW * STRIDE * COLUMNS + (warp * FRAGMENTS % PER_ROW * 16 + lane % 16) * STRIDE;
     int of_pixels[SIDE];
 #pragma unroll
@@ -173,7 +173,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) convolve(
         if (step + STAGES - 1 < steps) load(step + STAGES - 1);
         commit();
         const unsigned stage = memory + step % STAGES * STAGE;
-        /* Column by column of the taps: what lies below one another is read once, for all of its rows. */
+        /* Column by column of the taps: pixels below one another are read once, for all taps of the column. */
 #pragma unroll
         for (int k = 0; k < SIDE; k++) {
             unsigned around[READ][WIDE][4];
@@ -186,7 +186,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) convolve(
             for (int y = 0; y < SIDE; y++)
 #pragma unroll
                 for (int g = 0; g < GROUPS; g += 2) {
-                    unsigned w[4]; /* of an odd number of groups the last reads beyond, which is not used: see SPARE */
+                    unsigned w[4]; /* of an odd number of groups the last read goes beyond them, unused: see SPARE */
                     matrices(w, stage + of_weights + 32 * ((y * SIDE + k) * OUTPUTS + 8 * g));
 #pragma unroll
                     for (int f = 0; f < FRAGMENTS; f++) {
@@ -198,7 +198,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) convolve(
         }
     }
 
-    /* Neighbours swap halves, so that 32 bytes of a pixel are written at a time. */
+    /* Neighbouring lanes swap halves, so that 32 bytes of a pixel are written at a time. */
 #pragma unroll
     for (int g = 0; g < GROUPS; g += 2) {
         if (first + 8 * g >= outputs) break;

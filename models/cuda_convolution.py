@@ -1,6 +1,6 @@
-"""Convolutions for GPUs that end in bias, sum and PReLU: convolution.cu, compiled for the device when first used.
+"""Convolutions for GPUs, with bias, sum and PReLU fused: convolution.cu, compiled for the device when first used.
 
-cuDNN's leave bias, sum and activation to passes over memory of their own, and are made for more channels than these
+cuDNN's leave bias, sum and activation to separate passes over memory, and are made for more channels than these
 networks have. Needs the package cuda-bindings, which recent PyTorch for Linux brings, and tensor cores for float16 and
 bfloat16.
 """
@@ -25,12 +25,12 @@ from .native import cache_folder, write
 
 SOURCE = Path(__file__).with_name("convolution.cu")
 LEAST = (8, 0)  # compute capability
-STEP, GROUP = 16, 8  # input channels that are multiplied at a time; output channels that belong together
-MOST, FEWEST = 9, 6  # groups of a tile: their sums are in registers; the fewer, the more tiles there are
-# Side, stride and up, see convolution.cu, by what fast.Conv says: whether it is transposed, its side and stride.
+STEP, GROUP = 16, 8  # input channels that are multiplied at a time; output channels of a group
+MOST, FEWEST = 9, 6  # groups of a tile: their sums are in registers; fewer groups make more tiles
+# A fast.Conv's (transposed, side, stride) -> SIDE, STRIDE and UP of convolution.cu.
 KINDS = {(False, 3, 1): (3, 1, 1), (False, 3, 2): (3, 2, 1), (True, 4, 2): (2, 1, 2)}
 WAVE = 264  # tiles that keep a large GPU busy
-SPARE = 256  # bytes behind shared memory that are read where groups are odd, and not used
+SPARE = 256  # bytes at the end of shared memory that are read, but not used, where the number of groups is odd
 
 
 class Plan(NamedTuple):
@@ -57,7 +57,7 @@ class Plan(NamedTuple):
 
     @property
     def shared(self) -> int:
-        """Bytes of shared memory of a block."""
+        """Bytes of shared memory per block."""
         columns = -(-((self.across - 1) * self.stride + self.side) // 8) * 8
         pixels = ((self.tall - 1) * self.stride + self.side) * columns
         return 2 * STEP * self.stages * (pixels + self.side**2 * GROUP * self.groups) + SPARE
@@ -67,14 +67,14 @@ class Plan(NamedTuple):
         return names | ({"BFLOAT16": 1} if dtype == torch.bfloat16 else {})
 
     def grid(self, batch: int, rows: int, columns: int, outputs: int) -> tuple[int, int, int]:
-        """Blocks: tiles of a part of the output, groups of channels, parts of all pairs."""
+        """The grid of blocks: tiles of a part of the output, parts of its channels, parts of all inputs."""
         tiles = -(-rows // self.tall) * -(-columns // self.across)
         return tiles, -(-outputs // (GROUP * self.groups)), batch * self.up**2
 
 
 def plan_for(side: int, stride: int, up: int, batch: int, rows: int, columns: int, outputs: int) -> Plan:
-    """A quick division, as measured on an H200, of a convolution with so many output pixels (a quarter of them where
-    `up` is 2) and channels. benchmarks/tune_convolutions.py measures it against others."""
+    """A fast plan, as measured on an H200. rows, columns: of the output, or of one of its four parts where `up` is 2;
+    outputs: channels. benchmarks/tune_convolutions.py measures it against others."""
     groups = -(-outputs // GROUP)
     across = 32 if up == 2 and columns >= 128 else 16
     for split in count(-(-groups // MOST)):
@@ -84,32 +84,32 @@ def plan_for(side: int, stride: int, up: int, batch: int, rows: int, columns: in
 
 
 def kind_of(conv) -> tuple[bool, int, int]:
-    """What KINDS tells convolutions by."""
+    """The key of a fast.Conv in KINDS."""
     return conv.transposed, conv.weight.shape[-1], conv.stride[0]
 
 
 def known(conv) -> bool:
-    """Whether a fast.Conv is one of those that the kernel computes: not the first of IFRNet_L, of 7 x 7."""
+    """Whether the kernel can compute a fast.Conv: not, for one, the 7 x 7 stem of IFRNet_L."""
     return kind_of(conv) in KINDS and not any(channels % GROUP for channels in conv.weight.shape[:2])
 
 
 def serves(conv, x: Tensor) -> bool:
-    """Whether a convolution of x can be computed here: values of an input are counted in 31 bits, inputs in 14."""
+    """Whether the kernel can convolve x: values of an input are counted in 31 bits, inputs in 14."""
     suits = known(conv) and len(x) < 2**14 and math.prod(x.shape[1:]) < 2**31
     return suits and x.is_cuda and x.dtype in (torch.float16, torch.bfloat16) and available(x.device, x.dtype)
 
 
 @cache
 def available(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernel can be built for a device; says once why not."""
+    """Whether the kernel can be built for a device; warns once if it should, but cannot."""
     if torch.cuda.get_device_capability(device) < LEAST:
         return False
     try:
         with torch.cuda.device(device):
             loaded(torch.cuda.current_device(), dtype, Plan(3, 1, 1, 8, 2, 32, 1))
-    except Exception as error:  # another version of them, a GPU that this compiler does not know
+    except Exception as error:  # other bindings, a GPU that this compiler does not know
         why = "the package cuda-bindings is missing" if isinstance(error, ImportError) else error
-        warnings.warn(f"fast mode with cuDNN's convolutions: {why}", stacklevel=2)
+        warnings.warn(f"fast mode continues with cuDNN's convolutions, which are slower: {why}", stacklevel=2)
         return False
     return True
 
@@ -117,7 +117,7 @@ def available(device: torch.device, dtype: torch.dtype) -> bool:
 def convolve(
     conv, x: Tensor, add: Tensor | None, into: Tensor | None, tail: int, plan: Plan | None = None
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """See fast.Conv. plan: another than that of plan_for."""
+    """See fast.Conv. plan: in place of that of plan_for."""
     with torch.cuda.device_of(x):
         return run(launch, conv, x, add, into, tail, plan)
 
@@ -131,7 +131,7 @@ def run(
     tail: int,
     plan: Plan | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """`convolve`, the kernel launched by `launch`."""
+    """`convolve`, with the kernel launched by `launch`."""
     batch, channels, height, width = x.shape
     side, stride, up = KINDS[kind_of(conv)]
     outputs = conv.weight.shape[int(conv.transposed)]
@@ -152,7 +152,7 @@ def run(
 
 
 def lay_out(conv, plan: Plan) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Weights, bias and slopes as the kernel reads them, filled up with zeros to whole steps and tiles."""
+    """Weights, bias and slopes as the kernel reads them, padded with zeros to whole steps and tiles."""
     weight = conv.weight
     if plan.up == 2:  # the even rows and columns read taps 3 and 1, the odd ones 2 and 0
         taps = torch.tensor([[3, 1], [2, 0]], device=weight.device)
@@ -164,7 +164,7 @@ def lay_out(conv, plan: Plan) -> tuple[Tensor, Tensor, Tensor | None]:
     more = -outputs % tile
     weight = F.pad(weight.flatten(3), (0, 0, 0, -inputs % STEP, 0, more))
     weight = weight.unflatten(2, (-1, STEP)).unflatten(1, (-1, tile)).permute(0, 1, 3, 5, 2, 4)
-    # Of four rows in eight the halves change places: see `place`.
+    # In four rows of eight the halves are swapped: see `place` in convolution.cu.
     swapped = torch.arange(tile, device=weight.device) // 4 % 2 == 1
     weight = torch.where(swapped[:, None], weight.roll(STEP // 2, -1), weight).contiguous()
     bias, slope = (None if v is None else F.pad(v.float(), (0, more)) for v in (conv.bias, conv.slope))
@@ -172,7 +172,7 @@ def lay_out(conv, plan: Plan) -> tuple[Tensor, Tensor, Tensor | None]:
 
 
 def launch(plan: Plan, dtype: torch.dtype, grid: tuple, tensors: tuple[Tensor | None, ...], numbers: tuple) -> None:
-    """The kernel on the current device and stream, its arguments in order."""
+    """Launch the kernel on the current device and stream. tensors, numbers: its arguments in order."""
     from cuda.bindings import driver
 
     values = (*(0 if t is None else t.data_ptr() for t in tensors), *numbers)
@@ -189,7 +189,7 @@ def loaded(device: int, dtype: torch.dtype, plan: Plan):
 
     capability = torch.cuda.get_device_capability(device)
     error, module = driver.cuModuleLoadData(built(plan.macros(dtype), capability))
-    if int(error):  # what was kept may be damaged
+    if int(error):  # the cached file may be damaged
         module = check(driver.cuModuleLoadData(built(plan.macros(dtype), capability, anew=True)))
     kernel = check(driver.cuModuleGetFunction(module, b"convolve"))
     most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -198,8 +198,8 @@ def loaded(device: int, dtype: torch.dtype, plan: Plan):
 
 
 def built(macros: dict[str, int], capability: tuple[int, int], anew: bool = False) -> bytes:
-    """The machine code for a GPU, compiled once (less than a second) and kept where PyTorch keeps its extensions, if
-    there is room. anew: whatever is kept there. RuntimeError where it cannot be compiled."""
+    """The machine code for a GPU, compiled once (less than a second) and cached where PyTorch keeps its extensions, if
+    possible. anew: compile it even if it is cached. RuntimeError where it cannot be compiled."""
     from cuda.bindings import nvrtc
 
     source = SOURCE.read_bytes()
@@ -208,7 +208,7 @@ def built(macros: dict[str, int], capability: tuple[int, int], anew: bool = Fals
     version = repr(check(nvrtc.nvrtcVersion())).encode()
     digest = hashlib.sha256(b"|".join([source, version, *options])).hexdigest()[:16]
     file = None
-    with suppress(OSError, RuntimeError):  # there may be no home, or one that cannot be read
+    with suppress(OSError, RuntimeError):  # the home directory may be missing or unreadable
         file = cache_folder() / f"convolution-{digest}.cubin"
         if not anew:
             return file.read_bytes()
@@ -229,7 +229,7 @@ def built(macros: dict[str, int], capability: tuple[int, int], anew: bool = Fals
 
 
 def check(result: tuple):
-    """What a function of CUDA answers. RuntimeError where it failed."""
+    """What a CUDA function returned beside its status. RuntimeError where it failed."""
     error, *values = result
     if int(error):
         raise RuntimeError(f"{error!r}")

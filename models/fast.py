@@ -1,15 +1,15 @@
-"""IFRNet at the pace of the machine: the same weights, laid out and computed as the hardware likes it.
+"""Fast inference with IFRNet: the same weights, laid out and computed in the way that suits the hardware.
 
     network = fast.FastIFRNet(model, device, dtype)
     frame = network.decode(network.encode(img0, img1), t).imgt
 
-Features are half precision (bfloat16 on CPUs, float16 on GPUs) in channels-last order; flow, coordinates and frames
-stay float32. Between the convolutions there is one pass over memory where there were several (kernels.py): activation
-in place, the side channels of a residual block put back where they were, a decoder's input sampled straight into the
-buffer that its convolution reads. On CPUs most convolutions are winograd.py's where that pays, the others oneDNN's with
-weights packed for it; on GPUs those in half precision are cuda_convolution.py's, the others cuDNN's, and all of an
-Interpolator's call is a CUDA graph (recording.py). No code is made for a single size, so that every size is quick the
-first time.
+Features are channels-last, in half precision where the hardware has it (bfloat16 on CPUs, float16 on GPUs); flow,
+coordinates and frames stay float32. Between the convolutions there is one pass over memory in place of several
+(kernels.py): activations in place, the side channels of a residual block written back where they were, a decoder's
+input sampled directly into the buffer that its convolution reads. On CPUs most convolutions are winograd.py's where
+that pays, the others oneDNN's with weights packed for it; on GPUs those in half precision are cuda_convolution.py's,
+the others cuDNN's, and an Interpolator's repeated calls are CUDA graphs (recording.py). No code is compiled for one
+frame size, so that a new size needs no compilation.
 """
 
 import copy
@@ -27,28 +27,30 @@ from .layers import resize
 from .strips import by_rows, even
 from .winograd import Winograd, as_convolution, serves
 
-ALIGNED = 8  # channels: what tensor cores read at a time; cuDNN copies tensors that have another number of them
-STRIP, LEAST_ROWS = 2**17, 32  # pixels and rows of a level that are worked on at a time on a CPU
+ALIGNED = 8  # channels that tensor cores read at a time; cuDNN copies tensors whose channels are not a multiple of it
+STRIP, LEAST_ROWS = 2**17, 32  # pixels of a level that a CPU computes at a time, and the least rows
 PAYS = 1.5e12  # see pays
-LARGE = 11  # inputs of fewer than 2^10 pixels have weights packed for their power of two: other layouts are best there
-NARROW = 4  # pixels: below, oneDNN 3.x in bfloat16 reads beyond rows (seen with 2 pixels, 144 channels and stride 2)
+LARGE = 11  # below 2^10 pixels, each power of two of an input's size has weights packed for it: the best layouts differ
+NARROW = 4  # pixels a row: with fewer, oneDNN 3.x in bfloat16 reads beyond rows (seen with 2, 144 channels, stride 2)
 
 
 def best_precision(device: torch.device) -> str:
-    """The quickest of Interpolator's precisions that a device computes with instructions of its own."""
+    """The fastest of Interpolator's precisions that the device has instructions for; warns where that is float32."""
     if device.type == "cuda":
         half = torch.cuda.get_device_capability(device) >= (7, 0)
     else:
         half = device.type == "cpu" and cpu_has_bf16()
     if not half:
-        warnings.warn(f"fast mode in float32: this {device.type} has no instructions for half precision", stacklevel=3)
+        name = "GPU" if device.type == "cuda" else device.type
+        warnings.warn(f"fast mode in float32: this {name} has no instructions for half precision", stacklevel=3)
         return "fp32"
     return "fp16" if device.type == "cuda" else "bf16"
 
 
 def proven(model: IFRNet, device: torch.device, precision: str | None) -> tuple[str, str]:
-    """The quickest mode and precision of those that were measured: on x86 CPUs fast mode, in bfloat16 where there are
-    instructions for it, otherwise in float32, which gains less. precision: the only one to take, or None."""
+    """The fastest mode and precision of those that were measured: on x86 CPUs fast mode, in bfloat16 where there are
+    instructions for it, otherwise in float32, which gains less; elsewhere eager mode. precision: the one required, or
+    None."""
     half = "bf16" if device.type == "cpu" and cpu_has_bf16() else "fp32"
     x86 = device.type == "cpu" and torch.backends.cpu.get_cpu_capability().startswith("AVX")
     if x86 and model.act == "prelu" and precision in (None, half, "fp32"):
@@ -57,12 +59,11 @@ def proven(model: IFRNet, device: torch.device, precision: str | None) -> tuple[
 
 
 def pays(model: nn.Module, pixels: float, device: torch.device) -> bool:
-    """Whether fast mode saves more time than its start costs, for so many pixels in all.
+    """Whether fast mode saves more time than it takes to start, for so many pixels in all.
 
-    All three networks take about parameters / 26 multiply-accumulates a pixel. PAYS of parameters times pixels take a
-    thread one and a half seconds in eager mode, half a second in fast mode, whose start takes another the first time,
-    when its library is built, and a tenth of one later.
-    On a GPU kernels are compiled for longer than any one pair takes.
+    All three networks take about parameters / 26 multiply-accumulates per pixel. Parameters times pixels of PAYS take
+    one thread 1.5 seconds in eager mode and 0.5 in fast mode, which takes another second to start the first time, when
+    its library is built, and 0.1 later. On a GPU compiling the kernels takes longer than any one pair.
     """
     work = pixels * sum(parameter.numel() for parameter in model.parameters())
     return device.type == "cpu" and work >= PAYS * torch.get_num_threads()
@@ -71,33 +72,33 @@ def pays(model: nn.Module, pixels: float, device: torch.device) -> bool:
 def cpu_has_bf16() -> bool:
     if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
-    # oneDNN also says yes where it would emulate, on any x86 with AVX-512.
+    # oneDNN also says yes on any x86 with AVX-512, where it may only emulate.
     asked = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
     x86 = torch.backends.cpu.get_cpu_capability().startswith("AVX")
     return not x86 or any(has() for has in asked if has)
 
 
 def packs(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether oneDNN has a layout of its own for weights."""
+    """Whether oneDNN can pack weights into a layout of its own."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     return dtype == torch.float32 or dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class Channels(NamedTuple):
-    """Where a layer's channels lie among the `total` of a tensor. The others are zero, and stay so."""
+    """Where a layer's channels lie among the `total` of a tensor. The others are and stay zero."""
 
     places: list[int]
     total: int
 
     def spread(self, x: Tensor, dim: int = 0) -> Tensor:
-        """Weights of the layer's channels, along `dim`, as weights of all."""
+        """Weights of the layer's channels, along `dim`, padded with zeros to all channels."""
         whole = x.new_zeros(*x.shape[:dim], self.total, *x.shape[dim + 1 :])
         return whole.index_copy_(dim, torch.tensor(self.places, device=x.device), x)
 
 
 def for_gpu(device: torch.device) -> bool:
-    """Whether convolutions are a GPU's: channels come in eights, and cuDNN does not add a bias itself."""
+    """Whether convolutions run on a GPU: channels are padded to eights, and cuDNN does not add a bias itself."""
     return device.type == "cuda"
 
 
@@ -115,9 +116,10 @@ def at_end(count: int, unit: int) -> Channels:
 
 
 class Conv:
-    """A convolution, transposed or not, and the activation after it, with weights laid out for the machine.
+    """A convolution, transposed or not, and the activation after it, with weights laid out for the hardware.
 
-    kernel: that it will be called with, or a plainer one. inputs, outputs: where its channels lie. x: channels last.
+    kernel: the one that it will be called with, or a plainer one. inputs, outputs: where its channels lie. x: channels
+    last.
     """
 
     def __init__(
@@ -137,13 +139,13 @@ class Conv:
         slope = None if act is None else outputs.spread(act.weight.detach())
         self.slope = None if slope is None else slope.to(self.weight.device, torch.float32)
         self.packs = packs(self.weight.device, to["dtype"])
-        self.packed: dict[int, Any] = {}  # weights as oneDNN wants them for a size, or our kernel for a plan's groups
-        # PyTorch adds a bias in a pass of its own after cuDNN, which the activation can save.
+        self.packed: dict[int, Any] = {}  # weights packed for oneDNN by size, or for our kernel by a plan's groups
+        # After cuDNN PyTorch would add the bias in a separate pass; the activation adds it instead.
         self.late = self.bias if act is not None and for_gpu(self.weight.device) else None
         self.winograd = None
         if kernel.winograd and serves(module, inputs.total):
             whole, phases = (as_convolution(module), 4) if self.transposed else (module, 1)
-            spread = inputs.spread(whole.weight.detach(), 1)  # outputs lie side by side on a CPU
+            spread = inputs.spread(whole.weight.detach(), 1)  # on a CPU outputs are not padded
             self.winograd = Winograd(spread, whole.bias.detach(), slope, to["dtype"], phases)
 
     def __call__(
@@ -156,7 +158,7 @@ class Conv:
     ) -> Tensor | tuple[Tensor, Tensor]:
         """PReLU of the convolution of x (+ add), in the last channels of `into` where that is given.
 
-        With `tail`, also a copy of its last `tail` channels, in whose place anything may be.
+        With `tail`, also a copy of its last `tail` channels, which are then undefined in the result itself.
         """
         if self.winograd and kernel.winograd:
             return self.winograd(kernel.winograd, x, add, into, tail)
@@ -169,12 +171,12 @@ class Conv:
         return (y, result) if tail else result
 
     def convolve(self, x: Tensor) -> Tensor:
-        """The convolution alone; without its bias where `late` is to be added by the activation."""
+        """The convolution alone; without its bias if that is left to the activation (`late`)."""
         function = F.conv_transpose2d if self.transposed else F.conv2d
         if not self.packs:
             bias = self.bias if self.late is None else None
             y = function(x, self.weight, bias, self.stride, self.padding)
-            return y.contiguous(memory_format=torch.channels_last)  # cuDNN's is, other libraries' may not be
+            return y.contiguous(memory_format=torch.channels_last)  # as cuDNN's is and other libraries' may not be
         if x.shape[-1] < NARROW:
             whole = (tensor.float() for tensor in (x, self.weight, self.bias))
             y = function(*whole, self.stride, self.padding)
@@ -190,7 +192,7 @@ class Conv:
         return function(x, self.packed[size], self.bias, *shape, ones, 1, *nothing)
 
     def _pack(self, size: list[int]) -> Tensor:
-        """The weights as oneDNN wants them for a size of input; at another it may reorder them in every call."""
+        """The weights packed by oneDNN for an input size; at another size it may reorder them in every call."""
         ones, zeros = [1, 1], [0, 0]
         if self.transposed:
             pack = torch.ops.mkldnn._reorder_convolution_transpose_weight
@@ -201,8 +203,8 @@ class Conv:
 class FastDecoder:
     """A Decoder with activations in place.
 
-    level: from 1, the finest, to 4. feature: how the channels of the level's features lie. finer: those of the next
-    level's, which it answers with after the flow; None at level 1, whose answer is left to be shuffled.
+    level: from 1, the finest, to 4. feature: where the channels of the level's features lie. finer: those of the next
+    finer level's features, which follow the flow in the result; None at level 1, whose result is still to be shuffled.
     """
 
     def __init__(
@@ -216,18 +218,18 @@ class FastDecoder:
     ):
         first, block, up = decoder.convblock
         unit, self.side = ALIGNED if for_gpu(to["device"]) else 1, block.split[1]
-        count = 2 if level == LEVELS else 3  # features: of both frames, and of the frame between
+        count = 2 if level == LEVELS else 3  # features: of both frames, and below the top of the frame between
         rest = first[0].in_channels - count * len(feature.places)  # the time, or the flows
         places = [k * feature.total + place for k in range(count) for place in feature.places]
         places += [count * feature.total + k for k in range(rest)]
         self.inputs = multiple(count * feature.total + rest, ALIGNED)
-        # Zeros before, so that the side channels are still the last.
+        # Padding comes first, so that the side channels are still the last.
         inner, side = at_end(first[0].out_channels, unit), at_front(self.side, 1)
         self.first = Conv(*first, kernel, to, Channels(places, self.inputs), inner)
         among = (inner, side, inner, side)
         self.block = [Conv(*getattr(block, f"conv{i}"), kernel, to, c, c) for i, c in enumerate(among, start=1)]
         self.conv5 = Conv(block.conv5, block.prelu, kernel, to, inner, inner)
-        if finer is None:  # of so few channels that twice the arithmetic has seven times the pace
+        if finer is None:  # with so few channels, twice the arithmetic runs at seven times the rate
             up = as_convolution(up)
             answer = at_front(up.out_channels, unit)
         else:
@@ -239,7 +241,7 @@ class FastDecoder:
         return [self.first, *self.block, self.conv5, self.up]
 
     def __call__(self, kernel: kernels.Eager, x: Tensor) -> Tensor:
-        x = self.first(kernel, x)  # one name: what has been read is let go
+        x = self.first(kernel, x)  # rebound, so that the input's memory is freed
         y = x
         for wide, narrow in (self.block[:2], self.block[2:]):
             y, side = wide(kernel, y, tail=self.side)
@@ -254,18 +256,18 @@ class FastDecoder:
 
 
 class FastIFRNet:
-    """A copy of an IFRNet for inference, with the weights that it has now. encode and decode are called as the
-    network's are; `decode` has no other results than the frame and, where it is asked for, the last flow.
+    """A copy of an IFRNet for inference, with its current weights. encode and decode are called like the network's;
+    `decode` returns only the frame and, on request, the last flow.
 
     model: with PReLU; ValueError otherwise. dtype: of the features, float32, bfloat16 or float16. tell: see
     kernels.choose.
     """
 
-    rows = None  # of the frame in a strip; None: as _rows chooses for a level
+    rows = None  # of the frame in a strip; None: _rows chooses for each level
 
     def __init__(self, model: IFRNet, device: torch.device, dtype: torch.dtype, tell: bool = True):
         if model.act != "prelu":
-            raise ValueError(f"fast mode is for networks with PReLU, not {model.act}; go without it")
+            raise ValueError(f"fast mode is for networks with PReLU, not {model.act}; use eager mode")
         self.dtype = dtype
         self.kernel = kernels.choose(device, dtype, tell)
         kernel, to, unit = self.kernel, {"device": device, "dtype": dtype}, ALIGNED if for_gpu(device) else 1
@@ -283,12 +285,12 @@ class FastIFRNet:
 
     @property
     def convs(self) -> list[Conv]:
-        """All of them."""
+        """All convolutions."""
         inside = [conv for decoder in self.decoders.values() for conv in decoder.convs]
         return [conv for stage in self.encoder for conv in stage] + inside
 
     def in_strips(self, rows: int | None) -> "FastIFRNet":
-        """The same network, worked off in strips of about `rows` rows of the frame: see strips.py."""
+        """The same network, computed in strips of about `rows` rows of the frame: see strips.py."""
         if rows == self.rows:
             return self
         other = copy.copy(self)
@@ -296,9 +298,9 @@ class FastIFRNet:
         return other
 
     def _rows(self, x: Tensor, halvings: int, pixels: float) -> int:
-        """How many rows of x to work on at a time: on a CPU, all at once is no faster and takes more memory.
+        """How many rows of x to compute at a time: on a CPU, all at once is no faster and takes more memory.
 
-        halvings: between the frame and x; pixels: of x, to be worked on at a time.
+        halvings: from the frame to x; pixels: of x, to compute at a time.
         """
         if self.rows is not None:
             return even(self.rows >> halvings)
@@ -320,7 +322,7 @@ class FastIFRNet:
         small = (img0, img1) if scale == 1 else (resize(img0, size=size), resize(img1, size=size))
         x, features = self.kernel.prepare(*small, mean, self.dtype, self.colours), []
         for halvings, convs in enumerate(self.encoder):
-            # Of four pixels there, a stage's convolutions make one.
+            # A stage's result has a quarter of the pixels of its input.
             x = by_rows(partial(self._stage, convs), self._rows(x, halvings, 4 * STRIP), x)
             features.append(x)
         pyramid0, pyramid1 = zip(*(level.chunk(2) for level in features))
@@ -328,7 +330,7 @@ class FastIFRNet:
 
     @torch.inference_mode()
     def decode(self, pair: Pair, t: Tensor | float, flow: bool = False) -> Interpolation:
-        """See IFRNet.decode. flow: whether the result holds, beside the frame, the last flow, of its scaled size."""
+        """See IFRNet.decode. flow: whether to return, beside the frame, the last flow, at its scaled size."""
         kernel, (t, times) = self.kernel, times_of(pair, t)
         top = [f.repeat_interleave(times, 0) for f in (pair.pyramid0[-1], pair.pyramid1[-1])]
         plane = t.to(self.dtype).expand(len(top[0]), 1, *top[0].shape[-2:])
@@ -349,7 +351,7 @@ class FastIFRNet:
         if self.kernel.one_pass:
             return blend(answer, coarse)
         growth = 2 / pair.scale
-        # Strips of the frame must begin at whole rows of the answer.
+        # A strip of the answer, from an even row on, must begin at a whole row of the frame.
         whole = (2 * growth) % 1 > 0
         rows = answer.shape[-2] if whole else self._rows(answer, 1, STRIP * pair.scale**2)
         return by_rows(lambda *x, top: blend(*x, top=round(growth * top)), rows, answer, coarse)

@@ -1,8 +1,8 @@
-"""What lies between the convolutions, each in one pass over memory: activation, a decoder's input, the last blend.
+"""The operations between the convolutions, each in one pass over memory: activation, a decoder's input, the last blend.
 
-Three ways to compute the same: `Eager` is plain PyTorch, runs anywhere and says what is meant; `Native` is native.c,
-compiled for the CPU at hand (native.py); `Triton` is for GPUs (triton_kernels.py), with convolutions that end in what
-would follow them (cuda_convolution.py). `choose` picks one.
+Three implementations: `Eager` is plain PyTorch, runs anywhere and is the reference; `Native` is native.c, compiled for
+the CPU that it runs on (native.py); `Triton` is for GPUs (triton_kernels.py), with convolutions that include the
+activation after them (cuda_convolution.py). `choose` picks one.
 
 Tensors are (B, C, H, W) in channels-last order and dense; features have any floating type, flow and frames are float32.
 Coordinates and sums are float32 throughout.
@@ -21,29 +21,29 @@ from .native import DEFINES, Library
 
 
 def empty(like: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor not yet written to, channels last, with the batch, size, device and, unless told, type of `like`."""
+    """An uninitialised tensor, channels last, with the batch, size, device and, by default, type of `like`."""
     shape = (len(like), channels, *like.shape[-2:])
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def for_each(x: Tensor, count: int) -> Tensor:
-    """x as often as makes `count`, pair by pair; x itself where that is once."""
+    """x repeated along the batch to `count`, pair by pair; x itself if it has that many."""
     return x if len(x) == count else x.repeat_interleave(count // len(x), 0)
 
 
 class Eager:
     """The kernels in plain PyTorch."""
 
-    one_pass = False  # whether `blend` keeps nothing but the frame, so that it need not work in strips
-    winograd: Library | None = None  # that has convolutions as winograd.py computes them
+    one_pass = False  # whether `blend` needs no memory but for the frame, and so no strips
+    winograd: Library | None = None  # the library with winograd.py's convolutions
 
     def convolves(self, conv, x: Tensor) -> bool:
-        """Whether these kernels compute a fast.Conv of x themselves: by `convolve`, as it calls it."""
+        """Whether these kernels compute a fast.Conv of x themselves, by a method `convolve` that it then calls."""
         return False
 
     def prepare(self, img0: Tensor, img1: Tensor, mean: Tensor, dtype: torch.dtype, channels: int = 3) -> Tensor:
-        """Both frames minus `mean`, one after the other along the batch, (2 B, channels, H, W): zeros after the third.
-        mean: (B, 1, 1, 1)."""
+        """Both frames minus `mean`, one after the other along the batch, (2 B, channels, H, W): channels beyond three
+        are zero. mean: (B, 1, 1, 1)."""
         both = F.pad(torch.cat([img0 - mean, img1 - mean]), (0, 0, 0, 0, 0, channels - 3))
         return both.to(dtype, memory_format=torch.channels_last)
 
@@ -56,10 +56,10 @@ class Eager:
         into: Tensor | None = None,
         tail: int = 0,
     ) -> Tensor:
-        """PReLU of x (+ bias + add), written over x, or over the last channels of `into`. slope, bias: one a channel;
-        slope is float32; there is no bias on CPUs, where convolutions add it.
+        """PReLU of x (+ bias + add), written over x, or over the last channels of `into`. slope, bias: one per channel;
+        slope is float32; bias is None on CPUs, where convolutions add it.
 
-        The result is the tensor written to; with `tail`, a copy of its last `tail` channels.
+        Returns the tensor written to; with `tail`, a copy of its last `tail` channels instead.
         """
         whole = x if bias is None else x.float() + bias.float()[:, None, None]
         whole = whole if add is None else whole.float() + add.float()
@@ -69,7 +69,7 @@ class Eager:
         return y[:, -tail:].contiguous(memory_format=torch.channels_last) if tail else out
 
     def step(self, answer: Tensor, coarse: Tensor | None) -> Tensor:
-        """The flow of a level, (B, 4, H, W): a decoder's step, and twice the flow of the coarser level at twice its
+        """The flow of a level, (B, 4, H, W): a decoder's step plus the flow of the coarser level, doubled, at twice its
         size.
 
         answer: (B, 4 or more, H, W), begins with the step; coarse: (B, 4, H/2, W/2), or None for the first step.
@@ -79,10 +79,11 @@ class Eager:
         return flow.contiguous(memory_format=torch.channels_last)
 
     def join(self, answer: Tensor, flow: Tensor, f0: Tensor, f1: Tensor, width: int, top: int = 0) -> Tensor:
-        """A decoder's input, `width` channels: the feature at t, the frames' features moved to t, the flow, then zeros.
+        """A decoder's input, `width` channels: the feature at t, the frames' features warped to t, the flow, zeros.
 
-        answer: (B, 4 + C or, but on CPUs, more, H, W), after a step of the flow the feature. flow: (B, 4, H, W). f0,
-        f1: (P, C, H, W), B a multiple of P: pair by pair. answer and flow may be some rows of the level, from `top` on.
+        answer: (B, 4 + C, H, W), except on CPUs also with more channels: a step of the flow, then the feature. flow:
+        (B, 4, H, W). f0, f1: (P, C, H, W), B a multiple of P: pair by pair. answer and flow may be a strip of rows of
+        the level that starts at `top`.
         """
         f0, f1 = (for_each(f, len(answer)) for f in (f0, f1))
         parts = [
@@ -98,8 +99,8 @@ class Eager:
         """The frame, (B, 3, H, W). img0, img1: (P, 3, H, W). All three are planar.
 
         answer: (B, 32, h/2, w/2), see `shuffle`; coarse: (B, 4, h/2, w/2). Where h and w are not those of the frames,
-        flow, mask and residual are resized. Unless one_pass, answer and coarse may be some rows: `top` is the frame's
-        row that they begin with.
+        flow, mask and residual are resized. Unless one_pass, answer and coarse may be a strip of rows: `top` is the row
+        of the frame where it starts.
         """
         flow, mask, residual = self.last(answer, coarse)
         growth = img0.shape[-1] / flow.shape[-1]
@@ -123,14 +124,14 @@ class Eager:
 def shuffle(answer: Tensor, most: int | None = None) -> Tensor:
     """(B, 4 * C, H, W) -> (B, C, 2 * H, 2 * W): channels hold the four pixels of a 2x2 square one after the other.
 
-    most: how many of the C channels are wanted.
+    most: how many of the C channels to return.
     """
     squares = answer.permute(0, 2, 3, 1).unflatten(-1, (2, 2, -1))[..., :most]
     return squares.transpose(2, 3).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
 
 class Native(Eager):
-    """The kernels of native.c. OSError where there is no compiler that can build it."""
+    """The kernels of native.c. OSError if no compiler can build it."""
 
     one_pass = True
 
@@ -140,7 +141,7 @@ class Native(Eager):
         self.winograd = library if winograd.pays(library, dtype) else None
 
     def prepare(self, img0, img1, mean, dtype, channels=3):
-        assert channels == 3, "of more a CPU has no use"
+        assert channels == 3, "padding is for GPUs"
         batch, _, height, width = img0.shape
         shape, layout = (2 * batch, 3, height, width), torch.channels_last
         both = torch.empty(shape, dtype=dtype, device=img0.device, memory_format=layout)
@@ -183,7 +184,7 @@ class Native(Eager):
 
 
 def choose(device: torch.device, dtype: torch.dtype, tell: bool = True) -> Eager:
-    """The quickest kernels for a device. tell: whether to say, once, where they must be plain PyTorch."""
+    """The fastest kernels for a device. tell: whether to warn, once, if it should have others than plain PyTorch."""
     kernels, reason = _chosen(device, dtype)
     if tell and reason is not None:
         _say(reason)
@@ -203,10 +204,10 @@ def _chosen(device: torch.device, dtype: torch.dtype) -> tuple[Eager, str | None
         if device.type == "cpu" and dtype in DEFINES:
             return Native(dtype), None
         return Eager(), None
-    except Exception as error:  # Triton has many kinds: no compiler, no headers, a GPU that it does not know
+    except Exception as error:  # Triton raises many kinds: no compiler, no headers, an unknown GPU
         return Eager(), str(error)
 
 
 @cache
 def _say(reason: str) -> None:
-    warnings.warn(f"fast mode without kernels of its own: {reason}", stacklevel=3)
+    warnings.warn(f"fast mode continues in plain PyTorch, which is slower: {reason}", stacklevel=3)

@@ -1,16 +1,16 @@
-/* What lies between the convolutions, on the CPU: see kernels.py for what each function computes; then, for training,
-   the gradients of PReLU (layers.py) and the census distance (losses/terms.py).
+/* The operations between the convolutions, on the CPU: see kernels.py for what each function computes; then, for
+   training, the gradients of PReLU (layers.py) and the census distance (losses/terms.py).
 
-   Tensors are channels-last and dense, images planar. `value` is bfloat16, or float with -DFLOAT32. Work is shared out
-   by rows; arithmetic is in float. A coordinate that is not a number becomes 0, so that nothing is read out of bounds. */
+   Tensors are channels-last and dense, images planar. `value` is bfloat16, or float with -DFLOAT32. Threads divide the
+   work by rows; arithmetic is in float. A NaN coordinate becomes 0, so that nothing is read out of bounds. */
 
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define PIXELS 64 /* worked off in one run of values */
-#define RUN 16    /* the same where sums are kept for each value of a run */
+#define PIXELS 64 /* processed as one run of values */
+#define RUN 16    /* the same where each value of a run has a sum of its own */
 #define BLOCK 1024
 
 #ifdef FLOAT32
@@ -37,14 +37,14 @@ static inline float clamp(float x, float most) {
     return x < most ? x : most;
 }
 
-/* The two rows (or columns) between which a line of the doubled size lies, and the weight of the second. */
+/* The two rows (or columns) from which a line at twice the size is interpolated, and the weight of the second. */
 static inline void halves(long line, long size, long *a, long *b, float *weight) {
     *a = line % 2 ? line / 2 : line / 2 - (line > 0);
     *b = line % 2 ? line / 2 + (line / 2 + 1 < size) : line / 2;
     *weight = line % 2 ? 0.25f : 0.75f;
 }
 
-/* answer + 2 * coarse flow at twice its size, for one row; flow: the first 4 of `apart` floats a pixel. */
+/* One row of answer + 2 * the coarse flow at twice its size; flow: the first 4 of `apart` floats per pixel. */
 static inline void flow_row(float *flow, long apart, const value *answer, long stride, long skip, const float *coarse,
                             long row, long height, long width) {
     long a, b, above, below;
@@ -66,7 +66,7 @@ static inline void flow_row(float *flow, long apart, const value *answer, long s
 }
 
 static inline void bend(const value *in, const value *add, const float *slope, value *out, long count) {
-#pragma omp simd /* in and out are the same or apart, which the compiler cannot know */
+#pragma omp simd /* in and out are the same or do not overlap, which the compiler cannot know */
     for (long i = 0; i < count; i++) {
         float v = add ? get(in[i]) + get(add[i]) : get(in[i]);
         out[i] = put(v > 0 ? v : v * slope[i]);
@@ -79,7 +79,7 @@ static void repeat(const float *slope, long channels, long pixels, float *slopes
 
 void prelu(const value *in, const value *add, const float *slope, value *out, long out_stride, value *tail,
            long tail_width, long pixels, long channels, int threads) {
-    float slopes[PIXELS * channels]; /* as long as a run of values, so that these are worked off without a break */
+    float slopes[PIXELS * channels]; /* repeated over a run of values, so that one loop covers it */
     repeat(slope, channels, PIXELS, slopes);
 #pragma omp parallel for num_threads(threads)
     for (long first = 0; first < pixels; first += PIXELS) {
@@ -139,8 +139,8 @@ void join(const value *answer, const float *flow, const value *f0, const value *
     }
 }
 
-/* Flow, mask and residual, 8 floats a pixel, of one row of the last decoder's answer; rows, columns: of all of it, half
-   of the size that they stand for. */
+/* Row y of flow, mask and residual, 8 floats per pixel, from the last decoder's answer, which has half the size: rows,
+   columns. */
 static void last_row(float *row, const value *answer, const float *coarse, long y, long rows, long columns) {
     /* A square of 2x2 pixels lies in one wide pixel: the upper two, then the lower two. */
     const value *a = answer + (y / 2 * columns * 4 + y % 2 * 2) * 8;
@@ -152,7 +152,7 @@ static void last_row(float *row, const value *answer, const float *coarse, long 
     }
 }
 
-/* The two lines of `size` between which one of the enlarged ones lies, and the weight of the second. */
+/* The two of `size` lines from which an enlarged line is interpolated, and the weight of the second. */
 static inline void between(long line, float ratio, long size, long *a, long *b, float *weight) {
     float place = clamp((line + 0.5f) * ratio - 0.5f, size - 1);
     *a = (long)place;
@@ -160,7 +160,7 @@ static inline void between(long line, float ratio, long size, long *a, long *b, 
     *weight = place - *a;
 }
 
-/* The same of a row of the frame, where that is larger: height and width. upper: room for two rows of the answer. */
+/* The same for row y of a frame of another size: height, width. upper: space for two rows before they are enlarged. */
 static void enlarged_row(float *row, float *upper, const value *answer, const float *coarse, long y, long rows,
                          long columns, long height, long width) {
     long a, b;
@@ -204,7 +204,7 @@ void blend(const value *answer, const float *coarse, const float *img0, const fl
                         pixel[k] += share * ((1 - wy) * ((1 - wx) * img[top * width + left] + wx * img[top * width + right]) +
                                              wy * ((1 - wx) * img[bottom * width + left] + wx * img[bottom * width + right]));
                 }
-                for (int k = 0; k < 3; k++) /* what is no number stays none */
+                for (int k = 0; k < 3; k++) /* NaN stays NaN */
                     out[(3 * n + k) * size + y * width + x] = pixel[k] < 0 ? 0 : pixel[k] > 1 ? 1 : pixel[k];
             }
         }
@@ -221,7 +221,7 @@ void prepare(const float *img, const float *mean, value *out, long count, long s
         }
 }
 
-/* Up to RUN pixels, channels side by side: where they lie, or copied there from a tensor of any layout. */
+/* Up to RUN pixels, channels side by side: in place if they lie like this, otherwise copied, from any layout. */
 static const value *side_by_side(const value *from, long pixel, long channel, long pixels, long channels, value *copy) {
     if (channel == 1 && pixel == channels) return from;
     if (channel == 1)
@@ -232,8 +232,8 @@ static const value *side_by_side(const value *from, long pixel, long channel, lo
     return copy;
 }
 
-/* above: the gradient of what prelu answered, with its strides from image to image, pixel to pixel and channel to
-   channel. Slopes' gradients are summed block by block and the blocks in order: the same on any number of threads. */
+/* above: the gradient of prelu's result, with its strides from image to image, pixel to pixel and channel to channel.
+   Slopes' gradients are summed block by block and the blocks in order: the same on any number of threads. */
 void prelu_backward(const value *in, const value *above, long image, long pixel, long channel, const float *slope,
                     value *out, float *slope_out, long count, long pixels, long channels, int threads) {
     long blocks = (pixels + BLOCK - 1) / BLOCK;
@@ -273,7 +273,7 @@ void prelu_backward(const value *in, const value *above, long image, long pixel,
 }
 
 #ifdef FLOAT32
-static inline float rsqrt(float x) { /* a guess by its exponent, then Newton's method: a third of the time of 1 / sqrtf */
+static inline float rsqrt(float x) { /* a guess from the bits, then Newton's method: a third of the time of 1 / sqrtf */
     uint32_t bits;
     float r;
     memcpy(&bits, &x, 4);
@@ -283,7 +283,7 @@ static inline float rsqrt(float x) { /* a guess by its exponent, then Newton's m
     return r;
 }
 
-/* The distances of `count` pairs of neighbours, a and b in x and in y, added up; what they add to b's gradients. */
+/* The sum of the distances of `count` pairs of neighbours, i and i + b; dx, dy: what each adds to i + b's gradients. */
 static inline float pairs(const float *x, const float *y, const float *inner, long b, long count, float *dx, float *dy) {
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -306,9 +306,9 @@ static inline void pull(float *gradient, const float *d, long b, long count) {
     for (long i = 0; i < count; i++) gradient[i + b] += d[i];
 }
 
-/* Both batches lie alike, `count` planes of height x width x channels values, and so does `inner`, one plane: 1 within
-   the border, 0 on it. A plane is one long run of values: where a neighbour would lie beyond the end of a row, the
-   border counts neither. gx, gy: zeros to begin with, or null. */
+/* x and y have the same layout, `count` planes of height x width x channels values, and so has `inner`, one plane: 1
+   within the border, 0 on it. A plane is one long run of values: where a neighbour would lie beyond the end of a row,
+   both values are on the border and count nothing. gx, gy: initially zero, or null. */
 void census(const float *x, const float *y, const float *inner, float *gx, float *gy, double *sum, long count,
             long height, long width, long channels, long border, int threads) {
     long size = height * width * channels;

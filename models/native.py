@@ -1,7 +1,7 @@
-"""native.c and winograd.c as a library: compiled for the CPU at hand when first used, and called with tensors.
+"""native.c and winograd.c as a library: compiled for the CPU that it runs on when first used, and called with tensors.
 
-What inference does between the convolutions is in kernels.py; training takes single functions from here, where there
-are any for a tensor (`library`), and is plain PyTorch elsewhere.
+Inference calls it in kernels.py and winograd.py; training calls single functions where `library` has them for a tensor,
+and otherwise runs in plain PyTorch.
 """
 
 import atexit
@@ -27,13 +27,13 @@ DEFINES = {torch.bfloat16: (), torch.float32: ("-DFLOAT32",)}
 
 
 class Library:
-    """The functions for values of one type. OSError where there is no compiler that can build it."""
+    """The functions for values of one type. OSError if no compiler can build them."""
 
     def __init__(self, dtype: torch.dtype):
         library = build(dtype)
         try:
             self._functions = ctypes.CDLL(str(library))
-        except OSError:  # what was kept is damaged
+        except OSError:  # the cached library is damaged
             with suppress(OSError):
                 library.unlink()
             self._functions = ctypes.CDLL(str(build(dtype)))
@@ -43,10 +43,10 @@ class Library:
         return hasattr(self._functions, name)
 
     def call(self, name: str, *arguments: Tensor | int | None) -> None:
-        """A function by name: tensors become pointers to their values, and the number of threads comes last."""
+        """Call a function by name: tensors become pointers to their values, and the number of threads comes last."""
         pointers = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else a for a in arguments]
         numbers = [ctypes.c_long(a) if isinstance(a, int) else a for a in pointers]
-        # A profiler sees what PyTorch calls, and this alone of what it does not.
+        # Without this a profiler would not see the call, which PyTorch does not make.
         with record_function(name) if torch.autograd._profiler_enabled() else nullcontext():
             getattr(self._functions, name)(*numbers, ctypes.c_int(torch.get_num_threads()))
 
@@ -62,24 +62,24 @@ def _library(dtype: torch.dtype) -> Library | None:
     try:
         return Library(dtype)
     except OSError as error:
-        warnings.warn(f"training goes on in plain PyTorch, which takes longer: {error}", stacklevel=2)
+        warnings.warn(f"training continues in plain PyTorch, which is slower: {error}", stacklevel=2)
         return None
 
 
 def build(dtype: torch.dtype) -> Path:
-    """A library for this machine and type, compiled once (a second) and kept where PyTorch keeps its extensions; where
-    nothing can be written there, until the process ends. OSError where there is no compiler that can build it."""
+    """The library for this machine and type, compiled once (a second) and cached where PyTorch keeps its extensions; if
+    nothing can be written there, kept until the process ends. OSError if no compiler can build it."""
     compiler = find_compiler()
     command = [*compiler, *FLAGS, *DEFINES[dtype]]
     run = partial(subprocess.run, capture_output=True, text=True, check=True)
     kept = None
     try:
-        # What the compiler predefines tells its version and the processor's instructions: a library that another
-        # machine left in a shared home is not taken for this one's.
+        # The predefined macros tell the compiler's version and the processor's instructions, so that a library built
+        # by another machine in a shared home directory is not used here.
         predefined = run([*command, "-E", "-dM", "-x", "c", os.devnull]).stdout
         text = "".join(source.read_text() for source in SOURCES)
         name = f"native-{hashlib.sha256((text + predefined).encode()).hexdigest()[:16]}.so"
-        with suppress(OSError, RuntimeError):  # there may be no home, or one that cannot be read
+        with suppress(OSError, RuntimeError):  # the home directory may be missing or unreadable
             kept = cache_folder() / name
             if kept.is_file():
                 return kept
@@ -117,7 +117,7 @@ def find_compiler() -> list[str]:
 
 
 def write(file: Path, content: bytes) -> None:
-    """A file that is whole from the first, whoever else writes it at the same time. Makes the folder."""
+    """Write a file atomically, whoever else writes it at the same time. Makes the folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{file.stem}.", dir=file.parent) as folder:
         temporary = Path(folder) / file.name

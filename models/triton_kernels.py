@@ -1,5 +1,5 @@
-"""The kernels of kernels.py for GPUs, in Triton, and for training that of the census distance. Imported only where
-there is a GPU; needs the package triton."""
+"""The kernels of kernels.py for GPUs, in Triton, and the census distance for training. Imported only where there is a
+GPU; needs the package triton."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from . import cuda_convolution
 from .kernels import Eager, empty
 
-VALUES, PIXELS = 1024, 256  # that one program works on, where it goes by values and where by pixels
+VALUES, PIXELS = 1024, 256  # per program, in kernels that go by values and by pixels
 TILE = 4096  # values of a program of `join`: pixels times channels
 
 
@@ -106,7 +106,7 @@ class Triton(Eager):
 def census(x: Tensor, y: Tensor, patch: int, needed: Sequence[bool]) -> tuple[Tensor, list[Tensor | None]]:
     """The sum of losses.terms._census_sum for float32 on a GPU, and its gradients in x and y where they are needed.
 
-    All neighbours of a value are looked at from there: each pair twice, but nothing is written twice.
+    Every value visits all its neighbours: each pair is computed twice, but nothing is written twice.
     """
     (_, channels, height, width), planar = x.shape, x.stride(1) != 1
     layout = torch.contiguous_format if planar else torch.channels_last
@@ -231,7 +231,7 @@ def _prepare(
 
 @triton.jit
 def _doubled(coarse, n, y, x, height, width, k, inside):
-    """Channel k of the flow of half the size, twice as large and twice as long, at (y, x). height, width: the half."""
+    """Channel k of the coarse flow, doubled, at twice its size, at (y, x). height, width: of the coarse flow."""
     odd_y, odd_x = y % 2, x % 2
     above, below = tl.maximum(y // 2 - 1 + odd_y, 0), tl.minimum(y // 2 + odd_y, height - 1)
     left, right = tl.maximum(x // 2 - 1 + odd_x, 0), tl.minimum(x // 2 + odd_x, width - 1)
@@ -262,7 +262,7 @@ def _step(
 def _corners(x, y, height, width):
     """The pixels around a place, borders clamped, and the weights of the right and of the lower ones.
 
-    A place that is no number becomes 0: what maximum makes of it differs between versions of Triton.
+    NaN becomes 0: what maximum makes of it differs between versions of Triton.
     """
     x = tl.minimum(tl.where(x > 0, x, 0.0), width - 1.0)
     y = tl.minimum(tl.where(y > 0, y, 0.0), height - 1.0)
@@ -389,7 +389,7 @@ def _blend(
         from1 = _planar(img1 + source + k * size, x + dx1, y + dy1, height, width, inside)
         residual = red if k == 0 else (green if k == 1 else blue)
         value = mask * from0 + (1 - mask) * from1 + residual
-        # What is no number stays none.
+        # NaN stays NaN.
         value = tl.where(value < 0, 0.0, tl.where(value > 1, 1.0, value))
         tl.store(out + place + k * size, value, mask=inside)
 

@@ -1,9 +1,9 @@
 /* 3x3 convolutions of stride 1, padded with zeros, by Winograd's minimal filtering: see winograd.py, which lays the
-   weights out. A tile of PIXELS x PIXELS pixels of the output is made of SIDE x SIDE of the input: sums and differences
-   of those, one product of matrices for each of the places of a tile, sums and differences of the products. A thread
-   works off TILES tiles at a time, so that all between is in its cache.
+   weights out. A tile of PIXELS x PIXELS pixels of the output is computed from SIDE x SIDE of the input: sums and
+   differences of those, one matrix product for each of the places of a tile, sums and differences of the products. A
+   thread computes TILES tiles at a time, so that intermediate values stay in its cache.
 
-   Tensors are channels-last and dense, but for `out`, whose pixels may lie further apart. Built where there are
+   Tensors are channels-last and dense, except `out`, whose pixels may lie further apart. Built only where there are
    instructions that make it pay. */
 
 #include <stdint.h>
@@ -24,9 +24,9 @@ int omp_get_thread_num(void); /* not all compilers that know OpenMP bring its he
 #else
 #define LANES 8
 #endif
-#define UNIT 16  /* outputs: of weights, a multiple of this */
-#define BLOCK 48 /* outputs that are worked off at a time */
-#define TILES 24 /* divided by each count of rows in PRODUCT */
+#define UNIT 16  /* the outputs of the weights are a multiple of this */
+#define BLOCK 48 /* outputs that are computed at a time */
+#define TILES 24 /* a multiple of `rows` in every PRODUCT */
 #define PLACES (SIDE * SIDE)
 #define PRAGMA(words) _Pragma(#words)
 #define UNROLL(n) PRAGMA(GCC unroll n)
@@ -49,7 +49,7 @@ INLINE vector load(const value *from) { return floats(from); }
 INLINE void store(value *to, vector v) { memcpy(to, &v, sizeof v); }
 INLINE vector weigh(vector sum, const value *x, const value *weights) { return sum + *x * floats(weights); }
 
-/* B' and A' of winograd.py, of a row or a column of a tile. */
+/* B' and A' of winograd.py, applied to a row or a column of a tile. */
 INLINE void spread_line(vector out[SIDE], const vector x[SIDE]) {
     vector even = x[4] - 4.0f * x[2], odd = x[3] - 4.0f * x[1], even2 = x[4] - x[2], odd2 = 2.0f * (x[3] - x[1]);
     out[0] = 4.0f * x[0] - 5.0f * x[2] + x[4];
@@ -90,7 +90,7 @@ INLINE void gather_line(vector out[PIXELS], const vector x[SIDE]) {
 }
 #endif
 
-/* The values from `first` to `last` of a vector. */
+/* Stores the values from `first` up to `last` of a vector. */
 INLINE void store_some(value *to, vector v, long first, long last) {
     if (last - first == LANES) {
         store(to, v);
@@ -134,8 +134,8 @@ PRODUCT(product2, (2 * UNIT), 6, 2)
 PRODUCT(product3, BLOCK, 6, 2)
 #endif
 
-/* A tile as the products read it, place by place; `step` values from one to the next. Its first pixel is the one above
-   and left of (y, x); pixels beyond the frame, of `rows` and `columns`, are read from `zeros`. */
+/* Transforms a tile for the products, place by place; `step` values from one to the next. Its first pixel is the one
+   above and left of (y, x); pixels beyond the frame, of `rows` and `columns`, are read from `zeros`. */
 static void spread(const value *frame, value *out, const value *zeros, long y, long x, long rows, long columns,
                    long channels, long step) {
     const value *at[SIDE][SIDE];
@@ -168,7 +168,7 @@ static void spread(const value *frame, value *out, const value *zeros, long y, l
     }
 }
 
-/* Of the products of a tile, `step` values from one place to the next, the pixels of the output. */
+/* The pixels of the output from the products of a tile, `step` values from one place to the next. */
 INLINE void gather(vector pixels[PIXELS][PIXELS], const float *products, long step) {
     vector lines[PIXELS][SIDE];
     UNROLL(6)
@@ -184,9 +184,9 @@ INLINE void gather(vector pixels[PIXELS][PIXELS], const float *products, long st
     for (int r = 0; r < PIXELS; r++) gather_line(pixels[r], lines[r]);
 }
 
-/* out = PReLU(convolution + bias + add), and in `tail` its last channels. With `doubled` it is a transposed convolution:
-   of a 2x2 square of the output each pixel has weights of its own, one after the other. x has channels >= LANES, an even
-   number; `spaces` and `products` are room for each thread to work in. */
+/* out = PReLU(convolution + bias + add), and in `tail` its last channels. With `doubled` it is a transposed
+   convolution: each pixel of a 2x2 square of the output has weights of its own, one set after the other. x has an even
+   number of channels, LANES or more; `spaces` and `products` hold the intermediate values of every thread. */
 void winograd(const value *x, const value *weights, const float *bias, const float *slope, const value *add, value *out,
               long out_width, value *tail, long tail_width, value *spaces, float *products, long count, long rows,
               long columns, long channels, long outputs, long doubled, int threads) {
@@ -217,7 +217,7 @@ void winograd(const value *x, const value *weights, const float *bias, const flo
                 for (int place = 0; place < PLACES; place++) {
                     const value *from = space + place * step;
                     float *to = product + place * TILES * wide;
-                    /* Of a kernel of 2x2 a row and a column are zero, and so are places of its tiles. */
+                    /* A kernel of 2x2 has a row and a column of zeros, and so have its transformed weights. */
                     if (doubled && (place / SIDE == (SIDE - 1) * !lower || place % SIDE == (SIDE - 1) * !right)) {
                         memset(to, 0, TILES * wide * sizeof(float));
                         continue;

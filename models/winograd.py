@@ -1,14 +1,14 @@
-"""3x3 convolutions with fewer multiplications, on CPUs: a fourth of the definition's in float32, 4/9 in bfloat16.
+"""3x3 convolutions with fewer multiplications, on CPUs: a quarter of the definition's in float32, 4/9 in bfloat16.
 
     convolution = Winograd(module.weight, module.bias, slope, dtype)
     y = convolution(library, x)
 
-Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016), after Winograd's minimal filtering: of
-each tile x of the input y = A'((G w G') * (B' x B))A, with B' and A' as sums in winograd.c and G w G' ahead of time.
-F(4x4, 3x3) in float32 rounds about four times as coarsely as oneDNN's sums of products, which frames do not show; in
-bfloat16 it would ten times, and F(2x2, 3x3), which is used there, does twice.
+Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016), after Winograd's minimal filtering:
+each tile x of the input gives y = A'((G w G') * (B' x B))A, with B' and A' as sums in winograd.c and G w G' computed
+ahead of time. F(4x4, 3x3) in float32 has about four times the rounding error of oneDNN's sums of products, which frames
+do not show; in bfloat16 it would have ten times, so F(2x2, 3x3) is used there, with twice.
 
-It pays where the time goes into multiplications: not in bfloat16 beside AMX, which does those much faster.
+It pays where the time goes into multiplications: not in bfloat16 on CPUs with AMX, where those are much faster.
 """
 
 from functools import partial
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .native import Library
 
-G = {  # a tile of the input has as many rows, one of the output two fewer
+G = {  # an input tile has as many rows as G, an output tile two fewer
     torch.bfloat16: ((1, 0, 0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0, 0, 1)),
     torch.float32: (
         *((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6)),
@@ -30,21 +30,21 @@ UNIT, BLOCK, TILES = 16, 48, 24  # as in winograd.c
 
 
 def pays(library: Library, dtype: torch.dtype) -> bool:
-    """Whether a library has the convolutions, and nothing quicker is at hand."""
+    """Whether a library has the convolutions, and the CPU has nothing faster."""
     amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     return library.has("winograd") and not (dtype == torch.bfloat16 and amx())
 
 
 def as_convolution(up: nn.ConvTranspose2d) -> nn.Conv2d:
-    """A transposed 4x4 convolution of stride 2 as a 3x3 one with four times the channels, to be shuffled afterwards.
+    """A transposed 4x4 convolution of stride 2 as a 3x3 one with four times the outputs, to be shuffled afterwards.
 
-    Along a side, the even pixels read the kernel's taps 3 and 1, from the pixel before and the same; the odd ones 2
-    and 0, from the same and the next.
+    Along each axis, even output pixels read the kernel's taps 3 and 1, at the input pixel before and at the same; odd
+    ones read taps 2 and 0, at the same and at the next.
     """
     inputs, outputs = up.weight.shape[:2]
     conv = nn.Conv2d(inputs, 4 * outputs, 3, padding=1, device=up.weight.device, dtype=up.weight.dtype)
     weight = torch.zeros_like(conv.weight).view(2, 2, outputs, inputs, 3, 3)
-    taps = {0: ((0, 3), (1, 1)), 1: ((1, 2), (2, 0))}  # odd or even: (tap of the new kernel, tap of the old)
+    taps = {0: ((0, 3), (1, 1)), 1: ((1, 2), (2, 0))}  # even 0, odd 1: (tap of the new kernel, tap of the old)
     for odd_y, odd_x in ((0, 0), (0, 1), (1, 0), (1, 1)):
         for y, old_y in taps[odd_y]:
             for x, old_x in taps[odd_x]:
@@ -54,7 +54,7 @@ def as_convolution(up: nn.ConvTranspose2d) -> nn.Conv2d:
 
 
 def serves(conv: nn.Conv2d | nn.ConvTranspose2d, channels: int) -> bool:
-    """Whether a convolution of so many input channels is one of those that can be computed this way."""
+    """Whether a convolution can be computed this way. channels: of its input, as laid out."""
     shape = (*conv.kernel_size, *conv.stride, *conv.padding)
     shapes = {(4, 4, 2, 2, 1, 1)} if isinstance(conv, nn.ConvTranspose2d) else {(3, 3, 1, 1, 1, 1)}
     return shape in shapes and channels >= UNIT and channels % 2 == 0
@@ -64,8 +64,8 @@ class Winograd:
     """One convolution, transposed or not, and the PReLU after it.
 
     weight, bias: those of the convolution, (outputs, inputs, 3, 3) and (outputs,); of a transposed one those
-    of `as_convolution`, with phases=4. slope: of PReLU, one an output, or None for no activation. dtype: of what it is
-    called with, float32 or bfloat16.
+    of `as_convolution`, with phases=4. slope: of PReLU, one per output, or None for no activation. dtype: of the
+    tensors that it is called with, float32 or bfloat16.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, slope: Tensor | None, dtype: torch.dtype, phases: int = 1):
@@ -78,7 +78,7 @@ class Winograd:
         for phase, part in enumerate(tiles.chunk(phases, -1)):
             kept = [k for k in range(self.places) if phases == 1 or not zero(phase, k, side)]
             for block in F.pad(part[kept], (0, padding)).split(BLOCK, -1):
-                if dtype != torch.float32:  # what one instruction reads: of each output two inputs
+                if dtype != torch.float32:  # one instruction reads two inputs of each output
                     block = block.unflatten(1, (-1, 2)).transpose(2, 3)
                 blocks.append(block.flatten())
         self.weight = torch.cat(blocks)
@@ -93,8 +93,8 @@ class Winograd:
         into: Tensor | None = None,
         tail: int = 0,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """PReLU of the convolution of x (+ add), see fast.Conv. library: that of the weights' type. into: its pixels
-        may have more channels than are written, the last ones."""
+        """PReLU of the convolution of x (+ add), see fast.Conv. library: that of the weights' type. into: may have more
+        channels than the result, which is written to the last ones."""
         (batch, channels, height, width), growth = x.shape, 2 if self.phases > 1 else 1
         x, size = x.contiguous(memory_format=torch.channels_last), (growth * height, growth * width)
         empty = partial(torch.empty, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
@@ -110,6 +110,6 @@ class Winograd:
 
 
 def zero(phase: int, place: int, side: int) -> bool:
-    """Whether a place of a tile's weights is zero where they are a phase's of `as_convolution`: 2x2 of 3x3 are not."""
+    """Whether a place of a tile's weights is zero in a phase of `as_convolution`: only 2x2 of 3x3 taps are not."""
     zeros = [(side - 1) * (1 - odd) for odd in divmod(phase, 2)]
     return any(line == none for line, none in zip(divmod(place, side), zeros))

@@ -1,4 +1,4 @@
-"""Convolutions of fast mode on GPUs: PyTorch's values, from the very kernel, run by a CPU or a GPU."""
+"""Convolutions of fast mode on GPUs against PyTorch's: the kernel itself, run by a GPU or emulated by a CPU."""
 
 import ctypes
 import shutil
@@ -36,7 +36,7 @@ PLANS = {
 
 @pytest.fixture(scope="module")
 def emulate(tmp_path_factory):
-    """A way to launch the kernel that runs it on this CPU."""
+    """A `launch` that runs the kernel on the CPU."""
     compiler = sys.platform == "linux" and shutil.which("g++")
     asked = compiler and subprocess.run([compiler, "-xc++", "-fsyntax-only", "-"], input=b"static _Float16 x;")
     if not asked or asked.returncode:
@@ -70,7 +70,7 @@ def launch(request):
 
 
 def convolution(plan, inputs, outputs, dtype, device, prelu=True):
-    """As fast.Conv holds one, with random weights."""
+    """A convolution with the attributes of fast.Conv and random weights."""
     shape = (inputs, outputs, 4, 4) if plan.up == 2 else (outputs, inputs, 3, 3)
     return SimpleNamespace(
         transposed=plan.up == 2,
@@ -95,14 +95,14 @@ def last(x, dtype, device):
 
 
 def close(got, wanted):
-    """Within what rounding the result costs, and the sum of a thousand products in float32."""
+    """Within the rounding of the result, and of a sum of a thousand products in float32."""
     share = 2**-8 if got.dtype == torch.bfloat16 else 2**-11
     torch.testing.assert_close(got.double().cpu(), wanted, rtol=1.02 * share, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [*PLANS, "bfloat16"])
 def test_it_is_pytorchs_convolution(name, launch, monkeypatch):
-    """Sizes are no multiples of a tile's, inputs not of a step's 16 channels, outputs not of a tile's groups."""
+    """Sizes are not multiples of a tile's, nor inputs of a step's 16 channels, nor outputs of a tile's groups."""
     launch, device = launch
     torch.manual_seed(0)
     plan, dtype = PLANS.get(name, SQUARE), torch.bfloat16 if name == "bfloat16" else torch.float16
@@ -153,7 +153,7 @@ class Emulated(kernels.Eager):
 def test_a_network_of_them_gives_its_frames(stem, emulate, monkeypatch):
     launch, device = emulate
     monkeypatch.setattr(fast, "for_gpu", lambda device: True)
-    # One for each kind, and small: to build an emulator takes a second, and half a tile or more is outside of 16x16.
+    # One plan for each kind, with small tiles: an emulator takes a second to build, and few pixels of a tile are used.
     plans = {kind: Plan(*kind, 2, 1, 16, 4) for kind in KINDS}
     monkeypatch.setattr(cuda_convolution, "plan_for", lambda *sizes: plans[sizes[:3]])
     small = formula_weights(ifrnet.IFRNet(ifrnet.Variant((8, 16, 20, 24), stem, 8)))

@@ -59,7 +59,7 @@ def native():
 @pytest.fixture(params=[native, triton], ids=["native", "triton"])
 def kernel(request):
     before = torch.get_num_threads()
-    torch.set_num_threads(2)  # also where one is what tests have: native kernels share rows among them
+    torch.set_num_threads(2)  # even if the tests run with one: native kernels divide rows among them
     yield request.param()
     torch.set_num_threads(before)
 
@@ -68,7 +68,7 @@ def last(tensor, device=CPU):
     return tensor.to(device).contiguous(memory_format=torch.channels_last)
 
 
-# Every kernel against its eager twin. Sizes are no multiples of what a program works on at a time.
+# Every kernel against its eager twin. Sizes are not multiples of what a program computes at a time.
 
 
 def test_both_frames_are_prepared_as_by_the_twin(kernel):
@@ -326,7 +326,7 @@ def test_wide_frames_and_large_motion_are_as_exact_as_small_ones(small, monkeypa
 
     monkeypatch.setattr(kernels, "warp", coarse)
     monkeypatch.setattr(kernels, "choose", lambda *_: kernels.Eager())
-    assert psnr(models.Interpolator(model, CPU, "fp32", mode="fast")(*pair), expected) < 40  # what would be seen
+    assert psnr(models.Interpolator(model, CPU, "fp32", mode="fast")(*pair), expected) < 40  # what the test finds
 
 
 # The start
@@ -474,7 +474,7 @@ def no_compiler(monkeypatch, tmp_path):
 
 def test_without_a_compiler_it_says_so_once_and_goes_on(small, no_compiler):
     img0, img1 = pairs(32, 32, 1)
-    with pytest.warns(UserWarning, match="without kernels of its own") as caught:
+    with pytest.warns(UserWarning, match="continues in plain PyTorch, which is slower") as caught:
         quick = [fast.FastIFRNet(small, CPU, torch.float32) for _ in range(2)][1]
     assert len(caught) == 1 and type(quick.kernel) is kernels.Eager
     with torch.inference_mode():
@@ -485,7 +485,7 @@ def test_without_a_compiler_it_says_so_once_and_goes_on(small, no_compiler):
 def test_without_a_compiler_nothing_is_said_until_someone_asks(small, no_compiler, recwarn):
     precision = models.Interpolator(small, CPU, mode="auto").precision
     assert not recwarn.list
-    with pytest.warns(UserWarning, match="without kernels of its own"):
+    with pytest.warns(UserWarning, match="continues in plain PyTorch, which is slower"):
         models.Interpolator(small, CPU, precision, mode="fast")
 
 
@@ -522,7 +522,7 @@ def test_a_compiler_that_fails_is_an_error_that_names_it(monkeypatch):
 
 @pytest.fixture
 def folder(monkeypatch, tmp_path):
-    """Where libraries are kept: none as yet. They are built sooner than otherwise."""
+    """An empty cache for libraries, which are built without optimisation to save time."""
     native()
     monkeypatch.setattr("models.native.FLAGS", ("-O0", *FLAGS[1:]))
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
@@ -561,7 +561,7 @@ def test_a_compiler_may_be_named_with_arguments(folder, monkeypatch):
 
 
 def test_what_it_cannot_do_is_refused_in_one_line(small):
-    with pytest.raises(ValueError, match="networks with PReLU, not gelu; go without it"):
+    with pytest.raises(ValueError, match="networks with PReLU, not gelu; use eager mode"):
         models.Interpolator(models.build("IFRNet_S", "gelu"), CPU, mode="fast")
     with pytest.raises(ValueError, match="unknown mode 'quick'; choose one of eager, fast, auto"):
         models.Interpolator(small, CPU, mode="quick")

@@ -1,4 +1,4 @@
-"""Training by native.c: the gradients that PyTorch gives, in any layout, on any number of threads, or without it."""
+"""Training with native.c: PyTorch's gradients, in any layout, on any number of threads; and training without it."""
 
 import copy
 import warnings
@@ -90,7 +90,7 @@ def gradients(module, x, above):
 
 
 class Calls(native.Library):
-    """Which functions are called."""
+    """A library that notes which functions are called."""
 
     def __init__(self, dtype):
         super().__init__(dtype)
@@ -152,7 +152,7 @@ def test_prelu_is_left_to_pytorch_where_it_is_not_trained_or_watched(calls):
         expected = module(x)
     torch.jit.trace(module, x)
     torch.export.export(module, (x,))
-    module(x.contiguous())  # whose memory is in another order
+    module(x.contiguous())  # not channels-last
     PReLU()(x)  # one slope for all
     module(x.flatten(2))
     assert calls == [] and torch.equal(module(x).detach(), expected) and calls == ["prelu"]
@@ -161,7 +161,7 @@ def test_prelu_is_left_to_pytorch_where_it_is_not_trained_or_watched(calls):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, CHANNELS_LAST])
 @pytest.mark.parametrize("term", [terms.census, terms.geometry])
 def test_the_census_is_that_of_plain_pytorch(term, layout, calls, monkeypatch):
-    """The plain one is held against the definition in test_losses.py; float64 takes it."""
+    """The plain one, which float64 uses, is compared with the definition in test_losses.py."""
     pair = [noise(3, 5, 38, 45, seed=s, layout=layout) for s in (0, 1)]
     made = [part_of(x).requires_grad_(True) if layout is CHANNELS_LAST else x.requires_grad_(True) for x in pair]
     exact = [x.detach().double().requires_grad_(True) for x in pair]
@@ -258,8 +258,8 @@ def test_without_a_compiler_it_says_so_once_and_trains_all_the_same(no_compiler)
         warnings.simplefilter("default")
         plain = trained()
     assert [str(w.message) for w in caught if "plain PyTorch" in str(w.message)][1:] == []
-    assert any("training goes on in plain PyTorch" in str(w.message) for w in caught)
-    native._library.cache_clear()  # the next is built by the compiler that there is
+    assert any("training continues in plain PyTorch, which is slower" in str(w.message) for w in caught)
+    native._library.cache_clear()  # tests after this one build with the actual compiler
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("CC")
         quick = trained()

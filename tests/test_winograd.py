@@ -11,7 +11,7 @@ from models import kernels, native, winograd
 from models.winograd import Winograd, as_convolution
 
 FLOAT, HALF = torch.float32, torch.bfloat16
-ROUNDING = {FLOAT: 4e-6, HALF: 6e-3}  # against the values' size; bfloat16 has eight bits
+ROUNDING = {FLOAT: 4e-6, HALF: 6e-3}  # relative to the values' size; bfloat16 has eight bits
 OLDER = {"as it is": (), "without AVX-512": ("-mno-avx512f",)}
 
 
@@ -32,9 +32,9 @@ def built(request, monkeypatch, tmp_path):
     dtype, name = request.param
     made = library(dtype, monkeypatch, tmp_path, OLDER[name])
     if not made.has("winograd"):
-        pytest.skip("this processor has not the instructions")
+        pytest.skip("this processor lacks the instructions")
     before = torch.get_num_threads()
-    torch.set_num_threads(2)  # also where one is what tests have
+    torch.set_num_threads(2)  # even if the tests run with one
     yield made, dtype
     torch.set_num_threads(before)
 
@@ -55,7 +55,7 @@ def assert_near(got, expected, dtype):
     assert error < ROUNDING[dtype]
 
 
-# Channels as in the networks and others, sizes that are no multiples of a tile, more tiles than are worked off at once.
+# Channels as in the networks and others, sizes that are not multiples of a tile, more tiles than are computed at once.
 SHAPES = [(1, 16, 5, 1, 1), (2, 18, 40, 7, 9), (3, 72, 72, 13, 50), (2, 104, 96, 6, 10), (1, 162, 162, 3, 70)]
 
 
