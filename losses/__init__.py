@@ -10,7 +10,7 @@ GEOMETRY, DISTILLATION = 0.01, 0.01  # the paper's weights
 
 
 def ifrnet_loss(out, imgt: Tensor, flow: Tensor | None = None) -> dict[str, Tensor]:
-    """The terms whose sum is trained on (IFRNet, section 3.3): {"rec", "geo", "dis"}, numbers, weighted already.
+    """The terms whose sum training minimises (IFRNet, section 3.3): {"rec", "geo", "dis"}, scalars, already weighted.
 
     out: models.Interpolation with `targets`. imgt: the true frames (B, 3, H, W) in [0, 1]. flow: teacher flow
     (B, 4, H, W), t->0 and t->1 in pixels, NaN where there is none; None: "dis" is 0. ValueError without targets.

@@ -1,4 +1,4 @@
-"""The single terms of the loss. Equation numbers are those of the IFRNet paper (arXiv 2205.14620)."""
+"""The terms of the loss. Equation numbers are those of the IFRNet paper (arXiv 2205.14620)."""
 
 import warnings
 from collections.abc import Callable
@@ -18,10 +18,10 @@ def charbonnier(difference: Tensor, eps2: float = 1e-6) -> Tensor:
 
 
 def log_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """10 log10 of each frame's mean squared error, averaged: the PSNR that benchmarks report, in dB, negative.
+    """10 log10 of each frame's mean squared error, averaged: the negative of the PSNR that benchmarks report, in dB.
 
-    Unlike in equation 8, a tenth of the error counts the same in a frame that is nearly right as in one that is not.
-    What is right to 1e-6 (60 dB) is right.
+    Unlike in equation 8, a tenfold smaller error counts the same in a frame that is nearly right as in one that is not.
+    Errors far below 1e-6 (60 dB) make no difference.
     """
     return 10 * ((prediction - target).square().flatten(1).mean(1) + 1e-6).log10().mean()
 
@@ -29,21 +29,22 @@ def log_error(prediction: Tensor, target: Tensor) -> Tensor:
 def _census_distance(x: Tensor, y: Tensor, patch: int) -> Tensor:
     """Mean soft Hamming distance of the census signatures of all channels, zero within patch//2 of the border.
 
-    A pixel's signature: all neighbours in its patch minus the pixel, compressed to (-1, 1). ValueError for two shapes.
+    A pixel's signature: all neighbours in its patch minus the pixel, compressed to (-1, 1). ValueError where the shapes
+    differ.
     """
     if x.shape != y.shape:
-        raise ValueError(f"what is compared has two shapes: {tuple(x.shape)} and {tuple(y.shape)}")
+        raise ValueError(f"tensors to compare have different shapes: {tuple(x.shape)} and {tuple(y.shape)}")
     full = torch.promote_types(x.dtype, torch.float32)  # half precision cannot hold the sums
-    # The border counts as pixels without a distance: divide by all of them.
+    # Pixels on the border have distance 0 and count in the mean.
     return _CensusSum.apply(x.to(full), y.to(full), patch) / (x.numel() * patch**2)
 
 
 class _CensusSum(torch.autograd.Function):
-    """The sum of the distances, neighbour by neighbour: nothing is patch^2 times as large as the frame.
+    """The sum of the distances, neighbour by neighbour: no tensor is patch^2 times as large as the frame.
 
-    A pixel and its neighbour are as far apart seen from either of them, so each pair is worked on once. The gradient is
-    made along with the sum, of the same values. With v and u the pair's differences in x and y, sig(v) = v / sqrt(0.81
-    + v^2) and s = sig(v) - sig(u), the distance is s^2 / (0.1 + s^2) and its slope in v
+    The distance of a pixel and its neighbour is the same seen from either, so each pair is computed once. The gradient
+    is computed along with the sum, from the same values. With v and u the pair's differences in x and y, sig(v) =
+    v / sqrt(0.81 + v^2) and s = sig(v) - sig(u), the distance is s^2 / (0.1 + s^2) and its derivative in v
     0.2 s / (0.1 + s^2)^2 * 0.81 / (0.81 + v^2)^1.5.
     """
 
@@ -108,8 +109,8 @@ def _gpu_census_sum() -> Callable:
 
         probe = torch.zeros(1, 1, 4, 4, dtype=torch.float32, device="cuda")
         census(probe, probe, 3, (True, True))
-    except Exception as error:  # Triton has many kinds
-        warnings.warn(f"training goes on without kernels of its own, which takes longer: {error}", stacklevel=2)
+    except Exception as error:  # Triton raises many kinds
+        warnings.warn(f"training continues without its own GPU kernel, which is slower: {error}", stacklevel=2)
         return _census_sum
     return census
 
@@ -143,11 +144,11 @@ def geometry(feature: Tensor, target: Tensor) -> Tensor:
 
 
 def full_size(flow: Tensor, size: torch.Size) -> Tensor:
-    """Flow in pixels of its level, (B, 4, h, w), brought to `size`, in the pixels of that: planar, (B, 4, H, W).
+    """Flow in pixels of its level, (B, 4, h, w), resized to `size` and to pixels of it: planar, (B, 4, H, W).
 
-    Flow of that size already is itself, so that terms that need all levels at full size can share them.
+    Planar flow of that size is returned as it is, so that terms that need all levels at full size can share them.
     """
-    flow = flow.contiguous()  # norms and sums over four channels side by side take several times as long
+    flow = flow.contiguous()  # norms and sums over channels-last flow take several times as long
     if flow.shape[-2:] == size:
         return flow
     return F.interpolate(size[-1] / flow.shape[-1] * flow, size, mode="bilinear", align_corners=False)
@@ -175,9 +176,9 @@ def flow_distillation(flows: tuple[Tensor, ...], teacher: Tensor, beta: float = 
 
 
 class _Robust(torch.autograd.Function):
-    """mean(known (d^2 + eps2)^half), a gradient for d alone, which is made along with it in the same memory.
+    """mean(known (d^2 + eps2)^half) with a gradient for d only, which is computed along with it in the same memory.
 
-    As a power it would be a third slower, and differentiated by PyTorch three times; eps keeps the logarithm finite.
+    With a power it would be a third slower, differentiated by PyTorch three times; eps keeps the logarithm finite.
     """
 
     @staticmethod
@@ -196,12 +197,12 @@ class _Robust(torch.autograd.Function):
 
 
 def both(x: Tensor) -> Tensor:
-    """What is known of each flow, (B, 2, H, W), for both of its components, (B, 4, H, W)."""
+    """A value for each flow, (B, 2, H, W), repeated for both of its components, (B, 4, H, W)."""
     return x.repeat_interleave(2, 1)
 
 
 def flow_error(flows: tuple[Tensor, ...], target: Tensor) -> Tensor:
-    """Mean absolute difference of the flow, brought to full size, from exact flow: supervision, not distillation.
+    """Mean absolute difference of the flow, resized to full size, from exact flow: supervision, not distillation.
 
     flows: (B, 4, h, w) in pixels of their level; their means are added up. target: (B, 4, H, W) in pixels, NaN where
     there is none.

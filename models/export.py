@@ -1,15 +1,15 @@
-"""The network for other runtimes: ONNX, TorchScript or torch.export's .pt2, float32, any t as an input.
+"""Export the network for other runtimes: ONNX, TorchScript or torch.export's .pt2, in float32, with t as an input.
 
     python -m models.export --format onnx
     python -m models.export --format pt2 --checkpoint IFRNet_Vimeo90K.pth --size 1280x720 --out small.pt2
     python -m models.export --check IFRNet_S.onnx --providers TensorrtExecutionProvider
 
 Inputs: img0 and img1, (1, 3, H, W) in [0, 1], sides multiples of 16, and t, (1,). Output: the frame, (1, 3, H, W).
-Every export is run once and held against the network; --check does that for a file that is there already. ONNX needs
-the packages onnx and onnxscript, and onnxruntime to be checked.
+Every export is run and compared with the network; --check does that for an existing file. ONNX needs the packages onnx
+and onnxscript, and onnxruntime for the comparison.
 
-TensorRT: build from the ONNX file with the types as they are (strongly typed). Where it may choose half precision, it
-may also hold the grid of GridSample in it, which cannot tell pixels apart beyond about 2000 columns: still pictures
+TensorRT: build from the ONNX file with its types (strongly typed). Where TensorRT may choose half precision, it may
+also compute the grid of GridSample in it, which cannot tell pixels apart beyond about 2000 columns: still pictures
 shimmer and edges double. --check with its provider, at the size that will be used, shows that as a large difference.
 """
 
@@ -33,11 +33,11 @@ from .native import write
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2"}
 NAMES = ("img0", "img1", "t")
 OPSET = 20  # GridSample has its final form from here on
-SMALLEST, LARGEST = 2, 1024  # dynamic sides, in units of DIVISOR: one pixel at the coarsest level is a case of its own
+SMALLEST, LARGEST = 2, 1024  # dynamic sides, in units of DIVISOR: one pixel at the coarsest level is a special case
 DYNAMIC = f"multiples of {DIVISOR} from {SMALLEST * DIVISOR} to {LARGEST * DIVISOR}"
-EXAMPLE, OTHER = (256, 448), (512, 336)  # height and width to export with, and to check, where the size is dynamic
+EXAMPLE, OTHER = (256, 448), (512, 336)  # height and width to export and to check with where the size is dynamic
 TOLERANCE = 2e-3  # half a grey level
-PROGRAM = f"{__package__}.export"  # ifrnet's, where these networks are installed alone
+PROGRAM = f"{__package__}.export"  # ifrnet.export, where these networks are installed alone
 
 
 class Frame(nn.Module):
@@ -52,7 +52,7 @@ class Frame(nn.Module):
 
 
 def example(height: int, width: int, t: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs to export and to check with: noise, a few pixels wide, that moves to the right."""
+    """Inputs to export and to check with: noise, a few pixels wide, that moves to the left."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(1, 3, -(-height // 8), -(-width // 8) + 1, generator=generator)
     picture = nn.functional.interpolate(noise, scale_factor=8, mode="bilinear")[..., :height, :]
@@ -62,15 +62,15 @@ def example(height: int, width: int, t: float = 0.5) -> tuple[Tensor, Tensor, Te
 def export(model: IFRNet, form: str, path: Path, size: tuple[int, int] | None = None) -> None:
     """Write the network as a file. form: one of SUFFIXES; size: (height, width), None for any.
 
-    ValueError for a form that cannot be had at any size, and where a package is missing.
+    ValueError for TorchScript of any size, for sides that are not multiples of DIVISOR, and where a package is missing.
     """
     frame, inputs = Frame(model.cpu().eval()), example(*(size or EXAMPLE))
     if form == "torchscript" and size is None:
-        raise ValueError("a TorchScript file is of one size; give --size, or another --format")
+        raise ValueError("a TorchScript file has one size; give --size, or another --format")
     if size and any(side % DIVISOR for side in size):
         raise ValueError(f"{size[1]}x{size[0]}: width and height must be multiples of {DIVISOR}")
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporters' own, about their future
+        warnings.simplefilter("ignore")  # the exporters' own, about their deprecation
         content = _exported(frame, inputs, form, size is None)
     try:
         write(path, content)
@@ -79,7 +79,7 @@ def export(model: IFRNet, form: str, path: Path, size: tuple[int, int] | None = 
 
 
 def _exported(frame: Frame, inputs: tuple[Tensor, ...], form: str, dynamic: bool) -> bytes:
-    """The content of the file. Torch does not write it itself: on a full disk it aborts the process."""
+    """The content of the file. PyTorch must not write it: on a full disk it aborts the process."""
     file = BytesIO()
     if form == "torchscript":
         torch.jit.save(torch.jit.trace(frame, inputs), file)
@@ -104,7 +104,7 @@ def _exported(frame: Frame, inputs: tuple[Tensor, ...], form: str, dynamic: bool
 def runner(path: Path, providers: Sequence[str] = ()) -> Callable[..., Tensor]:
     """An exported file as a function of img0, img1 and t. providers: of onnxruntime, first choice first.
 
-    FileNotFoundError or ValueError where there is none that can be run.
+    FileNotFoundError or ValueError where the file is missing or cannot be run.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -115,13 +115,13 @@ def runner(path: Path, providers: Sequence[str] = ()) -> Callable[..., Tensor]:
     try:
         with _silent():
             return torch.export.load(path).module() if path.suffix == ".pt2" else torch.jit.load(str(path))
-    except Exception as error:  # each format has errors of its own
+    except Exception as error:  # each format raises other kinds
         raise ValueError(f"{path}: cannot be read as {path.suffix}; export it again") from error
 
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without torch's own words: a traceback of what it cannot read, and that TorchScript has had its day."""
+    """Without PyTorch's own output: the traceback of a file that it cannot read, and TorchScript's deprecation."""
     log = logging.getLogger("torch.export")
     before = log.level
     log.setLevel(logging.CRITICAL)
@@ -144,7 +144,7 @@ def _onnx_runner(path: Path, providers: Sequence[str]) -> Callable[..., Tensor]:
         raise ValueError(f"onnxruntime here has no {', '.join(missing)}; it has {here}")
     try:
         session = onnxruntime.InferenceSession(path, providers=[*providers, "CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's are of no common type
+    except Exception as error:  # onnxruntime's have no common type
         raise ValueError(f"{path}: onnxruntime cannot read it: {error}") from None
 
     def run(*inputs: Tensor) -> Tensor:
@@ -171,25 +171,25 @@ def main(args: argparse.Namespace) -> None:
     form = args.format or "onnx"
     path = args.check or args.out or Path(f"{model.name}{SUFFIXES[form]}")
     if (args.out or args.format) and path.suffix != SUFFIXES[form]:
-        raise ValueError(f"{path}: {form} ends in {SUFFIXES[form]}; name it so, or give another --format")
+        raise ValueError(f"{path}: {form} files end in {SUFFIXES[form]}; rename it, or give another --format")
     if args.providers and path.suffix != SUFFIXES["onnx"]:
-        raise ValueError(f"--providers: are of onnxruntime, which does not run {path}; leave them out")
+        raise ValueError(f"--providers: for onnxruntime, which does not run {path}; leave them out")
     if args.check is None:
         export(model, form, path, args.size)
         print(f"wrote {path}")
     if not model.any_time:
-        print("these weights were trained at t = 0.5 alone: the file answers that time whatever t it is given")
+        print("these weights were trained at t = 0.5 alone: the file gives the frame at that time for any t")
     height, width = args.size or OTHER
     run = runner(path, args.providers)
     try:
         most = difference(model, run, (height, width))
-    except Exception as error:  # each runtime has errors of its own
+    except Exception as error:  # each runtime raises other kinds
         raise ValueError(
             f"{path}: does not run at {width}x{height}; give the --size that it was made for, or {DYNAMIC}"
         ) from error
-    print(f"largest difference from the network at {width}x{height}, of 1: {most:.1e}")
+    print(f"largest difference from the network at {width}x{height}: {most:.1e} (frames are in [0, 1])")
     if not most < TOLERANCE:
-        raise ValueError(f"{path}: differs from the network by {most:.1e}; at most {TOLERANCE:g} is rounding")
+        raise ValueError(f"{path}: differs from the network by {most:.1e}; rounding explains at most {TOLERANCE:g}")
 
 
 def size(text: str) -> tuple[int, int] | None:
@@ -200,22 +200,22 @@ def size(text: str) -> tuple[int, int] | None:
     sides = [int(side) if side.isdecimal() else 0 for side in (height, width)]
     if not all(sides) or any(side % DIVISOR for side in sides):
         what = f"WIDTHxHEIGHT in multiples of {DIVISOR} such as 1280x720, or dynamic"
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; give {what}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; give {what}")
     return tuple(sides)
 
 
 def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.error = lambda message: options.exit(2, f"{PROGRAM}: {message} (--help lists the options)\n")
-    options.add_argument("--format", choices=SUFFIXES, help="of the file (default: onnx)")
+    options.add_argument("--format", choices=SUFFIXES, help="file format (default: onnx)")
     options.add_argument(
         "--model_name", "--model-name", choices=VARIANTS, help="network (default: that of --checkpoint, or IFRNet_S)"
     )
     options.add_argument("--checkpoint", help="weights: a path (default: the shipped ones of that name)")
     options.add_argument("--size", type=size, help=f"WIDTHxHEIGHT, or dynamic (default): {DYNAMIC}")
     options.add_argument("--out", type=Path, help="file to write (default: the network's name)")
-    options.add_argument("--check", type=Path, metavar="FILE", help="compare this export with the network, write none")
-    options.add_argument("--providers", nargs="+", default=[], help="of onnxruntime, to run with (default: its CPU's)")
+    options.add_argument("--check", type=Path, metavar="FILE", help="compare this file with the network, write none")
+    options.add_argument("--providers", nargs="+", default=[], help="onnxruntime's, to run with (default: its CPU's)")
     return options
 
 

@@ -23,7 +23,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def exported(model, tmp_path_factory):
-    """The file of a form, made once; a TorchScript file is of one size, the others are of any."""
+    """A function that exports in a form, once; a TorchScript file has one size, the others take any."""
     made = {}
 
     def make(form):
@@ -88,7 +88,7 @@ def test_it_writes_the_file_and_says_how_far_it_is_from_the_network(weights, tmp
     out = tmp_path / "new" / "net.pt2"
     typed("--format", "pt2", "--checkpoint", weights, "--size", "64x32", "--out", out)
     printed = capsys.readouterr().out
-    assert f"wrote {out}" in printed and "network at 64x32, of 1: " in printed
+    assert f"wrote {out}" in printed and "network at 64x32: " in printed and "(frames are in [0, 1])" in printed
     assert "t = 0.5 alone" not in printed
     with pytest.raises(ValueError, match="does not run at 48x32; give the --size"):
         typed("--check", out, "--checkpoint", weights, "--size", "48x32")
@@ -107,12 +107,12 @@ def test_of_weights_that_ignore_t_it_says_so(model, tmp_path, capsys):
     ("option", "value", "words"),
     [
         ("--checkpoint", "none.pth", "none.pth: no such checkpoint"),
-        ("--out", "net.pth", "net.pth: onnx ends in .onnx"),
+        ("--out", "net.pth", "net.pth: onnx files end in .onnx"),
         ("--format", "tflite", "invalid choice: 'tflite'"),
-        ("--size", "0x16", "'0x16' is no size"),
-        ("--size", "30x32", "'30x32' is no size; give WIDTHxHEIGHT in multiples of 16"),
-        ("--check", "net.pt2", "--providers: are of onnxruntime, which does not run"),
-        ("--check", "net.onnx --format pt2", "net.onnx: pt2 ends in .pt2"),
+        ("--size", "0x16", "'0x16' is not a size"),
+        ("--size", "30x32", "'30x32' is not a size; give WIDTHxHEIGHT in multiples of 16"),
+        ("--check", "net.pt2", "--providers: for onnxruntime, which does not run"),
+        ("--check", "net.onnx --format pt2", "net.onnx: pt2 files end in .pt2"),
         ("--check", "net.onnx --out other.onnx", "other.onnx: --check writes nothing"),
         ("--checkpoint", f"{ROOT}/checkpoints/IFRNet_S.pth --model_name IFRNet", "holds an IFRNet_S, not an IFRNet"),
     ],
@@ -122,7 +122,7 @@ def test_what_is_wrong_ends_in_one_line(tmp_path, monkeypatch, capsys, option, v
     value = value if option in ("--format", "--size") else str(tmp_path / value)
     more += ["--providers", "CPUExecutionProvider"] if option == "--check" else []
     monkeypatch.setattr(sys, "argv", ["export.py", option, value, *more])
-    with pytest.raises(SystemExit) as stopped:  # as python -m models.export, without a start to wait for
+    with pytest.raises(SystemExit) as stopped:  # as python -m models.export, without its time to start
         runpy.run_module("models.export", run_name="__main__")
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and error.count("\n") == 1 and words in error
@@ -130,7 +130,7 @@ def test_what_is_wrong_ends_in_one_line(tmp_path, monkeypatch, capsys, option, v
 
 
 def test_what_cannot_be_exported_is_refused(model, exported, tmp_path):
-    with pytest.raises(ValueError, match="of one size; give --size"):
+    with pytest.raises(ValueError, match="has one size; give --size"):
         export.export(model, "torchscript", tmp_path / "x.pt")
     with pytest.raises(ValueError, match="30x32: width and height must be multiples of 16"):
         export.export(model, "pt2", tmp_path / "x.pt2", (32, 30))

@@ -1,6 +1,6 @@
 """The teachers: LiteFlowNet against the published port's values, RAFT and DIS against torchvision and OpenCV.
 
-No trained weights are at hand here: what a network computes is checked with weights made by formula or at random.
+No trained weights are needed: what a network computes is checked with weights made by formula or at random.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ def published():
 
 
 def formula_liteflownet(**options) -> LiteFlowNet:
-    """LiteFlowNet with weights made by formula, of the size of trained ones: the reference values' own recipe."""
+    """LiteFlowNet with weights made by formula, as large as trained ones: those of the reference values."""
     network = LiteFlowNet(**options)
     rng = np.random.default_rng(0)
     state = network.state_dict()
@@ -244,7 +244,7 @@ def test_flow_points_from_the_first_frame_to_where_it_went():
 
 
 class Constant:
-    """A teacher who says how bright the first frame is, and the second."""
+    """A teacher whose flow is the brightness of the first frame and of the second."""
 
     def estimate(self, img0, img1):
         return torch.stack([img0[:, 0], img1[:, 0]], 1)
@@ -324,8 +324,8 @@ def test_a_failed_download_is_one_line_that_names_the_way_out(tmp_path, monkeypa
 
 @pytest.fixture
 def published_raft(tmp_path, monkeypatch, raft_weights):
-    """Put bytes in the place of torchvision's weights, under a name that tells their checksum; returns where they are
-    downloaded from and where to."""
+    """A function that publishes bytes in place of torchvision's weights, under a name with their checksum, and returns
+    where they are downloaded from and where to."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
 
     def publish(content):

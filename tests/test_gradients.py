@@ -20,7 +20,7 @@ def inputs(seed=0):
     flows = tuple(4 * draw(1, 4, SIZE >> k, SIZE >> k) - 2 for k in range(4))
     features, targets = (tuple(draw(1, 2, SIZE >> k, SIZE >> k) for k in (1, 2, 3)) for _ in range(2))
     teacher = flows[0] + draw(1, 4, SIZE, SIZE) - 0.5
-    teacher[..., 3, 5:7] = torch.nan  # where it does not know
+    teacher[..., 3, 5:7] = torch.nan  # unknown there
     return Interpolation(draw(1, 3, SIZE, SIZE), flows, features, targets), draw(1, 3, SIZE, SIZE), teacher
 
 
@@ -30,7 +30,7 @@ def test_each_term_has_the_gradient_of_its_value(term):
     moved = {"rec": [out.imgt], "geo": [*out.features, *out.targets], "dis": list(out.flows[1:])}[term]
     for x in moved:
         x.requires_grad_(True)
-    # What the loss detaches (the truth, the final flow) is no variable here: its difference would not vanish.
+    # What the loss detaches (the truth, the final flow) is not varied: finite differences would not be zero.
     assert torch.autograd.gradcheck(lambda *_: ifrnet_loss(out, imgt, teacher)[term], moved, eps=1e-6, atol=1e-7)
 
 
@@ -66,5 +66,5 @@ def test_the_whole_sum_through_the_network_follows_its_gradient():
             for p, d in zip(parameters, direction):
                 p += sign * step * d
             values.append(value().item())
-    # Flow and features pass through float32 inside, which is all the precision that a difference can have.
+    # Flow and features pass through float32 inside, which limits the precision of a difference.
     assert (values[0] - values[1]) / (2 * step) == pytest.approx(slope, rel=2e-2)

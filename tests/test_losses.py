@@ -1,4 +1,4 @@
-"""The terms: their definitions written down once more; of the census, what it keeps and what it makes on the way."""
+"""The terms against their definitions, written down once more, and the memory that the census keeps and takes."""
 
 import math
 
@@ -63,14 +63,14 @@ def test_the_gradient_is_that_of_the_definition():
 def test_only_what_takes_a_gradient_gets_one():
     x, y = features(0).requires_grad_(True), features(1).requires_grad_(True)
     census(x, y).backward()
-    assert x.grad is not None and y.grad is None  # the true frame is nobody's to change
+    assert x.grad is not None and y.grad is None  # the true frame needs none
     assert not geometry(features(0), features(1)).requires_grad
     with torch.no_grad():
         assert not geometry(x, y).requires_grad
 
 
 def test_the_graph_is_freed_with_its_first_use_unless_it_is_kept():
-    """A step's terms outlive it, until the next has its own; what its backward pass needed must not."""
+    """A step's terms live on until those of the next step; what its backward pass needed must not."""
     x, y = features(0).requires_grad_(True), features(1)
     term = geometry(x, y)
     term.backward(retain_graph=True)
@@ -178,5 +178,5 @@ def test_an_unknown_flow_adds_nothing_and_a_broken_one_is_seen():
 
 
 def test_features_of_two_sizes_are_refused():
-    with pytest.raises(ValueError, match=r"two shapes: \(2, 5, 12, 16\) and \(2, 5, 24, 32\)"):
+    with pytest.raises(ValueError, match=r"have different shapes: \(2, 5, 12, 16\) and \(2, 5, 24, 32\)"):
         geometry(features(0), features(1, height=24, width=32))

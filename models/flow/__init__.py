@@ -1,4 +1,4 @@
-"""Teachers: optical flow that a frame interpolation network is taught with, all behind one call.
+"""Teachers: optical flow to train a frame interpolation network with, all behind one call.
 
     teacher = models.flow.build("raft_large", device="cuda")
     flow = teacher.estimate(img0, img1)
@@ -29,10 +29,10 @@ class Teacher(Protocol):
 def build(name: str, weights: str | Path | None = None, device: str | torch.device = "cpu", **options: bool) -> Teacher:
     """A teacher by name.
 
-    name: one of TEACHERS. weights: a file; None is the teacher's own (RAFT's are downloaded by torchvision, those of
-    LiteFlowNet are looked for at LITEFLOWNET). options: `align_corners` and `rgb`, see LiteFlowNet. ValueError for an
+    name: one of TEACHERS. weights: a file; None is the teacher's own (RAFT's are downloaded from torchvision's source,
+    LiteFlowNet's are expected at LITEFLOWNET). options: `align_corners` and `rgb`, see LiteFlowNet. ValueError for an
     unknown name, for options or weights that a teacher does not have, and for a file that does not fit;
-    FileNotFoundError without a file.
+    FileNotFoundError if there is no file.
     """
     if name not in TEACHERS:
         raise ValueError(f"unknown teacher {name!r}; choose one of {', '.join(TEACHERS)}")
@@ -42,13 +42,13 @@ def build(name: str, weights: str | Path | None = None, device: str | torch.devi
 
 
 def choose() -> str:
-    """The first of TEACHERS whose weights lie on this machine already; dis, the last, needs none."""
+    """The first of TEACHERS whose weights are on this machine already; dis, the last, needs none."""
     return next(name for name in TEACHERS if name == "dis" or _at_hand(name))
 
 
 @torch.no_grad()  # not inference_mode: a loss keeps them for its backward pass
 def labels(teacher: Teacher, img0: Tensor, imgt: Tensor, img1: Tensor) -> Tensor:
-    """Flow t->0 and t->1, (B, 4, H, W) in pixels: what the loss compares a prediction with, in one call of the teacher.
+    """Flow t->0 and t->1, (B, 4, H, W) in pixels, as the loss takes it, from one call of the teacher.
 
     img0, imgt, img1: (B, 3, H, W) in [0, 1].
     """

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SMALLEST = 32  # OpenCV 5.0 reads past the end of some lower frames (16x300 among them) and crashes
+SMALLEST = 32  # OpenCV 5.0 reads past the end of some smaller frames (16x300 among them) and crashes
 
 
 class DIS:

@@ -1,7 +1,7 @@
 """LiteFlowNet (Hui, Tang and Loy, CVPR 2018), the teacher of the IFRNet paper, as plain tensor operations.
 
 A pyramid of features is made from each frame; from level 6 (1/32) up to level 2 (1/2) the flow is matched (a cost
-volume of 7x7 displacements), refined below the pixel, and smoothed by a learnt filter. Flow inside is in units of 20
+volume of 7x7 displacements), refined to subpixels, and smoothed by a learnt filter. Flow inside is in units of 20
 pixels of the full frame on every level. Module names are those of the public weights. The weights are for research
 use (their authors' terms) and are not part of this project.
 """
@@ -24,8 +24,8 @@ MEANS = ((0.411618, 0.434631, 0.454253), (0.410782, 0.433645, 0.452793))  # fram
 
 
 class Level(NamedTuple):
-    """channels: of the pyramid's features; matched, smoothed: what matching and subpixel, and regularization make of
-    them; kernel: of the last convolution and of the smoothing; stride: of the correlation."""
+    """channels: of the pyramid's features; matched, smoothed: after the projection in matching and subpixel, and in
+    regularization; kernel: of the last convolution and of the smoothing; stride: of the correlation."""
 
     channels: int
     matched: int
@@ -79,8 +79,8 @@ def doubling(channels: int) -> nn.Module:
 def sample(x: Tensor, flow: Tensor, align_corners: bool) -> Tensor:
     """Sample x at p + flow(p), bilinear, zero outside. x: (B, C, H, W); flow: (B, 2, H, W) in pixels of x.
 
-    align_corners=True is exact. False is what the copy inside the published IFRNet does: the grid is one of pixel
-    areas but flow is normalised as on the corner grid, so that it reaches W / (W - 1) and H / (H - 1) times as far.
+    align_corners=True is exact. False is what the copy in the published IFRNet does: its grid spans pixel areas, but
+    flow is normalised as for the grid of corners, so that it reaches W / (W - 1) and H / (H - 1) times as far.
     """
     axes = []
     for component, side, shape in ((0, x.shape[-1], (1, 1, -1)), (1, x.shape[-2], (1, -1, 1))):
@@ -124,8 +124,7 @@ class Features(nn.Module):
 
 
 class Matching(nn.Module):
-    """The whole displacement: the coarser level's flow, brought to twice its size, and what the cost volume says is
-    left of it."""
+    """The whole displacement: the coarser level's flow at twice its size, plus what the cost volume finds left."""
 
     def __init__(self, number: int, align_corners: bool):
         super().__init__()
@@ -148,7 +147,7 @@ class Matching(nn.Module):
 
 
 class Subpixel(nn.Module):
-    """The rest of the displacement, read off the features themselves."""
+    """The flow refined to subpixels, from the features themselves."""
 
     def __init__(self, number: int, align_corners: bool):
         super().__init__()
@@ -164,7 +163,7 @@ class Subpixel(nn.Module):
 
 
 class Regularization(nn.Module):
-    """Every flow vector becomes a mean of its neighbours, with weights learnt from the features and from the error
+    """Every flow vector becomes a mean of its neighbours, with weights predicted from the features and from the error
     that the flow leaves in the frames."""
 
     def __init__(self, number: int, align_corners: bool):
@@ -217,7 +216,7 @@ class LiteFlowNet(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, align_corners: bool = False, rgb: bool = False) -> "LiteFlowNet":
-        """The network with the weights of a file: the public network-default.pytorch, or a state_dict of this class."""
+        """The network with weights from a file: the public network-default.pytorch, or a state_dict of this class."""
         network = cls(align_corners, rgb)
         try:
             network.load_state_dict({key.replace("module", "net"): v for key, v in read_weights(path).items()})
@@ -245,8 +244,8 @@ class LiteFlowNet(nn.Module):
     def estimate(self, img0: Tensor, img1: Tensor) -> Tensor:
         """Flow (B, 2, H, W) in pixels: what img0 shows at p, img1 shows at p + flow(p).
 
-        img0, img1: RGB, (B, 3, H, W) in [0, 1], any size: they are stretched to what the network takes. The result
-        lies on img0's device.
+        img0, img1: RGB, (B, 3, H, W) in [0, 1], any size: they are resized to one that the network takes. The
+        result is on img0's device.
         """
         height, width = img0.shape[-2:]
         size = tuple(max(-(-side // DIVISOR) * DIVISOR, SMALLEST) for side in (height, width))

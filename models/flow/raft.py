@@ -15,7 +15,7 @@ SIZES = {
     "large": (optical_flow.raft_large, optical_flow.Raft_Large_Weights.DEFAULT),
     "small": (optical_flow.raft_small, optical_flow.Raft_Small_Weights.DEFAULT),
 }
-DIVISOR, SMALLEST = 8, 128  # torchvision refuses other sides, and ones whose correlation pyramid would vanish
+DIVISOR, SMALLEST = 8, 128  # torchvision refuses other sides, and smaller ones, whose correlation pyramid would vanish
 UPDATES = 12  # torchvision's default, under which its published errors were measured
 
 
@@ -61,17 +61,17 @@ def margins(side: int) -> tuple[int, int]:
 
 
 def published(size: str) -> Path:
-    """The file of torchvision's weights, downloaded where it is not there yet; its name tells its checksum."""
+    """The file of torchvision's weights, downloaded if it is missing; its name contains its checksum."""
     path, url = _path(size), SIZES[size][1].url
     checksum = path.stem.rpartition("-")[2]
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             torch.hub.download_url_to_file(url, str(path), checksum)
-        except (OSError, HTTPException, RuntimeError) as error:  # the last: of another checksum
+        except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: another checksum
             raise OSError(
                 f"{url}: RAFT's weights could not be fetched ({getattr(error, 'reason', error)}); get the file "
-                "elsewhere and give --weights FILE, or take --teacher dis"
+                "elsewhere and give --weights FILE, or use --teacher dis"
             ) from error
     elif not hashlib.sha256(path.read_bytes()).hexdigest().startswith(checksum):
         raise ValueError(f"{path}: not RAFT's weights as published; remove it, or give --weights FILE")
