@@ -322,6 +322,13 @@ def test_a_failed_download_is_one_line_that_names_the_way_out(tmp_path, monkeypa
         flow.build("raft_small")
 
 
+def test_a_folder_for_downloads_that_cannot_be_made_is_one_line_that_names_the_way_out(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "file"))
+    with pytest.raises(OSError, match="raft_small.*could not be fetched .*/file/hub.*--weights FILE"):
+        flow.build("raft_small")
+
+
 @pytest.fixture
 def published_raft(tmp_path, monkeypatch, raft_weights):
     """A function that publishes bytes in place of torchvision's weights, under a name with their checksum, and returns

@@ -65,8 +65,8 @@ def published(size: str) -> Path:
     path, url = _path(size), SIZES[size][1].url
     checksum = path.stem.rpartition("-")[2]
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), checksum)
         except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: another checksum
             raise OSError(
