@@ -102,7 +102,7 @@ def build(dtype: torch.dtype) -> Path:
 
 def find_compiler() -> list[str]:
     """The command of a C compiler. OSError where there is none."""
-    named = os.environ.get("CC", "")
+    named = os.environ.get("CC", "").strip()
     if not named:
         found = [name for name in ("cc", "gcc", "clang") if shutil.which(name)]
         if not found:

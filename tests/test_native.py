@@ -25,6 +25,9 @@ def test_a_compiler_is_a_path_or_a_command(monkeypatch, tmp_path):
     for named, command in ((str(spaced), [str(spaced)]), ("ccache gcc -m64", ["ccache", "gcc", "-m64"])):
         monkeypatch.setenv("CC", named)
         assert native.find_compiler() == command
+    monkeypatch.setattr(native.shutil, "which", {"cc": "/bin/cc"}.get)
+    monkeypatch.setenv("CC", " ")
+    assert native.find_compiler() == ["cc"]
     monkeypatch.setenv("CC", "gcc -DX='")
     with pytest.raises(OSError, match="CC=gcc -DX='"):
         native.find_compiler()
