@@ -267,7 +267,7 @@ class FastIFRNet:
 
     def __init__(self, model: IFRNet, device: torch.device, dtype: torch.dtype, tell: bool = True):
         if model.act != "prelu":
-            raise ValueError(f"fast mode is for networks with PReLU, not {model.act}; use eager mode")
+            raise ValueError(f"fast mode is for networks with PReLU, not {model.act}; use eager mode, without --fast")
         self.dtype = dtype
         self.kernel = kernels.choose(device, dtype, tell)
         kernel, to, unit = self.kernel, {"device": device, "dtype": dtype}, ALIGNED if for_gpu(device) else 1

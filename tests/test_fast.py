@@ -561,7 +561,7 @@ def test_a_compiler_may_be_named_with_arguments(folder, monkeypatch):
 
 
 def test_what_it_cannot_do_is_refused_in_one_line(small):
-    with pytest.raises(ValueError, match="networks with PReLU, not gelu; use eager mode"):
+    with pytest.raises(ValueError, match="networks with PReLU, not gelu; use eager mode, without --fast"):
         models.Interpolator(models.build("IFRNet_S", "gelu"), CPU, mode="fast")
     with pytest.raises(ValueError, match="unknown mode 'quick'; choose one of eager, fast, auto"):
         models.Interpolator(small, CPU, mode="quick")
