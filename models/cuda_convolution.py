@@ -109,7 +109,7 @@ def available(device: torch.device, dtype: torch.dtype) -> bool:
             loaded(torch.cuda.current_device(), dtype, Plan(3, 1, 1, 8, 2, 32, 1))
     except Exception as error:  # other bindings, a GPU that this compiler does not know
         why = "the package cuda-bindings is missing" if isinstance(error, ImportError) else error
-        warnings.warn(f"fast mode continues with cuDNN's convolutions, which are slower: {why}", stacklevel=2)
+        warnings.warn(f"fast mode uses cuDNN's convolutions, which are slower: {why}", stacklevel=2)
         return False
     return True
 

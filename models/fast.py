@@ -28,7 +28,7 @@ from .strips import by_rows, even
 from .winograd import Winograd, as_convolution, serves
 
 ALIGNED = 8  # channels that tensor cores read at a time; cuDNN copies tensors whose channels are not a multiple of it
-STRIP, LEAST_ROWS = 2**17, 32  # pixels of a level that a CPU computes at a time, and the least rows
+STRIP, LEAST_ROWS = 2**17, 32  # pixels of a level that a CPU computes at a time, and the fewest rows
 PAYS = 1.5e12  # see pays
 LARGE = 11  # below 2^10 pixels, each power of two of an input's size has weights packed for it: the best layouts differ
 NARROW = 4  # pixels a row: with fewer, oneDNN 3.x in bfloat16 reads beyond rows (seen with 2, 144 channels, stride 2)
@@ -61,9 +61,9 @@ def proven(model: IFRNet, device: torch.device, precision: str | None) -> tuple[
 def pays(model: nn.Module, pixels: float, device: torch.device) -> bool:
     """Whether fast mode saves more time than it takes to start, for so many pixels in all.
 
-    All three networks take about parameters / 26 multiply-accumulates per pixel. Parameters times pixels of PAYS take
-    one thread 1.5 seconds in eager mode and 0.5 in fast mode, which takes another second to start the first time, when
-    its library is built, and 0.1 later. On a GPU compiling the kernels takes longer than any one pair.
+    All three networks take about parameters / 26 multiply-accumulates per pixel. If parameters times pixels are PAYS,
+    one thread takes 1.5 seconds in eager mode and 0.5 in fast mode, which takes another second to start the first time,
+    when its library is built, and 0.1 later. On a GPU compiling the kernels takes longer than any one pair.
     """
     work = pixels * sum(parameter.numel() for parameter in model.parameters())
     return device.type == "cpu" and work >= PAYS * torch.get_num_threads()

@@ -210,4 +210,4 @@ def _chosen(device: torch.device, dtype: torch.dtype) -> tuple[Eager, str | None
 
 @cache
 def _say(reason: str) -> None:
-    warnings.warn(f"fast mode continues in plain PyTorch, which is slower: {reason}", stacklevel=3)
+    warnings.warn(f"fast mode runs in plain PyTorch, which is slower: {reason}", stacklevel=3)

@@ -78,7 +78,7 @@ class Winograd:
         for phase, part in enumerate(tiles.chunk(phases, -1)):
             kept = [k for k in range(self.places) if phases == 1 or not zero(phase, k, side)]
             for block in F.pad(part[kept], (0, padding)).split(BLOCK, -1):
-                if dtype != torch.float32:  # one instruction reads two inputs of each output
+                if dtype != torch.float32:  # one instruction reads two inputs for each output
                     block = block.unflatten(1, (-1, 2)).transpose(2, 3)
                 blocks.append(block.flatten())
         self.weight = torch.cat(blocks)

@@ -474,7 +474,7 @@ def no_compiler(monkeypatch, tmp_path):
 
 def test_without_a_compiler_it_says_so_once_and_goes_on(small, no_compiler):
     img0, img1 = pairs(32, 32, 1)
-    with pytest.warns(UserWarning, match="continues in plain PyTorch, which is slower") as caught:
+    with pytest.warns(UserWarning, match="runs in plain PyTorch, which is slower") as caught:
         quick = [fast.FastIFRNet(small, CPU, torch.float32) for _ in range(2)][1]
     assert len(caught) == 1 and type(quick.kernel) is kernels.Eager
     with torch.inference_mode():
@@ -485,7 +485,7 @@ def test_without_a_compiler_it_says_so_once_and_goes_on(small, no_compiler):
 def test_without_a_compiler_nothing_is_said_until_someone_asks(small, no_compiler, recwarn):
     precision = models.Interpolator(small, CPU, mode="auto").precision
     assert not recwarn.list
-    with pytest.warns(UserWarning, match="continues in plain PyTorch, which is slower"):
+    with pytest.warns(UserWarning, match="runs in plain PyTorch, which is slower"):
         models.Interpolator(small, CPU, precision, mode="fast")
 
 
