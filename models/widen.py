@@ -20,7 +20,9 @@ def widen(model: IFRNet, name: str, seed: int = 0) -> IFRNet:
     old, new = model.variant, VARIANTS[name]
     if any(a > b for a, b in zip((old.stem, old.side, *old.widths), (new.stem, new.side, *new.widths))):
         raise ValueError(f"{model.name} cannot be widened to {name}, which is narrower")
-    wide, random = IFRNet(new, model.act), torch.Generator().manual_seed(seed)
+    with torch.device("cpu"):
+        wide = IFRNet(new, model.act).float()  # whatever PyTorch's defaults
+    random = torch.Generator().manual_seed(seed)
 
     def spread(channels: int, copies: int) -> Tensor:
         """The old channel that each of `copies` new ones copies: all of them in random order, then some again."""
@@ -31,8 +33,8 @@ def widen(model: IFRNet, name: str, seed: int = 0) -> IFRNet:
         """Set the weights of a convolution. inputs, outputs: the old channel of each new one."""
         swapped = isinstance(layer, nn.ConvTranspose2d)
         weight = source.weight.transpose(0, 1) if swapped else source.weight
-        share = torch.rand(len(outputs), len(inputs), generator=random) + 0.1
-        total = torch.zeros(len(outputs), weight.shape[1]).index_add_(1, inputs, share)
+        share = torch.rand(len(outputs), len(inputs), generator=random, dtype=torch.float32) + 0.1
+        total = share.new_zeros(len(outputs), weight.shape[1]).index_add_(1, inputs, share)
         weight = weight[outputs][:, inputs] * (share / total[:, inputs])[..., None, None]
         border = (layer.kernel_size[0] - source.kernel_size[0]) // 2
         weight = F.pad(weight, [border] * 4)
@@ -62,15 +64,16 @@ def widen(model: IFRNet, name: str, seed: int = 0) -> IFRNet:
         follow(block[1].prelu, source[1].prelu, both)
         fill(block[2], source[2], both, outputs)
 
-    features = [torch.arange(3)]  # of the image, then of each level
-    for ours, theirs in zip(wide.encoder.children(), model.encoder.children()):
-        features.append(spread(theirs[1][0].out_channels, ours[1][0].out_channels))
-        convolve(ours[0], theirs[0], features[-2], features[-1])
-        convolve(ours[1], theirs[1], features[-1], features[-1])
-    for level in range(LEVELS, 0, -1):
-        feature, below = features[level], features[level - 1] if level > 1 else torch.arange(4)  # mask and residual
-        parts = [feature, feature, torch.arange(1)] if level == LEVELS else [feature] * 3 + [torch.arange(4)]
-        decode(level, together(parts), together([torch.arange(4), below]))
+    with torch.device("cpu"):
+        features = [torch.arange(3)]  # of the image, then of each level
+        for ours, theirs in zip(wide.encoder.children(), model.encoder.children()):
+            features.append(spread(theirs[1][0].out_channels, ours[1][0].out_channels))
+            convolve(ours[0], theirs[0], features[-2], features[-1])
+            convolve(ours[1], theirs[1], features[-1], features[-1])
+        for level in range(LEVELS, 0, -1):
+            feature, below = features[level], features[level - 1] if level > 1 else torch.arange(4)  # mask and residual
+            parts = [feature, feature, torch.arange(1)] if level == LEVELS else [feature] * 3 + [torch.arange(4)]
+            decode(level, together(parts), together([torch.arange(4), below]))
     return wide
 
 

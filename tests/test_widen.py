@@ -46,6 +46,14 @@ def test_the_same_seed_widens_alike_and_another_does_not():
     assert any(not torch.equal(one[key], other[key]) for key in one)
 
 
+def test_widening_is_the_same_whatever_pytorchs_defaults(unless_told):
+    narrow = models.build("IFRNet_S")
+    expected = widen(narrow, "IFRNet").state_dict()
+    unless_told()
+    got = widen(narrow, "IFRNet").state_dict()
+    assert all(got[key].dtype == torch.float32 and torch.equal(got[key], expected[key]) for key in expected)
+
+
 def test_a_network_does_not_become_narrower():
     with pytest.raises(ValueError, match="IFRNet_L cannot be widened to IFRNet_S, which is narrower"):
         widen(models.build("IFRNet_L"), "IFRNet_S")
