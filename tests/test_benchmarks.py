@@ -460,7 +460,7 @@ def test_what_a_user_can_get_wrong_is_one_line(vimeo, weights, tmp_path, typed):
 
     gone = complaint(root=tmp_path / "gone")
     assert "gone: no Vimeo90K here (tri_testlist.txt is looked for)" in gone and "http" in gone and "--data" in gone
-    assert "a checkpoint is of one network" in complaint("--checkpoint", weights, "--model_name", "IFRNet", "IFRNet_L")
+    assert "a checkpoint fits one network" in complaint("--checkpoint", weights, "--model_name", "IFRNet", "IFRNet_L")
     assert "holds an IFRNet_S, not an IFRNet" in complaint("--checkpoint", weights, "--model_name", "IFRNet")
     assert "scale 0 is out of range" in complaint("--checkpoint", weights, "--scale", 0)
     assert "invalid choice: 'rife'" in complaint("--protocol", "rife")

@@ -49,7 +49,7 @@ def test_an_option_of_networks_is_refused_where_there_is_none(script, option, ca
             parser.parse_args([*words, "--model-name", baseline, *option.split()])
         error = capsys.readouterr().err
         assert stopped.value.code == 2 and error.count("\n") == 1
-        assert f"{name} means nothing to {baseline}; leave it out, or name a network" in error
+        assert f"{name} has no effect on {baseline}; leave it out, or name a network" in error
         parser.parse_args([*words, "--model_name", baseline])
     for network in ([], ["--model_name", "IFRNet_S"]):
         parser.parse_args([*words, *network, *option.split()])
@@ -63,7 +63,7 @@ def test_an_option_typed_almost_right_is_answered_with_the_one_that_may_be_meant
         interpolate_video.parser().parse_args(["in.mp4", "out.mp4", typed])
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and len(said.splitlines()) == 1
-    assert f"; {meant} may be meant" in said if meant else f"unrecognized arguments: {typed}" in said
+    assert f"; did you mean {meant}?" in said if meant else f"unrecognized arguments: {typed}" in said
 
 
 def test_names_behind_two_hyphens_are_taken_as_they_are():
@@ -78,7 +78,7 @@ def test_of_several_models_one_network_is_enough(capsys):
     assert parser.parse_args(["--model_name", "dis", "IFRNet_S", "--scale", "0.5", "--fast"]).scale == 0.5
     with pytest.raises(SystemExit):
         parser.parse_args(["--model_name", "dis", "average", "--scale", "0.5"])
-    assert "--scale means nothing to dis, average" in capsys.readouterr().err
+    assert "--scale has no effect on dis, average" in capsys.readouterr().err
     assert video.network(video.parser().parse_args(["--model_name", "IFRNet_S", "dis", "--fast"])) == ("IFRNet_S", None)
 
 

@@ -139,12 +139,12 @@ BAD_INPUT = {
     "weights that are no numbers": ({"checkpoint": "nan.pth"}, "nan.pth: .*bias holds NaN or infinity"),
     "infinite weights": ({"checkpoint": "infinite.pth"}, "infinite.pth: .*bias holds NaN or infinity"),
     "weights for a baseline": ({"model_name": "dis", "scale": None}, "dis has no weights"),
-    "scale for a baseline": ({"model_name": "dis"}, "--scale means nothing to dis; leave it out, or name a network"),
+    "scale for a baseline": ({"model_name": "dis"}, "--scale has no effect on dis; leave it out, or name a network"),
     "unknown model": ({"model_name": "IFRNet_M"}, "'IFRNet_M' .*IFRNet_S.*dis"),
     "unknown device": ({"device": "tpu9"}, "unknown device 'tpu9'; give cpu"),
     "unknown precision": ({"precision": "fp8"}, "'fp8' .*fp32.*bf16"),
     "scale out of range": ({"scale": -1}, "scale -1 is out of range; give a number from 1/16"),
-    "scale that is no number": ({"scale": "half"}, "'half' is no number and none of auto, multi"),
+    "scale that is no number": ({"scale": "half"}, "'half' is neither a number nor one of auto, multi"),
 }
 
 

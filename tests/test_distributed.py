@@ -95,7 +95,7 @@ def test_a_broken_environment_is_one_line_and_keeps_nobody_from_the_help(alone, 
         monkeypatch.setenv("LOCAL_WORLD_SIZE", number)
         assert 1 <= train_gopro.parser().get_default("workers") <= 8
     done = alone()
-    assert done.status == 2 and "LOCAL_WORLD_SIZE='x' in the environment is no number" in done.err
+    assert done.status == 2 and "LOCAL_WORLD_SIZE='x' in the environment is not a number" in done.err
 
 
 def test_shares_of_any_length_are_a_partition(monkeypatch):

@@ -63,7 +63,7 @@ def test_kernels_step_as_pytorchs_muon_moves_matrices_and_the_rest_as_adamw(layo
     for weight, other, first in zip(mine.parameters(), weights, network().parameters()):
         other = next(expected).view(weight.shape) if weight.ndim == 4 else other
         moved = (other - first).abs().mean()
-        assert moved > 1e-3 and (weight - other).abs().mean() < 0.05 * moved  # of bfloat16
+        assert moved > 1e-3 and (weight - other).abs().mean() < 0.05 * moved  # the error of bfloat16
 
 
 def test_a_skipped_step_changes_nothing_whatever_the_gradient():
@@ -88,7 +88,7 @@ def test_a_skipped_step_changes_nothing_whatever_the_gradient():
 
 
 def test_a_state_saved_by_an_older_pytorch_goes_on():
-    """One that did not know of an option that AdamW has here."""
+    """One that lacked an option that AdamW has here."""
     models, optimizers = [network(), network()], []
     for model in models:
         gradients(model, 0)

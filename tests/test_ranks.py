@@ -93,7 +93,7 @@ def test_machines_that_do_not_share_the_folder_of_a_run_say_so(vimeo, whole, tmp
     each = [("train_vimeo90k", *typed_options(vimeo, folder, *options)) for folder in (whole, tmp_path / "own")]
     for _, said in run_ranks(tmp_path, *each):
         line = next(line for line in said.splitlines() if line.startswith("train_vimeo90k.py: "))
-        assert "iteration to go on from is 12 for process 0 and none for process 1: all machines need" in line
+        assert "iteration to resume from is 12 for process 0 and none for process 1: all machines need" in line
 
 
 def test_what_ranks_do_not_agree_on_is_named_on_all_of_them(monkeypatch):

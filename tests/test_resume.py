@@ -154,14 +154,14 @@ def test_a_resumed_run_says_which_options_are_others_now(vimeo, whole, tmp_path,
     same = ["--batch_size", 4, "--val_list", vimeo / "val.txt", "--resume", "auto"]
     for options, expected in (
         (["--epochs", 6, "--log_every", 5], set()),
-        (["--epochs", 6, "--lr_start", 3e-4], {"lr_start 0.0001 until now, from here with 0.0003"}),
+        (["--epochs", 6, "--lr_start", 3e-4], {"lr_start 0.0001 until now, and 0.0003 from here on"}),
         # Half the batch is twice the steps an epoch: another horizon, another place on the cosine.
-        (["--batch_size", 2, "--iterations", 24], {f"{name} until now, from here with {now}" for name, now in
+        (["--batch_size", 2, "--iterations", 24], {f"{name} until now, and {now} from here on" for name, now in
                                                    (("batch_size 4", 2), ("step_size 4", 2), ("iterations 12", 24))}),
     ):  # fmt: skip
         train_here(vimeo, tmp_path, *same, *options)
         said = capsys.readouterr().out.splitlines()
-        assert {line.removeprefix("note: the run went on with ") for line in said if "went on with" in line} == expected
+        assert {line.removeprefix("note: the run used ") for line in said if "the run used" in line} == expected
 
 
 def test_epochs_are_not_told_in_steps_of_another_size(vimeo, whole, tmp_path):
@@ -175,7 +175,7 @@ def test_epochs_are_not_told_in_steps_of_another_size(vimeo, whole, tmp_path):
 
 def test_a_run_without_weights_to_use_does_not_end_well(vimeo, tmp_path, monkeypatch):
     monkeypatch.setattr(epochs, "fit", lambda *args, **kwargs: None)
-    with pytest.raises(ValueError, match="IFRNet_S: no best.pth, no weights to use"):
+    with pytest.raises(ValueError, match="IFRNet_S: no best.pth, so no weights to use"):
         train_here(vimeo, tmp_path, "--batch_size", 4)
 
 
@@ -188,8 +188,8 @@ def test_a_resumed_run_says_that_its_data_are_others_now(vimeo, whole, tmp_path,
     options = ["--iterations", 12, "--batch_size", 4, "--val_list", moved / "val.txt", "--resume", "auto"]
     train_here(moved, tmp_path, *options)
     said = capsys.readouterr().out
-    for change in ("flow True until now, from here with False", "samples 8 until now, from here with 7"):
-        assert f"note: the run went on with {change}" in said
+    for change in ("flow True until now, and False from here on", "samples 8 until now, and 7 from here on"):
+        assert f"note: the run used {change}" in said
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
@@ -201,7 +201,7 @@ def test_a_signal_saves_and_ends_with_its_own_status(vimeo, whole, tmp_path, kin
     os.killpg(process.pid, kind)  # as a terminal or a scheduler does: to the reading processes too
     assert process.wait() == 128 + kind, log.read_text()
     assert f"stopped by {kind.name} after iteration" in log.read_text() and "Traceback" not in log.read_text()
-    with pytest.raises(ValueError, match="a run is here; --resume auto goes on with it"):
+    with pytest.raises(ValueError, match="a run is here; --resume auto continues it"):
         train_here(vimeo, tmp_path, *options)
     if kind == signal.SIGTERM:
         train_here(vimeo, tmp_path, *options, "--resume", "auto")
@@ -217,7 +217,7 @@ def test_resume_by_path_takes_runs_and_bare_weights(vimeo, whole, tmp_path, caps
     train_here(vimeo, tmp_path / "a", *short, "--resume_path", latest, "--resume_epoch", 6)
     assert "weights alone" not in capsys.readouterr().out
     train_here(vimeo, tmp_path / "b", *short, "--resume_path", best, "--resume_epoch", 6)
-    assert "best.pth: weights alone, taken for those of epoch 6; the optimizer begins anew" in capsys.readouterr().out
+    assert "best.pth: weights alone, taken as those of epoch 6; the optimizer starts afresh" in capsys.readouterr().out
     runs = [torch.load(tmp_path / k / "IFRNet_S" / "latest.pth", weights_only=True) for k in ("a", "b")]
     assert runs[0]["iteration"] == runs[1]["iteration"] == 14
     steps = [run["optimizer"]["state"][0]["step"].item() for run in runs]
@@ -242,7 +242,7 @@ def test_a_finished_run_that_is_judged_anew_remembers_by_what(vimeo, whole, tmp_
     shutil.copytree(whole / "IFRNet_S", tmp_path / "IFRNet_S")
     for anew in (True, False):
         train_here(vimeo, tmp_path, "--batch_size", 4, "--iterations", 12, "--resume", "auto")
-        assert ("best.pth begins anew" in capsys.readouterr().out) == anew
+        assert ("best.pth starts afresh" in capsys.readouterr().out) == anew
 
 
 def test_a_run_of_another_recipe_is_not_gone_on_with(whole, tmp_path, capsys):
@@ -254,7 +254,7 @@ def test_a_run_of_another_recipe_is_not_gone_on_with(whole, tmp_path, capsys):
         epochs.find_resume(args, tmp_path / "IFRNet_S", 1)
     theirs = whole / "IFRNet_S" / "latest.pth"
     args = train_gopro.parser().parse_args(["--resume_path", str(theirs)])
-    with pytest.raises(ValueError, match=f"{theirs}: of a run of train_vimeo90k.py; its best.pth are weights to start"):
+    with pytest.raises(ValueError, match=f"{theirs}: of a run of train_vimeo90k.py; its best.pth has weights to start"):
         epochs.find_resume(args, tmp_path / "IFRNet", 1)
     args.resume_path = str(whole / "IFRNet_S" / "best.pth")
     assert epochs.find_resume(args, tmp_path / "IFRNet", 1)["iteration"] == 0
@@ -273,7 +273,7 @@ def test_a_run_of_which_one_checkpoint_is_left_is_not_overwritten(vimeo, whole, 
     (tmp_path / "IFRNet_S").mkdir()
     shutil.copy(whole / "IFRNet_S" / "latest.pth", tmp_path / "IFRNet_S" / left)
     for more in ([], ["--resume_path", whole / "IFRNet_S" / "best.pth"]):
-        with pytest.raises(ValueError, match="IFRNet_S: a run is here; --resume auto goes on with it"):
+        with pytest.raises(ValueError, match="IFRNet_S: a run is here; --resume auto continues it"):
             train_here(vimeo, tmp_path, "--batch_size", 4, *more)
 
 
@@ -315,19 +315,19 @@ def test_a_run_that_goes_on_elsewhere_has_a_best_of_its_own(vimeo, whole, tmp_pa
     ("options", "message"),
     [
         (["--model_name", "IFRNet_XL"], "IFRNet_XL"),
-        (["--crop", "40"], "40 is no multiple of 16"),
+        (["--crop", "40"], "40 is not a multiple of 16"),
         (["--crop", "64"], "hold no crop of 64x64; give a smaller --crop"),
         (["--batch_size", "9"], "8 samples do not fill one step of 9"),
         (["--batch_size", "0"], "'0' is not a whole number from 1 up"),
         (["--clip_grad", "-1"], "argument --clip_grad: '-1' is not a number from 0 up"),
         (["--lr_start", "nan"], "argument --lr_start: 'nan' is not a number from 0 up"),
-        (["--ema", "2"], "argument --ema: '2' is not a number from 0 up and below 1"),
+        (["--ema", "2"], "argument --ema: '2' is not a number from 0 to below 1"),
         (["--seed", "-1"], "argument --seed: '-1' is not a whole number from 0 up"),
         (["--workers", "-1"], "argument --workers: '-1' is not a whole number from 0 up"),
         (["--data", "nowhere"], "nowhere: no such folder"),
         (["--world_size", "4"], "--nproc_per_node=4"),
         (["--resume_epoch", "4"], "needs --resume_path"),
-        (["--clip_stride", "2"], "--clip_stride 2 is about clips"),
+        (["--clip_stride", "2"], "--clip_stride 2 is for clips"),
         (["--resume_path", "missing.pth"], "missing.pth: no such checkpoint"),
         (["--val_list", "missing.txt"], "missing.txt: no such list"),
         (["--val_list", "tri_trainlist.txt"], "all of them for validation; give another --val_list"),

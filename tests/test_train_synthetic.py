@@ -405,7 +405,7 @@ def test_a_run_by_the_clock_ends_whole_and_goes_on_to_a_later_horizon(tmp_path, 
     script.main(script.parser().parse_args([*command, "--minutes", "0.1", "--resume", "auto"]))
     folder = tmp_path / "run" / "IFRNet_S"
     first = checkpoint.read(folder / checkpoint.LATEST)
-    assert f"{folder}: no run to go on with in this folder; a new one begins" in capsys.readouterr().out
+    assert f"{folder}: no run to resume in this folder; starting a new one" in capsys.readouterr().out
     assert first["seconds"] == first["iteration"] == 6 and sides == [32] * 3 + [48] * 3
     shipped = torch.load(folder / "IFRNet_S.pth", weights_only=True)
     assert all(value.dtype == torch.float16 for value in shipped.values())
@@ -466,7 +466,7 @@ def test_a_run_that_is_over_says_so(tmp_path, typed, monkeypatch):
     assert typed(script.main, script.parser(), *words, "--minutes", 0.01).status == 0
     done = typed(script.main, script.parser(), *words, "--minutes", 0.001, "--seed", 3, "--resume", "auto")
     assert done.status == 0 and "nothing to do: the run has taken" in done.out
-    assert "note: the run went on with seed 0 until now, from here with 3" in done.out
+    assert "note: the run used seed 0 until now, and 3 from here on" in done.out
     assert checkpoint.read(tmp_path / "IFRNet_S" / checkpoint.LATEST)["config"]["step_size"] == 1  # of all ranks
 
 

@@ -297,7 +297,7 @@ def test_averaged_weights_follow_their_formula_and_are_the_ones_judged(tmp_path)
     assert judged == [state.ema] and model.training
     best = models.load(tmp_path / "best.pth")
     assert same(best, state.ema)
-    assert same(models.load(tmp_path / "latest.pth"), state.ema)  # what else would one hand on
+    assert same(models.load(tmp_path / "latest.pth"), state.ema)  # the weights that one would use
 
 
 def test_clipping_bounds_the_gradient(tmp_path):
@@ -369,7 +369,7 @@ def test_bfloat16_reaches_the_score_of_single_precision(tmp_path):
 
 
 def test_what_is_compiled_is_one_graph_that_takes_the_same_steps(tmp_path, monkeypatch):
-    """Up to the compiler itself, in whose place the graph that it is handed is run as it is."""
+    """Except for the compiler itself: in its place, the graph that it is given runs as it is."""
     graphs = []
 
     def run_as_it_is(graph, inputs):
@@ -396,7 +396,7 @@ def test_a_run_by_the_clock_is_never_silent_for_long(tmp_path, monkeypatch):
     state = fit(network(), endless, loss, Recipe(minutes=0.05, log_every=10**6), tmp_path / "a", CPU)
     fit(network(), endless, loss, Recipe(iterations=3, log_every=10**6), tmp_path / "b", CPU)
     assert len(rows(tmp_path / "a")) >= state.iteration - 1 >= 1
-    assert len(rows(tmp_path / "b")) == 1  # which would otherwise not repeat exactly
+    assert len(rows(tmp_path / "b")) == 1  # by the clock it would not repeat exactly
 
 
 def test_a_recipe_needs_one_horizon():

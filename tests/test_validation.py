@@ -63,5 +63,5 @@ def test_the_pictures_are_six_side_by_side(model):
 
 
 def test_nothing_to_validate_on_is_said():
-    with pytest.raises(ValueError, match="the list of the validation is empty"):
+    with pytest.raises(ValueError, match="the validation list is empty"):
         Validation([], CPU)

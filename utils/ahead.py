@@ -1,4 +1,4 @@
-"""Work done beside the one who waits for it: items of an iterator, made ahead by a thread."""
+"""Producing the items of an iterator ahead of their use, in a background thread."""
 
 import queue
 import threading
@@ -12,9 +12,9 @@ END = object()
 
 
 def ahead(items: Iterable[T], depth: int) -> Iterator[T]:
-    """The same items, made in a thread that keeps at most `depth` of them ready.
+    """Yield the same items, produced in a thread that keeps at most `depth` of them ready.
 
-    What making them raises is raised here; closing the iterator ends the thread.
+    An exception raised while producing them is raised here; closing the iterator ends the thread.
     """
     ready: queue.Queue = queue.Queue(depth)
     ended = threading.Event()
@@ -33,7 +33,7 @@ def ahead(items: Iterable[T], depth: int) -> Iterator[T]:
                 put((next(iterator), None))
         except StopIteration:
             put((END, None))
-        except BaseException as error:  # whatever it is, the one who waits must hear of it
+        except BaseException as error:  # whatever it is, the consumer must see it
             put((END, error))
         finally:
             if hasattr(iterator, "close"):
@@ -51,5 +51,5 @@ def ahead(items: Iterable[T], depth: int) -> Iterator[T]:
             yield item
     finally:
         ended.set()
-        with suppress(RuntimeError):  # starting it was interrupted: it has not begun, and will end at once
+        with suppress(RuntimeError):  # its start was interrupted: it has not begun, and will end at once
             thread.join()

@@ -1,7 +1,7 @@
-"""Which samples make which batch, and how they are read: a function of (seed, iteration) alone.
+"""Which samples form which batch, a function of (seed, iteration) alone, and how they are read.
 
-The number of workers never changes what a step sees, nor does that of ranks while ranks * batch_size * accumulate stays
-the same; a run that goes on at iteration n goes on with the samples that iteration n would have had.
+What a step sees does not depend on the number of workers, nor on the number of ranks as long as ranks * batch_size *
+accumulate stays the same; a run resumed at iteration n gets the samples that iteration n would have had.
 """
 
 import multiprocessing
@@ -23,22 +23,22 @@ from utils import distributed
 from utils.ahead import ahead
 
 T = TypeVar("T")
-AHEAD = 4  # batches that are ready before their use, for each reading process
-STREAM_AHEAD = 2  # items of an iterable set, which are larger
+AHEAD = 4  # batches prefetched by each reading process, or by the reading thread
+STREAM_AHEAD = 2  # the same for an iterable set, whose items are larger
 
 
 def default_workers() -> int:
-    """Reading processes for each rank: its share of the cores, up to 8, which saturate a GPU of today."""
+    """Reading processes per rank: its share of the cores, at most 8, which saturate a current GPU."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")  # what is wrong with it, distributed.ranks says
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")  # distributed.ranks reports an invalid one
     return min(8, cores // max(int(ranks) if ranks.isdecimal() else 1, 1))
 
 
 class Order:
     """An endless batch sampler: this rank's share of every step's samples, as (index, epoch).
 
-    An epoch is a new permutation, cut into steps of ranks * batch_size * accumulate samples; the rest that fills no
-    step is left out until the next. start: the iteration to begin at. ValueError where the set does not fill one step.
+    An epoch is a new permutation, cut into steps of ranks * batch_size * accumulate samples; a remainder that does not
+    fill a step is skipped. start: the iteration to begin at. ValueError where the set does not fill one step.
     """
 
     def __init__(self, length: int, batch_size: int, seed: int = 0, accumulate: int = 1, start: int = 0):
@@ -69,24 +69,25 @@ def load(
     pin: bool = False,
     collate: Callable = default_collate,
 ) -> Iterator:
-    """Batches by `collate`, read by `workers` processes (0: by this one), some ahead of their use.
+    """Yield batches made by `collate`, prefetched by `workers` processes (0: read by this one).
 
-    What a data set raises (ValueError, OSError: its user's files) is raised here as it was, whichever process read it.
+    A ValueError or OSError of the data set (a fault in the user's files) is raised here unchanged, whichever process
+    read it.
     """
     collate = partial(_collate, collate)
     return _received(_Guarded(dataset), workers, pin, AHEAD, batch_sampler=batch_sampler, collate_fn=collate)
 
 
 def stream(dataset: IterableDataset, workers: int = 0, pin: bool = False) -> Iterator:
-    """What an iterable set makes, item by item, as it is made by `workers` processes; errors as with `load`."""
+    """Yield the items of an iterable set as `workers` processes produce them; errors as with `load`."""
     return _received(_GuardedStream(dataset), workers, pin, STREAM_AHEAD, batch_size=None)
 
 
 def read(dataset: Dataset, order: Order, workers: int = 0, pin: bool = False) -> Iterator:
-    """Batches of a training set in this order, by the quickest way that it offers.
+    """Yield the batches of a training set in this order, in the fastest way that it offers.
 
-    A set with `batch(keys)` needs no processes: one thread copies some batches ahead, or, where it lies on the device
-    (`device`), a batch is drawn when it is wanted. All others are read by `load`.
+    A set with `batch(keys)` needs no processes: one thread prefetches batches, or, where the set lies on the device
+    (it has `device`), a batch is gathered when it is asked for. All others are read by `load`.
     """
     if not hasattr(dataset, "batch"):
         return load(dataset, order, workers, pin)
@@ -99,14 +100,14 @@ def read(dataset: Dataset, order: Order, workers: int = 0, pin: bool = False) ->
 
 
 def on_device(batches: Iterator, prepare: Callable[[tuple, torch.device], T], device: torch.device) -> Iterator[T]:
-    """prepare(batch, device) for each; on a GPU beside the step before it, so that no step waits for a copy."""
+    """Yield prepare(batch, device) for each; on a GPU, during the previous step, so that no step waits for a copy."""
     if device.type != "cuda":
         for batch in batches:
             yield prepare(batch, device)
         return
     beside, iterator = torch.cuda.Stream(device), iter(batches)
     while True:
-        with torch.cuda.stream(beside):  # drawing too: what lies on the device is gathered there
+        with torch.cuda.stream(beside):  # next() too: a set that lies on the device gathers its batch here
             batch = next(iterator, None)
             if batch is None:
                 return
@@ -114,7 +115,7 @@ def on_device(batches: Iterator, prepare: Callable[[tuple, torch.device], T], de
         now = torch.cuda.current_stream(device)
         now.wait_stream(beside)
         for x in ready:
-            x.record_stream(now)  # its memory is not free before the step that reads it is over
+            x.record_stream(now)  # its memory is not reused before the step that reads it is over
         yield ready
 
 
@@ -135,8 +136,8 @@ def _received(dataset: Dataset, workers: int, pin: bool, ahead: int, **options) 
             try:
                 with _undisturbed():
                     batch = next(iterator, loader)
-            except (ConnectionError, EOFError):  # a process was killed in handing over a batch:
-                time.sleep(1)  # PyTorch's error, which says so, is on its way
+            except (ConnectionError, EOFError):  # a process was killed while handing over a batch:
+                time.sleep(1)  # PyTorch's own error, which says so, needs a moment to arrive
                 raise
             if batch is loader:
                 return
@@ -148,7 +149,7 @@ def _received(dataset: Dataset, workers: int, pin: bool, ahead: int, **options) 
 
 
 class _Guarded(Dataset):
-    """A DataLoader wraps what a worker raises into a page of text; a returned error stays one line."""
+    """Returns errors instead of raising them: a DataLoader turns what a worker raises into a page of text."""
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
@@ -164,7 +165,7 @@ class _Guarded(Dataset):
 
 
 class _GuardedStream(IterableDataset):
-    """The same of a set that is iterated over; the error is the last that comes."""
+    """The same for an iterable set; an error is the last item."""
 
     def __init__(self, dataset: IterableDataset):
         self.dataset = dataset
@@ -183,8 +184,8 @@ def _collate(collate: Callable, samples: list):
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Keeps the first Ctrl-C until the end: a worker that is left alone in handing over a batch prints a traceback."""
-    ours = threading.current_thread() is threading.main_thread()  # Python allows handlers there alone
+    """Delay the first Ctrl-C to the end: a worker abandoned while it hands over a batch prints a traceback."""
+    ours = threading.current_thread() is threading.main_thread()  # Python allows signal handlers only there
     if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
@@ -192,7 +193,7 @@ def _undisturbed() -> Iterator[None]:
 
     def note(number, frame) -> None:
         nonlocal came
-        if came:  # who insists does not want to wait for the batch
+        if came:  # a second one does not wait for the batch
             raise KeyboardInterrupt
         came = True
 
@@ -207,11 +208,11 @@ def _undisturbed() -> Iterator[None]:
 
 @cache
 def _kill_at_exit(_: int) -> None:
-    """Once a process: have reading processes that are left at its end killed, as after an error. multiprocessing would
-    ask them by SIGTERM, which they do not hear, and wait. Those of a killed run end by themselves, within seconds."""
+    """Once per process: kill the reading processes that are left when it exits, as after an error. multiprocessing
+    would send them SIGTERM, which they ignore, and wait. Those of a killed run end by themselves, within seconds."""
 
     def kill() -> None:
-        if hasattr(signal, "SIGCHLD"):  # not on Windows; PyTorch raises an error where a reading process ends
+        if hasattr(signal, "SIGCHLD"):  # not on Windows; PyTorch's handler raises an error when a reading process ends
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for process in multiprocessing.active_children():
             if process.daemon:
@@ -221,8 +222,8 @@ def _kill_at_exit(_: int) -> None:
 
 
 def begin_worker(_: int) -> None:
-    """What every reading process starts with: signals are the run's affair, and one process a core is enough."""
-    # A signal to the whole group asks the run to save and stop, however long a validation takes before it does.
+    """Set up a reading process: it ignores the signals that the run handles, and uses one thread."""
+    # A signal to the process group asks the run to save and stop; until then it needs its reading processes.
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Training checkpoints: plain dicts of tensors and numbers, whole or not there at all.
+"""Training checkpoints: plain dicts of tensors and numbers; a file is complete or absent.
 
 A run's folder holds `latest.pth` and the one before it, `previous.pth`; `best.pth` is a bare state_dict to hand on.
 """
@@ -12,7 +12,7 @@ from models.weights import bare, check_finite, read_checkpoint
 from utils.io import replacing
 
 LATEST, PREVIOUS, BEST = "latest.pth", "previous.pth", "best.pth"
-# What tells a training checkpoint of ours from bare weights, and from those of other programs.
+# Tells our training checkpoints from bare weights and from the checkpoints of other programs.
 NEEDED = {"model", "optimizer", "scaler", "iteration", "validated", "best", "seconds", "random"}
 
 
@@ -28,13 +28,13 @@ def _dump(path: Path, content: dict) -> None:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-    except RuntimeError as error:  # what torch makes of a full disk
+    except RuntimeError as error:  # torch's error for a full disk
         raise OSError(f"{path.parent}: the checkpoint could not be written; is the disk full?") from error
 
 
 def read(path: str | Path) -> dict:
-    """A dict of tensors and numbers, on the CPU. FileNotFoundError, or ValueError for what is cut or foreign, or holds
-    weights that are not finite.
+    """A dict of tensors and numbers, on the CPU. FileNotFoundError, or ValueError for a file that is truncated or no
+    checkpoint, or whose weights are not finite.
 
     Nothing in the file is executed.
     """
@@ -46,7 +46,7 @@ def read(path: str | Path) -> dict:
 
 
 def is_training(content: dict) -> bool:
-    """Whether everything of a run is here, or weights alone."""
+    """Whether this is a complete training checkpoint, not weights alone."""
     return NEEDED <= content.keys()
 
 
@@ -55,7 +55,7 @@ def save(folder: str | Path, content: dict) -> None:
     folder = Path(folder)
     latest = folder / LATEST
     for name in (LATEST, BEST):
-        for left in folder.glob(f".{Path(name).stem}.*.pth"):  # by a process that was killed while it wrote
+        for left in folder.glob(f".{Path(name).stem}.*.pth"):  # by a process that was killed while writing
             left.unlink(missing_ok=True)
     with replacing(latest) as temporary:
         _dump(temporary, content)
@@ -64,7 +64,7 @@ def save(folder: str | Path, content: dict) -> None:
 
 
 def newest(folder: str | Path) -> tuple[dict | None, list[str]]:
-    """The newest whole checkpoint of a run, None where there is none, and a line for each that was passed over."""
+    """The newest complete checkpoint of a run, or None, and a line for each that was passed over."""
     warnings = []
     for name in (LATEST, PREVIOUS):
         path = Path(folder) / name
@@ -77,5 +77,5 @@ def newest(folder: str | Path) -> tuple[dict | None, list[str]]:
             continue
         if is_training(content):
             return content, warnings
-        warnings.append(f"{path}: weights alone, not a run to continue")
+        warnings.append(f"{path}: weights alone, not a run to resume")
     return None, warnings

@@ -1,4 +1,4 @@
-"""The edge between a person and a script: options in, one line out when something is wrong.
+"""The command line of all scripts: options in, one line out when something is wrong.
 
 A ValueError or OSError that reaches the top is about input: one line on standard error, exit status 2. Set
 VFI_DEBUG=1 to see where it was raised. Anything else is a bug and keeps its traceback.
@@ -23,12 +23,12 @@ import torch
 from models.baselines import BASELINES, NAMES
 from models.interpolator import NAMED_SCALES, PRECISIONS, nearest_scale
 
-DATA = Path(__file__).resolve().parents[1] / "data"  # where sets are looked for
+DATA = Path(__file__).resolve().parents[1] / "data"  # where data sets are looked for
 OF_NETWORKS = ("--scale", "--tile", "--precision", "--fast", "--no_fast")  # options without a meaning for baselines
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose options may be typed with hyphens or underscores and whose complaints are one line."""
+    """An ArgumentParser whose options may be typed with hyphens or underscores and whose errors are one line."""
 
     def __init__(self, doc: str):
         super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         args = sys.argv[1:] if args is None else args
-        end = args.index("--") if "--" in args else len(args)  # behind it are no options
+        end = args.index("--") if "--" in args else len(args)  # no options after it
         args = [underscored(arg) for arg in args[:end]] + list(args[end:])
         parsed, rest = super().parse_known_args(args, namespace)
         names = getattr(parsed, "model_name", None)
@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
         given = {arg.partition("=")[0] for arg in args}
         for option in OF_NETWORKS:
             if option in given and all(name in BASELINES for name in names):
-                self.error(f"{option} means nothing to {', '.join(names)}; leave it out, or name a network")
+                self.error(f"{option} has no effect on {', '.join(names)}; leave it out, or name a network")
         return parsed, rest
 
     def parse_args(
@@ -57,7 +57,7 @@ class Parser(argparse.ArgumentParser):
         parsed, rest = self.parse_known_args(args, namespace)
         for word in filter(lambda word: word.startswith("--"), rest):
             if near := difflib.get_close_matches(word.partition("=")[0], self._option_string_actions, 1):
-                self.error(f"unknown option {word}; {near[0]} may be meant")
+                self.error(f"unknown option {word}; did you mean {near[0]}?")
         if rest:
             self.error(f"unrecognized arguments: {' '.join(rest)}")
         return parsed
@@ -75,9 +75,9 @@ def underscored(argument: str) -> str:
 
 
 def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
-    """Parse the command line and call main(args); turn what a user can cause into one line and exit status 2.
+    """Parse the command line and call main(args); turn an error that a user can cause into one line and exit status 2.
 
-    A warning is one line, too, without the place in the code that it comes from.
+    A warning is one line, too, without its place in the code.
     """
     args = parser.parse_args()
     usual = warnings.formatwarning
@@ -92,8 +92,8 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
     except RuntimeError as error:
         if debugging() or not str(error).startswith("DataLoader worker"):
             raise
-        way = "where memory is short, or shared memory in a container (docker run --shm-size), give fewer --workers"
-        message = f"{str(error).partition('. ')[0]}; {way}; --workers 0 shows other reasons"
+        way = "if memory is short, or shared memory in a container (docker run --shm-size), give fewer --workers"
+        message = f"{str(error).partition('. ')[0]}; {way}; --workers 0 shows any other cause"
     except OSError as error:
         if debugging():
             raise
@@ -111,9 +111,9 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
 
 @contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM, with which systems stop jobs, is no worse than Ctrl-C. Processes that are started meanwhile inherit it,
-    and may have to take it back."""
-    if threading.current_thread() is not threading.main_thread():  # Python allows handlers there alone
+    """Treat SIGTERM, by which job schedulers stop a run, like Ctrl-C. Processes forked meanwhile inherit this and may
+    have to undo it."""
+    if threading.current_thread() is not threading.main_thread():  # Python allows signal handlers only there
         yield
         return
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -124,7 +124,7 @@ def terminated_as_interrupted() -> Iterator[None]:
 
 
 def complain(line: str) -> int:
-    """Print one line to standard error, whatever progress bar was there; returns the exit status of a user's error."""
+    """Print one line to standard error, below any progress bar; returns the exit status of a user's error."""
     print("\n" * sys.stderr.isatty() + one_line(line), file=sys.stderr, flush=True)
     return 2
 
@@ -138,41 +138,42 @@ def debugging() -> bool:
 
 
 def add_model(parser: argparse.ArgumentParser, several: bool = False, mode: str = "eager") -> None:
-    """The options that models.baselines.interpolator takes. several: there may be several of each, see `asked`. mode:
-    see `add_mode`."""
+    """Add the options that models.baselines.interpolator takes. several: allow several models, see `asked`. mode: see
+    `add_mode`."""
     help = "network or baseline (default: what the checkpoint holds, or IFRNet_S)"
     count = {"nargs": "+", "default": [None]} if several else {}
     parser.add_argument("--model_name", choices=NAMES, help=help, **count)
-    help = "weights: a path (default: the shipped ones of that name)" + ", or several to compare" * several
+    help = "weights: a path (default: those shipped under that name)" + ", or several to compare" * several
     parser.add_argument("--checkpoint", help=help, nargs="+" if several else None)
     add_mode(parser, mode)
     add_device(parser)
 
 
 def asked(args: argparse.Namespace) -> list[tuple[str | None, str | None]]:
-    """The names and weights of the models asked for, each once; with --checkpoint a network for each of its files.
-    ValueError where more than one network is named for them."""
+    """(name, weights) of each model asked for, without duplicates; with --checkpoint, one network for each of its
+    files. ValueError where more than one network is named for them."""
     names = list(dict.fromkeys(args.model_name))
     if not args.checkpoint:
         return [(name, None) for name in names]
     networks = [name for name in names if name not in BASELINES]
     if len(networks) > 1:
-        raise ValueError(f"{args.checkpoint[0]}: a checkpoint is of one network; name one with --model_name, or none")
+        raise ValueError(f"{args.checkpoint[0]}: a checkpoint fits one network; name one with --model_name, or none")
     baselines = [(name, None) for name in names if name in BASELINES]
     return [*baselines, *((networks[0] if networks else None, path) for path in dict.fromkeys(args.checkpoint))]
 
 
 def add_mode(parser: argparse.ArgumentParser, default: str = "eager") -> None:
-    """--precision and the mode of Interpolator, which is `default` without --fast; with "auto" it can be refused."""
-    help = "of the convolutions (default: fp32, in fast mode what the device is quickest with)"
+    """Add --precision and --fast, for the mode of Interpolator; without --fast it is `default`, and where that is
+    "auto", --no_fast turns fast mode off."""
+    help = "of the convolutions (default: fp32; in fast mode, the device's fastest)"
     parser.add_argument("--precision", choices=PRECISIONS, help=help)
     modes = parser.add_mutually_exclusive_group()
     add = partial(modes.add_argument, dest="mode", action="store_const", default=default)
-    where = " (default: on x86 CPUs, where there is enough to do)" if default == "auto" else ""
-    help = "the same weights with kernels of our own, in half precision where the device has it"
+    where = " (default: on x86 CPUs, for jobs large enough)" if default == "auto" else ""
+    help = "the same weights with kernels of our own, in half precision where the device supports it"
     add("--fast", const="fast", help=help + where)
     if default == "auto":
-        add("--no_fast", const="eager", help="the network as it is written")
+        add("--no_fast", const="eager", help="without fast mode")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -180,7 +181,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def device(name: str) -> torch.device:
-    """The type of --device: argparse names the option and the value where it raises."""
+    """The type of --device; argparse puts the option before the error."""
     try:
         wanted = torch.device(name)
     except RuntimeError:
@@ -199,7 +200,7 @@ def scale(text: str) -> float | str:
     try:
         value = float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number and none of {', '.join(NAMED_SCALES)}") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor one of {', '.join(NAMED_SCALES)}") from None
     try:
         return nearest_scale(value)
     except ValueError as error:
@@ -237,8 +238,8 @@ def share(text: str) -> float:
 
 
 def decay(text: str) -> float:
-    """The type of an option that is the decay of an average: a number from 0 up and below 1."""
-    return _number(text, lambda value: 0 <= value < 1, "a number from 0 up and below 1")
+    """The type of an option that is the decay of an average: a number from 0 to below 1."""
+    return _number(text, lambda value: 0 <= value < 1, "a number from 0 to below 1")
 
 
 def _number(text: str, valid: Callable[[float], bool], what: str) -> float:

@@ -1,7 +1,7 @@
-"""Ranks: how many processes work together, which one this is, its share of the work, and what all of them know.
+"""Ranks: how many processes work together, which one this is, its share of the work, and what all of them agree on.
 
-torchrun and `python -m torch.distributed.launch` put rank and world size into the environment; a script that was
-started by neither is the only rank of one, and everything here then costs nothing.
+torchrun and `python -m torch.distributed.launch` put rank and world size into the environment; a script started by
+neither is rank 0 of 1, and everything here then costs nothing.
 
     with distributed.ranks(args) as device:
         for i in distributed.shard(range(len(dataset))):
@@ -25,11 +25,11 @@ from models.interpolator import default_device
 T = TypeVar("T")
 
 GONE = ("Connection closed by peer", "Connection reset by peer")  # what gloo says when another rank has ended
-TIMEOUT = timedelta(hours=2)  # ranks that validate or score may be apart by the time of a whole share
+TIMEOUT = timedelta(hours=2)  # one rank may wait for another to validate or score its whole share
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """--world_size and --local_rank: the environment decides, the options are checked against it."""
+    """Add --world_size and --local_rank: the environment decides, the options are checked against it."""
     parser.add_argument("--world_size", type=int, help="number of processes; must be what the launcher started")
     parser.add_argument("--local_rank", type=int, help="set by torch.distributed.launch; not to be typed")
 
@@ -43,15 +43,15 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this rank is the one that speaks and writes."""
+    """Whether this rank is the one that prints and writes files."""
     return rank() == 0
 
 
 @contextmanager
 def ranks(args: argparse.Namespace) -> Iterator[torch.device]:
-    """Join the other ranks, if there are any, and leave them at the end; gives the device of this rank.
+    """Join the other ranks, if there are any, and leave them at the end; yields the device of this rank.
 
-    args: `device` (None: a GPU for every rank where there are GPUs) and, where they are options, `world_size` and
+    args: `device` (None: a GPU for every rank where there are GPUs) and, if the script has them, `world_size` and
     `local_rank`. ValueError where they are not what the launcher started, or where there are more ranks than GPUs.
     """
     names = {"WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
@@ -63,25 +63,25 @@ def ranks(args: argparse.Namespace) -> Iterator[torch.device]:
     if world == 1:
         yield device
         return
-    # gloo carries what lives on the CPU, also beside nccl: ranks can agree without waiting for their GPUs.
+    # gloo carries CPU tensors, also beside nccl: ranks can agree without waiting for their GPUs.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield device
     except RuntimeError as error:
         if any(words in str(error) for words in GONE):
             raise ValueError(
-                "another process of this run has ended; unless it was killed, its line says why"
+                "another process of this run has ended; unless it was killed, its own message says why"
             ) from error
         raise
     finally:
-        # Up to PyTorch 2.7, at least, the end of gloo's group waits, holding the interpreter's lock, for a thread that
-        # may need that lock to let go of the last gather's tensors: give it the time to do so before.
+        # Up to PyTorch 2.7, at least, destroying gloo's group waits, holding the GIL, for a thread that may need it to
+        # release the last gather's tensors: give that thread time to do so first.
         time.sleep(0.2)
         dist.destroy_process_group()
 
 
 def shard(indices: Sequence[T]) -> list[T]:
-    """This rank's share: every one goes to exactly one rank, none is repeated to make the shares equal."""
+    """This rank's share: every index goes to exactly one rank, none is repeated to make the shares equal."""
     return list(indices[rank() :: world_size()])
 
 
@@ -104,7 +104,7 @@ def sums(values: dict[str, float]) -> dict[str, float]:
 
 
 def maximum(value: torch.Tensor) -> torch.Tensor:
-    """The greatest of all ranks' values, element by element, in place; a tensor on a GPU does not make the CPU wait."""
+    """The maximum over all ranks, element by element, in place; for a tensor on a GPU the CPU does not wait."""
     if world_size() > 1:
         dist.all_reduce(value, dist.ReduceOp.MAX)
     return value
@@ -123,8 +123,8 @@ def barrier() -> None:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What one rank raises in here (ValueError, OSError) ends all of them, and that rank says why: the others would
-    wait for it, until they are killed."""
+    """End all ranks where one raises a ValueError or OSError in the block; that rank says why. Otherwise the others
+    would wait for it until they are killed."""
     problem = None
     try:
         yield
@@ -150,7 +150,7 @@ def agree(values: dict) -> None:
 def _environment(name: str, default: int) -> int:
     text = os.environ.get(name, str(default))
     if not text.isdecimal():
-        raise ValueError(f"{name}={text!r} in the environment is no number; start with torchrun, or unset it")
+        raise ValueError(f"{name}={text!r} in the environment is not a number; start with torchrun, or unset it")
     return int(text)
 
 

@@ -12,7 +12,7 @@ from models.layers import warp
 
 
 def inside(flow: Tensor) -> Tensor:
-    """The pixels that do not leave the frame; false where flow is NaN."""
+    """The pixels that stay within the frame; false where flow is NaN."""
     height, width = flow.shape[-2:]
     x = flow[:, :1] + torch.arange(width, device=flow.device)
     y = flow[:, 1:] + torch.arange(height, device=flow.device)[:, None]
@@ -22,8 +22,8 @@ def inside(flow: Tensor) -> Tensor:
 def consistent(forward: Tensor, backward: Tensor) -> Tensor:
     """The pixels that pass the forward-backward test of Sundaram, Brox and Keutzer (ECCV 2010), equation 5.
 
-    There and back again must end within |w + w'|^2 < 0.01 (|w|^2 + |w'|^2) + 0.5; what is hidden in the other frame
-    fails, and so does what was estimated wrongly.
+    Forward and back again must satisfy |w + w'|^2 < 0.01 (|w|^2 + |w'|^2) + 0.5; pixels hidden in the other frame fail,
+    and so do wrong estimates.
     """
     back = warp(backward, forward)
     both = (forward**2).sum(1, keepdim=True) + (back**2).sum(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""How good is a teacher's flow? What it leaves when frames are warped by it, where it contradicts itself, how it looks.
+"""How good a teacher's flow is: the error left after warping by it, where it contradicts itself, how it looks.
 
 Frames are RGB (B, 3, H, W) in [0, 1]; flow is (B, 2, H, W), (dx, dy) in pixels; masks are bool (B, 1, H, W).
 """
@@ -53,7 +53,7 @@ def judge(teacher: Teacher, frames: Tensor, label: Tensor) -> tuple[list[float],
 
 
 def error_by_motion(flow: Tensor, truth: Tensor) -> np.ndarray:
-    """For every one of RANGES: pixels, sum of end-point errors, pixels with less than 1. flow, truth: (1, 4, H, W)."""
+    """For each of RANGES: pixels, sum of end-point errors, pixels with an error below 1. flow, truth: (1, 4, H, W)."""
     flow, truth = (torch.cat(x.chunk(2, 1)).movedim(1, -1).reshape(-1, 2).cpu().numpy() for x in (flow, truth))
     known = np.isfinite(truth).all(1)
     error = np.linalg.norm(flow - truth, axis=1)[known]
@@ -62,7 +62,7 @@ def error_by_motion(flow: Tensor, truth: Tensor) -> np.ndarray:
 
 
 def error_table(sums: np.ndarray) -> str:
-    """The sums of `error_by_motion`, one line a range."""
+    """The sums of `error_by_motion`, one line per range."""
     lines = [f"{'motion px':>12s}{'% of pixels':>14s}{'mean error px':>16s}{'% below 1 px':>14s}"]
     ranges = [f"{low}-{high}" for low, high in zip(RANGES, RANGES[1:])] + [f"{RANGES[-1]} up"]
     for name, (count, error, near) in zip([*ranges, "all"], [*sums, sums.sum(0)]):

@@ -1,4 +1,4 @@
-"""What a run says: lines on the screen and in train.log, numbers in metrics.csv and TensorBoard, a progress bar."""
+"""The records of a run: lines on screen and in train.log, numbers in metrics.csv and TensorBoard, a progress bar."""
 
 import csv
 import sys
@@ -15,9 +15,9 @@ LOG, METRICS = "train.log", "metrics.csv"
 
 
 class Journal:
-    """The records of one run's folder, kept by its main rank. A full disk costs lines of them, not the run.
+    """The records in a run's folder, kept by its main rank. A full disk costs lines of them, not the run.
 
-    start: the iteration that the run goes on at, None where it begins; what an interrupted run recorded beyond it is
+    start: the iteration at which the run resumes, None for a new one; what an interrupted run recorded beyond it is
     dropped, because it will happen again. total: iterations of the run, None where the clock decides.
     """
 
@@ -76,7 +76,7 @@ class Journal:
         except OSError as error:
             if not self.warned:
                 with suppress(OSError):
-                    self._show(f"{self.folder}: not all that is said here can be written down: {error}")
+                    self._show(f"{self.folder}: not everything printed here can be written to the log: {error}")
             self.warned = True
 
     def _show(self, line: str) -> None:
@@ -91,7 +91,7 @@ class Journal:
         reader = csv.DictReader(whole.splitlines())
         if whole and "iteration" not in reader.fieldnames:
             raise ValueError(f"{path}: its columns are not those of a run; move it away")
-        # A disk that was full for a while leaves half a line, and the next one behind it.
+        # A disk that was full for a while leaves half a line, with the next one appended to it.
         lines = [row for row in reader if None not in row and (row["iteration"] or "").isdecimal()]
         rows = [row for row in lines if int(row["iteration"]) <= iteration]
         return list(reader.fieldnames or []), rows

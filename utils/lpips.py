@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from models.weights import read_checkpoint
 
-# Of inputs in [-1, 1], from the published implementation: ImageNet's mean and deviation, moved there.
+# For inputs in [-1, 1], from the published implementation: ImageNet's mean and standard deviation, rescaled.
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 class Backbone(NamedTuple):
-    """taps: indices of torchvision's `features` after which a layer is compared; channels: of those layers; least: side
-    of a frame of which its poolings leave something."""
+    """taps: indices of torchvision's `features` after which a layer is compared; channels: of those layers; least: the
+    smallest side of a frame of which its poolings leave something."""
 
     taps: tuple[int, ...]
     channels: tuple[int, ...]
@@ -37,7 +37,7 @@ BACKBONES = {
 class LPIPS(nn.Module):
     """(prediction, target), (B, 3, H, W) in [0, 1] -> distance (B,), 0 for equal images.
 
-    paths: one file with everything, or the backbone's and the linear layers'; which network it is is seen by them.
+    paths: one file with everything, or the backbone's and the linear layers', which tell which network it is.
     ValueError where there is no file, or the files together are not those weights; in a call, for images too small for
     the network.
     """
@@ -84,7 +84,7 @@ class LPIPS(nn.Module):
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         height, width = target.shape[-2:]
         if min(height, width) < self.least:
-            raise ValueError(f"an image of {width}x{height} is too small for LPIPS, whose least side is {self.least}")
+            raise ValueError(f"an image of {width}x{height} is too small for LPIPS; sides must be {self.least} or more")
         total = 0
         x, y = ((2 * image - 1 - self.shift) / self.scale for image in (prediction, target))
         for index, layer in enumerate(self.features):
@@ -96,7 +96,7 @@ class LPIPS(nn.Module):
 
 
 def _unit(x: Tensor) -> Tensor:
-    """Every pixel's features at length 1."""
+    """Every pixel's features, scaled to unit length."""
     return x / (x.norm(dim=1, keepdim=True) + 1e-10)
 
 

@@ -1,4 +1,4 @@
-"""Sums of loss terms, gradient norm and throughput between two lines of the log, kept on the device: no step waits."""
+"""Sums of loss terms, gradient norm and throughput between log lines, kept on the device so that no step waits."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ class Meter:
 
     def __init__(self, device: torch.device):
         self.device = device
-        self.streak, self.longest = (torch.zeros((), device=device) for _ in range(2))  # of skipped steps, in a row
+        self.streak, self.longest = (torch.zeros((), device=device) for _ in range(2))  # skipped steps in a row
         self.restart()
 
     def restart(self) -> None:
@@ -25,13 +25,13 @@ class Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time that counts for no step."""
+        """Exclude the time spent in the block."""
         start = time.monotonic()
         yield
         self.begun += time.monotonic() - start
 
     def timed(self, batches: Iterable) -> Iterator:
-        """The batches, and the time spent waiting for them."""
+        """Yield the batches, and add up the time spent waiting for them."""
         iterator = iter(batches)
         while True:
             start = time.monotonic()
@@ -51,7 +51,7 @@ class Meter:
         self.steps, self.samples = self.steps + 1, self.samples + samples
 
     def read(self) -> dict[str, float]:
-        """Means over the steps that counted and over all ranks; here the CPU waits for the device. Starts again."""
+        """Means over the steps not skipped and over all ranks, which the CPU waits for; starts again."""
         names = [*self.terms, "grad_norm", "bad_steps"]
         values = torch.stack([*self.terms.values(), self.norm, self.bad]).tolist()
         seconds = time.monotonic() - self.begun

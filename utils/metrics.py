@@ -1,7 +1,7 @@
 """How near a prediction is to the truth: PSNR, SSIM, interpolation error; and how much a video flickers.
 
-Every metric of images takes (prediction, target), float (B, 3, H, W) in [0, 1], on any device, and returns one value an
-image, (B,). ValueError for other types and shapes, which would be scored wrongly without a word. Sums are made in
+Every metric of images takes (prediction, target), float (B, 3, H, W) in [0, 1], on any device, and returns one value
+per image, (B,). ValueError for other types and shapes, which would silently be scored wrongly. Sums are made in
 float64, so that a value does not depend on how many images were scored together.
 """
 
@@ -25,7 +25,7 @@ def psnr(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def bounded_psnr(prediction: Tensor, target: Tensor) -> Tensor:
-    """The same, EXACT at most: a frame that is exact, such as black, would make every mean infinite."""
+    """PSNR, at most EXACT: one frame that is exact, such as a black one, would make every mean infinite."""
     return psnr(prediction, target).clamp(max=EXACT)
 
 
@@ -67,7 +67,7 @@ def warping_error(video: Tensor, forward: Tensor, backward: Tensor) -> Tensor:
 
     video: (N, 3, H, W) in [0, 1]; forward, backward: flow between its frames, i -> i + 1 and back, (N - 1, 2, H, W) in
     pixels. The mean over all neighbours of the squared difference between a frame and the next one, brought there by
-    flow, over pixels that are seen in both. One number. A blurred video scores well: never read it without PSNR.
+    flow, over pixels visible in both. One number. A blurred video scores well: never read it without PSNR.
     """
     seen = (inside(forward) & consistent(forward, backward)).double()
     change = ((warp(video[1:], forward) - video[:-1]).double() ** 2).mean(1, keepdim=True)
@@ -96,7 +96,7 @@ def _ssim(prediction: Tensor, target: Tensor, blur: Callable[[Tensor], Tensor]) 
 
 
 def _blur(x: Tensor, dim: int) -> Tensor:
-    """Gaussian mean along one dimension, which becomes shorter by the window less one."""
+    """Gaussian mean along one dimension, which shrinks by the window's size less one."""
     offsets = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
     weights = torch.exp(-(offsets**2) / (2 * SIGMA**2))
     size = x.shape[dim] - WINDOW + 1

@@ -7,8 +7,8 @@ from models import interpolator
 
 from .shots import THUMBNAIL, thumbnail
 
-PERCENTILE = 95  # of the lengths of flow: what moves most, but for stray vectors
-# Pixels of motion up to which flow is estimated at this scale. Found with an earlier IFRNet_S on 142 windows of the
+PERCENTILE = 95  # of the lengths of flow: the largest motion, ignoring stray vectors
+# (pixels of motion up to which it applies, scale). Found with an earlier IFRNet_S on 142 windows of the
 # clips it was trained on: 32.21 dB, at scale 1 throughout 32.07 (benchmarks/Clips.py --clips NAMES --per_clip 5 --fast
 # --model_name IFRNet_S, with and without --scale auto; the names are those of the table in the model card).
 SCALES = ((18, 1.0), (40, 0.5))

@@ -1,8 +1,8 @@
-"""Muon: steps that go equally far in all directions that a layer's kernels can take.
+"""Muon: orthogonalised momentum, steps that go equally far in all directions of a layer's weight matrix.
 
 Keller Jordan, 2024, https://kellerjordan.github.io/posts/muon/; the length of a step after Liu et al., "Muon is
-Scalable for LLM Training", arXiv:2502.16982. torch.optim.Muon is for matrices alone, and a step that is to be skipped
-would have to wait for the device.
+Scalable for LLM Training", arXiv:2502.16982. torch.optim.Muon takes matrices only, and skipping a step there means
+waiting for the device.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ class Muon(torch.optim.Optimizer):
     """Muon for kernels, fused AdamW without weight decay for biases and slopes.
 
     A kernel counts as a matrix with a row for each index of its first dimension. half: orthogonalise in bfloat16.
-    found_inf: as of a fused AdamW, a number on the device; a step changes nothing where it is not 0.
+    found_inf: as in fused AdamW, a number on the device; a step changes nothing where it is not 0.
     """
 
     def __init__(self, weights: Iterable[Tensor], lr: float, half: bool = False):
@@ -34,7 +34,7 @@ class Muon(torch.optim.Optimizer):
 
     def load_state_dict(self, content: dict) -> None:
         super().load_state_dict(content)
-        # Its own way, because it adds what versions of PyTorch before this one did not save.
+        # By its own __setstate__, which adds options that earlier versions of PyTorch did not save.
         self.adamw.__setstate__({"state": self.state, "param_groups": self.param_groups[1:]})
 
     @torch.no_grad()
@@ -49,7 +49,7 @@ class Muon(torch.optim.Optimizer):
             momentum.copy_(torch.where(skipped, momentum, ahead))
             step = kernel.grad.lerp(ahead, MOMENTUM).flatten(1)  # Nesterov's
             steps.append(step.bfloat16() if self.half else step)
-        # On a GPU starting the kernels takes longer than they do; in float32 it is the arithmetic that counts.
+        # On a GPU, launching the kernels takes longer than running them; in float32, the arithmetic dominates.
         at_once = self.half and skipped.is_cuda and steps
         for kernel, turned in zip(kernels, together(steps) if at_once else map(orthogonal, steps)):
             length = self.param_groups[0]["lr"] * RMS * max(turned.shape) ** 0.5
@@ -60,8 +60,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def together(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """Each of them as by `orthogonal`, as parts of equally large matrices that are zero elsewhere, and stay
-    so: up to four times the arithmetic."""
+    """`orthogonal` of each, as one batch, padded with zeros to one size; the padding stays zero. Up to four times the
+    arithmetic."""
     lying = [_lying(matrix) for matrix in matrices]
     batch = lying[0].new_zeros(len(lying), *(max(matrix.shape[side] for matrix in lying) for side in (0, 1)))
     parts = [whole[: len(matrix), : matrix.shape[1]] for whole, matrix in zip(batch, lying)]
@@ -72,8 +72,8 @@ def together(matrices: Sequence[Tensor]) -> list[Tensor]:
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """About the nearest matrix (.., M, N) whose singular values are all one, by Newton-Schulz steps: they come to lie
-    between 0.7 and 1.2, those below a thousandth of the norm less far. Zero stays zero."""
+    """Roughly the nearest matrix (.., M, N) whose singular values are all one, by Newton-Schulz steps: they end up
+    between 0.7 and 1.2, those below a thousandth of the norm lower. Zero stays zero."""
     a, b, c = QUINTIC
     x = _lying(matrix).flatten(0, -3) if matrix.ndim > 2 else _lying(matrix)[None]
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
@@ -84,5 +84,5 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
 
 def _lying(matrix: Tensor) -> Tensor:
-    """No higher than wide: a small matrix then times itself."""
+    """Transposed where it is higher than wide, so that the Gram matrix is the smaller one."""
     return matrix if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT

@@ -1,11 +1,11 @@
-"""The training loop: learning rate, step, log every N, validate, save; nothing lost whenever it is stopped.
+"""The training loop: learning rate, step, log every N, validate, save; nothing is lost whenever it stops.
 
     fit(model, batches, loss, recipe, folder, device, validate=...)
 
 The horizon of a run is a number of iterations or of minutes; `progress` is the share of it that is done, from 0 to 1,
 and learning rate and loss weights are functions of it. With a horizon in iterations a run that was stopped anywhere and
-resumed ends with the weights of one that was not; the clock of a horizon in minutes never runs the same way twice. The
-device is waited for only where the loop speaks.
+resumed ends with the weights of an uninterrupted one; a horizon in minutes never repeats exactly. The loop waits for
+the device only where it logs, validates or saves.
 """
 
 import copy
@@ -36,13 +36,13 @@ IMPATIENT = 2.0  # seconds: launchers send a signal twice at once; a person who 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a run steps, whatever its data and loss. The defaults are the paper's or neutral.
+    """How a run trains, whatever its data and loss. The defaults are the paper's or neutral.
 
-    iterations or minutes: the horizon. accumulate: batches a step. amp: precision of the convolutions. ema: decay of
-    the averaged weights, 0: none. clip_grad: greatest gradient norm, 0: any. optimizer: of OPTIMIZERS; both take the
-    same learning rates. log_every, eval_every: iterations; eval_every 0: at the end alone. A run by the clock says
-    something after SILENCE seconds, too. save_every: minutes.
-    max_bad_steps: so many steps in a row that are skipped, because a number was not finite, end the run.
+    iterations or minutes: the horizon. accumulate: batches per step. amp: precision of the convolutions. ema: decay of
+    the averaged weights, 0: none. clip_grad: largest gradient norm, 0: no limit. optimizer: one of OPTIMIZERS; both
+    take the same learning rates. log_every, eval_every: iterations; eval_every 0: only at the end. A run by the clock
+    also logs after SILENCE seconds. save_every: minutes.
+    max_bad_steps: this many steps in a row, skipped because a number was not finite, end the run.
     """
 
     iterations: int | None = None
@@ -72,7 +72,7 @@ class Recipe:
 
 def quickest_amp(device: torch.device) -> str:
     """The precision of AMP that the devices of all ranks have instructions for: without them, half precision is many
-    times slower. All ranks ask together."""
+    times slower. All ranks must call this."""
     if device.type == "cuda":
         own = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
     else:
@@ -86,7 +86,7 @@ def cosine(start: float, end: float) -> Callable[[float], float]:
 
 
 class State:
-    """All that a run is: what a checkpoint holds, and what a resumed run begins with."""
+    """The whole state of a run: what a checkpoint holds, and what a resumed run starts from."""
 
     def __init__(self, model: nn.Module, recipe: Recipe, device: torch.device, config: dict | None = None):
         self.model, self.recipe, self.config = model, recipe, config or {}
@@ -101,12 +101,12 @@ class State:
 
     @property
     def seconds(self) -> float:
-        """Time spent on this run, that before an interruption included."""
+        """Time spent on this run, including that before an interruption."""
         return self._seconds + time.monotonic() - self._begun
 
     @property
     def judged(self) -> nn.Module:
-        """The network that is validated and handed on: the averaged one where there is one."""
+        """The network that is validated and written to best.pth: the averaged one where there is one."""
         return self.ema or self.model
 
     def content(self) -> dict:
@@ -124,10 +124,10 @@ class State:
         }
 
     def load(self, content: dict) -> None:
-        """Go on from a checkpoint of `content`, or from {"model", "iteration"}: weights alone, the optimizer fresh.
+        """Resume from what `content` returned, or from {"model", "iteration"}: weights alone, with a fresh optimizer.
 
-        Such weights are validated before their first step: they are the ones to beat. ValueError, which names the file
-        where content["source"] does, where the content belongs to another network.
+        Weights alone are validated before their first step: they are the ones to beat. ValueError where the
+        content belongs to another network, naming content["source"] if given, or to another optimizer.
         """
         try:
             self.model.load_state_dict(content["model"])
@@ -144,7 +144,7 @@ class State:
         if "optimizer" not in content:
             return
         groups = content["optimizer"]["param_groups"]
-        theirs = "muon" if len(groups) > 1 else "adamw"  # Muon's second group is of what AdamW steps for it
+        theirs = "muon" if len(groups) > 1 else "adamw"  # Muon's second group holds what AdamW steps for it
         if theirs != self.recipe.optimizer:
             raise ValueError(f"the run to resume steps with {theirs}; give --optimizer {theirs}")
         self.optimizer.load_state_dict(content["optimizer"])
@@ -176,14 +176,14 @@ def fit(
 ) -> State:
     """Train `model` until the recipe's horizon, on every rank alike; returns the run's state.
 
-    batches: from an iteration on, the batches (datasets.Sample, on any device), `accumulate` for every step, without an
-    end. loss: (Interpolation, batch, progress) -> named terms, whose sum is differentiated; the batch's targets and
-    times are flat, one a frame predicted. schedule: progress -> learning rate (default: the recipe's cosine). validate:
-    network -> named scores, on all ranks; the first, the higher the better, chooses best.pth. pictures: network ->
-    RGB images by name, on the main rank. folder: where everything is written. resume: a checkpoint's content to go on
-    from. config: numbers and strings to keep with it.
+    batches: iteration -> an endless iterable of the batches from there on (datasets.Sample, on any device),
+    `accumulate` per step. loss: (Interpolation, batch, progress) -> named terms, whose sum is differentiated; the
+    batch's targets and times are flat, one per predicted frame. schedule: progress -> learning rate (default: the
+    recipe's cosine). validate: network -> named scores, on all ranks; the first, the higher the better, chooses
+    best.pth. pictures: network -> RGB images by name, on the main rank. folder: where everything is written. resume: a
+    checkpoint's content to resume from. config: numbers and strings to keep with it.
 
-    SIGTERM and SIGINT end the run after the step that they meet, saved, with SystemExit. ValueError where too many
+    SIGTERM and SIGINT end the run after the current step: it is saved, and SystemExit raised. ValueError where too many
     steps in a row were not finite.
     """
     schedule = schedule or cosine(recipe.lr_start, recipe.lr_end)
@@ -192,15 +192,15 @@ def fit(
         state.load(resume)
         there = distributed.gather((Path(folder) / checkpoint.BEST).is_file())[0]
         if state.best > -math.inf and not there:
-            state.best, state.validated = -math.inf, -1  # of a run elsewhere: here nothing is the best yet
+            state.best, state.validated = -math.inf, -1  # they belong to a run elsewhere: here nothing is the best yet
     begun = state.iteration
     network = parallel(state.model, recipe, device)
-    goes_on = resume is not None and (begun > 0 or "optimizer" in resume)  # bare weights begin a run
+    goes_on = resume is not None and (begun > 0 or "optimizer" in resume)  # bare weights start a run
     journal = Journal(folder, begun if goes_on else None, recipe.iterations) if distributed.is_main() else None
     meter = Meter(device)
     judged = False
-    told = None  # at which second the last line was, on all ranks
-    saved, kept = time.monotonic(), begun  # when it was tried, and which iteration is in the folder
+    told = None  # the time of the last line, in seconds, the same on all ranks
+    saved, kept = time.monotonic(), begun  # when a save was last tried, and which iteration is in the folder
 
     def save(forgiving: bool = False) -> None:
         nonlocal saved, kept
@@ -220,7 +220,7 @@ def fit(
 
     stream = _together(meter.timed(batches(state.iteration)))
     try:
-        # Signals wait for what is kept: where one rank fails, the launcher ends the one that writes.
+        # Signals stay caught while `keep` saves: where one rank fails, the launcher terminates the one that writes.
         with _signals() as asked_to_stop, _at_failure(keep):
             while True:
                 signal_number, seconds = _agree(asked_to_stop(), state.seconds)
@@ -236,12 +236,12 @@ def fit(
                 if validate and validation_due and state.validated < state.iteration:
                     _check(state, meter)
                     with meter.paused():
-                        save(forgiving=True)  # a long validation must not stand between a run and what it has learnt
+                        save(forgiving=True)  # progress must not be lost if a long validation is killed
                         _examine(state, validate, pictures, journal, Path(folder))
                     judged = True
                 if done >= 1:
                     if state.iteration == begun:
-                        if before := (resume or {}).get("config"):  # by which all was made, but the score perhaps
+                        if before := (resume or {}).get("config"):  # all was made with it, except perhaps the score
                             anew = {"validation": state.config.get("validation")} if judged else {}
                             state.config = before | anew
                         _say(journal, f"nothing to do at iteration {begun}: the run to resume has reached its end")
@@ -262,7 +262,7 @@ def fit(
                     save(forgiving=True)
         save()
     finally:
-        stream.close()  # reading processes end with it, whoever still holds on to this frame
+        stream.close()  # ends the reading processes, even if an exception still holds this frame
         if journal:
             journal.close()
     return state
@@ -272,7 +272,7 @@ def _examine(
     state: State, validate: Callable, pictures: Callable | None, journal: Journal | None, folder: Path
 ) -> None:
     """Score the network, on all ranks, and keep its weights where they are the best so far; see `fit`."""
-    distributed.as_on_main(state.judged.buffers())  # BatchNorm's are of a rank's own batches
+    distributed.as_on_main(state.judged.buffers())  # BatchNorm's come from a rank's own batches
     with _without_search():
         scores, drawn = validate(state.judged), pictures(state.judged) if pictures and journal else {}
     score = next(iter(scores.values()))
@@ -286,18 +286,18 @@ def _examine(
         try:
             if best:
                 checkpoint.write(folder / checkpoint.BEST, state.judged.state_dict())
-        except OSError as error:  # of a full disk: the next one that is better than what is there may find room
+        except OSError as error:  # such as a full disk: the next network that beats the one there may find room
             best = False
             journal.say(f"iteration {state.iteration}: the best, but not written: {error}")
     if distributed.gather(best)[0]:
         state.best = score
     state.validated = state.iteration
-    state.model.train()  # whoever judged it may have put it into evaluation mode
+    state.model.train()  # validation may have put it into evaluation mode
 
 
 @contextmanager
 def _without_search() -> Iterator[None]:
-    """Convolutions as cuDNN thinks best: where frames have many sizes, a search for each takes longer than they do."""
+    """Choose convolutions by cuDNN's heuristics: for frames of many sizes, a search takes longer than it saves."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False
     try:
@@ -327,7 +327,7 @@ def step(
     for k in range(recipe.accumulate):
         batch = _to_device(next(stream), device, recipe)
         samples += len(batch.img0)
-        # Gradients travel between ranks once a step, with the last of its batches.
+        # Ranks exchange gradients once per step, with its last batch.
         alone = distributed.world_size() > 1 and k < recipe.accumulate - 1
         with network.no_sync() if alone else nullcontext():
             with torch.autocast(device.type, AMP[recipe.amp], enabled=recipe.amp != "none"):
@@ -363,7 +363,7 @@ def step(
 
 
 def _to_device(batch, device: torch.device, recipe: Recipe):
-    """A batch on the device, with its targets and times flat: one a frame that the network predicts."""
+    """A batch on the device, with its targets and times flat: one per predicted frame."""
     batch = batch._replace(imgt=batch.imgt.flatten(0, -4), t=batch.t.flatten())
     move = {
         name: x.to(device, memory_format=recipe.layout, non_blocking=True)
@@ -382,14 +382,14 @@ def _average(ema: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 def parallel(model: nn.Module, recipe: Recipe, device: torch.device) -> nn.Module:
-    """The network as it is called in a step: on all ranks together, compiled where the recipe says so."""
+    """The network as a step calls it: distributed over all ranks, compiled if the recipe says so."""
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # batches have one size, or two
     network = model
     if distributed.world_size() > 1:
         ids = [device.index] if device.type == "cuda" else None
         network = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
-    # For the sizes that come, few of them: code for any size is slower.
+    # Specialised to the sizes that occur, which are few: code for any size is slower.
     return torch.compile(network, dynamic=False) if recipe.compile else network
 
 
@@ -438,7 +438,7 @@ def _at_failure(act: Callable[[], None]) -> Iterator[None]:
 
 
 def _together(batches: Iterator) -> Iterator:
-    """The batches, while every rank has its own: where one cannot be read, all end."""
+    """Yield the batches while every rank can read its own: where one cannot, all end."""
     try:
         while True:
             with distributed.together():
@@ -456,7 +456,7 @@ def _agree(signal_number: int, seconds: float) -> tuple[int, float]:
 
 @contextmanager
 def _signals() -> Iterator[Callable[[], int]]:
-    """Turns SIGTERM and SIGINT into a number to ask for, 0 while there was none; a later Ctrl-C interrupts at once."""
+    """Catch SIGTERM and SIGINT; yields a function that returns the signal's number, or 0. A later Ctrl-C interrupts."""
     number, since = 0, 0.0
 
     def note(received: int, _frame) -> None:
@@ -465,7 +465,7 @@ def _signals() -> Iterator[Callable[[], int]]:
             raise KeyboardInterrupt
         number, since = number or received, since or time.monotonic()
 
-    if threading.current_thread() is not threading.main_thread():  # Python allows handlers there alone
+    if threading.current_thread() is not threading.main_thread():  # Python allows signal handlers only there
         yield lambda: 0
         return
     before = {kind: signal.signal(kind, note) for kind in (signal.SIGTERM, signal.SIGINT)}

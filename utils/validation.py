@@ -1,4 +1,4 @@
-"""A network's score on frames that it was not trained on, by all ranks together, and what it makes of some."""
+"""A network's score on frames that it was not trained on, by all ranks together, and pictures of its results."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -16,15 +16,15 @@ from utils.metrics import bounded_psnr
 
 
 class Validation:
-    """network -> {"psnr": mean over all frames of a data set, in dB, "averaging": what the plain average of both frames
-    has there, the floor that a curve is read against}; every sample on exactly one rank.
+    """network -> {"psnr": mean over all frames of a data set, in dB, "averaging": the score of the plain average of
+    both frames, the floor to read a curve against}; every sample on exactly one rank.
 
     dataset: of datasets.Sample, unaugmented; samples may have different sizes, so they are scored one by one.
     """
 
     def __init__(self, dataset: Dataset, device: torch.device, workers: int = 0):
         if not len(dataset):
-            raise ValueError("there is nothing to validate on: the list of the validation is empty")
+            raise ValueError("nothing to validate on: the validation list is empty")
         self.dataset, self.device, self.workers = dataset, device, workers
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
