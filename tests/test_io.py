@@ -34,7 +34,7 @@ def flow():
 
 
 def png_by_hand(picture):
-    """An RGB PNG of 8 or 16 bits, written after its specification."""
+    """An RGB PNG of 8 or 16 bits, written by its specification."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -93,7 +93,7 @@ def test_grey_transparent_and_turned_pictures_become_upright_rgb(tmp_path, pictu
 
 
 def test_a_jpeg_with_something_behind_it_is_whole(tmp_path, picture):
-    """Telephones put a film there, in which bytes may stand for anything."""
+    """Phones append a video, whose bytes may look like anything."""
     path = tmp_path / "picture.jpg"
     io.write_image(path, picture)
     whole = path.read_bytes()
@@ -212,13 +212,13 @@ def test_the_first_picture_of_more_than_8_bits_is_named_once(tmp_path, picture, 
             for name in ("8.png", "8.ppm", first, second, first):
                 assert np.abs(io.read_image(tmp_path / name).astype(int) - picture).max() <= 1
         assert [str(warning.message) for warning in caught] == [
-            f"{tmp_path / first}: more than 8 bits a colour; 8 are kept, of all such pictures"
+            f"{tmp_path / first}: more than 8 bits per colour; 8 are kept, in all such pictures"
         ]
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
 def test_the_first_picture_that_is_transparent_somewhere_is_named_once(tmp_path, picture, monkeypatch, kind):
-    monkeypatch.setattr(io, "TOLD", bytearray([1, 0]))  # that bits are lost is another matter
+    monkeypatch.setattr(io, "TOLD", bytearray([1, 0]))  # lost bits are warned of elsewhere
     top = np.iinfo(kind).max
     opaque = np.dstack([picture.astype(kind) * (top // 255), np.full(picture.shape[:2], top, kind)])
     through = opaque.copy()
@@ -229,7 +229,7 @@ def test_the_first_picture_that_is_transparent_somewhere_is_named_once(tmp_path,
         for name in ("opaque", "through", "again"):
             assert np.array_equal(io.read_image(tmp_path / f"{name}.png"), picture)
     assert [str(warning.message) for warning in caught] == [
-        f"{tmp_path / 'through.png'}: transparency is lost, of all such pictures; colours are taken as they are"
+        f"{tmp_path / 'through.png'}: transparency is lost, in all such pictures; colours are taken as they are"
     ]
 
 

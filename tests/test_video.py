@@ -109,7 +109,7 @@ def test_unequal_times_are_honoured(tmp_path):
 @pytest.mark.parametrize("gap", [15, 400])
 @pytest.mark.parametrize("name", ["out.mp4", "out.mkv"])
 def test_times_of_no_simple_rate_survive_a_long_pause(tmp_path, name, gap):
-    """Such as a telephone or a recorder of screens gives: a unit fine enough for all of them overflows in the pause."""
+    """As phones and screen recorders write them: a unit fine enough for all of them overflows in the pause."""
     rng = np.random.default_rng(0)
     moments = np.cumsum([0, *rng.integers(2000, 4000, 30), 90000 * gap, *rng.integers(2000, 4000, 9)])
     moments = [Fraction(int(moment), 90000) for moment in moments]
@@ -132,7 +132,7 @@ def test_rates_with_many_digits_are_taken(tmp_path, fps):
 
 @pytest.mark.parametrize("name", ["in.avi", "in.h264", "in.mpg"])
 def test_frames_of_files_that_do_not_say_when_each_is_shown_all_come_in_order(tmp_path, name):
-    """AVI has the order of decoding alone, a raw stream no times at all; pictures between others are decoded late."""
+    """AVI stores only the order of decoding, a raw stream no times at all; B-frames are decoded late."""
     images = moving(60)
     source = encode(tmp_path / name, images, codec="mpeg2video" if name == "in.mpg" else "libx264", bf="3", g="12")
     whole = video.open_source(str(source))
@@ -159,7 +159,7 @@ def test_a_file_that_begins_late_keeps_its_beginning(tmp_path):
 
 @pytest.mark.parametrize("kind", [".mp4", ".mkv"])
 def test_a_recording_whose_times_begin_anywhere_begins_at_once(tmp_path, kind):
-    """Those of broadcasts begin at anything up to 26 hours."""
+    """Those of broadcasts begin anywhere up to 26 hours."""
     plain, late = encode(tmp_path / "in.ts", moving(25), sound="aac"), tmp_path / "late.ts"
     with av.open(str(plain)) as given, av.open(str(late), "w", options={"output_ts_offset": "40000"}) as output:
         streams = {stream.index: output.add_stream_from_template(stream, opaque=True) for stream in given.streams}
@@ -179,7 +179,7 @@ def test_a_recording_whose_times_begin_anywhere_begins_at_once(tmp_path, kind):
 
 @pytest.mark.parametrize("name", ["in.mp4", "in.mkv", "in.ts", "in.flv", "in.avi"])
 def test_reading_from_the_middle_gives_the_frames_from_there(tmp_path, name):
-    """Also from behind the last key frame, to which some containers have no way back."""
+    """Also from after the last key frame, to which some containers cannot seek back."""
     codec = "mpeg4" if name == "in.avi" else "libx264"
     options = {"bf": "2", "q": "3"} if name == "in.avi" else {"bf": "3", "crf": "10"}
     source = video.open_source(str(encode(tmp_path / name, moving(100), codec=codec, g="30", **options)))
@@ -293,7 +293,7 @@ def test_a_turned_video_comes_out_upright_and_unchanged(tmp_path, turned):
 def test_a_mirrored_video_comes_out_as_players_show_it(tmp_path, matrix, upright):
     source = encode(tmp_path / "in.mp4", moving(4))
     (a, b, c, d), data = matrix, bytearray(source.read_bytes())
-    across, down = 2**17, 2**15  # the shape of pixels is told elsewhere, too
+    across, down = 2**17, 2**15  # the aspect of pixels is stored elsewhere, too
     box = np.array([a * across, b * across, 0, c * down, d * down, 0, 0, 0, 2**30], ">i4").tobytes()
     at = data.index(b"tkhd") + 44  # where the track's header has its matrix
     data[at : at + 36] = box
@@ -309,7 +309,7 @@ def test_a_video_to_be_shown_askew_is_told(tmp_path):
     at, half = data.index(b"tkhd") + 44, round(2**16 / 2**0.5)
     data[at : at + 36] = np.array([half, half, 0, -half, half, 0, 0, 0, 2**30], ">i4").tobytes()
     source.write_bytes(data)
-    assert any("is to be shown askew" in note for note in video.open_source(str(source)).notes)
+    assert any("is meant to be turned" in note for note in video.open_source(str(source)).notes)
 
 
 @pytest.mark.parametrize("name, codec", [("out.mkv", "ffv1"), ("out.mkv", "h264"), ("out.mp4", "h264")])
@@ -434,7 +434,7 @@ def test_sound_is_copied_packet_by_packet(tmp_path):
     ],
 )
 def test_sound_that_a_file_cannot_hold_is_left_out_and_told(tmp_path, capsys, first, sound, name, kept):
-    """Some kinds of file refuse it only when they begin or end, when all frames are made."""
+    """Some containers refuse it only when they are begun or ended, after all frames are made."""
     source = encode(tmp_path / first, moving(10), sound=sound)
     run(source, tmp_path / name)
     assert len(decode(tmp_path / name)[0]) == 19

@@ -229,7 +229,7 @@ def test_work_ahead_hands_on_what_was_raised_and_ends_when_closed():
 
 @pytest.mark.parametrize("begun", [True, False])
 def test_work_ahead_ends_where_its_start_is_interrupted(monkeypatch, begun):
-    """A thread left behind may be inside of a library when Python ends, which aborts the process."""
+    """A thread left behind may be inside a library when Python ends, which aborts the process."""
     threads, usual = [], threading.Thread.start
 
     def interrupted(thread):

@@ -1,4 +1,4 @@
-"""What goes into interpolate_video.py: whole, late, cut short, damaged, of odd names; what is wrong with it is told."""
+"""Inputs of interpolate_video.py: whole, late, cut short, damaged, oddly named; their faults are reported."""
 
 import os
 import shutil
@@ -52,7 +52,7 @@ def test_broken_inputs_are_named_in_one_line(tmp_path, capsys):
         tmp_path / "none": "no pictures",
         tmp_path / "one": "1 frame",
         tmp_path / "two": "frames must have one size",
-        tmp_path / "pipe": "is a pipe or a device; give - and y4m",
+        tmp_path / "pipe": "is a pipe or a device; give - and pipe y4m in",
         joined: "times go back, from 1.6 to 0.0 s",
     }
     os.mkfifo(tmp_path / "pipe")
@@ -78,7 +78,7 @@ def test_a_file_cut_short_behind_its_index_is_noticed(tmp_path, capsys):
 
 
 def test_a_little_that_is_missing_at_the_end_is_told(tmp_path, capsys):
-    """Some whole files are shorter than they say, so that it is no reason to refuse one."""
+    """Some whole files are shorter than they say, so this is no reason to refuse one."""
     whole = encode(tmp_path / "whole.mkv", moving(50), codec="ffv1", g="1")
     for path, told in ((whole, 0), (truncated(tmp_path / "less.mkv", whole, 0.9), 1)):
         run(path, tmp_path / f"{path.stem}.mp4", "--factor", "1")
@@ -124,7 +124,7 @@ def test_pictures_that_cannot_be_read_are_told_of_beside_those_that_can(tmp_path
         io.write_image(tmp_path / f"in/{k}.png", image)
     (tmp_path / "in/1.webp").touch()
     run(tmp_path / "in", tmp_path / "out.gif")
-    assert "pictures in .webp are passed over" in capsys.readouterr().err
+    assert "pictures in .webp are skipped" in capsys.readouterr().err
 
 
 def test_pictures_that_are_missing_between_others_are_told_of(tmp_path, capsys):
@@ -171,7 +171,7 @@ def test_damaged_frames_are_left_out_and_counted(tmp_path, capsys):
 
 
 def spoilt(path, source, damaged=(), repeated=()):
-    """The same packets, but that these numbers cannot be decoded, and that those have the time of the one before."""
+    """The same packets, but those `damaged` cannot be decoded, and those `repeated` have the time of the one before."""
     with av.open(str(source)) as first, av.open(str(path), "w") as output:
         stream, latest = output.add_stream_from_template(first.streams.video[0], opaque=True), None
         for number, packet in enumerate(packet for packet in first.demux(video=0) if packet.size):
@@ -186,12 +186,12 @@ def spoilt(path, source, damaged=(), repeated=()):
 
 @pytest.mark.parametrize("place", [50, 57, 58, 59])
 def test_frames_behind_a_damaged_one_near_the_end_are_not_lost(tmp_path, place):
-    """However many the decoder works on at once."""
+    """However many frames the decoder works on at once."""
     path = spoilt(tmp_path / "in.mkv", encode(tmp_path / "whole.mkv", moving(60), g="1"), damaged=(place,))
     source = video.open_source(str(path))
     times = [frame.time for frame in source.frames()]
     assert times == [Fraction(i, 25) for i in range(60) if i != place] and source.damaged == 1
-    for start in range(place - 1, 60):  # as a run that goes on does
+    for start in range(place - 1, 60):  # as a resumed run does
         source = video.open_source(str(path))
         times = [frame.time for frame in source.frames(Fraction(start, 25))]
         assert times == [Fraction(i, 25) for i in range(start, 60) if i != place], start
@@ -204,10 +204,10 @@ def test_damaged_frames_are_counted_once_wherever_reading_begins(tmp_path):
     source = video.open_source(str(path))
     assert len(list(source.frames())) == 96 and source.damaged == 4
     source = video.open_source(str(path))
-    list(source.frames(Fraction(55, 25)))  # is decoded from number 30 on, which needs no other
+    list(source.frames(Fraction(55, 25)))  # decoding begins at number 30, a key frame
     assert source.damaged == 2
     source = video.open_source(str(spoilt(tmp_path / "key.mkv", groups, damaged=(60,))))
-    list(source.frames(Fraction(60, 25)))  # what comes first must be looked for further back, and is met again
+    list(source.frames(Fraction(60, 25)))  # found by seeking further back, where the damaged frame is met again
     assert source.damaged == 1
 
 

@@ -1,4 +1,4 @@
-"""Runs of interpolate_video.py that end early, go on, or meet: what is complete stays, and the end is the same."""
+"""Runs of interpolate_video.py that end early, resume or meet: complete parts stay, and the result is the same."""
 
 import errno
 import resource
@@ -228,7 +228,7 @@ def test_a_folder_is_the_same_input_as_long_as_its_pictures_are(tmp_path, monkey
 
 def test_the_option_that_is_another_is_named_rather_than_what_follows_from_it(tmp_path, clip, monkeypatch):
     interrupted_after(0.5, monkeypatch, clip, tmp_path / "out.mp4", model="IFRNet_S")
-    with pytest.raises(ValueError, match="begun with model_name IFRNet_S, not average; go on so"):
+    with pytest.raises(ValueError, match="begun with model_name IFRNet_S, not average; keep it"):
         run(clip, tmp_path / "out.mp4", "--segment", "1", "--resume")
 
 
@@ -275,7 +275,7 @@ def test_a_run_is_gone_on_with_in_the_mode_that_it_was_begun_in(tmp_path, monkey
     line = complaint(capsys, source, out, "--segment", "1", "--resume", "--fast", model="IFRNet_S")
     assert "was begun with fast no, not yes" in line
     monkeypatch.setattr(fast, "PAYS", 1e15)
-    run(source, out, "--segment", "1", "--resume", model="IFRNet_S")  # so little is not worth fast mode's start
+    run(source, out, "--segment", "1", "--resume", model="IFRNet_S")  # fast mode is not worth its start here
     assert len(decode(out)[0]) == 119
 
 

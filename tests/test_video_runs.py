@@ -28,7 +28,7 @@ def clip(tmp_path):
 
 
 def test_what_an_edit_list_hides_is_not_heard_in_another_kind_of_file(tmp_path):
-    """The sound's first second is cut away, as phones and editors do, and a kind of file without such lists is made."""
+    """The sound's first second is cut away, as phones and editors do, and the output's container has no such lists."""
     whole = encode(tmp_path / "whole.mp4", moving(75), sound="aac")
     trimmed = tmp_path / "trimmed.mp4"
     with av.open(str(whole)) as source, av.open(str(trimmed), "w") as out:
@@ -103,7 +103,7 @@ def test_frames_of_odd_size_pass_through_pipes_with_all_their_chroma(tmp_path, m
 def test_a_deep_pipe_tells_that_8_bits_are_kept(monkeypatch):
     data = b"YUV4MPEG2 W32 H16 F25:1 C420p10 XYSCSS=420P10\n" + 2 * (b"FRAME\n" + bytes(32 * 16 * 3))
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=BytesIO(data)))
-    assert video.Pipe().notes == ("standard input: more than 8 bits a colour (yuv420p10le) become 8",)
+    assert video.Pipe().notes == ("standard input: more than 8 bits per colour (yuv420p10le), reduced to 8",)
 
 
 @pytest.mark.parametrize("stream, names", [("stdin", ("-", "out.mp4")), ("stdout", ("in.mp4", "-"))])
@@ -116,8 +116,8 @@ def test_a_terminal_is_no_pipe(tmp_path, clip, capsys, monkeypatch, stream, name
 
 def test_a_pipe_without_frames_is_refused(tmp_path, monkeypatch):
     for data, words in (
-        (b"", "no y4m; ffmpeg"),
-        (b"an mp4", "no y4m; ffmpeg"),
+        (b"", "not y4m; ffmpeg"),
+        (b"an mp4", "not y4m; ffmpeg"),
         (b"YUV4MPEG2 W64 H48 F25:1 C420jpeg\n", "not a single frame"),
     ):
         for out in (tmp_path / "out.mp4", "-"):
@@ -209,7 +209,7 @@ def test_outputs_that_cannot_be_are_refused_before_anything_is_done(tmp_path, cl
     assert "--overwrite" in complaint(capsys, clip, tmp_path / "exists.mp4")
     assert "is finished" in complaint(capsys, clip, tmp_path / "exists.mp4", "--resume")
     assert (tmp_path / "exists.mp4").read_text() == "precious"
-    assert "file: is a file and no folder" in complaint(capsys, clip, tmp_path / "file" / "out.mp4")
+    assert "file: is a file, not a folder" in complaint(capsys, clip, tmp_path / "file" / "out.mp4")
     assert "unknown kind of output" in complaint(capsys, clip, tmp_path / "out.txt")
     assert "ending without a name" in complaint(capsys, clip, tmp_path / ".mp4")
     assert "101 places are more than 100" in complaint(capsys, clip, tmp_path / "sheet.png", "--preview", "101")
@@ -231,7 +231,7 @@ def test_outputs_that_cannot_be_are_refused_before_anything_is_done(tmp_path, cl
 def test_only_a_folder_of_its_own_pictures_is_overwritten(tmp_path, clip, capsys):
     out = tmp_path / "out"
     out.mkdir()
-    run(clip, out)  # an empty one is nothing to be lost
+    run(clip, out)  # an empty folder has nothing to lose
     assert len(list(out.iterdir())) == 39
     run(clip, out, "--overwrite", "--factor", "1")
     assert len(list(out.iterdir())) == 20
@@ -313,5 +313,5 @@ def test_encoders_add_no_lines_of_their_own(tmp_path, clip, capfd):
 def test_a_size_that_an_encoder_cannot_take_is_named(tmp_path, capsys):
     source = encode(tmp_path / "in.mkv", [image[:2, :2] for image in moving(4)], codec="ffv1", pix_fmt="bgr0")
     line = complaint(capsys, source, tmp_path / "out.mp4", "--codec", "h265")
-    assert "2x2, 50 a second: h265 cannot take them" in line
+    assert "2x2, 50 a second: h265 cannot encode them" in line
     assert [path.name for path in tmp_path.iterdir()] == ["in.mkv"]

@@ -29,17 +29,17 @@ from . import distributed
 PNG, JPEG, PPM = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"P6"
 IMAGES = {".png": PNG, ".jpg": JPEG, ".jpeg": JPEG, ".ppm": PPM}
 PPM_HEADER = re.compile(rb"P6(?:\s+#[^\n]*)*\s+(\d+)(?:\s+#[^\n]*)*\s+(\d+)(?:\s+#[^\n]*)*\s+(\d+)\s")
-TOLD = mmap.mmap(-1, 2)  # a byte for each kind of loss, 1 once it was told; shared with processes that are forked off
+TOLD = mmap.mmap(-1, 2)  # a byte for each kind of loss, 1 once warned of; shared with forked processes
 BITS, TRANSPARENCY = range(2)
 LOCK = ".lock"  # a file in a folder that one process at a time works in
 JPEG_MARKER = re.compile(rb"\xff([^\x00\xff])", re.DOTALL)
-JPEG_ALONE = {bytes([0x01]), *(bytes([number]) for number in range(0xD0, 0xD9))}  # markers that nothing belongs to
-PNG_WITH_ALPHA = (4, 6)  # kinds of colour, in byte 25
+JPEG_ALONE = {bytes([0x01]), *(bytes([number]) for number in range(0xD0, 0xD9))}  # markers without a length and content
+PNG_WITH_ALPHA = (4, 6)  # colour types, in byte 25
 FLO_MAGIC = b"PIEH"  # 202021.25 as a float32: the Middlebury flow format
 KITTI_ZERO, KITTI_STEPS = 2**15, 64  # the KITTI flow format: steps of 1/64 pixel around 2^15
 KITTI_REACH = (2**15 - 1) / KITTI_STEPS  # pixels; it holds a little less than 512
-# Rows minus the row above, and a little patience: against the defaults a flow is 1.3 times smaller and read 1.4 times
-# faster, because most of the time goes into unpacking symbols and there are fewer of them.
+# Rows minus the row above, and a little more effort: against the defaults a flow is 1.3 times smaller and read 1.4
+# times faster, because most of the time goes into decoding symbols and there are fewer of them.
 KITTI_PNG = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP, cv2.IMWRITE_PNG_COMPRESSION, 4)
 KITTI_PNG += (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_DEFAULT)
 F16_MAGIC = b"FL16"
@@ -57,8 +57,8 @@ def read_bytes(path: str | Path) -> bytes:
 def replacing(path: str | Path, folder: Path | None = None) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it at the end, removed if anything goes wrong. Makes the folder.
 
-    folder: for the temporary name, in place of that of `path`, on the same disk; what a kill leaves there is the
-    caller's to remove.
+    folder: where the temporary file goes instead of beside `path`, on the same disk; the caller removes what a kill
+    leaves there.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def replacing(path: str | Path, folder: Path | None = None) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        if error.filename is None and error.errno:  # of a write to an open file, such as to a full disk
+        if error.filename is None and error.errno:  # from a write to an open file, such as on a full disk
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
@@ -77,7 +77,7 @@ def replacing(path: str | Path, folder: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def alone_in(folder: str | Path) -> Iterator[None]:
-    """One process of a machine at a time: others that come here with the same folder wait. Makes the folder."""
+    """One process per machine at a time: others that enter with the same folder wait. Makes the folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK, "a") as file:
@@ -85,15 +85,15 @@ def alone_in(folder: str | Path) -> Iterator[None]:
             import fcntl
 
             fcntl.flock(file, fcntl.LOCK_EX)
-        except (ImportError, OSError):  # Windows, or a disk without locks: all do the same work, as well
+        except (ImportError, OSError):  # Windows, or a disk without locks: each process then does the same work
             pass
         yield
 
 
 @contextmanager
 def only_run(folder: str | Path) -> Iterator[None]:
-    """Hold a folder for this run, whose main rank does so for all; it is made, and removed again where it is empty in
-    the end. ValueError where another run holds it. Processes that are started meanwhile do not hold it too."""
+    """Lock a folder for this run (its main rank does so for all); it is made, and removed if it is empty at the end.
+    ValueError where another run holds it. Child processes do not inherit the lock."""
     if not distributed.is_main():
         yield
         return
@@ -108,14 +108,14 @@ def only_run(folder: str | Path) -> Iterator[None]:
         if file is not None:
             lock.unlink(missing_ok=True)
             file.close()
-        with suppress(OSError):  # which are not empty
+        with suppress(OSError):  # those that are not empty stay
             for path in made or [folder]:
                 path.rmdir()
 
 
 def _locked(path: Path) -> TextIO | None:
-    """A file by which this process alone holds something, open as long as it does; None where there are no locks.
-    ValueError where another process holds it."""
+    """An open file whose lock this process holds until it closes it; None on a system without locks. ValueError where
+    another process holds it."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -131,7 +131,7 @@ def _locked(path: Path) -> TextIO | None:
             return file
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             return file
-        file.close()  # the one before removed it between
+        file.close()  # the previous holder removed it in the meantime
 
 
 def check_writable(folder: str | Path) -> None:
@@ -139,9 +139,9 @@ def check_writable(folder: str | Path) -> None:
     folder = Path(folder)
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
-        raise NotADirectoryError(f"{there}: is a file and no folder to write to; give another name")
+        raise NotADirectoryError(f"{there}: is a file, not a folder to write to; give another name")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(f"{there}: nothing may be written into this folder; give another one")
+        raise PermissionError(f"{there}: this folder is not writable; give another one")
 
 
 def sha256(path: str | Path) -> str:
@@ -159,21 +159,21 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 def read_image(path: str | Path) -> np.ndarray:
     """A picture as RGB uint8 (H, W, 3); grey becomes RGB, a JPEG's orientation is applied.
 
-    Transparency is dropped, and more than 8 bits a colour become 8; a warning names the first such picture of a run.
+    Transparency is dropped, and more than 8 bits per colour become 8; a warning names the first such picture of a run.
     """
     path = Path(path)
     data, magic = _read_whole(path)
     image = _decode(path, data, cv2.IMREAD_COLOR)
     top = int(PPM_HEADER.match(data)[3]) if magic == PPM else 2 ** data[24] - 1 if magic == PNG else 255
-    if magic == PPM and top not in (255, 65535):  # OpenCV takes all values for shares of one of these two
+    if magic == PPM and top not in (255, 65535):  # OpenCV assumes one of these two as the largest value
         image = cv2.convertScaleAbs(_decode(path, data, cv2.IMREAD_UNCHANGED), alpha=255 / top)
     if top > 255:
-        _tell(BITS, f"{path}: more than 8 bits a colour; 8 are kept, of all such pictures")
+        _tell(BITS, f"{path}: more than 8 bits per colour; 8 are kept, in all such pictures")
     transparent = magic == PNG and (data[25] in PNG_WITH_ALPHA or b"tRNS" in data[: data.find(b"IDAT")])
     if transparent and not TOLD[TRANSPARENCY]:
         whole = _decode(path, data, cv2.IMREAD_UNCHANGED)
         if whole.ndim == 3 and whole.shape[2] in (2, 4) and whole[..., -1].min() < np.iinfo(whole.dtype).max:
-            _tell(TRANSPARENCY, f"{path}: transparency is lost, of all such pictures; colours are taken as they are")
+            _tell(TRANSPARENCY, f"{path}: transparency is lost, in all such pictures; colours are taken as they are")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # forty times as fast as [..., ::-1].copy()
 
 
@@ -184,7 +184,7 @@ def read_unchanged(path: str | Path) -> np.ndarray:
 
 
 def png_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) of a PNG file, out of its header alone. ValueError where it is none."""
+    """(height, width) of a PNG file, from its header alone. ValueError where it is not one."""
     with open(path, "rb") as file:
         head = file.read(24)
     if not head.startswith(PNG) or len(head) < 24:
@@ -224,7 +224,7 @@ def write_gif(path: str | Path, frames: np.ndarray, seconds: float) -> None:
 
 
 def list_images(folder: str | Path, below: bool = False) -> list[Path]:
-    """The pictures of a folder, and where `below` of those in it, in the order of their names, numbers by value.
+    """The pictures of a folder, with `below` also of its subfolders, in the order of their names, numbers by value.
     ValueError where there are none."""
     folder = Path(folder)
     if not folder.is_dir():
@@ -237,7 +237,7 @@ def list_images(folder: str | Path, below: bool = False) -> list[Path]:
 
 
 def is_picture(path: Path) -> bool:
-    """By its name; hidden ones are none."""
+    """By its name; hidden files do not count."""
     return path.suffix.lower() in IMAGES and not path.name.startswith(".")
 
 
@@ -247,7 +247,7 @@ def natural(path: Path) -> list:
 
 
 def gaps(paths: Sequence[Path]) -> list[int]:
-    """After which of a video's pictures others are missing: where their numbers leap by twice the usual and more."""
+    """The places of a video's pictures after which some are missing: their number jumps by twice the usual or more."""
     parts = [re.fullmatch(r"(.*?)(\d+)", path.stem) for path in paths]
     if not all(parts) or len({part[1] for part in parts}) > 1:
         return []
@@ -257,7 +257,7 @@ def gaps(paths: Sequence[Path]) -> list[int]:
 
 
 def warn_of_gaps(paths: Sequence[Path]) -> None:
-    """One line where pictures are missing among those of a video: what lies between two is then not where it seems."""
+    """Warn where pictures of a video are missing: frames between two neighbours are then not where they seem."""
     for place in gaps(paths)[:1]:
         warnings.warn(f"{paths[place].parent}: frames are missing after {paths[place].name}", stacklevel=2)
 
@@ -271,10 +271,10 @@ def read_text(path: str | Path) -> str:
 
 
 def to_float(image: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
-    """RGB uint8 (..., H, W, 3) -> float32 (..., 3, H, W) in [0, 1] on a device, to which it travels as bytes."""
+    """RGB uint8 (..., H, W, 3) -> float32 (..., 3, H, W) in [0, 1] on a device, copied there as bytes."""
     frame = torch.from_numpy(np.require(image, requirements="CW"))
     if torch.device(device).type == "cuda":
-        frame = frame.pin_memory()  # then nobody waits for the copy but the GPU, which does its work in order
+        frame = frame.pin_memory()  # then only the GPU waits for the copy, in the order of its work
     return frame.to(device, non_blocking=True).movedim(-1, -3).contiguous().float() / 255
 
 
@@ -284,8 +284,8 @@ def to_uint8(frame: Tensor) -> np.ndarray:
 
 
 def _read_whole(path: Path) -> tuple[bytes, bytes]:
-    """A picture's bytes and which of the formats it has. ValueError where it is none, or cut short: decoders fill what
-    is missing with grey and say nothing."""
+    """A picture's bytes and its format. ValueError where it is not one, or cut short: decoders silently fill what is
+    missing with grey."""
     data, magic = read_bytes(path), IMAGES.get(path.suffix.lower())
     if magic is None:
         raise ValueError(f"{path}: unknown picture format; {', '.join(IMAGES)} can be read")
@@ -309,7 +309,7 @@ def _damaged(path: Path) -> ValueError:
 
 
 def _tell(loss: int, text: str) -> None:
-    """A warning, once a run."""
+    """Warn, once per run."""
     if not TOLD[loss]:
         TOLD[loss] = 1
         if distributed.is_main():
@@ -330,13 +330,13 @@ def _png_whole(data: bytes) -> bool:
 
 
 def _jpeg_whole(data: bytes) -> bool:
-    """Whether the first picture ends; telephones put films behind it."""
+    """Whether the first picture is complete; phones append videos to it."""
     position, scans = 2, 0
     while marker := JPEG_MARKER.search(data, position):
         position = marker.end()
         if marker[1] == b"\xd9":
             return scans > 0
-        if marker[1] not in JPEG_ALONE:  # all others tell their length; what follows a scan's head is searched through
+        if marker[1] not in JPEG_ALONE:  # all others state their length; the data after a scan's header are searched
             position += int.from_bytes(data[position : position + 2], "big")
             scans += marker[1] == b"\xda"
     return False
@@ -381,7 +381,7 @@ def read_kitti(path: str | Path) -> np.ndarray:
         raise ValueError(f"{path}: not a KITTI flow file: 16-bit RGB is needed")
     valid, dy, dx = image.transpose(2, 0, 1)
     flow = np.empty((*valid.shape, 2), np.float32)
-    # One component at a time: numpy takes four times as long to turn round the order of the channels.
+    # One component at a time: numpy takes four times as long to reverse the order of the channels.
     np.subtract(dx, np.float32(KITTI_ZERO), out=flow[..., 0])
     np.subtract(dy, np.float32(KITTI_ZERO), out=flow[..., 1])
     flow *= np.float32(1 / KITTI_STEPS)
@@ -405,7 +405,7 @@ def read_f16(path: str | Path) -> np.ndarray:
 
 
 def write_f16(path: str | Path, flow: np.ndarray) -> None:
-    """Flow within 2^-11 of its length: 1/128 pixel at 16 pixels."""
+    """Flow to within 2^-11 of its length: 1/128 pixel at 16 pixels."""
     _check_reach(path, flow[~np.isnan(flow)], F16_REACH, "a .f16 file")
     height, width = flow.shape[:2]
     write_bytes(path, F16_MAGIC + struct.pack("<ii", width, height) + flow.astype("<f2").tobytes())

@@ -1,4 +1,4 @@
-"""The parts of a job, in a folder beside its result: what is complete outlives whatever ends the job."""
+"""The parts of a job, in a folder beside its result: complete parts survive whatever ends the job."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ def folder_of(out: Path) -> Path:
 
 
 def begun(out: Path) -> bool:
-    """Whether there is something for a run to go on from: more than settings and a part that was never whole."""
+    """Whether there is something to resume from: more than settings and a part that was never complete."""
     return any(not path.name.startswith(("settings", "making", ".")) for path in folder_of(out).glob("*"))
 
 
@@ -37,8 +37,8 @@ class Parts:
             for name in (*self.settings, *before):
                 if before.get(name) != self.settings.get(name):
                     was, now = before.get(name), self.settings.get(name)
-                    raise ValueError(f"{self.out}: was begun with {name} {was}, not {now}; go on so, or start anew")
-            for pattern in ("unfinished-*", "making-*", ".*"):  # the last: temporary names, such as of the whole
+                    raise ValueError(f"{self.out}: was begun with {name} {was}, not {now}; keep it, or start anew")
+            for pattern in ("unfinished-*", "making-*", ".*"):  # the last: temporary names, such as the result's
                 for leftover in self.folder.glob(pattern):
                     self._clear(leftover)
         else:
@@ -53,14 +53,14 @@ class Parts:
 
     @staticmethod
     def _clear(path: Path) -> None:
-        if path.name != io.LOCK:  # by which this run may hold the folder
+        if path.name != io.LOCK:  # with which this run may hold the folder
             _remove(path)
 
     def path(self, number: int) -> Path:
         return self.folder / f"{number:06d}{self.suffix}"
 
     def skip(self, number: int) -> None:
-        """Note that there is nothing to be in a part."""
+        """Record that a part has no content."""
         self._skipped(number).touch()
 
     def _skipped(self, number: int) -> Path:
@@ -70,7 +70,7 @@ class Parts:
         return self.path(number).exists() or self._skipped(number).exists()
 
     def missing(self, first: int, last: int) -> list[range]:
-        """The runs of numbers in [first, last) whose parts are not complete."""
+        """The ranges of numbers in [first, last) whose parts are not complete."""
         runs: list[range] = []
         for number in range(first, last):
             if self._done(number):
@@ -83,7 +83,7 @@ class Parts:
 
     @property
     def part_shown(self) -> bool:
-        """Whether the result that is there holds what was complete of these parts at an interrupt."""
+        """Whether the existing result holds what was complete of these parts at an interrupt."""
         return self._shown.exists()
 
     def show_part(self) -> None:
@@ -91,7 +91,7 @@ class Parts:
 
     @property
     def _shown(self) -> Path:
-        return self.folder / "settings.part_shown"  # which is nothing to go on from
+        return self.folder / "settings.part_shown"  # a name that `begun` passes over
 
     def finished(self) -> list[Path]:
         return sorted(path for path in self.folder.glob(f"[0-9]*{self.suffix}"))
@@ -104,7 +104,7 @@ class Parts:
 
     @contextmanager
     def making(self, number: int, writer: Callable[[Path], Any]) -> Iterator[Any]:
-        """A writer for one part, which gets its name when it is complete. An interrupt closes it as it is."""
+        """Yield a writer for one part, which gets its name when it is complete. An interrupt closes it as it is."""
         temporary = self.folder / f"making-{number:06d}{self.suffix}"
         _remove(temporary)
         file = writer(temporary)
@@ -123,7 +123,7 @@ class Parts:
         temporary.replace(self.path(number))
 
     def remove(self) -> None:
-        """Of the folder, which this run may hold, nothing else is left."""
+        """Remove the parts, and the folder unless this run holds it."""
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
             self._clear(path)
         if self.folder.is_dir() and not any(self.folder.iterdir()):

@@ -1,7 +1,7 @@
-"""From frames to more frames, in stages that run side by side: decode, look for cuts, infer; who writes is the last.
+"""From frames to more frames, in stages that run side by side: decode, find cuts, infer; the caller writes.
 
-Each stage is a generator in a thread of its own, and only a few items wait between two of them: memory stays the same
-whatever the length. Frames go to the device as bytes and come back as bytes; on a GPU both happen beside the network.
+Each stage is a generator in a thread of its own, and only a few items wait between two of them: memory does not grow
+with the length. Frames travel to the device and back as bytes, on a GPU while the network computes.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -21,11 +21,11 @@ from .timeline import Frame, Grid, Step, steps
 from .video import Source
 
 QUEUED = 2**28  # bytes of frames that may wait between two stages
-DEEPEST = 16  # and how many frames
+DEEPEST = 16  # frames that may wait, at most
 
 
 class Arriving(NamedTuple):
-    """A frame on its way from a device. frame: uint8 (H, W, 3) in this machine's memory, whole once `arrived` is."""
+    """A frame on its way from a device. frame: uint8 (H, W, 3) in host memory, complete once `arrived` has happened."""
 
     frame: Tensor
     arrived: torch.cuda.Event | None
@@ -38,8 +38,8 @@ class Arriving(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """One frame of the output. segment: number of the part that it belongs to. before: the frame of the input that was
-    shown last. made: what is shown in its place, or None. lasts: for how long, where it is not as long as any other."""
+    """One frame of the output. segment: number of the part that it belongs to. before: the latest frame of
+    the input. made: the new frame to show, None: `before` itself. lasts: how long it is shown, if unlike the others."""
 
     segment: int
     time: Fraction
@@ -53,8 +53,8 @@ class Picture(NamedTuple):
 
 
 class Copies:
-    """Frames to a device and back. On a GPU each way is a stream of its own: the network waits for the frames that it
-    needs and for no others, and works on while what it made is fetched."""
+    """Frames to a device and back. On a GPU each way has its own stream: the network waits only for the frames that it
+    needs, and continues while its results are fetched."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -97,8 +97,8 @@ def pictures(
     repeat: Callable[[np.ndarray, np.ndarray], bool] | None = None,
     scale: Callable[[np.ndarray, np.ndarray], float] | None = None,
 ) -> Iterator[Picture]:
-    """The output between two of the input's times. segment: seconds of a part; cut, repeat: see timeline.steps; scale:
-    see infer."""
+    """The output from `start` to `stop`, times of the input. segment: seconds per part; cut, repeat: see
+    timeline.steps; scale: see infer."""
     depth = max(2, min(DEEPEST, QUEUED // (source.width * source.height * 5)))
     frames = ahead(source.frames(start), depth)
     pairs = ahead(steps(frames, grid, Fraction(segment), stop, cut, repeat, source.hold), 2)
@@ -113,9 +113,10 @@ def infer(
     scale: Callable[[np.ndarray, np.ndarray], float] | None = None,
     lasts: Fraction | None = None,
 ) -> Iterator[Picture]:
-    """What is to be shown, in order; what lies between two frames is made here.
+    """The pictures to show, in order; those between two frames are made here.
 
-    scale: asked about the images of every pair, in place of the interpolator's. lasts: of the very last picture.
+    scale: gives the scale for the images of a pair, in place of the interpolator's. lasts: see Picture, for the very
+    last one.
     """
     copies = Copies(call.device)
     latest: tuple[Frame | None, Tensor | None] = (None, None)
@@ -129,7 +130,7 @@ def infer(
                 latest = step.second, copies.to_device(step.second.image)
                 uploaded.append((first, latest[1]))
             made = between(call, *map(torch.stack, zip(*uploaded)), ts, asked)
-        # One pair's frames are handed on one at a time; those of several pairs come time by time, but go pair by pair.
+        # A single pair's frames pass one at a time; those of several pairs arrive time by time, but leave pair by pair.
         rows = [(frames[0] for frames in made)] if len(group) == 1 else zip(*made)
         for step, row in zip(group, map(iter, rows)):
             for time, t in zip(step.times, step.ts):
@@ -161,7 +162,7 @@ def batches(
 def between(
     call: Interpolator | Baseline, img0: Tensor, img1: Tensor, ts: Iterable[Fraction], scale: float | None = None
 ) -> Iterator[Tensor]:
-    """The frames at ts, one after another, (B, 3, H, W). Weights that know t = 0.5 alone halve again and again. scale:
+    """The frames at ts, one after another, (B, 3, H, W). Weights that know only t = 0.5 bisect repeatedly. scale:
     see Interpolator."""
     if call.any_time:
         yield from call.each(img0, img1, [float(t) for t in ts], scale)
@@ -172,7 +173,7 @@ def between(
         if t not in known:
             if not halves(t):
                 call.check_times([float(t)])
-            step = Fraction(1, t.denominator)  # t is an odd number of these: both neighbours are known earlier
+            step = Fraction(1, t.denominator)  # t is an odd multiple of it: both neighbours have smaller denominators
             known[t] = next(call.each(frame(t - step), frame(t + step), scale=scale))
         return known[t]
 
@@ -181,10 +182,10 @@ def between(
 
 
 def halves(t: Fraction) -> bool:
-    """Whether t is reached by halving."""
+    """Whether t is reached by repeated halving."""
     return t.denominator & (t.denominator - 1) == 0
 
 
 def to_bytes(frame: Tensor) -> Tensor:
-    """Float in [0, 1] -> uint8, rounded, where it is."""
+    """Float in [0, 1] -> uint8, rounded, on the same device."""
     return frame.mul(255).round_().clamp_(0, 255).to(torch.uint8)

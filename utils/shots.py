@@ -1,5 +1,5 @@
-"""What two neighbouring frames have to do with each other: one shot or two, motion or the same frame once more, and how
-much time lies between them."""
+"""How two neighbouring frames relate: one shot or a cut, motion or a repeated frame, and how much time lies between
+them."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -8,17 +8,17 @@ import cv2
 import numpy as np
 
 THUMBNAIL = (128, 72)
-# The part of a thumbnail's contrast that motion does not explain. Measured on 41 real clips: of 7,000 neighbours all
+# The share of a thumbnail's contrast that motion does not explain. Measured on 41 real clips: of 7,000 neighbours all
 # but two (a dissolve and a jump in the recording) stay below 0.53, of 600 joints between two clips all lie above 0.59.
 CUT = 0.56
-FLAT = 4.0  # grey levels added to the contrast: a dark picture's noise is no cut
-# A repeated frame differs by the noise of compression alone, and nowhere by more: grey levels on the mean of the whole
+FLAT = 4.0  # grey levels added to the contrast, so that a dark picture's noise is no cut
+# A repeated frame differs only by the noise of compression, everywhere: mean difference in grey levels of the whole
 # picture and of its worst cell. Measured on 2,100 neighbours of ten clips: motion begins at 0.18 and 3, both together.
 REPEAT, REPEAT_CELL, CELLS = 0.25, 3, (32, 18)
-# Of what changes in as many neighbours before and after. Measured on 41 real clips: where frames are repeated, as each
-# fifth or seventh is in some of them, 0.14 at most; motion that slows down leaves 0.17 and more.
+# A change below REPEATED times the median of as many as AROUND on either side is a repeat. Measured on 41 real clips:
+# repeats, every fifth or seventh frame in some of them, 0.14 at most; motion that slows down, 0.17 and more.
 AROUND, REPEATED = 5, 0.15
-LEAP = 1.5  # times the usual step from frame to frame, or a part of it
+LEAP = 1.5  # times the usual step from frame to frame, or the usual step divided by it
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
@@ -26,8 +26,8 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
 
 
 def unexplained(first: np.ndarray, second: np.ndarray) -> float:
-    """How much of one thumbnail is not the other one, moved: the mean difference after following DIS optical flow, in
-    the better of the two directions, relative to the weaker contrast. About 0 for one shot, 1 for two."""
+    """How much of one thumbnail is not the other one, moved: the mean difference after warping by DIS optical flow, in
+    the better of the two directions, relative to the weaker contrast. About 0 within a shot, 1 across a cut."""
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     rows, columns = np.mgrid[: first.shape[0], : first.shape[1]].astype(np.float32)
 
@@ -41,7 +41,7 @@ def unexplained(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def is_cut(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether two frames, RGB uint8 (H, W, 3), are of two shots: see CUT."""
+    """Whether two frames, RGB uint8 (H, W, 3), belong to two shots: see CUT."""
     return unexplained(thumbnail(first), thumbnail(second)) > CUT
 
 
@@ -51,19 +51,19 @@ def is_repeat(first: np.ndarray, second: np.ndarray) -> bool:
 
 
 def is_still(mean: float, worst: float) -> bool:
-    """The same of what `change` gives."""
+    """The same, from what `change` returns."""
     return worst <= REPEAT_CELL and mean <= REPEAT
 
 
 def change(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """Grey levels by which two frames, RGB uint8 (H, W, 3), differ on the mean of the picture and of its worst cell."""
+    """The mean difference of two frames, RGB uint8 (H, W, 3), in grey levels: of the picture and of its worst cell."""
     difference = cv2.absdiff(first, second)
     return difference.mean(), cv2.resize(difference, CELLS, interpolation=cv2.INTER_AREA).max()
 
 
 def find_breaks(frames: Iterable[np.ndarray]) -> np.ndarray:
-    """Between which neighbours of F frames, uint8 (H, W, 3), there is a cut or nothing new: (F - 1,) bool. What
-    `is_repeat` takes for motion, because compression changed it, is told by how much changes elsewhere."""
+    """Between which neighbours of F frames, uint8 (H, W, 3), there is a cut or a repeat: (F - 1,) bool.
+    Repeats that compression hides from `is_repeat` are found by how little they change against their neighbours."""
     found, changes = [], []
     for first, second in pairwise(frames):
         mean, worst = change(first, second)
@@ -77,9 +77,9 @@ def find_breaks(frames: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def leaps(times: Sequence[int | None]) -> list[int]:
-    """After which frames of a video the next comes later or sooner than is usual in it: another moment than half the
-    way lies half-way there. times: of all frames, in units that a steady rate may be rounded to; a None among them: not
-    known, and nothing is found."""
+    """The frames of a video after which the next comes later or sooner than usual, so that a middle frame is not
+    half-way in time. times: of all frames, in units to which a steady rate may be rounded; with a None among them, for
+    a time that is not known, nothing is found."""
     steps = [] if None in times else np.diff(times)
     usual = np.quantile(steps, 0.5, method="lower") if len(steps) else 0
     if usual <= 0:

@@ -1,4 +1,4 @@
-"""When frames are shown: exact times of the output, cuts that nothing bridges, repeats that are passed over.
+"""When frames are shown: exact times of the output, cuts that are not bridged, repeats that are dropped.
 
 Times are Fractions, in seconds from the first frame; a frame is shown from its time until the next one's.
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 from .shots import is_cut
 
-MOST_REPEATS = 3  # in a row: 15 frames a second in 60. A picture that stands longer stands on purpose.
+MOST_REPEATS = 3  # in a row: 15 frames a second stored as 60. A picture that stays longer does so on purpose.
 
 
 class Frame(NamedTuple):
@@ -24,8 +24,8 @@ class Frame(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """The output's times. factor: so many frames for each of the input's; rate: frames a second, where not None.
-    slow: time is stretched by this first."""
+    """The output's times. factor: frames for each of the input's; rate: frames a second instead, where not None.
+    slow: time is stretched by this factor first."""
 
     factor: int = 1
     rate: Fraction | None = None
@@ -43,14 +43,14 @@ class Grid(NamedTuple):
         return [time * self.slow] if self.rate is None else self.times(time, time + hold)
 
     def count(self, frames: int, rate: Fraction) -> int:
-        """How many frames come out of so many at a constant rate."""
+        """How many frames come out of `frames` at a constant rate."""
         if self.rate is None:
             return max(frames - 1, 0) * self.factor + 1
         return ceil(Fraction(frames) / rate * self.slow * self.rate)
 
     def tick(self, step: Fraction, rate: Fraction) -> Fraction:
         """A unit in which all output times are whole numbers. step, rate: the unit of the input's times and its frame
-        rate, at which times may lie as well."""
+        rate, on whose multiples times may also lie."""
         if self.rate is not None:
             return 1 / self.rate
         return common(step * self.slow / self.factor, self.slow / rate / self.factor)
@@ -91,9 +91,9 @@ def steps(
 ) -> Iterator[Step]:
     """What to show, pair by pair, until the first frame at or after `stop` (None: to the end).
 
-    segment: seconds; what is decided about frames of one segment depends on that segment and the frame after it alone.
-    cut, repeat: the questions asked about two images; None asks nothing. A frame that repeats the one before is dropped
-    and the motion goes on from that one to the next; the output's times are still those of all frames. hold: seconds
+    segment: seconds; decisions about the frames of a segment depend only on that segment and the frame after it. cut,
+    repeat: predicates on two images; None: never. A frame that repeats the one before is dropped, and the motion goes
+    on from that one to the next; the output's times are still those of all frames. hold: seconds
     that the last frame is shown for.
     """
     first, latest, due, dropped = None, None, [], 0

@@ -1,11 +1,11 @@
-"""Moving pictures in: any file that FFmpeg reads (PyAV brings it along), a folder of pictures, a y4m pipe.
+"""Video in: any file that FFmpeg reads (PyAV bundles it), a folder of pictures, a y4m pipe.
 
     source = video.open_source("in.mp4")
     for frame in source.frames(start=Fraction(10)):
         frame.time, frame.image
 
-Frames are upright, RGB uint8 (H, W, 3); times are Fractions, in seconds from the first frame. What can be wrong with a
-file is a ValueError or FileNotFoundError that names it.
+Frames are upright, RGB uint8 (H, W, 3); times are Fractions, in seconds from the first frame. A fault in a file is
+a ValueError or FileNotFoundError that names it.
 """
 
 import re
@@ -26,25 +26,25 @@ from . import io
 from .timeline import Frame, snapped
 
 PIPE = "-"
-# FFmpeg's own defaults are one to two grey levels off, and take the nearest chroma sample for its neighbours'.
+# FFmpeg's own defaults are one to two grey levels off, and do not interpolate chroma.
 ACCURATE_RND, FULL_CHR_H_INT = 0x40000, 0x2000  # FFmpeg's numbers; PyAV names them from 18 on
 TO_RGB = int(Interpolation.BILINEAR) | ACCURATE_RND | FULL_CHR_H_INT
 FROM_RGB = int(Interpolation.AREA) | ACCURATE_RND
 UNKNOWN, FULL = 2, 2  # FFmpeg's numbers for an unspecified matrix and for the full range
 BT709, BT601 = 1, 5
 MATRICES = {BT709, 4, 7, 9}  # those with a conversion of their own: also FCC, SMPTE 240M, BT.2020
-LARGEST_SD = 576  # rows up to which an unspecified matrix is BT.601, as players take it
-SLACK, NOTED = Fraction(1, 2), Fraction(1, 10)  # seconds that a file may be shorter than it says; what is told of that
+LARGEST_SD = 576  # rows up to which an unspecified matrix is BT.601, as players assume
+SLACK, NOTED = Fraction(1, 2), Fraction(1, 10)  # seconds that a file may lack; from which a note says so
 LEAP_BACK = 1  # seconds
-COPIED = ("audio", "subtitle")  # streams that go into the output as they are
-DTS_ONLY = ("avi",)  # containers that store when frames are decoded alone, not when they are shown
-FROM_ANYWHERE = ("mpegts", "mpeg", "flv")  # containers of recordings, whose first time may be any
+COPIED = ("audio", "subtitle")  # streams that are copied to the output
+DTS_ONLY = ("avi",)  # containers that store only when frames are decoded, not when they are shown
+FROM_ANYWHERE = ("mpegts", "mpeg", "flv")  # containers of recordings, whose times may start anywhere
 FROM_ZERO = ("matroska,webm", "nut")  # containers whose duration counts from 0, not from their first frame
-GUESSED = ("mpeg",)  # containers where some frames alone have times: reading from the middle gets the others wrong
+GUESSED = ("mpeg",)  # containers where only some frames have times: reading from the middle gets the others wrong
 OTHER_PICTURES = (".bmp", ".webp", ".tif", ".tiff", ".exr", ".heic", ".avif", ".gif")  # which utils.io does not read
-Y4M = "yuv4mpegpipe"  # FFmpeg's name; it passes over a last frame that is not whole
-INTERLACED = "{}: interlaced; every frame is taken as one moment: deinterlace it first"
-# What makes a frame upright, by the signs of its display matrix: where its right and where its lower side point to.
+Y4M = "yuv4mpegpipe"  # FFmpeg's name; it skips an incomplete last frame
+INTERLACED = "{}: interlaced; each frame is treated as one moment in time: deinterlace it first"
+# Filters that make a frame upright, by the signs of its display matrix: where its right and lower sides point.
 TURNS = {
     (1, 0, 0, 1): (),
     (-1, 0, 0, 1): ("hflip",),
@@ -78,9 +78,9 @@ class Source:
     paths: the files it is read from. width, height: of upright frames. rate: frames a second, nominal. step: the unit
     of the input's times. origin: time of the first frame in the file; begin: what the file's times count from. count:
     frames, and last: time of the last one; None where only reading can tell. longest: the longest time between two
-    frames, None where all are equal. hold: for how long the last one is shown; steady: as long as any other. aspect: of
-    a pixel. pix_fmt: FFmpeg's name of the pixels' format. notes: what a person should know, one line each. damaged:
-    frames that were left out so far.
+    frames, None where all are equal. hold: how long the last one is shown; steady: whether all are shown equally long.
+    aspect: of a pixel. pix_fmt: FFmpeg's name of the pixels' format. notes: what a user should know, one line each.
+    damaged: frames skipped as damaged so far.
     """
 
     path: str
@@ -112,12 +112,12 @@ def open_source(path: str, rate: Fraction = Fraction(24)) -> Source:
     if path == PIPE:
         return Pipe()
     if not path:
-        raise ValueError("the input has no name; an empty one may come of a variable that is not set")
+        raise ValueError("the input has no name; is a variable not set?")
     if Path(path).is_dir():
         return Folder(path, rate)
     if not Path(path).is_file():
         if Path(path).exists():
-            raise ValueError(f"{path}: is a pipe or a device; give - and y4m, ffmpeg -i IN -f yuv4mpegpipe - makes it")
+            raise ValueError(f"{path}: is a pipe or a device; give - and pipe y4m in: ffmpeg -i IN -f yuv4mpegpipe -")
         raise FileNotFoundError(f"{path}: no such video file or folder of pictures")
     return Video(path)
 
@@ -132,10 +132,10 @@ class Folder(Source):
         self.height, self.width = io.read_image(self.paths[0]).shape[:2]
         others = {other.suffix.lower() for other in Path(path).iterdir()} & set(OTHER_PICTURES)
         if others:
-            self.notes += (f"{path}: pictures in {', '.join(sorted(others))} are passed over; convert them first",)
+            self.notes += (f"{path}: pictures in {', '.join(sorted(others))} are skipped; convert them first",)
         if gaps := io.gaps(self.paths):
             where = f"after {self.paths[gaps[0]].name}" + f" and {len(gaps) - 1} more" * (len(gaps) > 1)
-            self.notes += (f"{path}: frames are missing {where}; motion goes on across them",)
+            self.notes += (f"{path}: frames are missing {where}; motion is interpolated across them",)
         _check_count(self)
 
     def frames(self, start: Fraction = Fraction(0)) -> Iterator[Frame]:
@@ -148,7 +148,7 @@ class Folder(Source):
 
 
 class Video(Source):
-    """A file. It is read through once, without decoding, to know how long it is and that it is whole."""
+    """A file. Its packets are read once, without decoding, to learn its length and whether it is complete."""
 
     def __init__(self, path: str):
         self.path, self.paths = path, [Path(path)]
@@ -164,7 +164,7 @@ class Video(Source):
             if frame is None:
                 raise ValueError(f"{path}: not a single frame can be decoded")
             self._describe(frame, stream)
-        self.damaged = 0  # what came before the first frame is met again
+        self.damaged = 0  # those before the first frame are met again
         self._scan()
         _check_count(self)
 
@@ -174,17 +174,17 @@ class Video(Source):
         for frame in self._frames(start, "AUTO"):
             latest, damaged = frame.time, self.damaged
             yield frame
-        # Of several frames that are being decoded at once, PyAV drops those behind a damaged one at the end of a file.
+        # When several frames are decoded at once, PyAV drops those after a damaged one at the end of a file.
         if latest is None and start <= self.last:
             self.damaged = before
             yield from self._frames(start, "SLICE")
         elif latest is not None and latest < self.last:
-            self.damaged = damaged if self.timed else before  # what is met again
+            self.damaged = damaged if self.timed else before  # without those that are met again
             yield from (frame for frame in self._frames(latest, "SLICE") if frame.time > latest)
 
     def _frames(self, start: Fraction, threads: str) -> Iterator[Frame]:
         turn, reformatter = self._turn(), VideoReformatter()
-        # Indices of files are approximate: where one leads behind `start`, or to nothing at all, look further back.
+        # Seek indices are approximate: where one leads past `start`, or to nothing at all, seek further back.
         for back in [back for back in (0, 2, 10) if back < start and self.timed] + [None]:
             before, found, latest = self.damaged, False, None
             with self._open() as container:
@@ -195,7 +195,7 @@ class Video(Source):
                 for frame in self._decode(container, stream, start):
                     time = self._time(frame, latest)
                     if latest is None and back is not None and time > start:
-                        self.damaged = before  # it is met again
+                        self.damaged = before  # they are met again
                         break
                     if latest is not None and time <= latest:
                         self.damaged += time >= start
@@ -222,7 +222,7 @@ class Video(Source):
     def _decode(
         self, container: av.container.InputContainer, stream: av.VideoStream, start: Fraction = Fraction(0)
     ) -> Iterator[av.VideoFrame]:
-        """All frames from here on; counts those from `start` on that cannot be decoded, where it is 0 all of them."""
+        """All frames from here on; counts those from `start` on that cannot be decoded, all of them if it is 0."""
         for packet in container.demux(stream):
             try:
                 yield from packet.decode()
@@ -242,14 +242,14 @@ class Video(Source):
         sides = _sides(frame)
         self.filters = TURNS.get(sides, ())
         if sides not in TURNS:
-            self.notes += (f"{self.path}: is to be shown askew, by {frame.rotation} degrees; frames stay upright",)
+            self.notes += (f"{self.path}: is meant to be turned by {frame.rotation} degrees; frames are not turned",)
         self.width, self.height = frame.width, frame.height
         self.coded = (frame.width, frame.height, frame.format.name)
         if self.filters and not sides[0]:  # lies on its side
             self.width, self.height, self.aspect = self.height, self.width, 1 / self.aspect
         self.pix_fmt = frame.format.name.replace("yuvj", "yuv")
         matrix, extent = frame.colorspace, FULL if frame.format.name.startswith("yuvj") else frame.color_range
-        if _is_rgb(frame):  # tags of what has no matrix are no tags for what an encoder makes of it
+        if _is_rgb(frame):  # RGB has no matrix: its tags do not hold for the YUV that an encoder makes of it
             matrix, extent = Colour().matrix, Colour().range
         self.colour = Colour(matrix, extent, frame.color_primaries, frame.color_trc)
         self.notes += _depth_notes(self.path, frame.format)
@@ -278,7 +278,7 @@ class Video(Source):
                     times.append(time)
                     latest, hold = max((latest, hold), (time, (packet.duration or 0) * packet.time_base))
             start = Fraction(container.start_time or 0, av.time_base)
-            if video.duration and video.start_time is not None:  # else it is a guess, of a raw stream
+            if video.duration and video.start_time is not None:  # else the duration is a guess, as for a raw stream
                 until = (video.start_time + video.duration) * video.time_base
                 hold = until - latest if until > latest else hold  # packets come in the order of decoding
             self.damaged += kind == Y4M and read < container.size
@@ -289,12 +289,12 @@ class Video(Source):
         if missing > SLACK:
             raise ValueError(
                 f"{self.path}: cut short: {float(end - start):.1f} of {float(promised - start):.1f} s are there; "
-                "copy it again, or have what there is rewritten by ffmpeg -i IN -c copy OUT"
+                "copy it again, or rewrite what there is by ffmpeg -i IN -c copy OUT"
             )
         times.sort()
         self.timed = kind not in GUESSED and len(times) > 1  # a raw stream holds none
         last = times[-1] - self.origin
-        if count > len(times) - 1:  # the last ones may have none
+        if count > len(times) - 1:  # the last frames may have none
             last = max(last, (count - 1) / self.rate)
         apart = [b - a for a, b in zip(times[1:], times[2:])]  # the first is the origin once more
         self.longest, shortest = max(apart, default=None), min((gap for gap in apart if gap), default=1 / self.rate)
@@ -305,13 +305,13 @@ class Video(Source):
         self.steady = max(longest, self.hold) - shortest <= 2 * self.step
 
     def _check_order(self, packet: av.Packet, decoded: dict[int, Fraction]) -> None:
-        """decoded: of each stream the time at which its packet before is decoded."""
+        """decoded: for each stream, the time at which its previous packet is decoded."""
         time = packet.dts * packet.time_base
         before = decoded.get(packet.stream.index, time)
         if time < before - LEAP_BACK:
             raise ValueError(
                 f"{self.path}: times go back, from {float(before):.1f} to {float(time):.1f} s, as in recordings that "
-                "were joined; have them put right by ffmpeg -i IN -c copy OUT"
+                "were joined; correct them by ffmpeg -i IN -c copy OUT"
             )
         decoded[packet.stream.index] = time
 
@@ -344,7 +344,7 @@ class Pipe(Source):
         try:
             self.container = av.open(self.bytes, format=Y4M)
         except av.FFmpegError as error:
-            raise ValueError(f"{self.path}: no y4m; ffmpeg -i IN -f yuv4mpegpipe - makes it of any video") from error
+            raise ValueError(f"{self.path}: not y4m; ffmpeg -i IN -f yuv4mpegpipe - makes it from any video") from error
         self.stream = self.container.streams.video[0]
         self.rate = self.stream.guessed_rate or Fraction(25)
         self.step = self.hold = 1 / self.rate
@@ -372,8 +372,7 @@ class Pipe(Source):
 
 
 class Counted:
-    """A file to read once that knows how many bytes were read, and its first line. FFmpeg looks for no more than
-    `read`."""
+    """A file to read once that counts the bytes read and keeps its first line. FFmpeg asks for nothing but `read`."""
 
     def __init__(self, file: BinaryIO):
         self.file, self.count, self.header = file, 0, b""
@@ -408,7 +407,7 @@ def _is_rgb(frame: av.VideoFrame) -> bool:
 
 @contextmanager
 def _errors(path: str) -> Iterator[None]:
-    """What FFmpeg complains about, as one line that names the file."""
+    """Turn FFmpeg's errors into one line that names the file."""
     try:
         yield
     except av.FFmpegError as error:
@@ -422,12 +421,12 @@ def _opened(path: str, file) -> Iterator[av.container.InputContainer]:
 
 
 def located(path: str | Path) -> str:
-    """A file's name as FFmpeg takes it: what stands before a colon in a relative one would be a protocol to it."""
-    return str(Path(path).absolute())  # not abspath, which takes .. behind a link for something else
+    """A file's name for FFmpeg, which takes what precedes a colon in a relative one for a protocol."""
+    return str(Path(path).absolute())  # not os.path.abspath, which resolves .. after a link wrongly
 
 
 def _sides(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-    """The display matrix of a frame, without its scale and what it shifts: see TURNS."""
+    """The display matrix of a frame, without its scale and shift: see TURNS."""
     for data in frame.side_data:
         if data.type == Type.DISPLAYMATRIX:
             sides = np.frombuffer(data, "<i4", 9).reshape(3, 3)[:2, :2].astype(float)
@@ -438,7 +437,7 @@ def _sides(frame: av.VideoFrame) -> tuple[int, int, int, int]:
 
 def _depth_notes(path: str, form: av.VideoFormat) -> tuple[str, ...]:
     deep = max(part.bits for part in form.components) > 8
-    return (f"{path}: more than 8 bits a colour ({form.name}) become 8",) if deep else ()
+    return (f"{path}: more than 8 bits per colour ({form.name}), reduced to 8",) if deep else ()
 
 
 def begins(container: av.container.InputContainer, stream: av.stream.Stream) -> Fraction:
@@ -456,7 +455,7 @@ def video_stream(container: av.container.InputContainer, path: str) -> av.VideoS
 
 
 def _is_cover(stream: av.stream.Stream) -> bool:
-    """Whether it is the picture of a piece of music or of a film."""
+    """Whether it is the cover picture of music or of a film."""
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
@@ -465,7 +464,7 @@ def _stream_notes(path: str, container: av.container.InputContainer, taken: av.V
     if not others:
         return ()
     what = ", ".join(f"{'cover' if _is_cover(each) else each.type} (stream {each.index})" for each in others)
-    return (f"{path}: {what} left out; one video is taken, with the sound and the subtitles",)
+    return (f"{path}: {what} left out; only one video is taken, with the sound and the subtitles",)
 
 
 def _check_count(source: Source) -> None:

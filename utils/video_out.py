@@ -1,7 +1,7 @@
-"""Moving pictures out: video files, GIF, folders of PNG, y4m on standard output.
+"""Video out: video files, GIF, folders of PNG, y4m on standard output.
 
-A file is made of parts, one for every few seconds, each encoded on its own: what is complete survives a kill, ranks
-make parts side by side, and joining them copies packets without encoding them again. A part has a frame's exact time.
+A file is made of parts, one for every few seconds, each encoded on its own: complete parts survive a kill, ranks make
+parts side by side, and joining them copies packets without encoding again. A part keeps the exact times of frames.
 """
 
 import heapq
@@ -29,7 +29,7 @@ from .video import COPIED, FROM_RGB, PIPE, Colour, begins, located, video_stream
 
 class Codec(NamedTuple):
     """encoder: FFmpeg's name. crf: default quality, None for a lossless codec. options: the encoder's own. worst: the
-    greatest crf that it knows."""
+    largest crf that it accepts."""
 
     encoder: str
     crf: int | None
@@ -46,17 +46,17 @@ CODECS = {
 }
 DEFAULTS = {".mp4": "h264", ".m4v": "h264", ".mov": "h264", ".mkv": "h264", ".webm": "vp9"}
 MP4 = (".mp4", ".m4v", ".mov")
-ATTACHED = "attachment"  # FFmpeg's name for such as the fonts of subtitles
-PART = ".mp4"  # whatever the whole will be: it keeps times exactly, and the order of decoding
+ATTACHED = "attachment"  # FFmpeg's name for streams such as the fonts of subtitles
+PART = ".mp4"  # whatever the output's format: it keeps times exactly, and the order of decoding
 LOSSLESS = "ffv1"
 RAW = "y4m"  # no codec: frames as they are, down a pipe
-KEPT = re.compile(r"(gray)|yuva?j?(420|422|444)p")  # of which these two keep the chroma; deeper ones become 8 bits
-OF_THE_FILE = ("encoder", "major_brand", "minor_version", "compatible_brands", "duration")  # what is not of its content
+KEPT = re.compile(r"(gray)|yuva?j?(420|422|444)p")  # formats whose chroma these two keep; deeper ones become 8 bits
+OF_THE_FILE = ("encoder", "major_brand", "minor_version", "compatible_brands", "duration")  # not of its content
 MOST = 2**31 - 1  # ticks in a second, and from a frame to the next: containers count in 32 bits
 FASTEST_GIF = 100  # frames a second
 PICTURE = re.compile(r"\d{8}\.png")
 GIF_TICK = Fraction(1, 100)
-PRIMING = Fraction(1, 20)  # seconds before the start that decoders of sound need to hear
+PRIMING = Fraction(1, 20)  # seconds before the start that audio decoders need
 # A palette of its own for every frame, so that memory does not grow with the length.
 GIF_FILTERS = ("split", "palettegen=stats_mode=single", "paletteuse=new=1")
 
@@ -86,7 +86,7 @@ class Format(NamedTuple):
         return kept[1] or f"yuv{kept[2]}p" if kept else "bgr0"
 
     def tag(self, context: av.VideoCodecContext) -> None:
-        """Say how the colours are meant."""
+        """Tag a stream with how its colours are meant."""
         if not self.pix_fmt.startswith("bgr"):
             context.colorspace, context.color_range = self.colour.matrix, self.colour.conversion(self.height)[1]
         context.color_primaries, context.color_trc = self.colour.primaries, self.colour.transfer
@@ -105,7 +105,7 @@ class Format(NamedTuple):
 
     @property
     def nominal(self) -> Fraction:
-        """The rate as a file can say it."""
+        """The rate as a file can store it."""
         return self.rate.limit_denominator(MOST // (2 * ceil(self.rate)))
 
 
@@ -116,7 +116,7 @@ class VideoWriter:
         self.path, self.form, self.written, self.end = path, form, 0, None
         self.reformatter = VideoReformatter()
         codec = CODECS[form.codec] if file is None else Codec("wrapped_avframe", None, {})
-        # MP4 tells when a file begins in units of its own, by default milliseconds.
+        # MP4 stores when a file begins in a unit of its own, by default milliseconds.
         options = {"movie_timescale": str(form.exact_tick.denominator)} if file is None else {}
         with errors(path):
             self.output = av.open(file or located(path), "w", format=container, options=options)
@@ -134,7 +134,7 @@ class VideoWriter:
             stream.codec_context.open()
         except av.FFmpegError as error:  # of the size, as H.264 beyond 16384 columns, or the rate, as AV1 beyond 240
             what = f"frames of {stream.width}x{stream.height}, {float(form.nominal):g} a second"
-            raise ValueError(f"{what}: {form.codec} cannot take them ({error.strerror}); change --codec") from error
+            raise ValueError(f"{what}: {form.codec} cannot encode them ({error.strerror}); change --codec") from error
         self.stream = stream
 
     def write(
@@ -144,8 +144,8 @@ class VideoWriter:
         original: av.VideoFrame | None = None,
         lasts: Fraction | None = None,
     ) -> None:
-        """One frame, RGB uint8 (H, W, 3), or as the decoder gave it where that can be written without a change. lasts:
-        for how long it is shown, where not 1 / rate or until the next."""
+        """One frame, RGB uint8 (H, W, 3), or `original`, from the decoder, where that can be written unchanged. lasts:
+        how long it is shown, where not 1 / rate or until the next."""
         frame = self._converted(image, original)
         frame.pts = round((self.form.origin + time) / self.form.exact_tick)
         frame.time_base = self.form.exact_tick
@@ -155,7 +155,7 @@ class VideoWriter:
         with errors(self.path):
             packets = self.stream.encode(frame)
             for packet in packets:
-                if packet.pts == frame.pts:  # encoders with delay do not tell, those without not all
+                if packet.pts == frame.pts:  # encoders with delay do not set it, nor do all without
                     packet.duration = frame.duration
             self.output.mux(packets)
         self.written += 1
@@ -163,7 +163,7 @@ class VideoWriter:
     def close(self) -> None:
         with errors(self.path):
             packets = self.stream.encode(None)
-            if packets and self.end:  # containers end with what is decoded last
+            if packets and self.end:  # a container's end is that of the packet decoded last
                 packets[-1].duration = self.end - packets[-1].pts
             self.output.mux(packets)
             self.output.close()
@@ -172,7 +172,7 @@ class VideoWriter:
         try:
             self.output.close()
         except av.FFmpegError:
-            pass  # it was to be thrown away
+            pass  # it is thrown away anyway
 
     def _converted(self, image: np.ndarray, original: av.VideoFrame | None) -> av.VideoFrame:
         form = self.form
@@ -222,7 +222,7 @@ def pipe_writer(form: Format) -> VideoWriter:
 
 
 class _Aspect:
-    """A file to write y4m to. PyAV cannot tell the container the shape of pixels, and A0:0 stands for unknown."""
+    """A file to write y4m to. PyAV cannot give the muxer the aspect of pixels, and writes A0:0 for unknown."""
 
     def __init__(self, file, aspect: Fraction):
         self.file, self.aspect = file, b"A%d:%d" % (aspect.numerator, aspect.denominator)
@@ -233,7 +233,7 @@ class _Aspect:
             data, self.aspect = data.replace(b"A0:0", self.aspect, 1), None
         try:
             self.file.write(data)
-        except OSError as error:  # nobody reads on
+        except OSError as error:  # the reader has gone
             raise OSError(error.errno, error.strerror, "standard output") from error
         return len(data)
 
@@ -245,14 +245,14 @@ class _Aspect:
 
 
 def join_folders(parts: Sequence[Path], out: Path) -> None:
-    """The pictures of all parts, numbered through, hard links rather than copies where the disk knows them."""
+    """The pictures of all parts, numbered consecutively; hard links rather than copies where the disk has them."""
     with _replacing_folder(out) as temporary:
         pictures = (picture for part in parts for picture in io.list_images(part))
         for number, picture in enumerate(pictures, 1):
             numbered = temporary / f"{number:08d}.png"
             try:
                 numbered.hardlink_to(picture)
-            except OSError:  # a disk that knows none
+            except OSError:  # a disk without hard links
                 shutil.copyfile(picture, numbered)
 
 
@@ -272,7 +272,7 @@ def join_gif(parts: Sequence[Path], out: Path) -> None:
             reduced = graph.pull()
             reduced.pts, reduced.time_base = ticks, GIF_TICK
             for packet in stream.encode(reduced):
-                packet.duration = shown  # nothing else tells how long the last one is to be seen
+                packet.duration = shown  # nothing else tells how long the last one is shown
                 output.mux(packet)
         output.mux(stream.encode(None))
 
@@ -280,9 +280,9 @@ def join_gif(parts: Sequence[Path], out: Path) -> None:
 def join_videos(
     parts: Sequence[Path], out: Path, form: Format, source: str | None = None, whole: bool = True, timed: bool = True
 ) -> None:
-    """One file out of parts, packet by packet, with what the file `source` says of itself, its chapters, and the sound
-    and the subtitles that the output can hold. whole: False ends these where the pictures end. timed: False leaves out
-    all that has a time, because that is another one now."""
+    """One file out of parts, packet by packet, with the metadata and chapters of the file `source` and those of its
+    sound and subtitles that the output can hold. whole: False ends these where the pictures end. timed: False leaves
+    out all that has a time, because times have changed."""
     with io.replacing(out, parts[0].parent) as temporary, errors(out):
         mp4 = out.suffix.lower() in MP4
         options = {"movflags": "+faststart"} if mp4 else {}
@@ -291,7 +291,7 @@ def join_videos(
             video = output.add_stream_from_template(first.streams.video[0], opaque=True)
             video.codec_context.framerate = form.nominal
             video.codec_context.sample_aspect_ratio = form.aspect
-            form.tag(video.codec_context)  # what the frames of some codecs do not hold, and parts not everything of
+            form.tag(video.codec_context)  # some codecs' frames do not carry this, and parts do not carry all of it
             if first.streams.video[0].codec_context.name == "hevc" and mp4:
                 video.codec_context.codec_tag = "hvc1"  # what Apple's players ask for
             packets = [_video_packets(parts, video)]
@@ -330,9 +330,9 @@ def _video_packets(parts: Sequence[Path], video: av.VideoStream) -> Iterator[tup
                 if not packet.size:
                     continue
                 if number == stream.frames and "vp9" in stream.codec_context.name and packet.pts < end:
-                    packet.duration = end - packet.pts  # for which FFmpeg takes the usual one
-                # An encoder that reorders frames counts from before its first one, where frames are of unequal length
-                # perhaps from before the end of the part before.
+                    packet.duration = end - packet.pts  # where FFmpeg assumes the usual duration
+                # An encoder that reorders frames starts its dts before its first frame; with frames of unequal length,
+                # possibly before the end of the previous part.
                 dts = packet.dts * packet.time_base
                 if latest is not None and dts <= latest:
                     packet.dts = int(latest / packet.time_base) + 1
@@ -349,13 +349,13 @@ def _other_packets(container: av.container.InputContainer, streams: dict, end: F
     for number, packet in enumerate(container.demux(given)):
         index, moment = packet.stream.index, packet.pts if packet.dts is None else packet.dts
         if moment is None or packet.stream.type == "audio" and moment <= latest.get(index, moment - 1):
-            continue  # nothing tells when, or it goes back a little, which no kind of file takes
+            continue  # it has no time, or goes back a little, which no container accepts
         latest[index] = moment
         for name in ("pts", "dts"):
             if getattr(packet, name) is not None:
                 setattr(packet, name, getattr(packet, name) - begin[index])
         time = (moment - begin[index]) * packet.time_base
-        if packet.is_discard and time < -PRIMING:  # cut away by an edit list, which not every kind of file has
+        if packet.is_discard and time < -PRIMING:  # cut away by an edit list, which not every container has
             continue
         if end is None or time < end:
             packet.stream = streams[index]
@@ -401,7 +401,7 @@ def _replacing_folder(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def errors(path: Path | str) -> Iterator[None]:
-    """What FFmpeg complains about, as an OSError that names the file."""
+    """Turn FFmpeg's errors into an OSError that names the file."""
     try:
         yield
     except av.FFmpegError as error:
@@ -409,12 +409,12 @@ def errors(path: Path | str) -> Iterator[None]:
 
 
 def muxer(out: Path) -> str:
-    """FFmpeg's name for a kind of file; its own choice for .m4v knows H.264 alone."""
+    """FFmpeg's name for the container; its own choice for .m4v takes only H.264."""
     return {".mkv": "matroska", ".m4v": "mp4"}.get(out.suffix.lower(), out.suffix.lower()[1:])
 
 
 def holds(out: Path, path: str, index: int) -> bool:
-    """Whether a kind of file can hold a stream of the file `path` as it is: some say so only when they begin or end."""
+    """Whether the container of `out` can hold a stream of the file `path` as it is: some only refuse it later."""
     try:
         with av.open(located(path)) as container, av.open(BytesIO(), "w", muxer(out)) as trial:
             if container.streams[index].type == ATTACHED:
@@ -440,7 +440,7 @@ def left_out(path: str, out: Path) -> Iterator[str]:
 
 
 def check_codec(out: Path, codec: str) -> None:
-    """ValueError where a kind of file cannot hold what a codec makes."""
+    """ValueError where the container of `out` cannot hold what a codec makes."""
     try:
         with av.open(BytesIO(), "w", muxer(out)) as trial:
             stream = trial.add_stream(CODECS[codec].encoder, rate=25, options=CODECS[codec].options)
@@ -451,7 +451,7 @@ def check_codec(out: Path, codec: str) -> None:
 
 
 def check_crf(codec: str, crf: int) -> None:
-    """ValueError for a quality that a codec does not know: encoders take some of those for another, silently."""
+    """ValueError for a quality that a codec does not accept: encoders silently replace some of those."""
     if CODECS[codec].crf is None:
         raise ValueError(f"--crf {crf}: {codec} is lossless; leave it out, or give another --codec")
     if not 0 <= crf <= CODECS[codec].worst:
@@ -463,7 +463,7 @@ def check_folder(out: Path) -> None:
     io.check_writable(out)
     for path in out.iterdir() if out.exists() else ():
         if not PICTURE.fullmatch(path.name):
-            raise ValueError(f"{out}: holds {path.name}, too, which would be lost; name a folder of its own")
+            raise ValueError(f"{out}: also holds {path.name}, which would be lost; name a folder of its own")
 
 
 def kind_of(out: str) -> str:
@@ -473,7 +473,7 @@ def kind_of(out: str) -> str:
         return "pipe"
     name = Path(out).name.lower()
     if name == ".gif" or name in DEFAULTS:
-        raise ValueError(f"{out}: is an ending without a name, which may come of a variable that is not set")
+        raise ValueError(f"{out}: is an ending without a name; is a variable not set?")
     if not suffix or out.endswith(("/", os.sep)) or Path(out).is_dir():
         return "folder"
     if suffix != ".gif" and suffix not in DEFAULTS:
