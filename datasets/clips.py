@@ -1,9 +1,9 @@
-"""Windows of neighbouring frames out of one's own footage: videos, folders of frames, Vimeo90K's septuplets.
+"""Windows of neighbouring frames from your own footage: videos, folders of frames, Vimeo90K's septuplets.
 
 Each clip is decoded once into a file, uint8 (F, H, W, 3), in a cache folder that may be deleted whenever nothing reads
 from it (a minute of 1080p at 25 frames a second takes 9 GB); from then on any window is a slice of it. Windows with a
-cut, a repeated frame or a leap in time are left out: between such frames there is no motion, or not at the time it
-would be taken for.
+cut, a repeated frame or a leap in time are left out: motion between such frames is missing, or not where it should be
+in time.
 """
 
 import glob
@@ -28,15 +28,15 @@ from .transforms import Augment, Dice, Raw, Stack, centre_crop, lines
 VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".gif", ".y4m")
 VIDEOS += (".wmv", ".flv", ".ts", ".mts", ".m2ts", ".3gp", ".ogv")
 TRAIN_LISTS, TEST_LISTS = (tuple(f"{of}_{part}list.txt" for of in ("sep", "tri")) for part in ("train", "test"))
-SEQUENCES = "sequences"  # where all of Vimeo90K's lie
+SEQUENCES = "sequences"  # the folder of all of Vimeo90K's
 CACHE = Path(__file__).resolve().parent.parent / "data" / "clips_cache"
-COPIED = 64  # frames that are brought into a device's memory at a time
-BREAKS = 2  # counted up whenever breaks are found in another way: what was found before is kept under this
+COPIED = 64  # frames copied to a device at a time
+BREAKS = 2  # version of the search for breaks, in the names of cached files: raise it when the search changes
 
 
 class Frames:
-    """The frames in a file of NumPy's, (F, H, W, 3) uint8, sliced like an array. Each slice maps the file anew: a set
-    may have more clips than a process may have open files, and to another process goes nothing but the path."""
+    """The frames in a .npy file, (F, H, W, 3) uint8, sliced like an array. Each slice maps the file anew: a set may
+    have more clips than a process may open files, and only the path is pickled for another process."""
 
     def __init__(self, path: Path):
         self.path, self.shape = path, np.load(path, mmap_mode="r").shape
@@ -85,11 +85,11 @@ def open_clips(
     lists: Sequence[str] = TRAIN_LISTS,
 ) -> list[Clip]:
     """The clips of a folder, by name: its videos, and the folders below it that hold pictures; of Vimeo90K's
-    sequences those of the first of `lists` that lies there.
+    sequences, those in the first of `lists` that is there.
 
-    only, without: names to take or leave. longest: clips whose longer side is greater are halved until it is not, which
-    also cleans compressed video. cache: where decoded frames are kept (None: CACHE). FileNotFoundError without the
-    folder, ValueError where it holds no clip, lacks a named one, or a clip cannot be decoded.
+    only, without: names to take or leave out. longest: clips whose longer side is greater are halved until it is not,
+    which also cleans compressed video. cache: where decoded frames are kept (None: CACHE). FileNotFoundError without
+    the folder, ValueError where it holds no clip, lacks a named one, or a clip cannot be decoded.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -110,7 +110,7 @@ def open_clips(
 
 
 def windows(clips: Sequence[Clip], length: int, stride: int = 1, step: int = 1) -> list[Window]:
-    """All windows of `length` frames, `stride` apart, that begin every `step` frames and hold no break."""
+    """All windows of `length` frames, `stride` apart, that start at every `step`-th frame and hold no break."""
     result = []
     for clip in clips:
         span = (length - 1) * stride
@@ -129,11 +129,11 @@ def split(
     longest: int | None = None,
     held: Iterable[str] | None = None,
 ) -> tuple[list[Window], list[Window]]:
-    """Windows to train on, and of other clips windows to validate on, which share one frame with the next at most.
+    """Windows to train on and, from other clips, windows to validate on, which share at most one frame with the next.
 
-    least: the least side; smaller clips are left out, with a warning. longest: as in `open_clips`. held: the clips to
-    validate on; None: from the end of the list as many as hold 1 % of all windows, or where that is all there is, the
-    last 5 % of the windows. ValueError where nothing is left to train or validate on.
+    least: the smallest side; smaller clips are left out, with a warning. longest: as in `open_clips`. held: the clips
+    to validate on; None: clips from the end of the list that hold 1 % of all windows, or, if these are all there are,
+    the last 5 % of the windows. ValueError where nothing is left to train or validate on.
     """
     clips = open_clips(folder, longest=longest)
     if held is not None:
@@ -147,7 +147,7 @@ def split(
     clips = [clip for clip in clips if clip.name not in small]
     counts = {clip.name: len(windows([clip], length, stride)) for clip in clips}
     none = [name for name in counts if not counts[name]]
-    if len(none) in range(1, len(counts)):  # of all of them an error will tell
+    if len(none) in range(1, len(counts)):  # if it is all of them, an error says so below
         what = f"left out, no {length} frames, {stride} apart, without a cut, a repeat or a leap in time"
         warnings.warn(f"{folder}: {what}: {', '.join(none)}", stacklevel=2)
     chosen, step = set(_last(counts) if held is None else held), (length - 1) * stride
@@ -156,7 +156,7 @@ def split(
         raise ValueError(f"{folder}: no clip named {name} to validate on, {least}x{least} or larger")
     train = windows([clip for clip in clips if clip.name not in chosen], length, stride)
     val = windows([clip for clip in clips if clip.name in chosen], length, stride, step)
-    if not train and held is None:  # one clip alone: its end
+    if not train and held is None:  # a single clip: its end
         whole = windows(clips, length, stride)
         border = whole[-max(len(whole) // 20, 1)].start if whole else 0
         train, val = [w for w in whole if w.start + step < border], [w for w in whole if w.start >= border][::step]
@@ -175,10 +175,10 @@ def _last(counts: dict[str, int]) -> list[str]:
 
 
 class Windows(Dataset):
-    """Windows as Samples: the first and the last frame go in, all between are targets, at t = k / (N - 1); no flow.
+    """Windows as Samples: the first and last frames go in, all between are targets, at t = k / (N - 1); no flow.
 
-    windows: whatever has `frames`. augment: for training, gives Raw; without it a sample is the middle of the frames,
-    `limit` pixels a side at most. Index with i, or (i, epoch) for augmentation that differs from epoch to epoch.
+    windows: anything with `frames`. augment: for training, gives Raw; without it a sample is the centre of the frames,
+    at most `limit` pixels a side. Index with i, or (i, epoch) for augmentation that differs from epoch to epoch.
     """
 
     def __init__(self, windows: Sequence[Window], augment: Augment | None = None, limit: int | None = None):
@@ -200,8 +200,8 @@ class Windows(Dataset):
 
 
 class Crop(NamedTuple):
-    """A crop of some frames of a window. moments: their numbers in the window, the first and the last among them.
-    halved: whether the frames are halved before; dice: what happens to them then."""
+    """A crop of some frames of a window. moments: their numbers in the window, the first and the last included.
+    halved: whether the frames are halved first; dice: what happens to them then."""
 
     window: Window
     moments: tuple[int, ...]
@@ -229,13 +229,13 @@ class Places(NamedTuple):
     first: Tensor  # (B, N), the first pixel of a frame
     rows: Tensor  # (B, size), from there to a row
     columns: Tensor  # (B, size), from there to a pixel
-    more: Tensor  # (B, 2), to the pixel below and to the one beside: of a square of 2x2, or the same
+    more: Tensor  # (B, 2), to the pixels below and beside in a square of 2x2; 0 without one
     t: Tensor
     dice: Tensor
 
 
 class Resident:
-    """Clips in the memory of a device, which cuts a batch of windows out of it at once."""
+    """Clips in the memory of a device, where a batch of crops is cut out of them at once."""
 
     def __init__(self, clips: Sequence[Clip], device: torch.device):
         ends = np.cumsum([0, *(int(np.prod(clip.frames.shape[:3])) for clip in clips)]).tolist()
@@ -248,7 +248,7 @@ class Resident:
                 place += len(part)
 
     def places(self, crops: Sequence[Crop], size: int) -> Places:
-        """Where the crops lie: all there is to do on the CPU. Another process, too, may do it."""
+        """Where the crops lie: all the work on the CPU, which another process may do, too."""
         count = len(crops)
         rows, columns = np.empty((2, count, size), np.int64)
         first, more, dice = np.empty((count, len(crops[0].moments)), np.int64), np.empty((count, 2), np.int64), []
@@ -260,7 +260,7 @@ class Resident:
             rows[i], columns[i] = step * width * y, step * x
             frames = window.start + window.stride * np.array(moments)
             first[i] = self.starts[window.clip.name] + height * width * frames
-            more[i] = width * halved, int(halved)  # to the other pixels of a square of 2x2, or none
+            more[i] = width * halved, int(halved)  # to the other pixels of a square of 2x2, or 0
             dice.append(rolled._replace(top=top, left=left))
         t = torch.from_numpy(np.stack([crop.t for crop in crops]))
         return Places(*map(torch.from_numpy, (first, rows, columns, more)), t, torch.tensor(dice, dtype=torch.int64))
@@ -296,7 +296,7 @@ def _open(path: Path, name: str, longest: int | None, cache: Path) -> Clip:
     if not breaks.is_file():
         with io.alone_in(cache):
             if not breaks.is_file():  # else another rank was here before
-                for start in (stem, f".{stem}"):  # the clip as it was before it changed, and what a kill left
+                for start in (stem, f".{stem}"):  # the clip before it changed, and what a kill left
                     for old in cache.glob(f"{glob.escape(start)}-*.npy"):
                         old.unlink(missing_ok=True)
                 times = []
@@ -313,7 +313,7 @@ def _digest(*what: object) -> str:
 
 
 def _saved(frames: Iterable[np.ndarray], file: BinaryIO) -> Iterator[np.ndarray]:
-    """The frames, written to the file as one array on their way: an hour of them would not fit into memory."""
+    """Yield the frames while writing them to the file as one array: an hour of them would not fit into memory."""
     count = 0
     for count, frame in enumerate(frames, start=1):
         if count == 1:
@@ -331,7 +331,7 @@ def _write_header(file: BinaryIO, count: int, shape: tuple[int, ...]) -> None:
 
 
 def _decode(path: Path, times: list) -> Iterator[np.ndarray]:
-    """The frames of a clip; a video's times go into the list."""
+    """The frames of a clip; appends the times of a video's to the list."""
     if path.is_dir():
         frames = map(io.read_image, io.list_images(path))
     else:

@@ -1,12 +1,12 @@
 """What cameras, editors and encoders do to frames: drift of light, sensor noise, static overlays, compression.
 
-They come on top of finished samples, procedural or footage, in this order, each to a random share of the samples.
-Motion and therefore flow stay as they are, but for an overlay, which rests: its flow is zero.
+They are applied to finished samples, procedural or footage, in this order, each to a random share of the samples.
+Motion and therefore flow do not change, except for an overlay, which stands still: its flow is zero.
 
-The middle frame is the target, so what it shows is what a network learns to answer. It has the drift of its own time,
-the overlay and the compression, which follow from what the outer frames show; a restored frame between two compressed
-ones would flicker. It has no noise: noise that is independent of both inputs cannot be answered, and the best answer
-to a noisy target is its mean, which the clean frame gives at once.
+The middle frame is the target, so a network learns to produce what it shows. It has the drift of its own time, the
+overlay and the compression, which follow from what the outer frames show; a restored frame between two compressed ones
+would flicker. It has no noise: noise that is independent of both inputs cannot be predicted, and the best prediction
+of a noisy target is its mean, the clean frame.
 
 Frames are (n, 3, 3, H, W) in [0, 1], in the order of time: t = 0, t, 1; then channels.
 """
@@ -23,7 +23,7 @@ from .scenes import chart, pixels, read
 from .stencils import INNER, OUTLINE, STEPS, Stencils
 from .synthetic import to_device
 
-# The share of the samples that has each, at strength 1; blur is that of synthetic.Synthetic.
+# The share of the samples that has each, at strength 1; BLUR is for synthetic.Synthetic.
 BLUR, DRIFT, NOISE, OVERLAY, COMPRESSION = 0.08, 0.2, 0.25, 0.15, 0.2
 LETTERBOX = 0.25  # share of the overlays that are black bars; the others are text and logos
 QUALITY = 25, 90  # of the compression, as JPEG counts it
@@ -42,10 +42,10 @@ YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.0
 
 
 class Effects:
-    """Does it to batches of Samples: `effects(sample)`.
+    """Applies the effects to batches of Samples: `effects(sample)`.
 
     strength: a factor on the shares above; 0 leaves samples as they are. stencils: the shapes of overlays, on the
-    samples' device. random: is drawn from, on the CPU; its seed says what happens, whatever the device.
+    samples' device. random: a generator on the CPU; its seed determines what happens, whatever the device.
     """
 
     def __init__(self, strength: float, stencils: Stencils, random: torch.Generator):
@@ -76,7 +76,7 @@ class Effects:
         return Sample(*frames.unbind(1), sample.t, flow)
 
     def _some(self, share: float, frames: Tensor) -> Tensor:
-        """The numbers of the samples that an effect is for."""
+        """The numbers of the samples that get an effect."""
         chosen = torch.rand(len(frames), generator=self.random) < share * self.strength
         return to_device(chosen.nonzero()[:, 0], frames.device)
 
@@ -116,7 +116,7 @@ def drift(frames: Tensor, times: Tensor, gain: Tensor, gamma: Tensor) -> Tensor:
 
 
 def noise(frames: Tensor, deviation: Tensor, random: torch.Generator) -> Tensor:
-    """Sensor noise, half of its variance (that of the light's own grain) in proportion to the brightness.
+    """Sensor noise, half of its variance (the photon noise) in proportion to the brightness.
 
     deviation: (n,), at a brightness of one half. random: on the frames' device.
     """
@@ -127,10 +127,10 @@ def noise(frames: Tensor, deviation: Tensor, random: torch.Generator) -> Tensor:
 def overlay(
     frames: Tensor, flow: Tensor, distance: Tensor, fill: Tensor, rim: Tensor, opacity: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """A mark at rest over all frames, and flow (n, 4, H, W) that is zero where it hides more than half.
+    """Draw a mark at rest over all frames; flow (n, 4, H, W) becomes zero where it hides more than half.
 
-    distance: (n, H, W), within the mark's outline above 0, pixels. fill: (n, 3), its colour. rim: (n,), width of a
-    black edge, pixels. opacity: (n,).
+    distance: (n, H, W), to the mark's outline, positive inside, pixels. fill: (n, 3), its colour. rim: (n,), width of
+    a black edge, pixels. opacity: (n,).
     """
     ink = (distance + 0.5).clamp(0, 1)[:, None] * fill[..., None, None]
     alpha = (distance + rim[:, None, None] + 0.5).clamp(0, 1) * opacity[:, None, None]
@@ -139,7 +139,7 @@ def overlay(
 
 
 def compress(frames: Tensor, quality: Tensor, corner: tuple[int, int]) -> Tensor:
-    """What JPEG with halved colour (4:2:0) leaves of the frames, each frame alone.
+    """What JPEG with subsampled chroma (4:2:0) leaves of the frames, each frame alone.
 
     quality: (n,), 1 to 100. corner: where in a macroblock of 16x16 the frames begin, (y, x).
     """

@@ -1,17 +1,17 @@
-"""Vimeo90K decoded once: memory-mapped arrays of which a batch is copied crop by crop, with nothing to decode.
+"""Vimeo90K decoded once, into memory-mapped arrays from which a batch is copied crop by crop.
 
     python -m datasets.packed --data data/vimeo_triplet --out data/vimeo_packed
     python train_vimeo90k.py --data data/vimeo_packed
     python train_vimeo90k.py --data data/vimeo_packed --cache gpu      (all of it in GPU memory, where it fits)
 
     OUT/frames.npy       uint8 (M, 3, H, W, 3): im1, im2, im3 of M triplets; 53 GB for all of Vimeo90K's training list
-    OUT/flow.npy         int16 (M, H, W, 4): the teacher's flow in steps of 1/64 pixel, -32768: unknown, as is what
-                         goes beyond 512 pixels; 47 GB
+    OUT/flow.npy         int16 (M, H, W, 4): the teacher's flow in steps of 1/64 pixel, -32768: unknown, or beyond
+                         512 pixels; 47 GB
     OUT/checksums.npy    uint32 (M,): CRC of each triplet, 0 where it is not written yet
     OUT/sources.npy      uint32 (M,): CRC of the sizes and times of the files that it was read from
     OUT/index.json       the names, and whether flow was packed; written last, when every checksum was right
 
-Killed or short of space, the same command goes on where it stopped; it also packs again what has changed since.
+After a kill or a full disk the same command continues where it stopped; it also packs again what has changed since.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def read_index(root: str | Path) -> dict:
     """What a packed set holds. ValueError where packing was not finished."""
     path = Path(root) / INDEX
     if not path.is_file():
-        raise ValueError(f"{root}: packing was not finished; run python -m datasets.packed again, it goes on")
+        raise ValueError(f"{root}: packing was not finished; run python -m datasets.packed again, it continues")
     return _read_plan(path)
 
 
@@ -107,7 +107,7 @@ class Packed(Dataset):
         self.flows = _load(self.root / FLOW, "r") if self.flow else None
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "frames": None, "flows": None}  # a memory map would travel as what it maps
+        return {**self.__dict__, "frames": None, "flows": None}  # a memory map would be pickled with all that it maps
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -155,8 +155,8 @@ class Resident:
         needed, free = row * len(packed.rows), torch.cuda.mem_get_info(device)[0]
         if needed + SPARE > free:
             raise ValueError(
-                f"{packed.root}: --cache gpu takes {needed / 1e9:.0f} GB and {SPARE / 1e9:.0f} to train in, "
-                f"{free / 1e9:.0f} are free; leave the option out, or pack with --no_flow"
+                f"{packed.root}: --cache gpu takes {needed / 1e9:.0f} GB and {SPARE / 1e9:.0f} GB for training, "
+                f"{free / 1e9:.0f} GB are free; leave the option out, or pack with --no_flow"
             )
         self.frames, *flows = (self._copy(array, packed.rows) for array in arrays)
         self.flows = flows[0] if flows else None
@@ -201,7 +201,7 @@ def decode(flow: np.ndarray) -> np.ndarray:
 
 
 class _Packer:
-    """One process of those that pack: reads triplets, writes them into the maps, and looks at what was written."""
+    """One packing process: reads triplets, writes them into the maps, and checks what was written."""
 
     def __init__(self, source: Vimeo90K, out: Path):
         self.source = source
@@ -226,14 +226,14 @@ class _Packer:
 
     def checksum(self, row: int) -> int:
         crc = zlib.crc32(self.frames[row])
-        return (zlib.crc32(self.flows[row], crc) if self.flows is not None else crc) or 1  # 0 says: not written
+        return (zlib.crc32(self.flows[row], crc) if self.flows is not None else crc) or 1  # 0 means not written
 
     def is_whole(self, row: int) -> bool:
         return self.checksum(row) == self.checksums[row]
 
 
 def state(source: Vimeo90K, row: int) -> int:
-    """What tells whether the files of a triplet are still those that were packed: a CRC of their sizes and times."""
+    """A CRC of the sizes and times of a triplet's files, to tell whether they are still those that were packed."""
     files = [path.stat() for paths in source.paths(row) for path in paths]
     return zlib.crc32(repr([(file.st_size, file.st_mtime_ns) for file in files]).encode())
 
@@ -243,14 +243,14 @@ _packer: _Packer | None = None  # of this process; set once, when the pool start
 
 def _begin(source: Vimeo90K, out: Path) -> None:
     global _packer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process answers for all
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles it for all
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _packer = _Packer(source, out)
 
 
 def _end_with_parent() -> None:
-    """The pool's processes wait for work for ever where the main one was killed and could not end them."""
+    """End this process with the main one: where that was killed, the pool would wait for work for ever."""
     multiprocessing.parent_process().join()
     os._exit(1)
 
@@ -264,18 +264,18 @@ def _is_whole(row: int) -> bool:
 
 
 def pack(source: Vimeo90K, out: Path, workers: int) -> None:
-    """Write what is not written yet, check all of it, and say so in the index."""
+    """Write what is not written yet, check all of it, and then write the index."""
     from tqdm import tqdm
 
     out.mkdir(parents=True, exist_ok=True)
     plan = {"names": source.names, "flow": bool(source.flow)}
     now = np.array([state(source, row) for row in range(len(source))], np.uint32)
-    _prepare(source, out, plan)  # where nothing is missing
+    _prepare(source, out, plan)  # after `state`, which fails where a file is missing
     missing = np.flatnonzero((_load(out / CHECKSUMS) == 0) | (_load(out / SOURCES) != now)).tolist()
     if missing:
         (out / INDEX).unlink(missing_ok=True)
     print(f"{len(source)} triplets, {len(source) - len(missing)} of them packed before")
-    _Packer(source, out)  # here, so that an array that cannot be opened is named
+    _Packer(source, out)  # opened here first, so that an array that cannot be opened is named
     pool = ProcessPoolExecutor(workers, initializer=_begin, initargs=(source, out))
     try:
         written = pool.map(_write, missing, chunksize=8)
@@ -284,8 +284,8 @@ def pack(source: Vimeo90K, out: Path, workers: int) -> None:
         damaged = [
             row for row, good in enumerate(tqdm(whole, total=len(source), desc="checking", disable=None)) if not good
         ]
-    except BrokenProcessPool as error:  # by the system: the arrays are sparse, and a map cannot say that a disk is full
-        raise OSError(f"{out}: a packing process was killed; is the disk full? The same command goes on") from error
+    except BrokenProcessPool as error:  # by the system: the arrays are sparse, and a map cannot report a full disk
+        raise OSError(f"{out}: a packing process was killed; is the disk full? The same command continues") from error
     finally:
         pool.shutdown(cancel_futures=True)
     if damaged:
@@ -302,7 +302,7 @@ def pack(source: Vimeo90K, out: Path, workers: int) -> None:
 
 
 def _prepare(source: Vimeo90K, out: Path, plan: dict) -> None:
-    """Make the arrays, or see that those that are there are of the same list."""
+    """Make the arrays, or check that the existing ones are for the same list."""
     begun = out / "begun.json"
     if begun.is_file():
         if _read_plan(begun) == plan:
@@ -318,7 +318,7 @@ def _prepare(source: Vimeo90K, out: Path, plan: dict) -> None:
     needed = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in shapes.values())
     if needed > (free := shutil.disk_usage(out).free):
         raise ValueError(f"{out}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} are free; give another --out")
-    (out / FLOW).unlink(missing_ok=True)  # of a start with flow
+    (out / FLOW).unlink(missing_ok=True)  # left from a start with flow
     for name, (shape, kind) in shapes.items():
         np.lib.format.open_memmap(out / name, "w+", kind, shape).flush()
     write_bytes(begun, json.dumps(plan).encode())

@@ -1,4 +1,4 @@
-"""Scenes: layers in motion, drawn at any time, with the exact optical flow. synthetic.py throws the dice for them.
+"""Scenes: layers in motion, drawn at any time, with the exact optical flow. synthetic.py makes them at random.
 
 A scene is a background and objects in front of it, each with its own motion and wobble, all under one camera motion.
 
@@ -58,7 +58,7 @@ class Waves(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """One layer of n scenes. `view` and `place` lead from q to a picture that spans -1 to 1."""
+    """One layer of n scenes. `view` and `place` map q to a picture that spans -1 to 1."""
 
     texture: Tensor  # (n, 3, S, S) uint8
     view: Tensor  # (n, 2, 3)
@@ -67,11 +67,11 @@ class Layer(NamedTuple):
     waves: Waves | None  # None: rigid
     stencil: Tensor | None = None  # (n, M, M) uint8; None: the background, which is everywhere
     place: Tensor | None = None  # (n, 2, 3)
-    sharpness: Tensor | None = None  # (n,), from a step of the stencil to the logit of the opacity
+    sharpness: Tensor | None = None  # (n,), logit of the opacity per step of the stencil
 
 
 class Scene(NamedTuple):
-    """A batch of B scenes; all that is random about them.
+    """A batch of B scenes: all that is random about them.
 
     layers: back to front. Scenes with more layers come first, so that a layer is there in the first n of them.
     """
@@ -116,7 +116,7 @@ def inverse(matrix: Tensor) -> Tensor:
 
 
 def homographies(scene: Scene, times: Tensor) -> list[Tensor]:
-    """M(tau) of every layer at times (B, T): (n, T, 3, 3) each. All at once: they are many small things to work out."""
+    """M(tau) of every layer at times (B, T): (n, T, 3, 3) each. All at once: each is little work."""
     counts = [len(layer.gain) for layer in scene.layers]
     motions = Motion(*map(torch.cat, zip(scene.camera, *(layer.motion for layer in scene.layers))))
     matrices = motions.matrix(torch.cat([times, *(times[:n] for n in counts)]))
@@ -143,7 +143,7 @@ def from_layer(layer: Layer, matrix: Tensor, tau: Tensor, q: Tensor) -> Tensor:
 
 
 def read(pictures: Tensor, chart: Tensor, q: Tensor, padding: str) -> Tensor:
-    """Pictures (n, C, S, S) at points q (n, T, 2, N), which chart (n, 2, 3) leads to -1..1: (n, C, T, N)."""
+    """Pictures (n, C, S, S) at points q (n, T, 2, N), which chart (n, 2, 3) maps to -1..1: (n, C, T, N)."""
     grid = q.movedim(-2, -1) @ chart[:, None, :, :2].mT + chart[:, None, None, :, 2]
     return F.grid_sample(pictures, grid, padding_mode=padding, align_corners=False)
 
@@ -190,7 +190,7 @@ def flow_of(scene: Scene, view: View) -> Tensor:
 
 
 def chart(centre: Tensor, turn: Tensor, scale: Tensor) -> Tensor:
-    """(n, 2, 3): leads points to -1..1; a picture with its middle at `centre` (n, 2), `scale` (n, 2) pixels from there
+    """(n, 2, 3): maps points to -1..1; a picture with its middle at `centre` (n, 2), `scale` (n, 2) pixels from there
     to its sides, turned by `turn` (n,)."""
     a, b = turn.cos(), turn.sin()
     matrix = torch.stack([a, b, -b, a], -1).unflatten(-1, (2, 2)) / scale[..., None]

@@ -1,7 +1,7 @@
-"""Shapes of objects, as pictures of the signed distance from their outline; drawn, or cut out of photographs.
+"""Shapes of objects, as images of the signed distance to their outline; drawn, or cut out of photographs.
 
-A stencil is uint8 (S, S): 128 + 4 times the distance in its own pixels, above 128 within the shape, as far as that
-holds. It can be enlarged, turned and softened without losing its edge, which a plain mask cannot.
+A stencil is uint8 (S, S): 128 + 4 times the distance in its own pixels, above 128 within the shape, clipped.
+Unlike a plain mask, it can be enlarged, turned and softened without losing its edge.
 """
 
 import math
@@ -22,13 +22,13 @@ from .textures import FONTS, words
 
 OUTLINE, STEPS = 128, 4  # the value on the outline, and steps a pixel
 SIDE = 160
-FINE = 2  # shapes are drawn so many times larger
-INNER = 0.42  # how far a shape reaches from the middle of its stencil, of the side
+FINE = 2  # shapes are drawn this many times larger
+INNER = 0.42  # how far a shape reaches from the middle of its stencil, as a share of the side
 SEGMENTATIONS = (".mat", ".png")
 LEAST, MOST = 0.01, 0.4  # of a photograph's area: smaller segments are crumbs, larger ones are backgrounds
-CUT = 0.15  # of a segment's outline may lie on the photograph's border: a segment that is cut off is no object
+CUT = 0.15  # share of a segment's outline that may lie on the photograph's border: what is cut off is no object
 PER_PHOTOGRAPH = 4
-# What SciPy raises depends on where the damage of a file lies; NotImplementedError is for MATLAB's format 7.3.
+# What SciPy raises depends on where a file is damaged; NotImplementedError is for MATLAB's format 7.3.
 DAMAGED = (LookupError, NameError, TypeError, ValueError, OSError, MemoryError, NotImplementedError, zlib.error)
 
 
@@ -39,7 +39,7 @@ class Stencils(NamedTuple):
     kind: Tensor
 
     def numbers(self, *names: str) -> Tensor:
-        """Those of some kinds, (N,) int64."""
+        """The numbers of the stencils of some kinds, (N,) int64."""
         wanted = torch.tensor([list(KINDS).index(name) for name in names], device=self.kind.device)
         return torch.isin(self.kind, wanted).nonzero()[:, 0]
 
@@ -65,7 +65,7 @@ def drawn_stencils(count: int = 512, side: int = SIDE, seed: int = 0) -> Stencil
 def signed_distance(mask: np.ndarray, side: int) -> np.ndarray:
     """A mask (H, H), nonzero within the shape -> its stencil (side, side) uint8."""
     inside, outside = (cv2.distanceTransform(np.uint8(part), cv2.DIST_L2, 5) for part in (mask > 0, mask == 0))
-    # The outline runs half-way between the last pixel within, which is 1 away from the first without, and that.
+    # The outline runs half-way between the last pixel inside and the first outside, which are 1 apart.
     distance = inside - outside
     distance = cv2.resize(distance - 0.5 * np.sign(distance), (side, side), interpolation=_down(mask, side))
     return (OUTLINE + STEPS * distance * (side / len(mask))).round().clip(0, 255).astype(np.uint8)
@@ -164,12 +164,12 @@ def text(rng: np.random.Generator, canvas: np.ndarray) -> None:
 
 SOLID = (blob, polygon, cloud, glyph)
 KINDS: dict[str, Callable] = {f.__name__: f for f in (*SOLID, ring, bars, wires, lattice, twigs, text)}
-THIN = tuple(KINDS)[len(SOLID) :]  # of these nothing is left where they are small
+THIN = tuple(KINDS)[len(SOLID) :]  # nothing is left of these at small sizes
 SHARES = (0.24, 0.14, 0.16, 0.06, 0.06, 0.06, 0.12, 0.04, 0.06, 0.06)  # of the drawn stencils
 
 
 def _thickness(rng: np.random.Generator, low: float, high: float) -> int:
-    """Small ones are as many as large ones."""
+    """Log-uniform: as many thin lines as thick ones."""
     return round(math.exp(rng.uniform(math.log(low), math.log(high))))
 
 
@@ -202,7 +202,7 @@ def _write(rng: np.random.Generator, canvas: np.ndarray, lines: list[str], thick
 def cutouts(photographs: Sequence[Path], folder: Path, side: int, seed: int = 0) -> Cutouts:
     """The objects in photographs that have a segmentation: a file of the same name in `folder` or below.
 
-    Segmentations are BSDS500's .mat files, or .png whose colours are the segments. Several a photograph (annotators)
+    Segmentations are BSDS500's .mat files, or .png whose colours are the segments. Several per photograph (annotators)
     are used alike. FileNotFoundError without the folder; ValueError where there are no segmentations of these
     photographs, none of their segments can be used, or one has another size.
     """
@@ -220,12 +220,12 @@ def cutouts(photographs: Sequence[Path], folder: Path, side: int, seed: int = 0)
 
 
 def read_segmentations(path: Path) -> list[np.ndarray]:
-    """The label images (H, W) of a file, one an annotator, whose segments are small whole numbers. ValueError where it
-    is no segmentation."""
+    """The label images (H, W) of a file, one per annotator, whose segments are small whole numbers. ValueError where
+    it is not a segmentation."""
     if path.suffix.lower() == ".png":
         picture = np.atleast_3d(io.read_unchanged(path)).astype(np.int64)
         return [_numbered(picture @ (1 << 16 * np.arange(picture.shape[2])[::-1]))]
-    from scipy.io.matlab import MatReadError, loadmat  # scikit-image brings it
+    from scipy.io.matlab import MatReadError, loadmat  # scikit-image depends on it
 
     data = io.read_bytes(path)
     try:

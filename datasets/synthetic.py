@@ -3,7 +3,7 @@
 A scene is a background and up to `layers` objects in front of it: stencils filled with a photograph's or a made-up
 texture's pixels, or objects cut out of photographs. Each moves on its own path (translation, rotation, zoom about a
 centre that moves along, perspective, a smooth non-rigid wobble, acceleration), all of them under one camera motion.
-Everything is batched torch code and runs where the textures lie, CPU or GPU; what is random is drawn on the CPU, so
+Everything is batched torch code and runs where the textures lie, CPU or GPU; random numbers are drawn on the CPU, so
 that a seed means the same scenes on both. How scenes are drawn, and all conventions: scenes.py.
 
     python -m datasets.synthetic --out data/vimeo_triplet_demo
@@ -41,15 +41,15 @@ MOST_PIXELS = 2**21  # larger photographs are halved, but not below a patch: all
 MOST_BYTES = 8e9  # of all patches of photographs
 WAVES = 3  # of the wobble
 TAIL = 1.2  # of the log-normal speeds: one in twenty is 7 times the median, one in a hundred 16 times
-TEXTURES = 160  # as many are made; each is a patch, of which scenes show parts
+TEXTURES = 160  # how many are made; each is a patch, of which scenes show parts
 LEAST_SIDE, LEAST_SPEED = 32, 0.5  # pixels; of frames on disk, of the median motion in them
 CUTOUT_SIDE = 192  # side of the objects cut out of photographs
 CUTOUT_SHARE = 0.5  # share of the objects that are cut out of photographs, where there are such
-# Batches to draw at once: for a GPU, starting the kernels of a few scenes takes longer than a training step. What is
-# drawn once a group, such as whether the n-th objects are cut out of photographs, holds for so many steps.
+# Batches to draw at once: for a GPU, launching the kernels of a few scenes takes longer than a training step. What is
+# drawn once per group, such as whether the n-th objects are cut out of photographs, holds for this many steps.
 GROUP = 4
-TRIES = 100  # at a scene in which something is seen to move
-SUBFRAMES, SHUTTER = 5, (0.05, 0.3)  # of a frame with motion blur; how long it is exposed, of the time from 0 to 1
+TRIES = 100  # attempts at a scene with visible motion
+SUBFRAMES, SHUTTER = 5, (0.05, 0.3)  # of a frame with motion blur; its exposure, of the time from 0 to 1
 
 
 class Material(NamedTuple):
@@ -124,7 +124,7 @@ class Synthetic:
         self.thin = thin[material.stencils.kind.cpu()]
         self.random = torch.Generator().manual_seed(seed)
 
-    # The dice, on the CPU.
+    # Random numbers, on the CPU.
 
     def _uniform(self, low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(shape, generator=self.random)
@@ -145,7 +145,7 @@ class Synthetic:
 
     def _motion(self, n: int, speed: float, pivot: Tensor, reach: Tensor, still: float) -> Motion:
         """Motions about a pivot (n, 2); what is `reach` (n,) away from it turns and zooms by about as much as others
-        are shifted. still: the share that does not move, but for its wobble."""
+        are shifted. still: the share that does not move, except for its wobble."""
         moving = 1 - self._chance(still, n)
         direction = self._uniform(0, 2 * math.pi, n)
         turning, zooming = (self._chance(0.5, n) * self._normal(n).sign() * moving for _ in range(2))
@@ -161,7 +161,7 @@ class Synthetic:
         )
 
     def _waves(self, n: int) -> Waves | None:
-        """Of two calls in five all n layers wobble, as steeply as `from_layer` can follow; of the others none."""
+        """In two calls of five all n layers wobble, only as steeply as `from_layer` can invert; in the others, none."""
         if not self._chance(0.4):
             return None
         frequency = self._normal(n, WAVES, 2) * math.pi / min(self.size)
@@ -198,7 +198,7 @@ class Synthetic:
         stencils, cutouts = self.material.stencils, self.material.cutouts
         short, size = min(self.size), self._uniform(0, 1, n)
         centre = self._uniform(-0.5, 0.5, n, 2) * torch.tensor(self.size[::-1])
-        # Small objects are as many as large ones: their size is uniform in the logarithm.
+        # Sizes are log-uniform: as many small objects as large ones.
         if cutouts is not None and self._chance(CUTOUT_SHARE):
             which = to_device(self._index(len(cutouts.picture), n), self.device)
             texture, stencil = cutouts.picture[which].movedim(-1, 1), cutouts.distance[which]
@@ -248,7 +248,7 @@ class Synthetic:
         times = torch.stack([torch.zeros(n), t, torch.ones(n)], 1)
         times = to_device(times, self.device)
         view = view_at(scene, times)
-        if blur:  # what moves while the frame is exposed; its flow is that of the middle of this time
+        if blur:  # the mean over the exposure; its flow is that at the middle of this time
             exposed = to_device(self._uniform(*SHUTTER, n, 1), self.device)
             offsets = (torch.arange(SUBFRAMES) - (SUBFRAMES - 1) / 2) / SUBFRAMES
             frames = sum(frame_of(scene, view_at(scene, times + exposed * at)) for at in offsets.tolist()) / SUBFRAMES
@@ -275,7 +275,7 @@ def photo_patches(paths: Sequence[Path] | None = None, side: int = PATCH, room: 
                 f"{paths[number]}: only the {number} photographs before this one, of {len(paths)}, fit as patches into "
                 f"{MOST_BYTES / 1e9:g} GB; give fewer"
             )
-        # It grows where it lies: a list of patches that is joined in the end would be in memory twice.
+        # Grown in place: a list of patches that is joined at the end would be in memory twice.
         patches.resize((len(patches) + len(new), *patches.shape[1:]), refcheck=False)
         patches[-len(new) :] = new
     patches.resize((len(patches) + room, *patches.shape[1:]), refcheck=False)
@@ -283,7 +283,7 @@ def photo_patches(paths: Sequence[Path] | None = None, side: int = PATCH, room: 
 
 
 def _fitted(photo: np.ndarray, side: int) -> np.ndarray:
-    """A photograph of which patches are cut."""
+    """A photograph resized so that patches can be cut from it."""
     while photo[..., 0].size > MOST_PIXELS and min(photo.shape[:2]) >= 2 * side:
         photo = cv2.resize(photo, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
     short = min(photo.shape[:2])
@@ -309,8 +309,8 @@ def skimage_photographs() -> list[np.ndarray]:
 
 
 def write_vimeo90k(out: Path, source: Synthetic, train: int, test: int) -> None:
-    """Triplets with their exact flow in the layout of Vimeo90K, without scenes in which nothing is seen to move;
-    ValueError where there seem to be no others. The lists come last: where they are, all else is."""
+    """Write triplets with their exact flow in the layout of Vimeo90K, without scenes that show no motion; ValueError
+    where there seem to be no others. The lists come last: where they are, all else is."""
     from tqdm import tqdm
 
     for split in (TRAIN_LIST, TEST_LIST):
@@ -322,7 +322,7 @@ def write_vimeo90k(out: Path, source: Synthetic, train: int, test: int) -> None:
             if (frames[:, 0] - frames[:, 2]).abs().mean() >= 1 / 255:
                 break
         else:
-            raise ValueError("nothing is seen to move in these photographs; give others, or a larger --speed")
+            raise ValueError("no motion is visible in these photographs; give others, or a larger --speed")
         for number, frame in enumerate(io.to_uint8(frames[0]), start=1):
             io.write_image(out / "sequences" / name / f"im{number}.png", frame)
         for end in (0, 1):
@@ -337,7 +337,7 @@ def main(args: argparse.Namespace) -> None:
     if min(args.width, args.height) < LEAST_SIDE:
         raise ValueError(f"{args.width}x{args.height} is too small; give --width and --height of {LEAST_SIDE} or more")
     if args.speed < LEAST_SPEED:
-        raise ValueError(f"--speed {args.speed:g}: hardly anything would be seen to move; give {LEAST_SPEED} or more")
+        raise ValueError(f"--speed {args.speed:g}: hardly any motion would be visible; give {LEAST_SPEED} or more")
     io.check_writable(args.out)
     if (args.out / TRAIN_LIST).exists() and not args.overwrite:
         raise ValueError(f"{args.out}: a set is there; give --overwrite to replace it, or another --out")
@@ -357,7 +357,7 @@ def parser() -> cli.Parser:
     options.add_argument("--width", type=cli.positive, default=448, help="of the frames, pixels")
     options.add_argument("--height", type=cli.positive, default=256, help="of the frames, pixels")
     options.add_argument("--speed", type=cli.amount, default=4.0, help="median motion of an object, im1 to im3, pixels")
-    options.add_argument("--seed", type=cli.whole, default=0, help="another number, other scenes")
+    options.add_argument("--seed", type=cli.whole, default=0, help="seed of the random scenes")
     options.add_argument("--overwrite", action="store_true", help="replace the set that is in the folder")
     return options
 

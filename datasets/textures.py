@@ -1,8 +1,8 @@
 """Textures that are made, not photographed: noise, gradients, repeated patterns, overlapping shapes, writing.
 
 A texture is a patch as photographs are kept in (synthetic.photo_patches), RGB uint8 (S, S, 3). Most are a field, one
-value a pixel in [0, 1], painted with a random palette; what repeats has a random scale and angle, because what repeats
-is what is easily matched with the wrong place.
+value a pixel in [0, 1], painted with a random palette; what repeats has a random scale and angle, because it is easily
+matched with the wrong place.
 """
 
 import math
@@ -28,7 +28,7 @@ def procedural_patches(count: int, side: int, seed: int = 0) -> Tensor:
 def texture(rng: np.random.Generator, side: int) -> np.ndarray:
     """One texture, RGB uint8 (side, side, 3)."""
     picture = _layer(rng, side)
-    if rng.random() < 0.3:  # two of them, parted by a third
+    if rng.random() < 0.3:  # two of them, divided by a smooth border
         picture = np.where(_step(_smooth(rng, side) - 0.5, side)[..., None] > 0.5, picture, _layer(rng, side))
     light = 1 + rng.uniform(0, 0.5) * (_smooth(rng, side) - 0.5)
     grain = rng.uniform(0, 0.02) * rng.standard_normal((side, side, 1), np.float32)
@@ -140,7 +140,7 @@ def repeated(rng: np.random.Generator, side: int) -> np.ndarray:
 
 
 def shapes(rng: np.random.Generator, side: int) -> np.ndarray:
-    """Shapes over shapes, many small, few large ones: the dead leaves model of what photographs are made of."""
+    """Shapes over shapes, many small, few large ones: the dead leaves model of photographs."""
     picture = (fractal(rng, side) * 255).astype(np.uint8)
     for _ in range(int(rng.integers(60, 250))):
         size = min(4 * rng.random() ** -0.7, side / 3)

@@ -1,7 +1,7 @@
-"""Augmentation of a stack of frames: the dice (`roll`) apart from the geometry (one function a move; `apply` is all).
+"""Augmentation of a stack of frames: the dice (`roll`) apart from the geometry (a function per move; `apply` does all).
 
-A stack goes through as one: (frames, flow, t) -> (frames, flow, t). The dice come from (seed, epoch, index) alone, so
-that a sample looks the same whichever rank or worker reads it, and another way in every epoch.
+A stack is transformed as a whole: (frames, flow, t) -> (frames, flow, t). The dice depend on (seed, epoch, index)
+alone, so that a sample looks the same whichever rank or worker reads it, and different in every epoch.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from utils.io import to_float
 
 from . import Sample
 
-DIVISOR = 16  # of sides that the network takes
+DIVISOR = 16  # the network takes sides that are multiples of it
 
 
 class Stack(NamedTuple):
@@ -40,8 +40,8 @@ def _planes(flow: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(flow.transpose(2, 0, 1))
 
 
-# The geometry, as it is meant: what training does is `take` and `finish` below, which are held against this. Flow
-# (dx, dy) follows its pixels, and its values follow the axes.
+# The geometry for reference: training uses `take` and `finish` below, which are tested against this. Flow (dx, dy)
+# follows its pixels, and its values follow the axes.
 
 
 def zoom(stack: Stack) -> Stack:
@@ -87,9 +87,9 @@ def reverse_time(stack: Stack) -> Stack:
 
 
 def centre_crop(stack: Stack, limit: int | None = None) -> Stack:
-    """The middle of the frames: the largest sides that are multiples of DIVISOR, `limit` at most.
+    """The middle of the frames: the largest sides that are multiples of DIVISOR, at most `limit`.
 
-    ValueError where the frames are smaller than that.
+    ValueError where a side is below DIVISOR.
     """
     height, width = stack.frames.shape[1:3]
     inner = [min(side, limit or side) // DIVISOR * DIVISOR for side in (height, width)]
@@ -115,7 +115,7 @@ PROBABILITIES = {  # the paper's
 
 
 class Dice(NamedTuple):
-    """What shall happen to one stack. top, left: corner of the crop, in pixels of the frames after `zoom`."""
+    """What is to happen to one stack. top, left: corner of the crop, in pixels of the frames after `zoom`."""
 
     zoom: bool
     top: int
@@ -128,7 +128,7 @@ class Dice(NamedTuple):
 
 
 def roll(rng: np.random.Generator, height: int, width: int, size: int) -> Dice:
-    """Draw for frames of height x width to be cropped to size x size. ValueError where it does not hold the crop."""
+    """Draw for frames of height x width to be cropped to size x size. ValueError where the crop does not fit."""
     chance = {name: bool(rng.random() < p) for name, p in PROBABILITIES.items()}
     factor = 1 + chance["zoom"]
     if min(height, width) < size:
@@ -138,7 +138,7 @@ def roll(rng: np.random.Generator, height: int, width: int, size: int) -> Dice:
 
 
 def apply(stack: Stack, dice: Dice, size: int) -> Stack:
-    """The moves that the dice say, in the paper's order."""
+    """Apply the moves that the dice chose, in the paper's order."""
     if dice.zoom:
         stack = zoom(stack)
     stack = crop(stack, dice.top, dice.left, size, size)
@@ -148,7 +148,7 @@ def apply(stack: Stack, dice: Dice, size: int) -> Stack:
     return stack
 
 
-# The same on the device: whoever reads copies the pixels that a sample needs and no more, and a batch is moved at once.
+# The same on the device: readers copy only the pixels that a sample needs, and a batch is transformed at once.
 
 FLOW_STEPS, FLOW_UNKNOWN = 64, -(2**15)  # flow as int16: 1/64 of a pixel; no flow
 
@@ -157,8 +157,8 @@ class Raw(NamedTuple):
     """What is read of a stack, and what is to happen to it. The default collate makes batches of them.
 
     frames: uint8 (N, S, S, 3), the crop; where it is to be zoomed, the part that it is made of, in the corner. flow:
-    (S, S, 4), float32 in pixels or int16 in steps of 1/64, or (0,), none. t: (N - 2,). dice: int64, as Dice, but top
-    and left count from the corner.
+    (S, S, 4), float32 in pixels or int16 in steps of 1/64; (0,) for none. t: (N - 2,). dice: int64, as Dice, but top
+    and left count from that corner.
     """
 
     frames: torch.Tensor
@@ -168,7 +168,7 @@ class Raw(NamedTuple):
 
 
 def source(start: int, zoomed: bool, side: int, size: int) -> tuple[np.ndarray | slice, int]:
-    """Which rows (or columns) of a frame a crop takes that starts at `start`, and where it starts among them.
+    """Which rows (or columns) of a frame a crop that starts at `start` takes, and where it starts among them.
 
     Zoomed: half as many, and one more at either end, which bilinear sampling reads; the outermost is repeated.
     """
@@ -179,7 +179,7 @@ def source(start: int, zoomed: bool, side: int, size: int) -> tuple[np.ndarray |
 
 
 def lines(start: int, zoomed: bool, side: int, size: int) -> tuple[np.ndarray, int]:
-    """The same, always as (size,) numbers to gather by; where fewer are needed the others are 0."""
+    """The same, always as (size,) indices for gathering; where fewer are needed the others are 0."""
     line, first = source(start, zoomed, side, size)
     line, result = np.arange(side)[line], np.zeros(size, np.int64)
     result[: len(line)] = line
@@ -187,7 +187,7 @@ def lines(start: int, zoomed: bool, side: int, size: int) -> tuple[np.ndarray, i
 
 
 class Augment:
-    """The recipe's augmentation of sample `index` in `epoch`: a stack becomes Raw, of which `finish` makes Samples of
+    """The recipe's augmentation of sample `index` in `epoch`: a stack becomes Raw, from which `finish` makes Samples of
     size x size, a batch at a time and on any device, as `apply` would. Only the pixels that a crop needs are read. The
     stack's frames may be a list, its flow a FlowPair."""
 
@@ -206,7 +206,7 @@ class Augment:
 
 
 def take(stack: Stack, dice: Dice, size: int) -> Raw:
-    """What is needed of a stack, whose frames may be a list, its flow a FlowPair, for its crop of size x size."""
+    """What a crop of size x size needs of a stack, whose frames may be a list and its flow a FlowPair."""
     frames, flow = np.empty((len(stack.frames), size, size, 3), np.uint8), np.empty((0,), np.float32)
     if stack.flow is not None:
         flow = np.empty((size, size, 4), stack.flow.dtype)
@@ -229,7 +229,7 @@ def _copy_to(frames: np.ndarray, flow: np.ndarray | None, stack: Stack, dice: Di
 
 
 class FlowPair(NamedTuple):
-    """Flow t->0 and t->1, (H, W, 2) each, in place of Stack's (H, W, 4): joined after the crop, which is quicker."""
+    """Flow t->0 and t->1, (H, W, 2) each, in place of Stack's (H, W, 4): joined after the crop, which is faster."""
 
     first: np.ndarray
     second: np.ndarray
@@ -247,8 +247,8 @@ def _copy(target: np.ndarray, frame: np.ndarray, rows, columns) -> None:
 def finish(raw: Raw, device: torch.device) -> Sample:
     """A batch of Raw, on the CPU or on the device -> the batch of Samples, on the device, as `apply` would make them.
 
-    Raw that is on the device already is used up: its frames and flow are zoomed in place.
-    The dice are wanted on the CPU: what is to be zoomed is known without asking the device.
+    Raw that is on the device already is overwritten: its frames and flow are zoomed in place.
+    The dice should be on the CPU: what is to be zoomed is then known without waiting for the device.
     """
     dice = Dice(*raw.dice.unbind(1))
     frames, flow, t = (x.to(device, non_blocking=True) for x in raw[:3])

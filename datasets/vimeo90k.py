@@ -42,7 +42,7 @@ def read_list(root: str | Path, name: str | Path = TRAIN_LIST, check: bool = Tru
     lines = [(number, line.strip()) for number, line in enumerate(read_text(path).splitlines(), 1) if line.strip()]
     if not lines:
         raise ValueError(f"{path}: the list is empty")
-    # All would take a minute; the last one is where a copy was cut.
+    # Checking all would take a minute; what a truncated copy lacks is at the end.
     for number, line in (lines[0], lines[-1]) if check else ():
         if not (root / "sequences" / line).is_dir():
             raise ValueError(
@@ -55,7 +55,7 @@ class Vimeo90K(Dataset):
     """Triplets as Samples of t = 1/2.
 
     root: the folder of the set. names: which triplets, from `read_list`. augment: for training, gives Raw; without it a
-    sample is the middle of the frames, as large as the network takes. flow: whether to read the teacher's; None: where
+    sample is the centre of the frames, as large as the network takes. flow: whether to read the teacher's; None: where
     the folder flow/ is there. Index with i, or (i, epoch) for augmentation that differs from epoch to epoch.
     What is missing, damaged or of another size is a FileNotFoundError or ValueError that names the file.
     """
@@ -77,7 +77,7 @@ class Vimeo90K(Dataset):
     def paths(self, index: int) -> tuple[list[Path], list[Path]]:
         """The files of a triplet: its frames, and its flow where that is to be read."""
         folder = self.root / "sequences" / self.names[index]
-        if not folder.is_dir():  # before its flow, which is not what is missing
+        if not folder.is_dir():  # checked before its flow, which is not what is missing
             raise FileNotFoundError(f"{folder}: listed, but not there; copy it, or take it out of the list")
         frames = [folder / name for name in FRAMES]
         return frames, [find_flow(self.root / "flow" / self.names[index] / name) for name in FLOW if self.flow]
@@ -95,7 +95,7 @@ class Vimeo90K(Dataset):
         stack = self._read(index) if self.augment else self.stack(index)
         try:
             return self.augment(stack, index, epoch) if self.augment else centre_crop(stack).sample()
-        except ValueError as error:  # too small: sets that people put together have several sizes
+        except ValueError as error:  # too small: home-made sets may have several sizes
             raise ValueError(f"{self.root / 'sequences' / self.names[index]}: {error}") from error
 
 

@@ -32,7 +32,7 @@ def write_folder(folder, frames):
 
 
 def write_video(path, frames, times=None):
-    """times: at which frames are shown, in 25ths of a second."""
+    """times: when frames are shown, in 25ths of a second."""
     path.parent.mkdir(exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("ffv1", rate=25)

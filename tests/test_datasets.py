@@ -172,7 +172,7 @@ def write_gopro(root, inner="train", frames=19, size=(40, 48), videos=gopro.TRAI
 @pytest.mark.parametrize("inner", ["train", ""])
 def test_gopro_windows_of_both_layouts_are_nine_frames_eight_apart(tmp_path, inner):
     windows = gopro.windows(write_gopro(tmp_path, inner, videos=gopro.TRAIN_VIDEOS[:3]), gopro.TRAIN_VIDEOS[:3])
-    assert len(windows) == 3 * 2  # frames 0..8 and 8..16; 16..24 is not whole
+    assert len(windows) == 3 * 2  # frames 0..8 and 8..16; 16..24 is incomplete
     sample = Windows(windows)[3]
     grey = (torch.stack([sample.img0, *sample.imgt, sample.img1])[:, 0, 0, 0] * 255).round()
     assert grey.tolist() == [9 + 8 + k for k in range(9)]
@@ -291,7 +291,7 @@ def test_a_sample_that_cannot_be_read_ends_the_reading_processes_at_once():
     until = time.monotonic() + 10
     while multiprocessing.active_children() and time.monotonic() < until:
         time.sleep(0.05)
-    assert not multiprocessing.active_children() and caught  # whoever holds on to the error
+    assert not multiprocessing.active_children() and caught  # even while the error is held
 
 
 def test_a_reading_process_that_was_killed_is_one_line(typed):

@@ -19,7 +19,7 @@ def stencils():
 
 @pytest.fixture
 def alone(monkeypatch):
-    """alone(name): of all effects one, on every sample."""
+    """alone(*names): only these effects, on every sample."""
     return lambda *names: [monkeypatch.setattr(effects, share, float(share in names)) for share in SHARES]
 
 
@@ -80,7 +80,7 @@ def test_an_overlay_is_what_compositing_says_and_unknown_flow_beside_it_stays_un
     expected = 0.25 * frames + 0.75 * torch.tensor([0.2, 0.4, 0.6]).view(3, 1, 1)
     assert torch.allclose(done[..., :4], expected[..., :4]) and torch.equal(done[..., 4:], frames[..., 4:])
     assert (after[..., :4] == 0).all() and after[..., 4:].isnan().all()
-    assert overlay(frames, flow, *args, torch.tensor([0.4]))[1].isnan().all()  # one sees through it
+    assert overlay(frames, flow, *args, torch.tensor([0.4]))[1].isnan().all()  # it is seen through
 
 
 def test_a_rim_is_black_and_as_wide_as_asked():

@@ -1,4 +1,4 @@
-"""A packed set gives what the files give, goes on when it was interrupted, and notices what is damaged."""
+"""A packed set gives what the files give, resumes after an interruption, and notices what is damaged."""
 
 import itertools
 import json
@@ -106,7 +106,7 @@ def test_damage_is_found_and_mended(files, packed_set, capsys):
     source = Vimeo90K(files, NAMES)
     with pytest.raises(ValueError, match=f"1 triplets are damaged, such as {NAMES[3]}; run this again"):
         pack(source, packed_set, workers=1)
-    with pytest.raises(ValueError, match="packing was not finished"):  # nobody trains on it before it is mended
+    with pytest.raises(ValueError, match="packing was not finished"):  # it cannot be trained on before it is repaired
         Packed(packed_set)
     pack(source, packed_set, workers=1)
     assert torch.equal(Packed(packed_set)[3].imgt, source[3].imgt)
@@ -192,7 +192,7 @@ def test_whatever_was_cut_is_named_by_who_packs_and_by_who_reads(files, packed_s
 
 
 class Endless(Vimeo90K):
-    """Keeps the processes that read it at work for ever, but for the first; they say so through a pipe."""
+    """Keeps all processes that read it but the first at work for ever; they say so through a pipe."""
 
     def stack(self, index):
         if multiprocessing.current_process().name != "packer":
@@ -215,7 +215,7 @@ def test_packing_processes_end_with_the_main_one_even_where_it_is_killed(files, 
         assert reader.recv() != packer.pid
         packer.kill()
         packer.join()
-        with pytest.raises(EOFError):  # nobody is left who could write
+        with pytest.raises(EOFError):  # no process is left that could write
             while reader.poll(20):
                 reader.recv()
     finally:
@@ -224,7 +224,7 @@ def test_packing_processes_end_with_the_main_one_even_where_it_is_killed(files, 
 
 
 class Deadly(Vimeo90K):
-    """Kills the processes that read it, but for the first."""
+    """Kills all processes that read it but the first."""
 
     def stack(self, index):
         if multiprocessing.parent_process():

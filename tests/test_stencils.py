@@ -87,7 +87,7 @@ def test_objects_are_cut_out_of_photographs_and_backgrounds_are_not(photographs,
     for picture, distance, colour in zip(cut.picture, cut.distance, ((200, 30, 30), (30, 200, 30))):
         inside = distance > OUTLINE + 2 * STEPS
         assert inside[32, 32] and torch.all((picture[inside].int() - torch.tensor(colour)).abs() < 3)
-        # The disc has the size that drawn stencils have, but for whole pixels.
+        # The disc has the size that drawn stencils have, up to whole pixels.
         assert (distance > OUTLINE).sum().item() ** 0.5 == pytest.approx(np.pi**0.5 * INNER * 64, rel=0.1)
 
 

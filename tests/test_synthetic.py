@@ -35,7 +35,7 @@ def material():
 
 @pytest.fixture(scope="module")
 def tiny(material):
-    """Material for what is drawn in thousands and looked at in numbers alone."""
+    """Material for scenes that are drawn by the thousand and only measured."""
     return material._replace(patches=material.patches[:2, :8, :8], odds=torch.ones(2))
 
 
@@ -52,13 +52,13 @@ def flow_at(scene, t):
 
 
 def motion(n=1, **changes):
-    """No motion, but for what is given."""
+    """No motion, except what is given."""
     flat, pairs = torch.zeros(n), torch.zeros(n, 2)
     return Motion(pairs, flat, flat, pairs, pairs, flat)._replace(**{k: torch.tensor(v) for k, v in changes.items()})
 
 
 def still(scene, **changes):
-    """The scene without motion, but for that of its camera."""
+    """The scene without motion, except that of its camera."""
     layers = tuple(layer._replace(motion=motion(len(layer.gain)), waves=None) for layer in scene.layers)
     return scene._replace(layers=layers, camera=motion(len(scene.layers[0].gain), **changes))
 
@@ -302,7 +302,7 @@ def test_what_cannot_be_made_is_refused(wrong, name):
 def test_photographs_in_which_nothing_is_seen_to_move_are_refused(material, tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic, "TRIES", 10)
     black = material._replace(patches=torch.zeros(1, 64, 64, 3, dtype=torch.uint8), odds=torch.ones(1))
-    with pytest.raises(ValueError, match="nothing is seen to move in these photographs; give others, or a larger --sp"):
+    with pytest.raises(ValueError, match="no motion is visible in these photographs; give others, or a larger --sp"):
         synthetic.write_vimeo90k(tmp_path, Synthetic(black, (32, 32)), train=1, test=1)
     assert not list(tmp_path.iterdir())
 
