@@ -4,6 +4,7 @@ import errno
 import mmap
 import multiprocessing
 import os
+import re
 import struct
 import warnings
 import zlib
@@ -306,6 +307,18 @@ def test_flow_that_is_cut_anywhere_is_refused_by_name(tmp_path, flow, ending):
         (tmp_path / f"cut{ending}").write_bytes(data[:length])
         with pytest.raises(ValueError, match=f"cut{ending}: "):
             io.read_flow(tmp_path / f"cut{ending}")
+
+
+@pytest.mark.parametrize("ending", [".flo", ".f16", ".pfm"])
+def test_flow_with_something_behind_it_is_not_called_cut_short(tmp_path, flow, ending):
+    io.write_flow(tmp_path / f"long{ending}", flow)
+    with open(tmp_path / f"long{ending}", "ab") as file:
+        file.write(bytes(8))
+    with pytest.raises(ValueError) as refused:
+        io.read_flow(tmp_path / f"long{ending}")
+    height, width = flow.shape[:2]
+    said = re.search(rf"long{ending}: .*{width}x{height} takes (\d+) bytes.*, not (\d+)$", str(refused.value))
+    assert said and int(said[2]) - int(said[1]) == 8
 
 
 @pytest.mark.parametrize("ending", io.FLOWS)

@@ -436,8 +436,9 @@ def read_pfm(path: str | Path) -> np.ndarray:
     if not header:
         raise ValueError(f"{path}: not a PFM file")
     channels, (width, height), scale = 3 if header[1] == b"PF" else 1, map(int, header.group(2, 3)), float(header[4])
-    if len(data) - header.end() != width * height * channels * 4:
-        raise ValueError(f"{path}: cut short: {width}x{height} takes {width * height * channels * 4} bytes of values")
+    expected, found = width * height * channels * 4, len(data) - header.end()
+    if found != expected:
+        raise ValueError(f"{path}: {width}x{height} takes {expected} bytes of values, not {found}")
     values = np.frombuffer(data, "<f4" if scale < 0 else ">f4", offset=header.end())
     return values.reshape(height, width, channels)[::-1].astype(np.float32)
 
