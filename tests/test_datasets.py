@@ -304,7 +304,7 @@ def test_a_reading_process_that_was_killed_is_one_line(typed):
 
     done = typed(main, cli.Parser(""))
     assert done.status == 2 and done.err.count("\n") == 1
-    assert re.search(r"DataLoader worker \(pid.*; where memory is short.* fewer --workers; ", done.err), done.err
+    assert re.search(r"DataLoader worker \(pid.*; if memory is short.* fewer --workers; ", done.err), done.err
 
 
 LEFT = """

@@ -418,7 +418,7 @@ def test_a_run_by_the_clock_ends_whole_and_goes_on_to_a_later_horizon(tmp_path, 
     script.main(script.parser().parse_args([*command, "--minutes", "0.15", "--resume", "auto"]))
     second = checkpoint.read(folder / checkpoint.LATEST)
     assert second["seconds"] == second["iteration"] == 9 and sides[6:] == [48] * 3
-    assert "a new one begins" not in capsys.readouterr().out
+    assert "starting a new one" not in capsys.readouterr().out
 
 
 def test_two_ranks_change_crops_and_end_together(tmp_path):

@@ -22,7 +22,7 @@ import train_gopro
 import train_vimeo90k
 from datasets import Sample, gopro
 from losses import ifrnet_loss
-from utils import batches, checkpoint, distributed, meter, training
+from utils import batches, checkpoint, distributed, epochs, meter, training
 from utils.journal import Journal
 from utils.training import Recipe, State, cosine, fit
 from utils.validation import Validation
@@ -451,7 +451,7 @@ def test_a_record_that_cannot_be_written_costs_a_line_and_not_the_run(tmp_path, 
         journal.numbers(iteration, {"loss": 1.0})
     journal.close()
     said = capsys.readouterr().out
-    assert "line 1" in said and "line 2" in said and said.count("can be written down") == 1
+    assert "line 1" in said and "line 2" in said and said.count("can be written to the log") == 1
 
 
 def test_a_screen_that_cannot_be_written_to_costs_no_line_of_the_log(tmp_path, monkeypatch):
@@ -492,6 +492,14 @@ def test_a_line_that_a_full_disk_cut_costs_that_line_alone(tmp_path):
 
 
 # Checkpoints
+
+
+@pytest.mark.parametrize("words", [[], ["--resume"]])
+def test_an_epoch_of_no_weights_is_refused_whether_or_not_a_run_is_there(tmp_path, words):
+    checkpoint.save(tmp_path, dict.fromkeys(checkpoint.NEEDED, 0) | {"model": {}})
+    args = train_gopro.parser().parse_args([*words, "--resume_epoch", "3"])
+    with pytest.raises(ValueError, match="--resume_epoch 3 needs --resume_path"):
+        epochs.find_resume(args, tmp_path, 1)
 
 
 def test_the_newest_whole_checkpoint_is_found_and_a_cut_one_named(tmp_path):

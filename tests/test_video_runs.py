@@ -240,7 +240,7 @@ def test_only_a_folder_of_its_own_pictures_is_overwritten(tmp_path, clip, capsys
     assert "in.mp4" in complaint(capsys, clip, tmp_path, "--overwrite")
     assert (out / "letter.txt").read_text() == "precious" and clip.exists() and len(list(out.iterdir())) == 21
     (tmp_path / "letter").write_text("precious")
-    assert "no folder" in complaint(capsys, clip, tmp_path / "letter", "--overwrite")
+    assert "is a file, not a folder" in complaint(capsys, clip, tmp_path / "letter", "--overwrite")
 
 
 @pytest.mark.parametrize("name", ["out.mp4", "out"])

@@ -340,13 +340,13 @@ def find_resume(args: argparse.Namespace, folder: Path, per_epoch: int) -> dict 
     """The checkpoint to resume from, by --resume, --resume_path and --resume_epoch; None for a new run.
 
     ValueError where a new run would overwrite one, where the checkpoint is another recipe's, or where --resume_epoch is
-    not its own.
+    not its own or has no --resume_path.
     """
+    if args.resume_epoch is not None and args.resume_path is None:
+        raise ValueError(f"--resume_epoch {args.resume_epoch} needs --resume_path, the file to resume from")
     if args.resume == "auto" and (content := newest(folder, args.recipe, args.resume_path)):
         return content
     if args.resume_path is None:
-        if args.resume_epoch:
-            raise ValueError(f"--resume_epoch {args.resume_epoch} needs --resume_path, the file to resume from")
         if args.resume is None:
             refuse_overwriting(folder)
         return None
