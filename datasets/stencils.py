@@ -101,7 +101,7 @@ def cloud(rng: np.random.Generator, canvas: np.ndarray) -> None:
 
 
 def ring(rng: np.random.Generator, canvas: np.ndarray) -> None:
-    """The outline alone of a blob."""
+    """Only the outline of a blob."""
     cv2.polylines(canvas, [_outline(rng, canvas)], True, 255, _thickness(rng, 2, 24))
 
 

@@ -21,7 +21,7 @@ SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 class Backbone(NamedTuple):
     """taps: indices of torchvision's `features` after which a layer is compared; channels: of those layers; least: the
-    smallest side of a frame of which its poolings leave something."""
+    smallest side of a frame that its poolings do not reduce to nothing."""
 
     taps: tuple[int, ...]
     channels: tuple[int, ...]

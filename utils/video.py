@@ -289,7 +289,7 @@ class Video(Source):
         if missing > SLACK:
             raise ValueError(
                 f"{self.path}: cut short: {float(end - start):.1f} of {float(promised - start):.1f} s are there; "
-                "copy it again, or rewrite what there is by ffmpeg -i IN -c copy OUT"
+                "copy it again, or rewrite what there is with ffmpeg -i IN -c copy OUT"
             )
         times.sort()
         self.timed = kind not in GUESSED and len(times) > 1  # a raw stream holds none
@@ -311,7 +311,7 @@ class Video(Source):
         if time < before - LEAP_BACK:
             raise ValueError(
                 f"{self.path}: times go back, from {float(before):.1f} to {float(time):.1f} s, as in recordings that "
-                "were joined; correct them by ffmpeg -i IN -c copy OUT"
+                "were joined; correct them with ffmpeg -i IN -c copy OUT"
             )
         decoded[packet.stream.index] = time
 

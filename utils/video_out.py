@@ -280,9 +280,9 @@ def join_gif(parts: Sequence[Path], out: Path) -> None:
 def join_videos(
     parts: Sequence[Path], out: Path, form: Format, source: str | None = None, whole: bool = True, timed: bool = True
 ) -> None:
-    """One file out of parts, packet by packet, with the metadata and chapters of the file `source` and those of its
-    sound and subtitles that the output can hold. whole: False ends these where the pictures end. timed: False leaves
-    out all that has a time, because times have changed."""
+    """One file out of parts, packet by packet, with the metadata and chapters of the file `source`, and the sound and
+    subtitles of it that the output can hold. whole: False leaves out chapters, and ends sound and subtitles where the
+    pictures end. timed: False leaves out all that has a time, because times have changed."""
     with io.replacing(out, parts[0].parent) as temporary, errors(out):
         mp4 = out.suffix.lower() in MP4
         options = {"movflags": "+faststart"} if mp4 else {}
