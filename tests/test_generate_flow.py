@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -23,7 +24,7 @@ from datasets.vimeo90k import Vimeo90K, read_list
 from losses import ifrnet_loss
 from models import flow as teachers
 from models.flow.dis import DIS
-from utils import cli, distributed, flow_check, io
+from utils import cli, distributed, flow_check, flow_report, io
 
 SIZE, OTHER_SIZE = (64, 96), (48, 64)
 NAMES = [f"00001/{number:04d}" for number in range(1, 8)]
@@ -467,6 +468,15 @@ def test_check_judges_the_labels_that_are_there(script, data, tmp_path, capsys):
     rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.strip()}
     wrong, right = ([float(value) for value in rows[name]] for name in (NAMES[0], NAMES[4]))
     assert wrong[0] > 5 * right[0] and wrong[4] > 90 and right[4] < 15
+
+
+def test_unknown_flow_is_not_said_to_leave_the_frame():
+    label = torch.zeros(1, 4, 32, 32)
+    label[..., :8], label[..., 31] = torch.nan, 40
+    frames = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    teacher = SimpleNamespace(estimate=lambda img0, img1: torch.zeros(len(img0), 2, 32, 32))
+    score, _ = flow_report.judge(teacher, frames, label)
+    assert dict(zip(flow_report.SCORES, score))["leave %"] == 100 / 32
 
 
 def test_check_is_refused_under_several_ranks(script, data, monkeypatch, capsys):

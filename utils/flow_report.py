@@ -33,9 +33,9 @@ def judge(teacher: Teacher, frames: Tensor, label: Tensor) -> tuple[list[float],
     """One triplet's SCORES and row of the sheet. frames: (3, 3, H, W), in order of time; label: (1, 4, H, W)."""
     img0, imgt, img1 = frames.split(1)
     back = teacher.estimate(frames[[0, 2]], torch.cat([imgt, imgt]))
-    known = label.isfinite()
-    there = torch.cat(torch.where(known, label, 0.0).chunk(2, 1))
-    stays = inside(torch.cat(label.chunk(2, 1)))
+    flow = torch.cat(label.chunk(2, 1))
+    known = flow.isfinite().all(1, keepdim=True)
+    there, stays = torch.where(known, flow, 0.0), inside(flow)
     agrees = consistent(there, back)
     warped = warp(frames[[0, 2]], there)
     left = [255 * (picture - imgt[0]).abs()[:, mask[0]].mean().item() for picture, mask in zip(warped, stays)]
@@ -45,7 +45,7 @@ def judge(teacher: Teacher, frames: Tensor, label: Tensor) -> tuple[list[float],
         psnr(mean, imgt).item(),
         psnr((img0 + img1) / 2, imgt).item(),
         100 * (stays & ~agrees).sum().item() / max(stays.sum().item(), 1),
-        100 * (~stays).float().mean().item(),
+        100 * (known & ~stays).float().mean().item(),
     ]
     most = float(np.percentile(there.norm(dim=1).cpu(), 99))  # torch.quantile refuses frames as large as 4K
     colours = flow_colours(torch.where(agrees | ~stays, there, torch.nan), most)
