@@ -331,7 +331,7 @@ def _write_header(file: BinaryIO, count: int, shape: tuple[int, ...]) -> None:
 
 
 def _decode(path: Path, times: list) -> Iterator[np.ndarray]:
-    """The frames of a clip; appends the times of a video's to the list."""
+    """Yield the frames of a clip; appends a video's times to the list."""
     if path.is_dir():
         frames = map(io.read_image, io.list_images(path))
     else:

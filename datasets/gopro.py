@@ -60,6 +60,6 @@ def windows(root: str | Path, videos: Sequence[str] = TRAIN_VIDEOS) -> list[Wind
         starts = range(0, len(paths) - LENGTH + 1, STRIDE)
         whole = [start for start in starts if missing.isdisjoint(range(start, start + LENGTH - 1))]
         if not whole:
-            raise ValueError(f"{found[0]}: {len(paths)} frames; a window takes {LENGTH} consecutive ones")
+            raise ValueError(f"{found[0]}: {len(paths)} frames; a window takes {LENGTH} successive ones")
         result += [Window(tuple(paths[start : start + LENGTH])) for start in whole]
     return result

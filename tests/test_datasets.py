@@ -188,7 +188,7 @@ def test_gopro_windows_in_which_frames_are_missing_are_left_out(tmp_path):
     assert [window.paths[0].stem for window in windows] == ["000001", "000009", "000026"]
     for path in (root / "train" / video).glob("*5.png"):
         path.unlink()
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match=f"{video}: 30 frames; a window takes 9 consecutive"):
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match=f"{video}: 30 frames; a window takes 9 successive"):
         gopro.windows(root, [video])
 
 
