@@ -59,7 +59,8 @@ def cut(args: argparse.Namespace) -> Path:
                     io.write_image(root / name / f"im{number}.png", frame)
                 lines.append(f"{motion(window.frames):.2f} {name}\n")
         if not lines:
-            raise ValueError(f"{args.data}: no clip has {args.frames} frames; give fewer --frames")
+            what = f"{args.frames} frames without a cut, a repeat or a leap in time"
+            raise ValueError(f"{args.data}: no clip has {what}; give fewer --frames, or a smaller --step")
         io.write_bytes(root / LIST, "".join(lines).encode())
     return root
 

@@ -124,7 +124,7 @@ def quality(args: argparse.Namespace, folder: Path) -> None:
     models = cli.asked(args)
     names = [store.weights_name(Path(path)) if path else name or "IFRNet_S" for name, path in models]
     for label, (name, checkpoint) in zip(names, models):
-        label = label if names.count(label) == 1 else checkpoint
+        label = label if names.count(label) == 1 else checkpoint or label
         calls[label] = interpolator(name, checkpoint, args.device, precision=args.precision, mode=args.mode)
     print(f"{'clip':28s}" + "".join(f"{name:>12s}" for name in calls))
     means = []
@@ -157,8 +157,9 @@ def main(args: argparse.Namespace) -> None:
         args.clips = sorted(path.name for path in found if path.is_dir() or path.suffix.lower() in VIDEOS)
         if not args.clips:
             raise ValueError(f"{args.data}: no clips in this folder; name another in --data, or other --parts")
-    if set(args.parts) - {"quality"} and network(args) in BASELINES:
-        raise ValueError(f"{network(args)}: memory and overhead are a network's; name one, or give --parts quality")
+    name, _ = network(args)
+    if set(args.parts) - {"quality"} and name in BASELINES:
+        raise ValueError(f"{name}: memory and overhead are a network's; name one, or give --parts quality")
     with tempfile.TemporaryDirectory() as folder:
         for part in args.parts:
             PARTS[part](args, Path(folder))

@@ -504,3 +504,19 @@ def test_frames_of_a_video_are_put_back_as_interpolate_video_would(tmp_path, typ
         expected.append(np.mean([-10 * np.log10(error.item()) for error in errors]))
     assert done.status == 0 and len(asked) == (0 if scale else 2)
     assert [float(value) for value in done.out.split()[-2:]] == pytest.approx(expected, abs=0.006)
+
+
+def test_a_baseline_has_no_memory_and_overhead_of_its_own(typed):
+    done = typed(video.main, video.parser(), "--parts", "overhead", "--device", "cpu", "--model_name", "average", "dis")
+    assert done.status == 2 and done.err == (
+        "script.py: dis: memory and overhead are a network's; name one, or give --parts quality\n"
+    )
+
+
+def test_weights_named_like_a_baseline_stand_beside_it(weights, tmp_path, typed):
+    for k in range(3):
+        io.write_image(tmp_path / f"clips/a/{k}.png", frame(k, 32, 32))
+    path = shutil.copy(weights, tmp_path / "average.pth")
+    words = ["--parts", "quality", "--data", tmp_path / "clips", "--count", 1, "--device", "cpu"]
+    done = typed(video.main, video.parser(), *words, "--model_name", "average", "--checkpoint", path)
+    assert done.status == 0 and re.match(rf"clip +average *{re.escape(str(path))}\n", done.out)

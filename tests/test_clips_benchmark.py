@@ -77,7 +77,7 @@ def test_motion_is_in_pixels():
     [
         ([], "--data"),
         (["--frames", 2], "--frames 2"),
-        (["--frames", 500], "no clip has 500 frames"),
+        (["--frames", 500], "no clip has 500 frames without a cut, a repeat or a leap in time; give fewer --frames"),
         (["--clips", "x"], "clip named x"),
     ],
 )
