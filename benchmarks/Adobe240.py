@@ -2,7 +2,8 @@
 
     python benchmarks/Adobe240.py --videos 720p_240fps_1 720p_240fps_2
 
-There is no official list of test videos: a result says which ones it is of, and is comparable with others of the same.
+There is no official list of test videos: a result names the videos it is for, and compares only with results for the
+same ones.
 
 Data, from http://www.cs.ubc.ca/labs/imager/tr/2017/DeepVideoDeblurring, with ffmpeg -i VIDEO.mov VIDEO/%05d.png:
     data/Adobe240/720p_240fps_1/00001.png ..
@@ -25,7 +26,7 @@ def splits(root: Path, args: argparse.Namespace) -> list[Split]:
     found = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
     videos = list(dict.fromkeys(args.videos or [folder.name for folder in sorted(found, key=natural)]))
     if not videos:
-        raise ValueError(f"{root}: no folders of frames; make one of each video: ffmpeg -i VIDEO.mov VIDEO/%05d.png")
+        raise ValueError(f"{root}: no folders of frames; extract one per video: ffmpeg -i VIDEO.mov VIDEO/%05d.png")
     return [Split("8x", [case for video in videos for case in windows(find_folder(root, video, PAGE))], centre_512)]
 
 
@@ -34,7 +35,7 @@ BENCHMARK = Benchmark("Adobe240", "Adobe240", "", PAGE, splits, options=("videos
 
 def command_line() -> argparse.ArgumentParser:
     options = parser(__doc__)
-    options.add_argument("--videos", nargs="+", help="folders of the test videos (default: all there are)")
+    options.add_argument("--videos", nargs="+", help="folders of the test videos (default: all in --data)")
     return options
 
 

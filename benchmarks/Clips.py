@@ -1,14 +1,14 @@
-"""One's own footage: windows of neighbouring frames, the outer two given, those between asked for.
+"""Your own footage: windows of consecutive frames, the outer two given, those between predicted.
 
     python benchmarks/Clips.py --data FOLDER --model_name average dis IFRNet_S
     python benchmarks/Clips.py --data FOLDER --clips a.mp4 b.mp4 --frames 9 --by_motion
 
-3 frames ask for t = 1/2, 9 for t = 1/8 .. 7/8. Of every clip every --step-th window that holds no cut, no repeated
-frame and no leap in time is taken and kept as pictures, so that all models see the same. Clips that a model was trained
-on do not measure it: name the others in --clips. Motion is the 95th percentile of the length of DIS flow between a
-window's outer frames.
+A window of 3 frames asks for t = 1/2, one of 9 for t = 1/8 .. 7/8. Windows begin every --step frames; those with a cut,
+a repeated frame or a leap in time are left out. They are stored as pictures, so that all models see the same ones.
+Clips that a model was trained on do not measure it: name the others in --clips. Motion is the 95th percentile of the
+length of DIS flow between a window's outer frames.
 
-Data: a folder of videos or folders of frames, or Vimeo90K's, whose test list is kept to:
+Data: a folder of videos or folders of frames, or Vimeo90K's, of which only the test list is scored:
     FOLDER/a.mp4 ..    FOLDER/b/000001.png ..
 """
 
@@ -27,12 +27,12 @@ from datasets import clips
 from models.flow.dis import DIS
 from utils import cli, io
 
-RANGES = (0, 8, 16, 32)  # pixels: where the ranges of motion begin
-LIST = "windows.txt"  # written last: where it is, all windows are
+RANGES = (0, 8, 16, 32)  # pixels: lower bounds of the ranges of motion
+LIST = "windows.txt"  # written last: if it exists, so do all windows
 
 
 def motion(frames: np.ndarray) -> float:
-    """Of a window of frames (N, H, W, 3) uint8: the 95th percentile of the length of DIS flow from first to last."""
+    """The 95th percentile of the length of DIS flow from the first to the last of frames (N, H, W, 3) uint8."""
     first, last = io.to_float(frames[0])[None], io.to_float(frames[-1])[None]
     return DIS().estimate(first, last).norm(dim=1).quantile(0.95).item()
 
@@ -44,7 +44,7 @@ def cut(args: argparse.Namespace) -> Path:
     root = clips.CACHE / f"windows-{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
     if (root / LIST).is_file():
         return root
-    with io.alone_in(clips.CACHE):  # of several ranks the first writes, and the others find it done
+    with io.alone_in(clips.CACHE):  # one rank writes, the others wait for it
         if (root / LIST).is_file():
             return root
         lines = []
@@ -87,9 +87,9 @@ BENCHMARK = Benchmark(
 
 def main(args: argparse.Namespace) -> None:
     if args.data is None:
-        raise ValueError("--data: the folder of clips is needed")
+        raise ValueError("--data: name the folder of clips")
     if args.frames < 3:
-        raise ValueError(f"--frames {args.frames}: 3 or more are needed, two to give and one to ask for")
+        raise ValueError(f"--frames {args.frames}: give 3 or more, the outer two and at least one between them")
     name = f"Clips_{args.frames - 1}x" + "_by_motion" * args.by_motion  # results that differ have different names
     run(BENCHMARK._replace(name=name), argparse.Namespace(**vars(args) | {"data": cut(args)}))
 
@@ -97,10 +97,10 @@ def main(args: argparse.Namespace) -> None:
 def command_line() -> cli.Parser:
     options = parser(__doc__)
     options.add_argument("--clips", nargs="+", metavar="NAME", help="names of the clips to take (default: all)")
-    options.add_argument("--frames", type=cli.positive, default=3, help="a window; 3: 2x, 9: 8x (%(default)s)")
+    options.add_argument("--frames", type=cli.positive, default=3, help="in a window: 3 for 2x, 9 for 8x (%(default)s)")
     options.add_argument("--step", type=cli.positive, default=5, help="frames between windows' starts (%(default)s)")
-    options.add_argument("--per_clip", type=cli.positive, help="so many windows a clip, evenly spaced (default: all)")
-    about = "clips are halved until their longer side is no more (default: %(default)s)"
+    options.add_argument("--per_clip", type=cli.positive, help="evenly spaced windows of a clip (default: all)")
+    about = "halve clips until their longer side is at most this (default: %(default)s)"
     options.add_argument("--longest", type=cli.positive, default=640, help=about)
     options.add_argument("--by_motion", action="store_true", help="a row for each range of motion, not one for all")
     return options

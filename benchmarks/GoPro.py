@@ -2,7 +2,7 @@
 
     python benchmarks/GoPro.py --model_name IFRNet --checkpoint IFRNet_GoPro.pth
 
-The weights must know any t: those shipped do, published *_GoPro.pth do, published *_Vimeo90K.pth do not.
+The weights must handle any t: the shipped ones and the published *_GoPro.pth do, the published *_Vimeo90K.pth do not.
 
 Data, from https://seungjunnah.github.io/Datasets/gopro (GOPRO_Large_all); the folder test/ may be left out:
     data/GOPRO/test/GOPR0384_11_00/000001.png ..
@@ -20,7 +20,7 @@ from datasets.gopro import PAGE, TEST_VIDEOS
 
 
 def splits(root: Path, args: argparse.Namespace) -> list[Split]:
-    parent = root / "test" if (root / "test").is_dir() else root  # the set is also seen flat
+    parent = root / "test" if (root / "test").is_dir() else root  # some copies lack test/
     cases = [case for video in TEST_VIDEOS for case in windows(find_folder(parent, video, PAGE))]
     return [Split("8x", cases, centre_512)]
 

@@ -1,9 +1,9 @@
-"""Middlebury Other, 2x: twelve triplets up to 640x480, which are padded with zeros, right and bottom, to 640x480.
+"""Middlebury Other, 2x: twelve triplets of up to 640x480, padded with zeros at the right and bottom to 640x480.
 
     python benchmarks/Middlebury_Other.py
     python benchmarks/Middlebury_Other.py --submission  # frames for the online benchmark, whose targets are not public
 
-Data, from https://vision.middlebury.edu/flow/data; for the submission eval-data/ alone:
+Data, from https://vision.middlebury.edu/flow/data (for a submission only eval-data/):
     data/Middlebury/other-data/Beanbags/frame10.png frame11.png
     data/Middlebury/other-gt-interp/Beanbags/frame10i11.png
 """
@@ -57,7 +57,7 @@ def main(args: argparse.Namespace) -> None:
     usual = command_line().get_default
     for name in OF_SCORES:
         if getattr(args, name) != usual(name):
-            raise ValueError(f"--{name}: means nothing to --submission, which scores nothing; leave it out")
+            raise ValueError(f"--{name}: has no effect with --submission, which scores nothing; leave it out")
     root = find_data(EVALUATION, args.data)
     pairs = {f"{name}/{TARGET}": inputs(root / "eval-data" / name) for name in SUBMISSION}
     check_cases(root, [Split("evaluation", [Case(name, *pair, ()) for name, pair in pairs.items()])], EVALUATION.page)
@@ -66,7 +66,7 @@ def main(args: argparse.Namespace) -> None:
 
 def command_line() -> argparse.ArgumentParser:
     options = parser(__doc__)
-    options.add_argument("--submission", action="store_true", help="write what the online benchmark asks for")
+    options.add_argument("--submission", action="store_true", help="write the frames that the online benchmark wants")
     return options
 
 

@@ -1,9 +1,9 @@
-"""SNU-FILM, 2x: four splits of 310 triplets up to 1280x720, flow at 0.8 of their size (section 4.1 of the paper).
+"""SNU-FILM, 2x: four splits of 310 triplets of up to 1280x720, flow at scale 0.8 (section 4.1 of the paper).
 
     python benchmarks/SNU_FILM.py
     python benchmarks/SNU_FILM.py --protocol ema        # scale 0.5 and test-time augmentation, as EMA-VFI does
 
-Data, from https://myungsub.github.io/CAIN; a line of a list: first frame, target, last frame, relative to the folder:
+Data, from https://myungsub.github.io/CAIN; each line of a list names first frame, target and last frame:
     data/SNU-FILM/test-easy.txt test-medium.txt test-hard.txt test-extreme.txt
     data/SNU-FILM/test/
 """
@@ -20,7 +20,7 @@ from utils import io
 
 PAGE = "https://myungsub.github.io/CAIN"
 SPLITS = ("easy", "medium", "hard", "extreme")
-SCALE, SCALE_EMA = 0.8, 0.5  # the paper's, for which sides become multiples of 20; EMA-VFI's
+SCALE, SCALE_EMA = 0.8, 0.5  # the paper's, which makes sides multiples of 20; EMA-VFI's
 
 
 def splits(root: Path, args: argparse.Namespace) -> list[Split]:
@@ -28,12 +28,12 @@ def splits(root: Path, args: argparse.Namespace) -> list[Split]:
 
 
 def cases(root: Path, path: Path) -> list[Case]:
-    """One for each line: the paths of the first frame, the target and the last, relative to the root."""
+    """One for each line of a list: the paths of the first frame, the target and the last, relative to the root."""
     found = []
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such list; all of test-{{{','.join(SPLITS)}}}.txt are needed, see {PAGE}")
     for number, line in enumerate(io.read_text(path).splitlines(), start=1):
-        # As downloaded, the paths begin with the folder where the authors kept the set.
+        # In the published lists, paths begin with the authors' own folder.
         names = [name.rpartition("SNU-FILM/")[2] for name in line.split()]
         if len(names) not in (0, 3):
             raise ValueError(f"{path}, line {number}: {len(names)} paths, not three (first, target, last)")

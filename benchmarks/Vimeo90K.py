@@ -22,7 +22,7 @@ from datasets.vimeo90k import FRAMES, PAGE, TEST_LIST, read_list
 
 def splits(root: Path, args: argparse.Namespace) -> list[Split]:
     cases = []
-    for name in read_list(root, TEST_LIST, check=False):  # all are looked for before they are scored
+    for name in read_list(root, TEST_LIST, check=False):  # check_cases looks for all
         img0, target, img1 = (root / "sequences" / name / frame for frame in FRAMES)
         cases.append(Case(name, img0, img1, (target,)))
     return [Split("test", cases, full=3782)]

@@ -1,8 +1,8 @@
-"""X-TEST, 8x in high resolution: fifteen scenes of 33 frames of 4096x2160; 4, 8, .. 28 from frames 0 and 32.
+"""X-TEST, 8x in high resolution: fifteen scenes of 33 frames of 4096x2160; 4, 8, .. 28 predicted from 0 and 32.
 
     python benchmarks/X_TEST.py --scale 0.25
 
-"4K" is as it is, "2K" halved (XVFI, Sim, Oh and Kim, ICCV 2021). Motion is large: a smaller --scale finds more of it.
+"4K" is full size, "2K" halved (XVFI, Sim, Oh and Kim, ICCV 2021). Motion is large: a smaller --scale finds more of it.
 
 Data, from https://github.com/JihyongOh/XVFI:
     data/X_TEST/Type1/TEST01_003_f0433/0000.png .. 0032.png
@@ -22,7 +22,7 @@ FRAMES, STEP = 33, 4
 
 
 def splits(root: Path, args: argparse.Namespace) -> list[Split]:
-    kinds = sorted(filter(Path.is_dir, root.glob("Type*")))  # not what they were unpacked from
+    kinds = sorted(filter(Path.is_dir, root.glob("Type*")))  # not the archives
     scenes = [scene for kind in kinds for scene in sorted(kind.iterdir(), key=natural)]
     cases = [window(scene) for scene in scenes if scene.is_dir()]
     return [Split("2K", cases, halved, full=15), Split("4K", cases, full=15)]

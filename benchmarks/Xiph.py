@@ -1,8 +1,8 @@
-"""Xiph, 2x in high resolution: eight clips of 4096x2160, frames 1..100; the even ones, 2..98, from their neighbours.
+"""Xiph, 2x in high resolution: eight clips of 4096x2160, frames 1..100; even ones, 2..98, predicted from neighbours.
 
     python benchmarks/Xiph.py
 
-The protocol is that of softmax splatting (Niklaus and Liu, CVPR 2020): "2K" is halved, "4K" the centre of that size.
+The protocol is that of softmax splatting (Niklaus and Liu, CVPR 2020): "2K" is halved, "4K" a centre crop of that size.
 
 Data, from https://media.xiph.org/video/derf, with
 ffmpeg -i Netflix_Tango_4096x2160_60fps_10bit_420.y4m -pix_fmt rgb24 -vframes 100 Tango-%03d.png:

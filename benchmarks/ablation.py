@@ -1,8 +1,8 @@
 """What each part of fast mode is worth: the same frame with one part at a time, and with all of them but one.
 
-The first rows are the network as it is written, with one more change each; the others are fast mode without one of its
-parts ("not packed" has the library's convolutions, too). What pays is in; what does not is here to be measured again on
-another machine.
+The first rows are eager mode with one more change each; the others are fast mode without one of its parts ("not packed"
+also uses the library's convolutions). What pays off is in fast mode; what does not stays here, to be measured again on
+other machines.
 """
 
 import copy
@@ -21,8 +21,8 @@ COMPILED = "eager, channels last, compiled"
 
 
 def calls(model: models.IFRNet, device: torch.device, compiled: bool = False) -> dict[tuple[str, str], Call]:
-    """Ways to compute the frame between two, by (what is different, precision). compiled: torch.compile too, which
-    takes minutes at each size."""
+    """Ways to compute the frame between two, keyed by (what is different, precision). compiled: also torch.compile,
+    which takes minutes at each size."""
     half = best_precision(device)
     ordered = copy.deepcopy(model).to(memory_format=torch.channels_last)
     eager = {
@@ -60,8 +60,8 @@ def without_convolutions(call: Interpolator) -> None:
 
 
 def apart(kernel: Eager) -> Eager:
-    """The same kernels without convolutions: those are the library's."""
-    kernel = copy.copy(kernel)  # others have the same
+    """The same kernels, but with the library's convolutions."""
+    kernel = copy.copy(kernel)  # other Interpolators share it
     kernel.winograd, kernel.convolves = None, lambda *_: False
     return kernel
 

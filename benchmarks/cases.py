@@ -15,7 +15,7 @@ from utils import io
 
 
 class Case(NamedTuple):
-    """Two frames and the true ones between them, at `times`: picture files. `name` is its own within a split."""
+    """Picture files: two frames, and the true ones between them at `times`. `name` identifies it within a split."""
 
     name: str
     img0: Path
@@ -29,7 +29,7 @@ class Case(NamedTuple):
 
 
 def whole(image: np.ndarray) -> np.ndarray:
-    """Pictures as they are: the view of most benchmarks, and how those that were read travel to the main process."""
+    """The image unchanged: the view of most benchmarks, and the collate_fn that leaves what was read as it is."""
     return image
 
 
@@ -38,10 +38,10 @@ def halved(image: np.ndarray) -> np.ndarray:
 
 
 def centre(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """ValueError where the picture is smaller."""
+    """The centre crop. ValueError where the picture is smaller."""
     below, beside = image.shape[0] - height, image.shape[1] - width
     if min(below, beside) < 0:
-        raise ValueError(f"a frame of {image.shape[1]}x{image.shape[0]} has no centre of {width}x{height}")
+        raise ValueError(f"a frame of {image.shape[1]}x{image.shape[0]} is smaller than the crop of {width}x{height}")
     return image[below // 2 : below // 2 + height, beside // 2 : beside // 2 + width]
 
 
@@ -54,8 +54,8 @@ def centre_512(image: np.ndarray) -> np.ndarray:
 
 
 class Split(NamedTuple):
-    """Cases whose average is one number of the table. view: what is done to every picture after it was read. full: how
-    many cases published averages are of; None where that is not settled."""
+    """Cases that are averaged into one row of the table. view: applied to every picture after it is read. full: the
+    number of cases that published averages cover; None where that is not settled."""
 
     name: str
     cases: list[Case]
@@ -67,13 +67,13 @@ def find_folder(parent: Path, name: str, page: str) -> Path:
     """A video's folder of pictures. FileNotFoundError without it. page: where the set is described."""
     if not (parent / name).is_dir():
         raise FileNotFoundError(
-            f"{parent / name}: no such folder of frames, which the benchmark needs; it is described at {page}"
+            f"{parent / name}: no such folder of frames; the benchmark needs it, and {page} describes it"
         )
     return parent / name
 
 
 def windows(folder: Path, length: int = 9) -> list[Case]:
-    """A video as windows that share their outer frames: the first and the last of each are given, the rest asked for.
+    """A video as windows that share their outer frames: the first and the last of each are given, the rest predicted.
     ValueError where the video is shorter than one window."""
     frames, steps = io.list_images(folder), length - 1
     if len(frames) < length:
@@ -86,24 +86,24 @@ def windows(folder: Path, length: int = 9) -> list[Case]:
 
 def check_cases(root: Path, splits: list[Split], page: str, skip_broken: bool | None = None) -> None:
     """Look for every picture before hours are spent on the first ones. page: where the set is described. skip_broken:
-    whether cases that lack one may be left out; None: there is no such choice."""
+    whether cases that lack a picture may be left out; None where the command has no such option."""
     for split in splits:
         if not split.cases:
-            raise ValueError(f"{root}: nothing to score here: no case of the split {split.name!r}")
+            raise ValueError(f"{root}: nothing to score here: the split {split.name!r} has no case")
         counted = Counter(case.pictures for case in split.cases)
         twice = [case.name for case in split.cases if counted[case.pictures] > 1]
         if twice:
-            warnings.warn(f"{root}: listed more than once, and so scored: {', '.join(twice[:4])}", stacklevel=2)
+            warnings.warn(f"{root}: listed, and scored, more than once: {', '.join(twice[:4])}", stacklevel=2)
         for case in split.cases:
             for path in case.pictures:
                 if not skip_broken and not path.is_file():
                     advice = "copy it again" if skip_broken is None else f"--skip_broken leaves {case.name} out"
-                    raise FileNotFoundError(f"{path}: no such file, which the set has (see {page}); {advice}")
+                    raise FileNotFoundError(f"{path}: no such file, but the set has it (see {page}); {advice}")
 
 
 class Batches(Dataset):
-    """Batches of cases, read. The split into batches is that of the whole list, whatever the number of ranks: what a
-    case is batched with, and with it the last bit of its score, is always the same."""
+    """Batches of cases, read. The whole list is divided into batches, whatever the number of ranks: a case is always
+    batched with the same others, so that its score is the same to the last bit."""
 
     def __init__(self, splits: list[Split], size: int):
         self.cases = [(split, case) for split in splits for case in split.cases]
@@ -117,22 +117,22 @@ class Batches(Dataset):
         return self.cases[batch * self.size : (batch + 1) * self.size]
 
     def mark(self, batch: int) -> str:
-        """Of the pictures of a batch as they are on the disk now: their sizes and when they were last changed."""
+        """A hash of the sizes and modification times of a batch's pictures, as they are on the disk now."""
         paths = [path for _, case in self.members(batch) for path in case.pictures]
         states = [path.stat() if path.is_file() else None for path in paths]
         known = [state and (state.st_size, state.st_mtime_ns) for state in states]
         return hashlib.sha256(repr(known).encode()).hexdigest()[:12]
 
     def __getitem__(self, i: int) -> tuple[int, list[np.ndarray | str]]:
-        """The number of the batch, and for each of its cases what `read` gives."""
+        """The number of the batch, and what `read` returns for each of its cases."""
         batch = self.todo[i]
         return batch, [read(split, case) for split, case in self.members(batch)]
 
 
 def _large_enough(image: np.ndarray) -> np.ndarray:
-    """ValueError for a picture that no model takes."""
+    """The image; ValueError if it is too small for any model."""
     if min(image.shape[:2]) < 2:
-        raise ValueError(f"a frame of {image.shape[1]}x{image.shape[0]}; 2x2 is the least")
+        raise ValueError(f"a frame of {image.shape[1]}x{image.shape[0]}; at least 2x2 is needed")
     return image
 
 

@@ -443,12 +443,12 @@ def test_a_folder_that_is_missing_and_frames_of_one_pixel_are_broken_cases(vimeo
     for i in (1, 2, 3):
         io.write_image(vimeo / f"sequences/00001/0007/im{i}.png", frame(0, 1, 1))
     done = score(typed, *words)
-    assert done.status == 2 and "0001/im1.png: no such file, which the set has" in done.err
+    assert done.status == 2 and "0001/im1.png: no such file, but the set has it" in done.err
     assert "--skip_broken leaves 00001/0001 out" in done.err
     assert score(typed, *words, "--skip_broken").status == 0
     broken = {s["name"]: s["broken"] for s in result(tmp_path, "Vimeo90K-average-skip_broken")["samples"]["test"]}
     assert "0001/im1.png: no such file" in broken["00001/0001"]
-    assert "0007/im1.png: a frame of 1x1; 2x2 is the least" in broken["00001/0007"]
+    assert "0007/im1.png: a frame of 1x1; at least 2x2 is needed" in broken["00001/0007"]
     assert sum(map(bool, broken.values())) == 2
 
 
