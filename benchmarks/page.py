@@ -1,4 +1,4 @@
-"""One page with all results, which needs no other file: tables, plots, and the cases that are worth a look."""
+"""One self-contained page with all results: tables, plots, and the cases that are worth a look."""
 
 import base64
 from html import escape
@@ -9,12 +9,12 @@ import numpy as np
 from benchmarks.tables import NOTE, Table, has_note, heads, labels, texts
 from utils import io
 
-WIDEST = 960  # pixels of a picture in the page
+WIDEST = 960  # pixels: the largest width of a picture in the page
 ERROR_GAIN = 4  # of the error picture
 
 
 def picture(image: np.ndarray) -> str:
-    """A picture as an address that holds it."""
+    """A picture as a data URL."""
     width = min(WIDEST, image.shape[1])
     if width < image.shape[1]:
         image = cv2.resize(image, (width, round(image.shape[0] * width / image.shape[1])), interpolation=cv2.INTER_AREA)
@@ -29,7 +29,7 @@ def error_picture(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def shown_case(name: str, result: dict, case: dict) -> str:
-    """A case with its slider, its error and its flow. name: of the model's row."""
+    """A case with its slider, its error and its flow. name: that of the model's row."""
     caption = f"{result['benchmark']} {case['split']}: {name}, {case['why']} case {case['name']}"
     head = f"<h4>{escape(caption)}, t = {case['t']:g}, {case['psnr']:.2f} dB</h4>"
     paths = {kind: result["folder"] / case[kind] for kind in ("prediction", "target", "flow") if case[kind]}
@@ -49,7 +49,7 @@ def shown_case(name: str, result: dict, case: dict) -> str:
         '</div><input type="range" min="0" max="100" value="50" aria-label="how much of the truth is covered">'
         "<figcaption>prediction | truth</figcaption></figure>",
     ]
-    for kind, about in (("error", f"error, {ERROR_GAIN} times"), ("flow", "flow to the first frame")):
+    for kind, about in (("error", f"error, amplified {ERROR_GAIN} times"), ("flow", "flow to the first frame")):
         if kind in address:
             parts.append(f'<figure><img src="{address[kind]}" alt="{kind}"><figcaption>{about}</figcaption></figure>')
     return f'<section class="case">{head}<div class="row">{"".join(parts)}</div></section>'
@@ -69,7 +69,7 @@ def html_table(table: Table) -> str:
 
 
 def origin(stem: str, result: dict) -> str:
-    """What it takes to repeat a result."""
+    """What it takes to reproduce a result."""
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     about = f"protocol {result['protocol']}, {result['precision']}, {result['device']}, {versions}"
     if "checkpoint" in result:
@@ -78,15 +78,15 @@ def origin(stem: str, result: dict) -> str:
 
 
 def page(tables: list[Table], plots: dict[str, str], results: dict[str, dict]) -> str:
-    """The page as HTML. plots: SVG. results: by the name of their file, each with the `folder` that it lies in."""
+    """The page as HTML. plots: SVG. results: by the name of their file, each with its `folder`."""
     parts = [html_table(table) for table in tables]
     parts.append("<h2>Plots</h2>")
     parts.append('<div class="row">' + "".join(f'<div class="plot">{svg}</div>' for svg in plots.values()) + "</div>")
-    parts.append("<h2>Cases</h2><p>The worst and the median of every split by PSNR. Move the slider.</p>")
+    parts.append("<h2>Cases</h2><p>The worst and the median of every split, by PSNR. Move the slider.</p>")
     names = labels(results)
     for stem, result in results.items():
         parts += [shown_case(names[stem], result, case) for case in result["shown"]]
-    parts.append("<h2>How to repeat</h2>")
+    parts.append("<h2>How to reproduce</h2>")
     parts += [origin(stem, result) for stem, result in results.items()]
     return PAGE.replace("BODY", "\n".join(parts))
 

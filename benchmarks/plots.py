@@ -5,16 +5,16 @@ from html import escape
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 640, 400
-LEFT, RIGHT, TOP, BOTTOM = 64, 180, 34, 48  # margins; the legend stands in the right one
-ROW = 18  # of the legend
-LONGEST = 21  # letters of a name
-DIGITS = 12  # of a tick, that values which differ late have different ones; what binary fractions add stands behind
-# Okabe and Ito's colours, which colour-blind people tell apart.
+LEFT, RIGHT, TOP, BOTTOM = 64, 180, 34, 48  # margins; the legend is in the right one
+ROW = 18  # height of a line of the legend
+LONGEST = 21  # letters of a name that are shown
+DIGITS = 12  # of a tick: enough to tell close values apart, too few to show the error of binary fractions
+# Okabe and Ito's colours, which colour-blind people can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6D00")
 
 
 class Series(NamedTuple):
-    """points: (x, y, what it is). line: they are joined; otherwise each bears its name."""
+    """points: (x, y, name). line: whether they are joined; otherwise each is labelled with its name."""
 
     name: str
     points: list[tuple[float, float, str]]
@@ -37,8 +37,8 @@ def _limits(values: list[float]) -> tuple[float, float]:
 
 
 def plot(title: str, x_name: str, y_name: str, series: list[Series], log_x: bool = False) -> str:
-    """An SVG picture, "" where there is nothing to draw. log_x: a logarithmic axis of positive x. Points that are not
-    finite are left out."""
+    """An SVG picture, "" where there is nothing to draw. log_x: a logarithmic x axis, for positive x. Points that are
+    not finite are left out."""
     series = [s._replace(points=[p for p in s.points if math.isfinite(p[0]) and math.isfinite(p[1])]) for s in series]
     series = [s for s in series if s.points]
     points = [point for s in series for point in s.points]
@@ -84,7 +84,7 @@ def plot(title: str, x_name: str, y_name: str, series: list[Series], log_x: bool
             about = f"<title>{escape(f'{s.name}, {what}: {x:.4g}, {y:.4g}')}</title>"
             parts.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="{radius}" fill="{colour}">{about}</circle>')
             if not s.line:
-                # Names lean inwards, and neighbours' stand above and below.
+                # Names extend inwards; neighbouring ones alternate between above and below.
                 side, anchor = (7, "start") if px < (LEFT + right) / 2 else (-7, "end")
                 place = f'x="{px + side:.1f}" y="{py + (14 if number % 2 else -6):.1f}" text-anchor="{anchor}"'
                 parts.append(f'<text {place} font-size="11">{escape(_short(what))}</text>')
@@ -99,7 +99,7 @@ def _short(name: str) -> str:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5 of every power of ten within the range of logarithms; where that is too narrow for two, as `ticks`."""
+    """1, 2 and 5 times powers of ten within a range of logarithms; those of `ticks` where fewer than two fit in."""
     candidates = [k * 10.0**e for e in range(math.floor(low), math.ceil(high) + 1) for k in (1, 2, 5)]
     found = [x for x in candidates if low <= math.log10(x) <= high]
     return found if len(found) > 1 else ticks(10**low, 10**high)

@@ -1,7 +1,7 @@
 """Published scores, to stand beside ours: SCORES[benchmark][split][method][metric].
 
-IFRNet*: the paper's (arXiv 2205.14620) with the published weights. Other methods: as later papers' tables give them, as
-IFRNet(re-run), whose scale they do not tell. repeat, average, dis: measured by the paper's protocols.
+IFRNet*: the paper's (arXiv 2205.14620) with the published weights. Other methods, and IFRNet(re-run), whose scale is
+not stated: from later papers' tables. repeat, average, dis: measured by the paper's protocols.
 """
 
 TABLES = (
@@ -42,14 +42,14 @@ IFRNet          29.84,0.920   31.93,0.943   -        -        -          -
 IFRNet(re-run)  -             -             36.00    33.99    31.53      30.46
 """,
 )
-METRICS = ("psnr", "ssim", "ie")  # of the comma-separated values
+METRICS = ("psnr", "ssim", "ie")  # the order of the comma-separated values
 RERUN = "(re-run)"
 
-# Whose numbers are by which of the protocols in common.py. Of methods that are not here it is not known.
+# Which of the protocols in common.py a method's numbers are by; not known for methods that are not here.
 PROTOCOLS = dict.fromkeys(("IFRNet_S", "IFRNet", "IFRNet_L", "repeat", "average", "dis"), "paper")
 PROTOCOLS |= {"RIFE": "uint8", "EMA-VFI(TTA)": "ema"}
 
-# Of the networks of this project: size, and the paper's seconds a frame of 1280x720 on a V100.
+# This project's networks: parameters, and the paper's seconds per frame of 1280x720 on a V100.
 PARAMETERS = {"IFRNet_S": 2_803_610, "IFRNet": 4_959_692, "IFRNet_L": 19_699_460}
 SECONDS_720P = {"IFRNet_S": 0.019, "IFRNet": 0.025, "IFRNet_L": 0.079}
 

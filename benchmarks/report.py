@@ -1,11 +1,11 @@
-"""From the results of benchmarks to tables, plots and one page to look at.
+"""Turn the results of benchmarks into tables, plots and one page.
 
     python benchmarks/report.py
     python benchmarks/report.py results/*.json --out report
 
 Writes tables.md, tables.csv, tables.tex (published rows beside ours, the best in bold), plots as SVG, and report.html:
-one file that needs no other, with the tables, the plots, and for the worst and the median cases a slider between the
-prediction and the truth, the error and the flow. Times come from what speed_parameters.py wrote into the same folder.
+one self-contained file with the tables, the plots and, for the worst and the median cases, a slider between prediction
+and truth, the error and the flow. Times come from speed_parameters.py's results among those given.
 """
 
 import argparse
@@ -27,9 +27,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def read_results(paths: list[Path]) -> tuple[dict[str, dict], list[dict]]:
-    """The results of benchmarks by the name of their file, and those of speed_parameters.py."""
+    """The results of benchmarks by their file's name, and those of speed_parameters.py."""
     files = [file for path in paths for file in ([path] if path.suffix == ".json" else sorted(path.glob("*.json")))]
-    files = list({path.resolve(): path for path in files}.values())  # a file may be named beside its folder
+    files = list({path.resolve(): path for path in files}.values())  # a file may be named as well as its folder
     if not files:
         raise ValueError(f"{', '.join(map(str, paths))}: no results here; run a benchmark, or name its JSON files")
     scores, speeds = {}, []
@@ -44,12 +44,12 @@ def read_results(paths: list[Path]) -> tuple[dict[str, dict], list[dict]]:
         else:
             scores[path.stem] = result | {"folder": path.parent}
     if not scores:
-        raise ValueError(f"{', '.join(map(str, paths))}: no result of a benchmark here, only of speed")
+        raise ValueError(f"{', '.join(map(str, paths))}: only times here, no scores; run a benchmark first")
     return scores, speeds
 
 
 def make_plots(results: dict[str, dict], speeds: list[dict]) -> dict[str, str]:
-    """Name -> SVG. For each split: PSNR of every case; over time, where there are several; against size and time."""
+    """Name -> SVG. For each split PSNR of every case, over t if there are several, against size and against speed."""
     plots, names = {}, labels(results)
     for benchmark, split in dict.fromkeys((r["benchmark"], split) for r in results.values() for split in r["average"]):
         ours = {
@@ -78,7 +78,7 @@ def make_plots(results: dict[str, dict], speeds: list[dict]) -> dict[str, str]:
         for speed in speeds:
             seconds = {of: _seconds(speed, result) for of, result in ours.items()}
             points.append(_points(speed["device"], seconds, psnr))
-        plots[f"{name}-time"] = plot(f"{title}: time", "s a frame of 1280x720", "PSNR, dB", points, log_x=True)
+        plots[f"{name}-time"] = plot(f"{title}: time", "s per frame of 1280x720", "PSNR, dB", points, log_x=True)
     return {name: svg for name, svg in plots.items() if svg}
 
 
@@ -101,8 +101,8 @@ def _over_time(name: str, result: dict, split: str) -> Series:
 
 
 def _seconds(speed: dict, result: dict) -> float | None:
-    """The fastest way that a speed result has for one frame of this model, precision and scale, at 1280x720; twice that
-    where the protocol makes it twice."""
+    """Seconds for one frame of 1280x720 with this model, precision and scale, in the fastest mode of a speed result;
+    twice that where the protocol predicts every frame twice."""
     wanted = {"model": result["model"], "precision": result["precision"], "size": "1280x720"}
     scale = result.get("scale", 1)
     single = [row for row in speed["rows"] if row["frames"] == 1 and row["scale"] == scale]

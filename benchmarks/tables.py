@@ -9,7 +9,7 @@ from benchmarks import store
 from benchmarks.published import PROTOCOLS, SCORES
 from models.baselines import BASELINES
 
-# Which benchmarks stand in one table, in the paper and in the papers after it; any other has one of its own.
+# Benchmarks that share a table, as in the paper and later ones; any other has a table of its own.
 TABLES = {
     "2x": ("Vimeo90K", "UCF101", "SNU_FILM"),
     "2x, Middlebury Other": ("Middlebury_Other",),
@@ -18,11 +18,11 @@ TABLES = {
 }
 PAPER = "paper"
 NOTE = (
-    "† by another protocol than the paper's, or of other cases; such numbers compare with their like alone. "
-    "‡ by a protocol that is not known; they compare with none"
+    "† by another protocol than the paper's, or on other cases: comparable only with numbers of the same kind. "
+    "‡ by an unknown protocol: not comparable"
 )
 
-# What stands for letters that mean something else: in Markdown, where _ within a word does not, and in LaTeX.
+# Escapes for characters with a meaning in Markdown (where _ within a word has none) and in LaTeX.
 MARKDOWN = str.maketrans({letter: f"\\{letter}" for letter in "\\|*`<[~$&"})
 LATEX = str.maketrans(
     {letter: f"\\{letter}" for letter in "_%&#${}"}
@@ -32,8 +32,8 @@ LATEX = str.maketrans(
 
 
 class Cell(NamedTuple):
-    """footing: values may be compared where it is the same. It is a protocol's name where all cases were scored by it,
-    PAPER for the paper's; None: compared with no other."""
+    """footing: values with the same footing may be compared. A protocol's name where all cases were scored by it, PAPER
+    for the paper's; None: not comparable with any other."""
 
     value: float
     footing: str | None
@@ -48,8 +48,8 @@ class Table(NamedTuple):
 
 
 def labels(results: dict[str, dict]) -> dict[str, str]:
-    """What our rows are called: their files' names without the benchmark's. Of one such name with several weights, such
-    as of a file that was replaced between two benchmarks, each with the first digits of its hash."""
+    """The names of our rows: their files' names without the benchmark's. Where several weights share a name, as after a
+    file was replaced between two benchmarks, the first digits of their hashes follow it."""
     named = {
         stem: (stem.removeprefix(result["benchmark"] + "-"), result.get("checkpoint_sha256", ""))
         for stem, result in results.items()
@@ -59,7 +59,7 @@ def labels(results: dict[str, dict]) -> dict[str, str]:
 
 
 def make_tables(results: dict[str, dict]) -> list[Table]:
-    """One table for each group of benchmarks of which there is a result."""
+    """One table for each group of benchmarks with a result."""
     tables, names = [], labels(results)
     known = {name for benchmarks in TABLES.values() for name in benchmarks}
     others = {r["benchmark"]: (r["benchmark"],) for r in results.values() if r["benchmark"] not in known}
@@ -91,13 +91,13 @@ def footing(result: dict, split: str) -> str:
     average = result["average"][split]
     if not result["other_scale"] and average["full"] == average["cases"]:
         return result["protocol"]
-    # Where nothing is published, a scale is a model's own choice.
+    # Where nothing is published, the scale is the model's own choice.
     scale = average["full"] and result["other_scale"]
     return f"{result['protocol']} {scale} {result['cases_sha256']} {average['left_out']}"
 
 
 def best(table: Table) -> set[tuple[str, tuple]]:
-    """(label, column) of the best value of each column, among those that may be compared, where there are two."""
+    """(label, column) of the best values of each column among comparable ones, where there are at least two."""
     winners = set()
     for column in table.columns:
         by_footing: dict[str, list[tuple[float, str]]] = {}
@@ -128,19 +128,18 @@ def texts(table: Table, bold: str) -> list[list[str]]:
 
 
 def mark(cell: Cell) -> str:
-    """What stands behind a value that is not of the paper's protocol on all cases, see NOTE."""
+    """The mark of a value that is not by the paper's protocol on all cases, see NOTE."""
     return "" if cell.footing == PAPER else "†" if cell.footing else "‡"
 
 
 def heads(table: Table) -> list[str]:
-    """benchmark, split where there are several, metric."""
+    """The names of the columns: benchmark, split where there are several, metric."""
     several = {b for b, split, _ in table.columns if len({s for x, s, _ in table.columns if x == b}) > 1}
     return ["method"] + [" ".join([b, *([s] if b in several else []), store.UNITS[m]]) for b, s, m in table.columns]
 
 
 def _escaped(table: Table, bold: str, special: dict[int, str]) -> list[list[str]]:
-    """Heads and rows as text, in which names, those of files among them, hold nothing that means something else.
-    special: for str.translate."""
+    """Heads and rows as text, with special characters in names escaped. special: for str.translate."""
     lines = ([name.translate(special), *values] for name, *values in texts(table, bold))
     return [[name.translate(special) for name in heads(table)], *lines]
 
@@ -161,7 +160,7 @@ def markdown(tables: list[Table]) -> str:
 
 
 def comma_separated(tables: list[Table]) -> str:
-    """One line a number: the form that spreadsheets and programs turn into any table."""
+    """One line per number: the long form, which spreadsheets and programs turn into any table."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["method", "benchmark", "split", "metric", "value", "comparable with the paper", "best"])

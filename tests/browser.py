@@ -1,4 +1,4 @@
-"""A real browser for tests, without a library: Chromium, spoken to through a pipe in its DevTools protocol."""
+"""A real browser for tests, without a library: Chromium, driven through a pipe by its DevTools protocol."""
 
 import json
 import os
@@ -42,7 +42,7 @@ class Browser:
         while b"\0" not in self.buffer:
             more = os.read(self.back.fileno(), 1 << 16)
             if not more:
-                raise ConnectionError("the browser has gone")
+                raise ConnectionError("the browser has exited")
             self.buffer += more
         message, _, self.buffer = self.buffer.partition(b"\0")
         return json.loads(message)

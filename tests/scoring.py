@@ -15,7 +15,7 @@ def frame(seed, height=48, width=64):
 
 
 def score(typed, benchmark, root, out, *options, parser=None):
-    """Run a benchmark as if it were typed."""
+    """Run a benchmark as if its command were typed."""
     words = ["--data", root, "--out", out, "--device", "cpu", "--workers", 0, *options]
     return typed(partial(common.run, benchmark), parser or common.parser(""), *words)
 

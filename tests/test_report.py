@@ -22,7 +22,7 @@ def scored(tmp_path, typed, weights):
     names = [f"00001/{k:04d}" for k in range(1, 6)]
     for k, name in enumerate(names):
         for number in range(3):
-            # The middle frame is nearer to the mean in later cases.
+            # The later the case, the nearer its middle frame is to the last.
             first, last = frame(2 * k), frame(2 * k + 1)
             middle = [first, (first.astype(int) * (6 - k) + last * (4 + k)) // 10, last][number].astype(np.uint8)
             io.write_image(data / "sequences" / name / f"im{number + 1}.png", middle)
@@ -38,7 +38,7 @@ def make(typed, *words):
 
 
 def complete(path, **values):
-    """Turn a result into one of all published cases, with other averages."""
+    """Make a result one on all published cases, with other averages."""
     content = json.loads(path.read_text())
     for average in content["average"].values():
         average |= values | {"cases": average["full"]}
@@ -46,7 +46,7 @@ def complete(path, **values):
 
 
 def rest(scored):
-    """The rows of this project's results but dis."""
+    """The rows of this project's results, without dis."""
     return [path.stem.removeprefix("Vimeo90K-") for path in scored.glob("*.json") if "dis" not in path.stem]
 
 
@@ -58,7 +58,7 @@ def test_tables_hold_the_averages_beside_the_published_rows_the_best_in_bold(sco
     assert "| method | Vimeo90K PSNR | Vimeo90K SSIM |" in lines
     # dis counts as complete here and wins by PSNR against all published ones; SSIM stays with IFRNet_L.
     assert "| dis | **36.64** | 0.9700 |" in lines and "| IFRNet_L, published | 36.20 | **0.9808** |" in lines
-    # What is by another protocol, or by one that nobody told, competes with none of these.
+    # Rows by another protocol, or by an unknown one, do not compete with these.
     assert "| EMA-VFI(TTA), published | 36.64† | - |" in lines and "| VFIMamba(TTA), published | 36.64‡ | - |" in lines
     # The rest are of five cases: marked, and compared among themselves.
     psnr, ssim = (
@@ -133,7 +133,7 @@ def test_another_protocol_scale_or_part_of_the_cases_is_not_comparable(scored):
     content = result(scored, "Vimeo90K-average")
     content["average"]["test"]["cases"] = 3782
     assert tables.footing(content, "test") == tables.PAPER
-    # The whole set by another protocol stands on the footing of those who publish by it.
+    # The whole set by another protocol compares with what is published by that protocol.
     assert tables.footing(content | {"protocol": "ema"}, "test") == published.PROTOCOLS["EMA-VFI(TTA)"]
     others = [content | {"protocol": "uint8"}, content | {"other_scale": 0.5}, result(scored, "Vimeo90K-average")]
     footings = {tables.footing(other, "test") for other in others}
@@ -173,7 +173,7 @@ def texts(svg):
 
 
 def test_a_narrow_range_has_ticks_that_differ():
-    """12.1 and 12.9: neither 10 nor 20 is between them; and values alike in six digits."""
+    """Neither 10 nor 20 is between 12.1 and 12.9; the values of y agree in six digits."""
     points = [(12.1, 35.123456, "a"), (12.9, 35.123461, "b")]
     written = [text for text, _ in texts(plots.plot("t", "x", "y", [plots.Series("s", points, line=True)], log_x=True))]
     assert {"12.2", "12.4", "12.6", "12.8"} <= set(written)
@@ -330,7 +330,7 @@ def test_wrong_input_is_one_line(scored, tmp_path, typed):
     (tmp_path / "again" / "Vimeo90K-dis.json").write_text((scored / "Vimeo90K-dis.json").read_text())
     for words, line in (
         (["empty"], "empty: no results here; run a benchmark"),
-        (["missing"], "missing: no results here; run a benchmark"),  # as results/ is before the first one
+        (["missing"], "missing: no results here; run a benchmark"),  # as results/ is before the first benchmark
         (["gone.json"], "gone.json: no such file"),
         (["cut.json"], "cut.json: not a whole JSON file"),
         (["other.json"], "other.json: not a result of a benchmark: it lacks model"),
