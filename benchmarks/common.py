@@ -1,8 +1,8 @@
-"""What all benchmarks share: the command line and the scoring loop; beside it cases.py and store.py, for the results.
+"""What all benchmarks share: the command line and the scoring loop. cases.py reads the data, store.py stores results.
 
 A benchmark says where its data lies, which pictures make a case, and what its protocol is; `run` scores every case once
-for every model, on any number of ranks, prints the table and writes results/NAME.json. A run that was stopped goes on
-where it was when the same command is given again.
+for every model, on any number of ranks, prints the table and writes results/NAME.json. An interrupted run resumes when
+the same command is given again.
 """
 
 import argparse
@@ -42,15 +42,15 @@ from utils.motion import scale_by_motion
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = {"psnr": metrics.bounded_psnr, "ssim": metrics.ssim, "ssim_2d": metrics.ssim_2d, "ie": metrics.ie}
 MORE_METRICS = ("lpips", "warp")  # one needs weights, one looks at all frames of a case at once
-SHOWN = {"worst": (0, 1), "median": (0.5,)}  # places among a split's cases by PSNR: numbers, or shares of all
-STRIP_ROWS = 64  # of frames that are too large to work on as a whole
+SHOWN = {"worst": (0, 1), "median": (0.5,)}  # ranks among a split's cases by PSNR: indices, or fractions of all
+STRIP_ROWS = 64  # rows of a strip, where a frame is too large to be processed whole
 
 
 class Benchmark(NamedTuple):
-    """name: of the file and of the published rows. folder: its data under data/. looked_for: a file or folder in it by
-    which it is known, "" for the folder alone. page: where it is described and downloaded. splits: (folder, options) ->
-    splits. padding, scale: see Interpolator; scales: where a protocol of another name has another. metrics: what the
-    paper gives. options: of the command line, that choose cases and are to be recorded."""
+    """name: of the file and of the published rows. folder: where its data is, under data/. looked_for: a file or folder
+    in there that identifies the set, "" for the folder alone. page: where it is described and downloaded. splits:
+    (folder, options) -> splits. padding, scale: see Interpolator; scales: of protocols that have another. metrics:
+    those the paper gives. options: command-line options that choose cases, recorded in the result."""
 
     name: str
     folder: str
@@ -68,8 +68,8 @@ class Benchmark(NamedTuple):
 
 
 class Protocol(NamedTuple):
-    """rounded: predictions are rounded to 8 bits before they are scored. turned: the mean of the prediction and of the
-    one for frames turned by half a circle, turned back (test-time augmentation)."""
+    """rounded: predictions are rounded to 8 bits before they are scored. turned: each is averaged with the prediction
+    for frames rotated by 180 degrees, rotated back (test-time augmentation)."""
 
     rounded: bool = False
     turned: bool = False
@@ -87,17 +87,17 @@ def parser(doc: str) -> cli.Parser:
     options = cli.Parser(doc)
     options.add_argument("--data", type=Path, help="folder of the data set (default: its own under data/)")
     cli.add_model(options, several=True)
-    about = "paper (default): unrounded; uint8: rounded, as RIFE does; ema: rounded, and averaged with turned frames"
+    about = "paper (default): unrounded; uint8: rounded, as RIFE does; ema: rounded, averaged with rotated frames"
     options.add_argument("--protocol", choices=PROTOCOLS, default="paper", help=about)
-    about = "size at which flow is estimated, auto: by motion, or multi: several (default: the protocol's)"
+    about = "of flow estimation: a number, auto (by motion) or multi (several) (default: the protocol's)"
     options.add_argument("--scale", type=cli.scale, help=about)
     known = (*METRICS, *MORE_METRICS)
-    options.add_argument("--metrics", nargs="+", choices=known, default=[], help="scores beside the benchmark's own")
+    options.add_argument("--metrics", nargs="+", choices=known, default=[], help="metrics besides the benchmark's own")
     options.add_argument("--lpips_weights", nargs="+", type=Path, help="files of LPIPS's backbone and linear layers")
-    options.add_argument("--batch_size", type=cli.positive, default=1, help="cases at a time (more of them on a GPU)")
-    options.add_argument("--workers", type=cli.whole, help="processes that read ahead (default: 1, with a GPU 8)")
-    options.add_argument("--limit", type=cli.positive, help="only the first cases of each split")
-    options.add_argument("--skip_broken", action="store_true", help="leave broken cases out, and say how many")
+    options.add_argument("--batch_size", type=cli.positive, default=1, help="cases at a time (default: 1)")
+    options.add_argument("--workers", type=cli.whole, help="processes that read ahead (default: 1; with a GPU 8)")
+    options.add_argument("--limit", type=cli.positive, help="score only the first LIMIT cases of each split")
+    options.add_argument("--skip_broken", action="store_true", help="leave broken cases out and count them")
     options.add_argument("--save_frames", action="store_true", help="write every prediction beside the result, as PNG")
     options.add_argument("--out", type=Path, default=ROOT / "results", help="folder of the results")
     distributed.add_options(options)
@@ -112,7 +112,7 @@ def start(benchmark: Benchmark, options: cli.Parser) -> None:
 def run(benchmark: Benchmark, args: argparse.Namespace) -> None:
     """Score every model that was asked for; ValueError or OSError for what a user can change."""
     if args.lpips_weights and "lpips" not in args.metrics:
-        raise ValueError("--lpips_weights: of no use without --metrics lpips; leave one out or give both")
+        raise ValueError("--lpips_weights: has no effect without --metrics lpips; give both, or neither")
     root = find_data(benchmark, args.data)
     splits = [split._replace(cases=split.cases[: args.limit]) for split in benchmark.splits(root, args)]
     check_cases(root, splits, benchmark.page, args.skip_broken)
@@ -121,7 +121,7 @@ def run(benchmark: Benchmark, args: argparse.Namespace) -> None:
         contenders = [make_contender(benchmark, args, *each, device, times) for each in cli.asked(args)]
         about_run = settings(benchmark, args, root, splits, device)
         scorers = {name: scorer(name, args, device) for name in about_run["metrics"]}
-        # All before the first is scored: what lies there may be no result.
+        # All before the first is scored: a file that is already there may not be a result.
         paths = [store.place(args.out, file_stem(benchmark, args, each), about_run | each.about) for each in contenders]
         store.check_replaced(paths, about_run["metrics"])
         about_command = {"skip_broken": args.skip_broken, "command": typed()}
@@ -137,7 +137,7 @@ def run(benchmark: Benchmark, args: argparse.Namespace) -> None:
                 store.write(path, results[path])
         distributed.barrier()
         if distributed.is_main():
-            # Not before: the same command, given again after a stop, finds the models that were done, too.
+            # Not earlier: after an interruption, the same command also finds the models that were done.
             for progress in unfinished:
                 progress.remove()
             print(store.table(list(results.values())))
@@ -146,7 +146,7 @@ def run(benchmark: Benchmark, args: argparse.Namespace) -> None:
 
 
 def typed() -> str:
-    """The command, without what a launcher adds and checks: the result does not depend on the number of processes."""
+    """The command without a launcher's options: the result does not depend on the number of processes."""
     launched = cli.Parser("")
     distributed.add_options(launched)
     return shlex.join(["python", sys.argv[0], *launched.parse_known_args()[1]])
@@ -159,7 +159,7 @@ def find_data(benchmark: Benchmark, folder: Path | None) -> Path:
     """The folder of the data. FileNotFoundError that says what was looked for, where, and where to get it."""
     root = folder or cli.DATA / benchmark.folder
     if not (root / benchmark.looked_for).exists():
-        hint = f" ({benchmark.looked_for} is looked for)" if benchmark.looked_for else ""
+        hint = f" ({benchmark.looked_for} is missing)" if benchmark.looked_for else ""
         raise FileNotFoundError(
             f"{root}: no {benchmark.name} here{hint}; it is described at {benchmark.page}; --data names another folder"
         )
@@ -170,13 +170,13 @@ def find_data(benchmark: Benchmark, folder: Path | None) -> Path:
 
 
 class Contender(NamedTuple):
-    """A model to score. call: see models.baselines.interpolator. about: what the result says of it."""
+    """A model to score. call: see models.baselines.interpolator. about: what results record of it."""
 
     call: Interpolator | Baseline
     about: dict
 
     def scale(self, img0: np.ndarray, img1: np.ndarray) -> float | None:
-        """Of flow estimation between two images, where it is to follow their motion; None: that of `call`."""
+        """The scale of flow estimation between two images, if it follows their motion; None for that of `call`."""
         return scale_by_motion(img0, img1) if self.about.get("scale") == "auto" else None
 
 
@@ -188,8 +188,8 @@ def make_contender(
     device: torch.device,
     times: Sequence[float],
 ) -> Contender:
-    """The model of a name and weights, with the padding and scale of the protocol. ValueError for weights that do not
-    know all of the times, now and not after the hours that models before it take."""
+    """The model of a name and weights, with the padding and scale of the protocol. ValueError for weights that cannot
+    predict all of `times`: now, not hours later when the models before it are done."""
     if name in BASELINES:
         about = {"model": name, "other_scale": None, "precision": "fp32", "mode": "eager"}
         return Contender(interpolator(name, device=device), about)
@@ -219,7 +219,7 @@ def make_contender(
 def settings(
     benchmark: Benchmark, args: argparse.Namespace, root: Path, splits: list[Split], device: torch.device
 ) -> dict:
-    """All that a number depends on besides the model."""
+    """Everything besides the model that scores depend on."""
     cases = [
         (split.name, case.name, case.times, [Path(os.path.relpath(path, root)).as_posix() for path in case.pictures])
         for split in splits
@@ -233,7 +233,7 @@ def settings(
         "protocol": args.protocol,
         **PROTOCOLS[args.protocol]._asdict(),
         "metrics": list(dict.fromkeys([*benchmark.metrics, *args.metrics])),
-        "lpips_weights": lpips,  # of each name the hashes, as files of several folders may share it
+        "lpips_weights": lpips,  # name -> hashes, as files in several folders may share a name
         "device": store.device_name(device),
         "batch_size": args.batch_size,
         "limit": args.limit,
@@ -245,7 +245,7 @@ def settings(
 
 
 def file_stem(benchmark: Benchmark, args: argparse.Namespace, contender: Contender) -> str:
-    """What a result is called: what is of other weights or options has another name."""
+    """The name of a result's file, which differs for other weights or options."""
     marks = [benchmark.name, contender.about["model"]]
     if weights := contender.about.get("weights"):
         marks += [weights, contender.about["checkpoint_sha256"][:8]]
@@ -272,14 +272,14 @@ def score_all(
     frames: Path | None,
     scorers: dict[str, Callable],
 ) -> list[Score]:
-    """The scores of all cases, in their order, known to every rank."""
+    """The scores of all cases, in order, on every rank."""
     batches = Batches(splits, args.batch_size)
     known, name = progress.read(batches.mark), store.called(contender.about)
     if known and distributed.is_main():
         print(f"{name}: {len(known)} of {len(batches)} batches were scored before; going on from there")
     batches.todo = distributed.shard([batch for batch in batches.todo if batch not in known])
     workers = args.workers if args.workers is not None else 8 if contender.call.device.type == "cuda" else 1
-    # Pictures come through a pipe as they are: shared memory, where tensors would come, is small in containers.
+    # Arrays come through a pipe; tensors would come through shared memory, of which containers have little.
     loader = DataLoader(batches, batch_size=None, collate_fn=whole, num_workers=min(workers, len(batches)))
     bar = tqdm(loader, desc=name, unit="batch", disable=None if distributed.is_main() else True)
     mine = {}
@@ -290,7 +290,7 @@ def score_all(
             broken = next((score for score in mine[batch] if score.broken), None)
             if broken and not args.skip_broken:
                 raise ValueError(f"{broken.broken} (case {broken.name}); --skip_broken leaves such cases out")
-            if not broken:  # that may be mended until the next run
+            if not broken:  # a broken case may be repaired before the next run
                 write(batch, mark, mine[batch])
     for others in distributed.gather(mine):
         known |= others
@@ -308,7 +308,7 @@ def score_batch(
     scorers: dict[str, Callable],
     frames: Path | None,
 ) -> list[Score]:
-    """Scores of a batch; cases of one size, the same times and scale go through the model together."""
+    """Scores of a batch; cases of the same size, times and scale go through the model together."""
     scores: dict[int, Score] = {}
     groups: dict[tuple, list[int]] = {}
     for i, ((split, case), stack) in enumerate(zip(members, stacks)):
@@ -321,7 +321,7 @@ def score_batch(
         prediction = predict(contender.call, stack[:, 0], stack[:, 1], times, protocol, scale)
         try:
             values = {name: score(prediction, stack).tolist() for name, score in scorers.items()}
-        except ValueError as error:  # such as of frames that are too small for a metric
+        except ValueError as error:  # such as frames that are too small for a metric
             raise ValueError(f"{members[indices[0]][1].img0}: {error}") from error
         for place, i in enumerate(indices):
             split, case = members[i]
@@ -329,7 +329,7 @@ def score_batch(
             for name, of_case in scores[i].values.items():
                 if not all(map(math.isfinite, of_case)):
                     raise ValueError(
-                        f"{case.img0}: {name} is no number; is the checkpoint whole? Or try --precision fp32"
+                        f"{case.img0}: {name} is not finite; check the checkpoint, or try --precision fp32"
                     )
             if frames is not None:
                 for t, frame in zip(times, io.to_uint8(prediction[place])):
@@ -346,7 +346,7 @@ def predict(
     protocol: Protocol,
     scale: float | None = None,
 ) -> Tensor:
-    """(B, 3, H, W) twice -> (B, T, 3, H, W), as the protocol wants it. scale: see Interpolator."""
+    """(B, 3, H, W) twice -> (B, T, 3, H, W), turned and rounded by the protocol. scale: see Interpolator."""
     frames = call(img0, img1, times, scale)
     if protocol.turned:
         frames = (frames + call(img0.flip(-2, -1), img1.flip(-2, -1), times, scale).flip(-2, -1)) / 2
@@ -355,7 +355,7 @@ def predict(
 
 def scorer(name: str, args: argparse.Namespace, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
     """A metric as (prediction (B, T, 3, H, W), img0, img1 and targets (B, 2 + T, 3, H, W)) -> (B, T), or (B, 1) where
-    it is one number a case. ValueError for LPIPS without its weights."""
+    it is one number per case. ValueError for LPIPS without its weights."""
     if name == "warp":
         return partial(temporal, DIS())
     metric = METRICS.get(name) or LPIPS(args.lpips_weights).to(device)
@@ -367,7 +367,7 @@ def scorer(name: str, args: argparse.Namespace, device: torch.device) -> Callabl
 
 
 def temporal(flow: DIS, prediction: Tensor, stack: Tensor) -> Tensor:
-    """The warping error of img0, the predictions, img1, along the flow between the true frames."""
+    """The warping error of the video of img0, the predictions and img1, along the flow between the true frames."""
     errors = []
     for predicted, (img0, img1, *targets) in zip(prediction, stack):
         true = torch.stack([img0, *targets, img1])
@@ -425,8 +425,8 @@ def _show_case(
 def flow_to_first(
     call: Interpolator | Baseline, img0: Tensor, img1: Tensor, t: float, scale: float | None = None
 ) -> Tensor | None:
-    """The flow t->0 that a model makes its frame with, (1, 2, H, W) in pixels; None for one that knows no motion,
-    and where there are several, of several scales."""
+    """The flow t->0 that a model makes its frame with, (1, 2, H, W) in pixels; None for one without motion, and where
+    flows of several scales are blended."""
     if isinstance(call, Dis):
         return -t * call.motion(img0, img1)
     if isinstance(call, Baseline):
@@ -443,7 +443,7 @@ def flow_to_first(
 
 
 def write_predictions(benchmark: Benchmark, args: argparse.Namespace, pairs: dict[str, tuple[Path, Path]]) -> None:
-    """Write the frame half-way between each pair as a picture of its name, for benchmarks whose targets are hidden."""
+    """Write the middle frame of each pair as a picture of its name, for benchmarks whose targets are not public."""
     with distributed.ranks(args) as device:
         for each in cli.asked(args):
             contender = make_contender(benchmark, args, *each, device, [0.5])

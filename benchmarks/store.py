@@ -1,7 +1,7 @@
 """The store of results: what an unfinished run has scored, the file of a finished one, and the table of its averages.
 
-A file holds all that is needed to repeat its numbers and nothing else, neither time nor number of processes, so that
-the same run gives the same file.
+A file holds what it takes to reproduce its numbers and nothing else, neither date nor number of processes, so that the
+same run gives the same file.
 """
 
 import hashlib
@@ -23,14 +23,14 @@ from utils import distributed, io
 UNITS = {"psnr": "PSNR", "ssim": "SSIM", "ssim_2d": "SSIM 2-D", "ie": "IE", "lpips": "LPIPS", "warp": "warp error"}
 DIGITS = {"psnr": 2, "ie": 3, "warp": 6}  # of the table; the others have 4
 SPEED, THROUGHPUT = "speed_parameters", "training_throughput"  # the `benchmark` of results that are times
-ROW = ("model", "size", "frames", "mode", "precision", "scale", "seconds")  # what each of SPEED's rows has at least
+ROW = ("model", "size", "frames", "mode", "precision", "scale", "seconds")  # what every row of a SPEED result has
 NEEDED = ("benchmark", "model", "protocol", "metrics", "precision", "other_scale", "device", "data", "cases_sha256")
 NEEDED += ("average", "samples", "shown", "versions", "command")  # of all other results
 HIGHER_IS_BETTER = ("psnr", "ssim", "ssim_2d")
 
 
 class Score(NamedTuple):
-    """Of one case. values: metric -> one number a time, or one in all. broken: why it could not be scored, if so."""
+    """values: metric -> one number per time, or one for the case. broken: why the case could not be scored, if so."""
 
     split: str
     name: str
@@ -39,15 +39,15 @@ class Score(NamedTuple):
 
 
 class Progress:
-    """What an unfinished run has scored of a model: for each rank a file of JSON lines, one a batch. The folder's name
-    stands for all that scores depend on, a batch's mark for its pictures: what has changed is scored anew."""
+    """What an unfinished run has scored for a model: per rank a file of JSON lines, one for each batch. The folder's
+    name is a hash of all that scores depend on, a batch's mark one of its pictures: what changed is scored again."""
 
     def __init__(self, out: Path, identity: list):
         text = json.dumps(identity, sort_keys=True)
         self.folder = out / f".unfinished-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def read(self, mark: Callable[[int], str]) -> dict[int, list[Score]]:
-        """All batches that any rank wrote down before and that have the same mark now, the same on every rank."""
+        """All batches that any rank has recorded and whose marks are unchanged; the same on every rank."""
         mine = {}
         for path in self.folder.glob("*.jsonl"):
             for line in path.read_text().splitlines():
@@ -61,12 +61,12 @@ class Progress:
 
     @contextmanager
     def writer(self) -> Iterator[Callable[[int, str, list[Score]], None]]:
-        """Gives a function that writes down a batch, with its mark, at once."""
+        """Gives a function that records a batch, with its mark, at once."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{distributed.rank()}.jsonl"
 
         def write(batch: int, mark: str, scores: list[Score]) -> None:
-            # The line break comes first: the line before may have been cut.
+            # The line break comes first: the line before may be incomplete.
             file.write("\n" + json.dumps([batch, mark, scores]))
             file.flush()
 
@@ -74,7 +74,7 @@ class Progress:
             with path.open("a") as file:
                 yield write
         except OSError as error:
-            if error.filename is None and error.errno:  # of a write to an open file, such as to a full disk
+            if error.filename is None and error.errno:  # as of a write to an open file on a full disk
                 raise OSError(error.errno, error.strerror, str(path)) from error
             raise
 
@@ -104,7 +104,7 @@ def summary(benchmark: str, model: str, splits: list, scores: list[Score]) -> di
 
 
 def place(out: Path, stem: str, about: dict) -> Path:
-    """The file of a result: OUT/STEM.json, with a mark of its own where that is of other cases or other weights."""
+    """The file of a result: OUT/STEM.json, with a hash added if that exists and is of other cases or weights."""
     path = out / f"{stem}.json"
     scored = {name: about.get(name) for name in ("data", "cases_sha256", "checkpoint_sha256")}
     if path.exists() and any(read(path).get(name) != value for name, value in scored.items()):
@@ -113,15 +113,15 @@ def place(out: Path, stem: str, about: dict) -> Path:
 
 
 def check_replaced(paths: list[Path], metrics: list[str]) -> None:
-    """ValueError where results that are to be written would take the place of others with more metrics."""
+    """ValueError where a new result would overwrite one with metrics that it lacks."""
     for path in filter(Path.exists, paths):
         if lost := [name for name in read(path)["metrics"] if name not in metrics]:
             words = " ".join(lost)
-            raise ValueError(f"{path}: has {words} as well, to be lost; give --metrics {words}, or another --out")
+            raise ValueError(f"{path}: its {words} would be lost; add --metrics {words}, or give another --out")
 
 
 def device_name(device: torch.device, threads: bool = False) -> str:
-    """What a result was computed on. threads: name their number, of a CPU, which times depend on."""
+    """What a result was computed on. threads: include a CPU's number of threads, which times depend on."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU {platform.machine()}" + f", {torch.get_num_threads()} threads" * threads
@@ -132,7 +132,7 @@ def write(path: Path, result: dict) -> None:
 
 
 def read(path: Path) -> dict:
-    """A result of a benchmark or of speed_parameters.py. ValueError for a file that is none, or of an older form."""
+    """A result, of scores or of times. ValueError for a file that is not one, or that has an older form."""
     try:
         result = json.loads(io.read_bytes(path))
     except ValueError as error:
@@ -148,7 +148,7 @@ def read(path: Path) -> dict:
 
 
 def table(results: list[dict]) -> str:
-    """The results of one run as people read them, the published numbers beside ours."""
+    """The results of one run as a table for people, published numbers beside ours."""
     first = results[0]
     names = first["metrics"]
     rows = [["model", "split", "cases", *(UNITS[name] for name in names), "published"]]
@@ -160,13 +160,13 @@ def table(results: list[dict]) -> str:
             if beside and first["protocol"] != "paper":
                 notes.add("published numbers are by the paper's protocol, not by this one")
             if beside and result["other_scale"]:
-                notes.add(f"published numbers are not of --scale {result['other_scale']}")
+                notes.add(f"published numbers are not at --scale {result['other_scale']}")
             if beside and average["full"] not in (None, average["cases"]):
                 notes.add(f"published numbers of {split} are of {average['full']} cases, not of {average['cases']}")
             if result["model"] + published.RERUN in published.SCORES.get(first["benchmark"], {}).get(split, {}):
-                notes.add(f"published numbers of {split} are others' re-run, at a scale that is not known")
+                notes.add(f"published numbers of {split} are from others' re-run, at an unknown scale")
             if beside and average["full"] is None:
-                notes.add(f"published numbers of {split} are of the whole set; whether this is all of it is not known")
+                notes.add(f"published numbers of {split} are of the whole set; this may not be all of it")
             rows.append(
                 [called(result), split, cases]
                 + [shown(name, average.get(name)) for name in names]
@@ -180,14 +180,14 @@ def table(results: list[dict]) -> str:
 
 
 def weights_name(path: Path) -> str:
-    """What weights are called: as their file, with the name of the run before it where a training wrote it."""
+    """The name of weights: that of their file, after the name of the run where training wrote it."""
     folder = path.resolve().parent
     run = [folder.parent.name] if folder.name in VARIANTS else []
     return "-".join([*run, path.stem])
 
 
 def called(about: dict) -> str:
-    """What people read: the model, and the name of its weights where they are not the shipped ones."""
+    """The name in tables and messages: the model, and its weights where they are not the shipped ones."""
     return " ".join(filter(None, [about["model"], about.get("weights")]))
 
 

@@ -143,15 +143,15 @@ def test_published_numbers_of_another_scale_or_of_who_knows_how_many_cases_are_t
     for scale in (1, 0.5):
         words = ["--checkpoint", weights, "--scale", scale, "--limit", 1]
         done = score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path / str(scale), *words)
-        assert ("published numbers are not of --scale" in done.out) == (scale == 0.5), "1 is the protocol's own"
+        assert ("published numbers are not at --scale" in done.out) == (scale == 0.5), "1 is the protocol's own"
     (path,) = (tmp_path / "1").glob("*.json")
     got = json.loads(path.read_text())
     got["average"]["test"]["full"] = None
-    assert "published numbers of test are of the whole set; whether this is" in store.table([got])
+    assert "published numbers of test are of the whole set; this may not be all of it" in store.table([got])
 
 
 def test_batches_change_no_score(vimeo, weights, tmp_path, typed):
-    """Frames of another size in between do not get into one batch with the rest."""
+    """Frames of another size among them do not go through the network with the rest."""
     for i in (1, 2, 3):
         io.write_image(vimeo / f"sequences/00001/0002/im{i}.png", frame(i, 32, 48))
     for size in (1, 4):
@@ -184,7 +184,7 @@ def test_the_flow_that_is_shown_is_the_networks_also_in_strips(weights, monkeypa
 
 
 def test_extra_metrics_stand_in_the_table(vimeo, tmp_path, typed):
-    """LPIPS with random weights, in two files of one name, and the warping error of the floor that stands still."""
+    """LPIPS with random weights, in two files of one name, and the warping error: 0 where nothing moves."""
     torchvision = pytest.importorskip("torchvision")
     with torch.device("meta"):
         features = torchvision.models.alexnet(weights=None).features.state_dict()
@@ -226,13 +226,13 @@ def launch(*words, **environment):
 
 
 def files(out):
-    """All that a run leaves, without the command, in which its folder is named."""
+    """All that a run leaves, without the recorded command, which names its folder."""
     found = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
     return {name: re.sub(rb' "command": .*', b"", data) for name, data in found.items()}
 
 
 def test_one_two_and_three_ranks_give_the_same_file(vimeo, weights, tmp_path, typed):
-    """Seven cases in batches of two: neither number of ranks divides them."""
+    """Seven cases in batches of two, which neither two nor three ranks can share equally."""
     words = ["--model_name", "dis", "IFRNet_S", "--checkpoint", weights, "--batch_size", 2]
     plain = ["--data", vimeo, "--device", "cpu", "--workers", 0, *words]
     assert score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path / "one", *words).status == 0
@@ -241,13 +241,13 @@ def test_one_two_and_three_ranks_give_the_same_file(vimeo, weights, tmp_path, ty
         status, said = zip(*run_ranks(tmp_path, *[rank] * count))
         assert not any(status), said
         tables = [len(re.findall(r"^IFRNet_S formula +test +7 ", text, re.M)) for text in said]
-        assert tables == [1] + [0] * (count - 1)  # one rank speaks
+        assert tables == [1] + [0] * (count - 1)  # one rank prints
     assert len(list((tmp_path / "one").glob("*.json"))) == 2
     assert files(tmp_path / "one") == files(tmp_path / "two") == files(tmp_path / "three")
 
 
 def test_a_killed_run_goes_on_where_it_was_and_ends_with_the_same_file(vimeo, weights, tmp_path, typed):
-    for k in range(8, 48):  # enough work to be killed in
+    for k in range(8, 48):  # enough work to be killed before the end
         (vimeo / f"sequences/00001/{k:04d}").symlink_to(vimeo / f"sequences/00001/{1 + k % 7:04d}")
     with (vimeo / "tri_testlist.txt").open("a") as file:
         file.writelines(f"00001/{k:04d}\n" for k in range(8, 48))
@@ -357,7 +357,7 @@ def test_metrics_that_were_scored_are_not_lost_to_a_run_without_them(vimeo, tmp_
     assert score(typed, Vimeo90K.BENCHMARK, vimeo, *words, "--metrics", "ie").status == 0
     before = files(tmp_path)
     done = score(typed, Vimeo90K.BENCHMARK, vimeo, *words)
-    assert done.status == 2 and "has ie as well, to be lost; give --metrics ie" in done.err
+    assert done.status == 2 and "its ie would be lost; add --metrics ie" in done.err
     assert files(tmp_path) == before
 
 
@@ -459,7 +459,7 @@ def test_what_a_user_can_get_wrong_is_one_line(vimeo, weights, tmp_path, typed):
         return done.err
 
     gone = complaint(root=tmp_path / "gone")
-    assert "gone: no Vimeo90K here (tri_testlist.txt is looked for)" in gone and "http" in gone and "--data" in gone
+    assert "gone: no Vimeo90K here (tri_testlist.txt is missing)" in gone and "http" in gone and "--data" in gone
     assert "a checkpoint fits one network" in complaint("--checkpoint", weights, "--model_name", "IFRNet", "IFRNet_L")
     assert "holds an IFRNet_S, not an IFRNet" in complaint("--checkpoint", weights, "--model_name", "IFRNet")
     assert "scale 0 is out of range" in complaint("--checkpoint", weights, "--scale", 0)

@@ -13,7 +13,7 @@ from utils import io
 
 
 def place(pictures, names):
-    """Write pictures to the files that are named, in turn; links where a picture comes again."""
+    """Write the pictures to the named files, in turn; links where a picture is repeated."""
     first = {}
     for k, name in enumerate(names):
         picture = k % len(pictures)
@@ -53,7 +53,7 @@ def test_ucf101_takes_every_folder_in_the_order_of_its_number(tmp_path, typed):
 
 @pytest.fixture
 def snu(tmp_path):
-    """Two triplets of 70x50 a split; the lists of two splits begin with the authors' own folder."""
+    """Two triplets of 70x50 per split; in the lists of two splits, paths begin with the authors' own folder."""
     root = tmp_path / "SNU-FILM"
     names = [f"test/GOPRO_test/scene/{k:06d}.png" for k in range(6)]
     place([frame(k, 50, 70) for k in range(6)], [root / name for name in names])
@@ -98,7 +98,7 @@ def test_a_line_of_an_snu_list_without_three_paths_is_named(snu, tmp_path, typed
 
 
 def middlebury(root):
-    """Frames of other sizes than 640x480, the first two of which are scored."""
+    """Every triplet of the set, smaller than 640x480; returns its img0, img1 and target."""
     pictures = [frame(k, 120, 150) for k in range(3)]
     for name in Middlebury_Other.NAMES:
         place(pictures[:2], [root / "other-data" / name / f for f in ("frame10.png", "frame11.png")])
@@ -141,7 +141,7 @@ def test_middleburys_submission_is_the_eight_files_that_are_asked_for(tmp_path, 
     assert done.status == 2 and "Urban/frame11.png: no such file" in done.err and "--skip_broken" not in done.err
     shutil.rmtree(root / "eval-data")
     done = typed(Middlebury_Other.main, options, *words)
-    assert done.status == 2 and "eval-data is looked for" in done.err
+    assert done.status == 2 and "eval-data is missing" in done.err
 
 
 @pytest.mark.parametrize("flat", [True, False])
@@ -210,7 +210,7 @@ def test_xiph_is_halved_for_2k_and_cut_for_4k(tmp_path, typed, form):
     halves = [np.round(x.reshape(32, 2, 48, 2, 3).mean((1, 3))) for x in pictures]
     centres = [x[16:48, 24:72] for x in pictures]
     for name, (img0, target, img1) in (("2K", halves), ("4K", centres)):
-        # Halves of grey levels may be rounded either way.
+        # Half grey levels may be rounded either way.
         assert got[name]["psnr"] == pytest.approx(psnr_by_hand(average(img0, img1), target / 255), abs=0.01)
 
 
