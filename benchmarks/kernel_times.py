@@ -1,4 +1,4 @@
-"""What the time of a call goes into, as PyTorch's profiler sees it: kernels on a GPU, operations on a CPU."""
+"""Where the time of a call goes, by PyTorch's profiler: kernels on a GPU, operations on a CPU."""
 
 import os
 from collections.abc import Callable
@@ -6,16 +6,16 @@ from collections.abc import Callable
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-ROUNDS = 5  # calls that are looked at, after one that is not
-SHOWN = 0.01  # share of the time from which on a name is told
-LONGEST = 40  # letters of a name: those of libraries' kernels tell their types
+ROUNDS = 5  # profiled calls, after one that is not
+SHOWN = 0.01  # the smallest share of the time that is listed
+LONGEST = 40  # letters of a name: libraries' kernels have their types in theirs
 
 
 def kernel_times(call: Callable[[], object], device: torch.device, count: int = 1) -> list[dict]:
-    """{"name", "calls", "seconds"} of everything that a call runs on the device, the longest first: of one of the
-    `count` times that it does its work. seconds: without what the operation itself calls."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it says on stderr when it starts, and that there is no GPU
-    os.environ.setdefault("TEARDOWN_CUPTI", "0")  # torch.profiler knows it to crash where there are CUDA graphs
+    """{"name", "calls", "seconds"} of everything that a call runs on the device, the longest first, divided by `count`,
+    the frames or batches that the call works off. seconds: an operation's own, without those that it calls."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it reports its start, and a missing GPU, on stderr
+    os.environ.setdefault("TEARDOWN_CUPTI", "0")  # else it may crash with CUDA graphs, says torch.profiler
     on_gpu = device.type == "cuda"
     call()
     if on_gpu:
@@ -37,7 +37,7 @@ def kernel_times(call: Callable[[], object], device: torch.device, count: int = 
 def told(rows: list[dict]) -> str:
     """The rows of `kernel_times` as a line."""
     if not rows:
-        return "  the profiler saw nothing; of a GPU it tells those alone who may read its counters (CUPTI)"
+        return "  the profiler saw nothing; on a GPU it needs permission to read the performance counters (CUPTI)"
     total = sum(row["seconds"] for row in rows)
     parts = [
         f"{row['seconds'] / total:.0%} {row['name'][:LONGEST]} ({row['calls']:.0f})"

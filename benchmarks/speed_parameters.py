@@ -5,22 +5,22 @@
     python benchmarks/speed_parameters.py --model_name IFRNet_S --sizes 1280x720 --ablation
     python benchmarks/speed_parameters.py --compare results/speed_parameters-CPU_x86_64_2_threads.json
 
-One frame at t = 0.5, from two frames that lie on the device already; at the smallest of the sizes also seven frames of
-one pair ("8x"), whose seconds are again those of one. The frames are a photograph that moves by 100 pixels of 3840. All
-ways to compute it (mode and precision) are timed in turn, so that what else the machine does falls on all of them:
-trust the ratio to float32 more than the seconds, which are the median, with the quartiles beside it. "dB" is how near
-the frame comes to that of eager float32 at the same scale, on a GPU without TF32, where there are shipped weights. MACs
-are those of the convolutions, by torch's counter; the paper's "FLOPs" count the same (0.10, 0.18 and 0.71 T at
-1280x720). "of matmul" is how much of the pace of one large matrix product in half precision, timed in the same turns,
-these MACs reach. Memory is the peak of the whole process on a CPU (Linux); on a GPU what one way takes of it beyond
-weights and frames, CUDA graphs included. There, float32 is PyTorch's default, with TF32 in the convolutions. What would
-take longer than --minutes allows is left out by name.
+What is timed is one frame at t = 0.5, from two frames already on the device; at the smallest size also seven frames of
+one pair ("8x"), again in seconds per frame. The frames are a photograph that moves by 100 pixels of 3840. All ways to
+compute it (mode and precision) take turns, so that other load on the machine falls on all of them: trust the ratio to
+float32 more than the seconds, which are the median, with the quartiles beside it. "dB" is the frame's PSNR against that
+of eager float32 at the same scale, on a GPU without TF32, where there are shipped weights. MACs are those of the
+convolutions, by torch's counter; the paper's "FLOPs" count the same (0.10, 0.18 and 0.71 T at 1280x720). "of matmul" is
+MACs per second as a share of those of one large matrix product in half precision, timed in the same turns. Memory is
+the peak of the whole process on a CPU (Linux); on a GPU what one way takes beyond weights and frames, CUDA graphs
+included. There, float32 is PyTorch's default, with TF32 in the convolutions. What would take longer than --minutes is
+left out and named.
 
---scales times flow estimation at other scales, too, "multi" among them; their ratio, as all, is to float32 at scale 1.
---ablation times the parts of fast mode one by one (see ablation.py). --compare measures again what an older result
-holds, and ends with status 1 where a ratio to float32 has fallen by more than --tolerance, or was not measured: a guard
-against regressions that asks nothing of the machine's pace. --profile tells what the time of a frame goes into, the
-last way's.
+--scales also times flow estimation at other scales, "multi" among them; all ratios are to float32 at scale 1.
+--ablation times the parts of fast mode one by one (see ablation.py). --compare repeats the measurements of an older
+result and exits with status 1 where a ratio to float32 has fallen by more than --tolerance, or was not measured: a
+check for regressions that does not depend on the machine's speed. --profile shows where the time of a frame goes, for
+the last way.
 """
 
 import argparse
@@ -55,13 +55,13 @@ from utils.metrics import bounded_psnr
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = ("448x256", "1280x720", "1920x1080", "3840x2160")
 PARTS = ("parts", "compiled")  # of fast mode, one by one; the same and torch.compile, which takes minutes
-WARM_UP = {"cpu": 1, "cuda": 3}  # calls before; a GPU's kernels are compiled at the first and recorded at the second
-LEAST, MOST = 3, {"cpu": 30, "cuda": 300}  # rounds of calls that are timed
+WARM_UP = {"cpu": 1, "cuda": 3}  # untimed calls; on a GPU kernels are compiled in the first, recorded in the second
+LEAST, MOST = 3, {"cpu": 30, "cuda": 300}  # timed rounds of calls
 FRAMES_8X = 7  # of one pair
 MOTION = 100 / 3840  # of the frames' width
 TOLERANCE = 0.15
-MATRICES = {"cpu": 2048, "cuda": 8192}  # side of those whose product is timed: large enough to be at full pace
-SECONDS = 6.0  # for the rounds of one model at one size, where that is more than LEAST
+MATRICES = {"cpu": 2048, "cuda": 8192}  # their side: large enough for a product at full speed
+SECONDS = 6.0  # for the rounds of one model at one size, of which there are at least LEAST
 HEADS = ("model", "size", "mode", "precision", "s/frame", "quartiles", "ratio", "of matmul", "dB", "peak MB", "V100 s")
 
 
@@ -77,17 +77,17 @@ EAGER = Way("eager", "fp32")  # what all others are compared with
 
 
 def ways(device: torch.device, scales: Sequence[float | str] = ()) -> list[Way]:
-    """Every mode and precision that a device is built for, float32 first; then, at other scales, the first and last."""
+    """Every mode and precision that suits a device, float32 first; then the first and the last at the other scales."""
     half = best_precision(device)
     eager = {"fp32": ("fp32",), "bf16": ("fp32", "bf16"), "fp16": ("fp32", "fp16", "bf16")}[half]
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):  # before, bf16 is emulated
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):  # older ones emulate bf16
         eager = tuple(precision for precision in eager if precision != "bf16")
     at_1 = [*(Way("eager", precision) for precision in eager), Way("fast", half)]
     return at_1 + [way._replace(scale=scale) for scale in scales for way in (at_1[0], at_1[-1])]
 
 
 def macs(model: models.IFRNet, height: int, width: int, frames: int = 1) -> int:
-    """Multiply-accumulates of so many frames of one pair, of sides that are multiples of 16."""
+    """Multiply-accumulates of `frames` frames of one pair. height, width: multiples of 16."""
     with torch.device("meta"):
         network = models.build(model.name, model.act)
         frame = torch.empty(1, 3, height, width)
@@ -97,7 +97,7 @@ def macs(model: models.IFRNet, height: int, width: int, frames: int = 1) -> int:
 
 
 def network(name: str) -> tuple[models.IFRNet, bool]:
-    """A network, and whether its weights are trained: those that are shipped, fresh ones where there are none."""
+    """A network, and whether it is trained: with the shipped weights, or fresh ones where there are none."""
     try:
         return models.load(name), True
     except FileNotFoundError:
@@ -105,7 +105,7 @@ def network(name: str) -> tuple[models.IFRNet, bool]:
 
 
 def photograph_in_motion(width: int, height: int) -> list[Tensor]:
-    """Two frames, (3, height, width): a photograph that fills them, and the same further left."""
+    """Two frames, (3, height, width): a photograph that fills them, and the same moved to the left."""
     import skimage.data
 
     photo, moved = skimage.data.coffee(), max(round(MOTION * width), 1)
@@ -116,8 +116,8 @@ def photograph_in_motion(width: int, height: int) -> list[Tensor]:
 
 
 def likeness(chosen: Sequence[Way], calls: Sequence[Callable[[], Tensor]]) -> Iterator[float | None]:
-    """How near each way's frames come to those of eager float32 at its scale, without TF32, in dB; None where there are
-    none, 0 for what is no number."""
+    """Each way's PSNR against eager float32 at its scale, without TF32, in dB; None for that itself and where there is
+    none, 0 for frames that are not finite."""
     reference, cudnn = None, torch.backends.cudnn
     for way, call in zip(chosen, calls):
         if way[:2] == EAGER[:2]:
@@ -140,7 +140,7 @@ def timed(call: Callable[[], object], device: torch.device) -> float:
 
 
 def in_turn(calls: list[Callable[[], object]], device: torch.device, seconds: float) -> list[list[float]]:
-    """The times of several calls, one after another in every round, for about so many seconds after a warm-up."""
+    """Each call's times, from rounds in which the calls take turns, for about `seconds` after a warm-up."""
     for _ in range(WARM_UP[device.type]):
         last = [timed(call, device) for call in calls]
     rounds = min(max(int(seconds / sum(last)), LEAST), MOST[device.type])
@@ -148,10 +148,10 @@ def in_turn(calls: list[Callable[[], object]], device: torch.device, seconds: fl
 
 
 def peak_memory(call: Callable[[], object], device: torch.device) -> float | None:
-    """MB that a call takes at most; of the whole process on a CPU, None where the system does not tell.
+    """The peak memory of a call in MB; on a CPU that of the whole process, None where the system does not tell.
 
-    On a GPU the call must be a new one: what it keeps from the first time on is part of what it takes. What cuDNN tries
-    its algorithms with is not: where there is less memory, it tries those that need less.
+    On a GPU the call must not have run yet: what its first run allocates and keeps counts. What cuDNN allocates to try
+    its algorithms does not: where there is less memory, it tries those that need less.
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -166,7 +166,7 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> float | Non
         return (torch.cuda.max_memory_reserved(device) - before) / 2**20
     status, marks = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     try:
-        marks.write_text("5")  # the peak begins anew (proc(5))
+        marks.write_text("5")  # resets the peak (proc(5))
         call()
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
@@ -175,7 +175,7 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> float | Non
 
 
 def product(device: torch.device, precision: str) -> Callable[[], object]:
-    """A large matrix product to be called: what the device's matrix units do at their best."""
+    """A call that multiplies large matrices: the best that the device's matrix units can do."""
     side = MATRICES[device.type]
     return partial(torch.mm, *torch.rand(2, side, side, device=device, dtype=PRECISIONS[precision]))
 
@@ -190,9 +190,9 @@ def measure(
     frames: int = 1,
     profile: bool = False,
 ) -> list[dict]:
-    """The rows of one network at one size, one for each way. seconds: to spend on rounds, beyond the least. parts: one
-    of PARTS, to take the ways of an ablation in place of those chosen. frames: of one pair. profile: whether the last
-    row tells what its time goes into."""
+    """The rows of one network at one size, one for each way. seconds: to spend on rounds, of which there are at least
+    LEAST. parts: one of PARTS, for the ways of an ablation instead of those chosen. frames: of one pair. profile:
+    whether the last row says where its time goes."""
     width, height = size
     model, trained = network(name)
     pair = [frame.to(device) for frame in photograph_in_motion(width, height)]
@@ -212,7 +212,7 @@ def measure(
     pace = MATRICES[device.type] ** 3 / statistics.median(products)
     work = macs(model, -(-height // 16) * 16, -(-width // 16) * 16, frames) / frames
     reference = dict(zip(chosen, times)).get(EAGER)
-    peaks = peaks or [peak_memory(call, device) for call in calls]  # on a CPU, of what is warm
+    peaks = peaks or [peak_memory(call, device) for call in calls]  # on a CPU, once warm
     alike = list(likeness(chosen, calls)) if trained else [None] * len(calls)
     rows = []
     for way, of_way, peak, near in zip(chosen, times, peaks, alike):
@@ -244,7 +244,7 @@ def measure(
 
 
 def measure_all(args: argparse.Namespace, chosen: list[Way]) -> Iterator[list[dict] | str]:
-    """The rows of every network at every size, cheapest first; the name alone of what there is no time for."""
+    """The rows of every network at every size, cheapest first; only the name where there is no time to measure."""
     networks = {name: macs(models.build(name), 64, 64) for name in args.model_name}
     kinds = [(1, size) for size in args.sizes]
     if not args.ablation:
@@ -252,14 +252,14 @@ def measure_all(args: argparse.Namespace, chosen: list[Way]) -> Iterator[list[di
     costs = sorted((each * n * w * h, name, n, (w, h)) for name, each in networks.items() for n, (w, h) in kinds)
     end, rate = time.monotonic() + 60 * args.minutes, 0.0
     for cost, name, frames, size in costs:
-        # The least: warm-up, rounds and the looks at memory and frame, at the pace of what was measured last.
+        # At least: warm-up, rounds and the calls for memory, dB and profile, at the pace measured last.
         expected = rate * cost * (WARM_UP[args.device.type] + LEAST + 2 + args.profile * (1 + ROUNDS))
         if time.monotonic() + expected > end:
             what = f"{name} at {size[0]}x{size[1]}" + (f", {frames + 1}x" if frames > 1 else "")
             yield f"{what} (about {expected:.0f} s)"
             continue
         seconds = min(SECONDS, (end - time.monotonic()) / 4)
-        # Of several frames, the first and the last way alone: there are more to compute, and these tell the ratio.
+        # For several frames only float32 and fast mode: they take longer, and these two give the ratio.
         ends = [way for way in chosen if way[:2] == EAGER[:2] or way.mode == "fast"]
         those = chosen if frames == 1 else ends or chosen
         rows = measure(name, size, those, args.device, seconds, args.ablation, frames, args.profile)
@@ -269,7 +269,7 @@ def measure_all(args: argparse.Namespace, chosen: list[Way]) -> Iterator[list[di
 
 
 def mode(row: dict) -> str:
-    """Of a row, as it is shown: "fast", "fast, 8x" for the seven frames of a pair, "fast, multi" for another scale."""
+    """A row's mode as shown: "fast", "fast, 8x" for the seven frames of a pair, "fast, multi" for another scale."""
     frames, scale = row["frames"], row["scale"]
     parts = [row["mode"], *([f"{frames + 1}x"] if frames > 1 else []), *([str(scale)] if scale != 1 else [])]
     return ", ".join(parts)
@@ -304,13 +304,13 @@ def networks(names: list[str]) -> str:
 
 
 def ratios(rows: list[dict]) -> dict[tuple, float]:
-    """The ratios to float32 of a result, but for float32's own, by what they are of."""
+    """A result's ratios to float32, without float32's own, by (model, size, mode, precision)."""
     others = [row for row in rows if row.get("ratio") is not None and (mode(row), row["precision"]) != EAGER[:2]]
     return {(row["model"], row["size"], mode(row), row["precision"]): row["ratio"] for row in others}
 
 
 def compared(rows: list[dict], older: list[dict], tolerance: float) -> tuple[str, list[str]]:
-    """The ratios to float32 of two results as text, and the names of those that fell by more than `tolerance`, a share.
+    """The ratios to float32 of two results as text, and the names of those that fell by more than the share tolerance.
 
     ValueError where the two have nothing in common.
     """
@@ -319,7 +319,7 @@ def compared(rows: list[dict], older: list[dict], tolerance: float) -> tuple[str
     if not shared:
         raise ValueError("there is nothing to compare: no row of the older result was measured in this run")
     fallen = [" ".join(key) for key in shared if now[key] < (1 - tolerance) * then[key]]
-    lines = ["times the pace of float32, then and now:"]
+    lines = ["speed as a multiple of float32's, then and now:"]
     lines += [
         f"{' '.join(key):40s} {then[key]:6.2f} {now[key]:6.2f} {now[key] / then[key] - 1:+7.1%}" for key in shared
     ]
@@ -327,14 +327,14 @@ def compared(rows: list[dict], older: list[dict], tolerance: float) -> tuple[str
 
 
 def to_compare(path: Path, args: argparse.Namespace) -> list[dict]:
-    """The rows of an older result, whose networks and sizes are measured again. ValueError for a file of another kind
-    or without ratios, and for options that say what to measure."""
+    """The rows of an older result; `args` is set to measure its networks, sizes and scales again. ValueError for a file
+    of another kind or without ratios, and for options that say what to measure."""
     for name in ("model_name", "sizes", "scales"):
         if getattr(args, name) is not None:
-            raise ValueError(f"--{name}: {path} says what is measured again; leave the option out")
+            raise ValueError(f"--{name}: {path} determines what is measured; leave the option out")
     older = store.read(path)
     if older["benchmark"] != store.SPEED or not ratios(older["rows"]):
-        raise ValueError(f"{path}: holds no ratio to float32; give a result of this benchmark without --precision")
+        raise ValueError(f"{path}: holds no ratio to float32; give a result that was measured without --precision")
     modes = {row["mode"] for row in older["rows"]}
     if modes - {"eager", "fast"}:
         args.ablation = args.ablation or ("compiled" if ablation.COMPILED in modes else "parts")
@@ -347,21 +347,23 @@ def to_compare(path: Path, args: argparse.Namespace) -> list[dict]:
 def main(args: argparse.Namespace) -> None:
     older = to_compare(args.compare, args) if args.compare else None
     if args.tolerance is not None and older is None:
-        raise ValueError(f"--tolerance {args.tolerance:g} is about --compare; give an older result, or leave it out")
+        raise ValueError(f"--tolerance {args.tolerance:g}: has no effect without --compare; give both, or neither")
     args.model_name = args.model_name or list(models.VARIANTS)
     args.sizes = args.sizes or list(map(size, SIZES))
     args.scales = args.scales or ()
     args.device = args.device or default_device()
     if args.ablation and args.scales:
-        raise ValueError(f"--scales {args.scales[0]}: an ablation is at scale 1; leave one of the two out")
+        raise ValueError(f"--scales {args.scales[0]}: --ablation measures at scale 1; leave one of the two out")
     if args.ablation and args.precision:
-        raise ValueError(f"--precision {args.precision}: an ablation has its own; leave one of the two out")
+        raise ValueError(f"--precision {args.precision}: --ablation sets its own; leave one of the two out")
     if "auto" in args.scales:
-        raise ValueError("--scales auto: it is one of the others, by the frames' size or motion; give numbers or multi")
+        raise ValueError("--scales auto: stands for a number that depends on the frames; give numbers or multi")
     scales = [scale for scale in dict.fromkeys(args.scales) if scale != 1]
-    chosen = [way for way in ways(args.device, scales) if args.precision in (None, way.precision)]
+    suitable = ways(args.device, scales)
+    chosen = [way for way in suitable if args.precision in (None, way.precision)]
     if not chosen:
-        raise ValueError(f"--precision {args.precision}: not one of those that this {args.device.type} is built for")
+        known = ", ".join(dict.fromkeys(way.precision for way in suitable))
+        raise ValueError(f"--precision {args.precision}: not measured on this {args.device.type}; give one of {known}")
     io.check_writable(args.out)
     name = store.device_name(args.device, threads=True)
     print(networks(args.model_name))
@@ -383,12 +385,12 @@ def main(args: argparse.Namespace) -> None:
             if args.profile:
                 print(told(rows[-1]["profile"]), flush=True)
             result["rows"] += rows
-            store.write(path, result)  # after each: nothing that was measured is lost
+            store.write(path, result)  # after each, so that no measurement is lost
     if not result["rows"]:
         raise ValueError(f"--minutes {args.minutes:g}: not enough to measure anything; give more, or fewer --sizes")
     store.write(path, result)
     if result["left_out"]:
-        print(f"left out, for --minutes {args.minutes:g}: {', '.join(result['left_out'])}")
+        print(f"left out to stay within --minutes {args.minutes:g}: {', '.join(result['left_out'])}")
     print(f"wrote {path}")
     if older is not None:
         text, fallen = compared(result["rows"], older, TOLERANCE if args.tolerance is None else args.tolerance)
@@ -403,7 +405,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def file_stem(args: argparse.Namespace, device: str) -> str:
-    """What a result is called: another choice of what to measure has another name, but for all of it."""
+    """The name of a result's file: it says what was measured, unless that is everything."""
     marks = [store.SPEED, "ablation"] if args.ablation else [store.SPEED]
     marks += [] if args.model_name == list(models.VARIANTS) else args.model_name
     marks += [] if args.sizes == list(map(size, SIZES)) else [f"{width}x{height}" for width, height in args.sizes]
@@ -412,7 +414,7 @@ def file_stem(args: argparse.Namespace, device: str) -> str:
 
 
 def free(path: Path, taken: Path | None) -> Path:
-    """The path, or one beside it where it is the older result, which is not to be overwritten."""
+    """The path, or one beside it where it is that of the older result, which must not be overwritten."""
     same = taken is not None and path.resolve() == taken.resolve()
     return path.with_stem(f"{path.stem}-again") if same else path
 
@@ -421,21 +423,21 @@ def size(text: str) -> tuple[int, int]:
     """The type of --sizes: WIDTHxHEIGHT."""
     width, _, height = text.partition("x")
     if not (width.isdecimal() and height.isdecimal() and min(int(width), int(height)) >= 16):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; give WIDTHxHEIGHT, of 16 or more, such as 1280x720")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; give WIDTHxHEIGHT, each 16 or more, as 1280x720")
     return int(width), int(height)
 
 
 def parser() -> cli.Parser:
     options = cli.Parser(__doc__)
     options.add_argument("--model_name", nargs="+", choices=models.VARIANTS, help="networks (default: all)")
-    options.add_argument("--sizes", nargs="+", type=size, help=f"of frames (default: {' '.join(SIZES)})")
-    options.add_argument("--scales", nargs="+", type=cli.scale, help="of flow, beside 1: 0.5, multi, ..")
-    options.add_argument("--precision", choices=PRECISIONS, help="only this one (default: all there are)")
-    options.add_argument("--ablation", nargs="?", choices=PARTS, const="parts", help="fast mode, part by part")
-    options.add_argument("--profile", action="store_true", help="tell what the time of the last row goes into")
-    options.add_argument("--compare", type=Path, metavar="JSON", help="an older result, measured again")
-    options.add_argument("--tolerance", type=cli.amount, help=f"share that a ratio may fall (default: {TOLERANCE})")
-    options.add_argument("--minutes", type=cli.amount, default=2.5, help="time for all of it (default: 2.5)")
+    options.add_argument("--sizes", nargs="+", type=size, help=f"of the frames (default: {' '.join(SIZES)})")
+    options.add_argument("--scales", nargs="+", type=cli.scale, help="of flow estimation, besides 1: 0.5, multi, ..")
+    options.add_argument("--precision", choices=PRECISIONS, help="only this one (default: all that suit)")
+    options.add_argument("--ablation", nargs="?", choices=PARTS, const="parts", help="time fast mode part by part")
+    options.add_argument("--profile", action="store_true", help="show where the time of the last row goes")
+    options.add_argument("--compare", type=Path, metavar="JSON", help="an older result to measure again")
+    options.add_argument("--tolerance", type=cli.amount, help=f"share by which a ratio may fall (default: {TOLERANCE})")
+    options.add_argument("--minutes", type=cli.amount, default=2.5, help="for the whole run (default: 2.5)")
     options.add_argument("--out", type=Path, default=ROOT / "results", help="folder of the result")
     cli.add_device(options)
     return options

@@ -7,11 +7,10 @@
 
 It makes triplets of Vimeo90K's size (448x256, three PNGs and two .flo each) out of scikit-image's photographs, so that
 a sample costs what it costs in training; they are read again and again, so the disk is not measured. Scenes are those
-of train_synthetic.py, which makes them on the device on which it trains, some batches at once. Every number is
-the best of some rounds in which all candidates took turns. Reading, and stepping on a CPU, are in CPU seconds, which
-count what the work takes and not what else the machine does; for steps set OMP_NUM_THREADS=1, threads that wait for
-each other count too. Stepping on a GPU, and both together, are by the clock. --profile tells what the time of making
-scenes and of a step goes into.
+of train_synthetic.py, made on the device that trains, several batches at once. Every number but "together" is the best
+of several rounds in which all candidates took turns. Reading, and work on a CPU, are in CPU seconds, which other load
+on the machine does not change; for steps set OMP_NUM_THREADS=1, as threads that wait for each other count too. Work on
+a GPU, and "together", are in wall time. --profile shows where the time of making scenes and of a step goes.
 """
 
 import argparse
@@ -53,7 +52,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SIZE = (256, 448)  # of Vimeo90K
 PAPER = 641_400 * 24  # samples of the 300-epoch recipe
 PARTS = ("scenes", "loader", "step", "both")
-MEASURES = (  # of the step, each added to those before it
+MEASURES = (  # that speed up a step, each added to those before it
     ("eager float32, contiguous", {}),
     ("+ channels_last", {"channels_last": True}),
     ("+ bfloat16", {"amp": "bf16"}),
@@ -62,8 +61,8 @@ MEASURES = (  # of the step, each added to those before it
 
 
 class PublishedWay(Dataset):
-    """A sample as the published code reads it: all of three PNGs and two .flo files, float32 and augmentation on the
-    CPU; a crop at the end of it."""
+    """A sample as the published code reads it: three PNGs and two .flo files read whole, then resized, cropped and
+    augmented on the CPU, float32 at the end."""
 
     def __init__(self, root: Path, names: list[str], crop: int):
         self.root, self.names, self.crop, self.rng = root, names, crop, np.random.default_rng(0)
@@ -117,7 +116,7 @@ def make_set(root: Path, count: int) -> Path:
 
 
 def in_turn(candidates: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """The best of each, who take turns, so that whatever else the machine does disturbs all alike."""
+    """The best of each candidate; they take turns, so that other load on the machine disturbs all alike."""
     best = dict.fromkeys(candidates, float("inf"))
     for _ in range(rounds):
         for name, measure in candidates.items():
@@ -126,7 +125,7 @@ def in_turn(candidates: dict[str, Callable[[], float]], rounds: int) -> dict[str
 
 
 def loaders(root: Path, packed: Path, args: argparse.Namespace, device: torch.device) -> dict[str, dict]:
-    """Seconds a sample, of one core, and relative to the published way, of every way to read."""
+    """For every way to read: its time per sample, samples per second, and speed relative to the published way."""
     names, batch = read_list(root), args.batch_size
     augment = Augment(args.crop, 0)
     published, files, rows = (
@@ -146,7 +145,7 @@ def loaders(root: Path, packed: Path, args: argparse.Namespace, device: torch.de
 
     def measure(name: str, way: Callable, order: Iterator) -> float:
         batches = [next(order) for _ in range(max(args.loader_samples // batch, 1))]
-        # What one core does counts where readers are processes of their own; what the device does counts by the clock.
+        # CPU time for what separate reading processes do, wall time for what the GPU does.
         clock = time.perf_counter if device.type == "cuda" and "augmented" in name else time.process_time
         start = clock()
         for keys in batches:
@@ -162,7 +161,7 @@ def loaders(root: Path, packed: Path, args: argparse.Namespace, device: torch.de
 
 
 class Run:
-    """A network that steps on batches of a stream."""
+    """A network that trains on a stream of batches."""
 
     def __init__(self, args: argparse.Namespace, device: torch.device, measures: dict, stream: Iterator):
         self.recipe = Recipe(iterations=10**6, **measures)
@@ -175,12 +174,12 @@ class Run:
         self.stream = self.meter.timed(stream)
 
     def seconds(self, steps: int) -> float:
-        """Of a step, the mean of some."""
+        """Of one step, the mean of `steps` of them."""
         self.meter.restart()
         spent = time.process_time()
         for _ in range(steps):
             self.meter.add(*step(self.network, self.state, self.stream, self.loss, self.recipe, 0.0, self.device))
-        self.meter.norm.item()  # the device is done
+        self.meter.norm.item()  # waits for the device
         self.took, spent = time.monotonic() - self.meter.begun, time.process_time() - spent
         return (self.took if self.device.type == "cuda" else spent) / steps
 
@@ -190,7 +189,7 @@ class Run:
 
 
 def steps(root: Path, args: argparse.Namespace, device: torch.device) -> dict[str, dict]:
-    """Seconds a step on data that is there already, each measure added in turn."""
+    """Seconds per step on a batch that is on the device already, each of MEASURES added in turn."""
     data = Vimeo90K(root, read_list(root), Augment(args.crop, 0))
     keys = next(iter(Order(len(data), args.batch_size)))
     batch = finish(default_collate([data[key] for key in keys]), device)
@@ -238,7 +237,7 @@ def together(root: Path, packed: Path, args: argparse.Namespace, device: torch.d
 
 
 def scenes(args: argparse.Namespace, device: torch.device) -> dict[str, dict]:
-    """Seconds to make a batch of procedural scenes with all effects, to step on one that is there, and to do both.
+    """Seconds to make a batch of procedural scenes with all effects, to step on one that exists, and to do both.
     Batches come in groups, as in train_synthetic.py, and whole groups are timed."""
     material = synthetic.material(procedural=0.5).to(device)
     source = synthetic.Synthetic(material, (args.crop, args.crop), blur=effects.BLUR)
@@ -274,7 +273,7 @@ def scenes(args: argparse.Namespace, device: torch.device) -> dict[str, dict]:
 
 
 def profiled(call: Callable[[], object], count: int, args: argparse.Namespace, device: torch.device) -> dict:
-    """With --profile, what a batch's time goes into, of a call that works off `count` of them."""
+    """With --profile, where a batch's time goes, in a call that processes `count` of them."""
     return {"profile": kernel_times(call, device, count)} if args.profile else {}
 
 
@@ -308,7 +307,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def with_triplets(args: argparse.Namespace, device: torch.device, result: dict) -> None:
-    """The parts that read from a disk, into `result`."""
+    """Measure the parts that need triplets; adds them to `result`."""
     with tempfile.TemporaryDirectory() as folder:
         root, packed = make_set(Path(folder) / "png", max(args.samples, args.batch_size)), Path(folder) / "packed"
         pack(Vimeo90K(root, read_list(root)), packed, workers=1)
@@ -342,13 +341,13 @@ def parser() -> cli.Parser:
     add("--model_name", choices=models.VARIANTS, default="IFRNet_S", help="network (default: %(default)s)")
     add("--batch_size", type=cli.positive, help="samples a step (default: 24 on a GPU, 8 on a CPU)")
     add("--crop", type=epochs.crop, help="side of the crops, a multiple of 16 (default: 224 on a GPU, 128 on a CPU)")
-    add("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to do")
+    add("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)")
     add("--samples", type=cli.positive, default=64, help="triplets to make (default: %(default)s)")
-    add("--loader_samples", type=cli.positive, default=64, help="read in a round (default: %(default)s)")
-    add("--steps", type=cli.positive, default=4, help="steps in a round; of scenes whole groups (%(default)s)")
+    add("--loader_samples", type=cli.positive, default=64, help="samples read in a round (default: %(default)s)")
+    add("--steps", type=cli.positive, default=4, help="steps in a round; scenes: whole groups (%(default)s)")
     add("--rounds", type=cli.positive, default=5, help="rounds, of which the best counts (default: %(default)s)")
-    add("--workers", type=cli.whole, default=2, help="reading processes, where both are measured (%(default)s)")
-    add("--profile", action="store_true", help="tell what the time of scenes and steps goes into")
+    add("--workers", type=cli.whole, default=2, help="reading processes of part both (%(default)s)")
+    add("--profile", action="store_true", help="show where the time of scenes and steps goes")
     add("--no_compile", action="store_true", help="leave torch.compile out, which takes minutes on a CPU")
     add("--out", type=Path, default=ROOT / "results" / "training_throughput.json", help="file to write (%(default)s)")
     cli.add_device(parser)

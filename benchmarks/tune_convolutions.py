@@ -1,11 +1,11 @@
-"""How convolutions are best divided among the blocks and warps of the GPU at hand: what `plan_for` was made from.
+"""How convolutions are best divided among the blocks and warps of this GPU: the measurements behind `plan_for`.
 
     python benchmarks/tune_convolutions.py
     python benchmarks/tune_convolutions.py --model_name IFRNet_S --sizes 3840x2160 --minutes 5
 
-For every convolution that a frame takes, by its shape: how often it comes, the microseconds that it takes with the plan
-of models/cuda_convolution.py, as cuDNN's and what would follow it, and with the quickest plans of those tried. All are
-timed in turn, as CUDA graphs, medians of rounds. Before, plans are compiled, on all cores, once: they are kept.
+For every shape of convolution in a frame: how often it occurs, and its microseconds with the plan in use of
+models/cuda_convolution.py, with cuDNN and what then follows it, and with the quickest plans of those tried. All are
+timed in turn, as CUDA graphs; times are medians of rounds. Plans are compiled first, on all cores, once: they are kept.
 """
 
 import argparse
@@ -35,15 +35,15 @@ from models.interpolator import Interpolator, default_device
 from models.kernels import Eager
 from utils import cli
 
-RESERVED = 1024  # bytes of shared memory that a block takes beside its own
-BESIDE = 34  # registers of a thread
-CALLS = 20  # that are timed at a time
-SHOWN = 3  # of the quickest plans
-SUMS = ("in use", "cuDNN", "quickest")  # that are told of a whole frame
+RESERVED = 1024  # bytes of shared memory that a block takes besides its own
+BESIDE = 34  # other registers of a thread, see registers_of
+CALLS = 20  # timed as one graph
+SHOWN = 3  # quickest plans
+SUMS = ("in use", "cuDNN", "quickest")  # shown for a whole frame
 
 
 class Limits(NamedTuple):
-    """Of a GPU: bytes of shared memory that a block may have, those of a multiprocessor, and its registers."""
+    """Of a GPU: bytes of shared memory for a block and in a multiprocessor, and the latter's registers."""
 
     block: int
     shared: int
@@ -57,8 +57,8 @@ class Limits(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A convolution as a network calls it. shape: of x. added: whether something is added; whole: channels of the
-    tensor that it writes into, or None; tail: as in fast.Conv."""
+    """A convolution as a network calls it. shape: that of its input. added: whether a tensor is added to the result;
+    whole: channels of the tensor that it writes into, or None; tail: as in fast.Conv."""
 
     conv: Conv
     shape: torch.Size
@@ -72,16 +72,16 @@ class Layer(NamedTuple):
 
     @property
     def like(self) -> tuple:
-        """What layers that take the same time have in common."""
+        """Equal for layers that take the same time."""
         return kind_of(self.conv), *self.shape, self.outputs, self.added, self.whole, self.tail
 
     @property
     def work(self) -> int:
-        """In proportion to its multiplications."""
+        """Its multiplications, up to a factor that depends on the kernel's size and stride."""
         return math.prod(self.shape) * self.outputs
 
     def arguments(self, device: torch.device, dtype: torch.dtype) -> tuple:
-        """The convolution, and of random values what it takes after the kernel: see fast.Conv."""
+        """The convolution, and random tensors for its arguments after the kernel, see fast.Conv."""
 
         def values(channels: int | None, rows: int, columns: int) -> Tensor | None:
             if channels is None:
@@ -96,14 +96,14 @@ class Layer(NamedTuple):
 
 
 def layers(call: Interpolator, width: int, height: int) -> Counter:
-    """How often a frame takes each convolution that the CUDA kernel computes, by Layer, those of most work first."""
+    """How often a frame uses each convolution that the CUDA kernel computes, by Layer, most work first."""
     kernel, plain, noted = call.fast.kernel, apart(call.fast.kernel), []
 
     def convolve(conv, x, add=None, into=None, tail=0):
         noted.append(Layer(conv, x.shape, add is not None, None if into is None else into.shape[1], tail))
         return conv(plain, x, add, into, tail)
 
-    call.fast.kernel = listening = copy.copy(kernel)  # others have the same
+    call.fast.kernel = listening = copy.copy(kernel)  # other Interpolators share it
     listening.convolves, listening.convolve = lambda conv, x: cuda_convolution.known(conv), convolve
     call(*photograph_in_motion(width, height))
     call.fast.kernel = kernel
@@ -114,7 +114,7 @@ def layers(call: Interpolator, width: int, height: int) -> Counter:
 
 
 def plans(limits: Limits, side: int, stride: int, up: int, outputs: int) -> Iterator[Plan]:
-    """Plans that fit a GPU, of a convolution with so many output channels."""
+    """Plans that fit a GPU, for a convolution with `outputs` output channels."""
     groups = -(-outputs // GROUP)
     splits = {-(-groups // count) for count in range(-(-groups // MOST), -(-groups // MOST) + 2)}
     for warps, fragments, across, of, stages in product((4, 8), (1, 2, 3, 4), (16, 32), sorted(splits), (2, 3)):
@@ -128,15 +128,15 @@ def plans(limits: Limits, side: int, stride: int, up: int, outputs: int) -> Iter
 
 
 def registers_of(plan: Plan) -> int:
-    """About how many a thread needs: for its sums, for the pixels that a column of taps reads, and BESIDE."""
+    """About how many registers a thread needs: for its sums, for the pixels that a column of taps reads, and BESIDE."""
     across = plan.across // 16
     read = (-(-plan.fragments // across) - 1) * plan.stride + plan.side
     return 4 * plan.groups * plan.fragments + 4 * read * min(plan.fragments, across) + BESIDE
 
 
 def recorded(call: Callable[[], object], pool: tuple) -> Callable[[], object]:
-    """The call, CALLS times, as a CUDA graph: to start a kernel takes longer than a small one does. pool: of memory,
-    shared by graphs that do not run at the same time."""
+    """The call, CALLS times, as a CUDA graph: launching a small kernel takes longer than running it. pool: memory that
+    graphs share, as they do not run at the same time."""
     call()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool):
@@ -146,14 +146,14 @@ def recorded(call: Callable[[], object], pool: tuple) -> Callable[[], object]:
 
 
 def compiled(candidates: Iterable[Plan], dtype: torch.dtype, device: torch.device) -> None:
-    """Compile plans, several at a time; they are kept where all kernels are."""
+    """Compile plans, several at a time; they are kept with all other kernels."""
     capability = torch.cuda.get_device_capability(device)
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda plan: cuda_convolution.built(plan.macros(dtype), capability), candidates))
 
 
 def tell(layer: Layer, count: int, times: dict[Plan | str, float]) -> str:
-    """A layer's times as lines."""
+    """A layer's times as text."""
     side, stride, up = KINDS[kind_of(layer.conv)]
     batch, channels, height, width = layer.shape
     kind = f"{side}x{side}" + f", stride {stride}" * (stride > 1) + ", transposed" * (up > 1)
@@ -174,7 +174,7 @@ def main(args: argparse.Namespace) -> None:
     device = args.device or default_device()
     if device.type != "cuda" or not cuda_convolution.available(device, torch.float16):
         raise ValueError(f"{device}: no GPU that models/convolution.cu can be built for; run this where there is one")
-    torch.backends.cudnn.benchmark = True  # as where an Interpolator records
+    torch.backends.cudnn.benchmark = True  # as in an Interpolator that records CUDA graphs
     with torch.cuda.device(device):
         tune(args, device)
 
@@ -205,7 +205,7 @@ def tune(args: argparse.Namespace, device: torch.device) -> None:
 def timed(
     layer: Layer, tried: Iterable[Plan], kernel: Eager, device: torch.device, seconds: float
 ) -> dict[Plan | str, float]:
-    """Seconds of a layer with each plan, "in use" with that of `plan_for`, by "cuDNN"."""
+    """Seconds of a layer with each plan tried, with that of `plan_for` ("in use"), and with "cuDNN"."""
     plain = apart(kernel)
     ways = {"in use": cuda_convolution.convolve, "cuDNN": lambda conv, *rest: conv(plain, *rest)}
     ways |= {plan: partial(cuda_convolution.convolve, plan=plan) for plan in tried}
@@ -219,7 +219,7 @@ def parser() -> cli.Parser:
     options = cli.Parser(__doc__)
     options.add_argument("--model_name", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="networks (all)")
     options.add_argument("--sizes", nargs="+", type=size, default=[(1280, 720)], help="of frames (default: 1280x720)")
-    options.add_argument("--minutes", type=cli.amount, default=1.0, help="of timing, without its start (default: 1)")
+    options.add_argument("--minutes", type=cli.amount, default=1.0, help="of timing, after compilation (default: 1)")
     cli.add_device(options)
     return options
 

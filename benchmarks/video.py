@@ -1,12 +1,12 @@
-"""What interpolate_video.py costs and what it gives: memory, the pipeline's share of the time, frames put back.
+"""The cost and quality of interpolate_video.py: memory, the pipeline's share of the time, dropped frames predicted.
 
-python benchmarks/video.py --parts quality --data data/clips            every other frame dropped and made again: PSNR
+python benchmarks/video.py --parts quality --data data/clips            PSNR of every other frame, dropped and predicted
 python benchmarks/video.py --parts quality --data data/clips --model_name repeat average dis IFRNet_S
 python benchmarks/video.py --parts memory                               peak at 1080p and 2160p, 300 and 3,000 frames
 python benchmarks/video.py --parts overhead                             the whole script against the network alone, 720p
 
-Memory is the peak of a process of its own, in GiB. Overhead is measured in turn in one process, as time on the clock
-and as processor time; only the latter means something on a machine that others use.
+Memory is the peak of a separate process. For overhead the network and the script take turns in one process; they are
+compared by wall time and by CPU time, of which only the latter is meaningful on a shared machine.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def options(args: argparse.Namespace) -> list[str]:
 
 
 def network(args: argparse.Namespace) -> tuple[str | None, str | None]:
-    """Of several models the last network, if there is one: that whose memory and overhead are measured."""
+    """The model whose memory and overhead are measured: the last network of those named, or the last baseline."""
     models = cli.asked(args)
     return ([model for model in models if model[0] not in BASELINES] or models)[-1]
 
@@ -132,7 +132,7 @@ def quality(args: argparse.Namespace, folder: Path) -> None:
         source = video.open_source(str(args.data / clip))
         images = [frame.image for frame in islice(source.frames(), 2 * args.count + 1)]
         if len(images) < 3:
-            raise ValueError(f"{args.data / clip}: {len(images)} frames; three are needed to put one back")
+            raise ValueError(f"{args.data / clip}: {len(images)} frames; give a clip of three or more")
         pairs = zip(images[::2], images[2::2])
         scales = [scale_by_motion(*pair) if args.scale == "auto" else args.scale for pair in pairs]
         images = [io.to_float(image) for image in images]
@@ -169,9 +169,10 @@ def parser() -> cli.Parser:
     options = cli.Parser(__doc__)
     options.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
     options.add_argument("--data", type=Path, default=cli.DATA / "clips", help="folder of clips (quality)")
-    options.add_argument("--clips", nargs="+", help="names in it: videos or folders of frames (default: all)")
-    options.add_argument("--count", type=cli.positive, default=20, help="frames a clip to make (default: 20)")
-    about = "of flow estimation, for quality: a number, multi, or auto (default), by motion"
+    options.add_argument("--clips", nargs="+", help="videos or folders of frames in --data (default: all)")
+    about = "frames to predict in each clip (quality), frames of the made clip (overhead) (default: 20)"
+    options.add_argument("--count", type=cli.positive, default=20, help=about)
+    about = "of flow estimation (quality): a number, multi, or auto, by motion (default: auto)"
     options.add_argument("--scale", type=cli.scale, default="auto", help=about)
     options.add_argument("--rounds", type=cli.positive, default=2, help="of overhead (default: 2)")
     cli.add_model(options, several=True, mode="auto")

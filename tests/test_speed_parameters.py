@@ -1,4 +1,4 @@
-"""Size and speed: counts against counting by hand, and what a run says, writes and leaves out."""
+"""Size and speed: counts against counting by hand, and what a run prints, writes and leaves out."""
 
 import json
 import math
@@ -21,8 +21,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def no_longer_than_it_takes(monkeypatch):
-    monkeypatch.setattr(speed, "SECONDS", 0.3)  # small frames need no more to be timed a few times
-    monkeypatch.setitem(speed.MATRICES, "cpu", 512)  # nor the pace of the machine
+    monkeypatch.setattr(speed, "SECONDS", 0.3)  # enough to time small frames a few times
+    monkeypatch.setitem(speed.MATRICES, "cpu", 512)  # what the machine is capable of is of no interest here
 
 
 def run(typed, out, *words):
@@ -39,7 +39,7 @@ def test_several_frames_of_a_pair_are_encoded_once():
 
 
 def test_the_share_of_a_matrix_products_pace_is_that_of_the_macs(monkeypatch):
-    """A product of 2048^3 in one second and seven frames in seven: MACs of a frame a second, against 2048^3."""
+    """The product takes a second for 2048^3 MACs, and seven frames take seven: a second for each frame's MACs."""
     monkeypatch.setattr(speed, "in_turn", lambda calls, *_: [[7.0] * 3] * (len(calls) - 1) + [[1.0] * 3])
     monkeypatch.setitem(speed.MATRICES, "cpu", 2048)
     fast = speed.ways(CPU)[-1]
@@ -55,7 +55,7 @@ def test_macs_are_the_papers_and_those_of_all_convolutions(name, papers):
 
     def count(module, inputs, output):
         nonlocal total
-        # Every value of a transposed convolution's input, of a convolution's output, meets the kernel once.
+        # The kernel is applied once per output value, in a transposed convolution once per input value.
         transposed = isinstance(module, torch.nn.ConvTranspose2d)
         total += (inputs[0] if transposed else output).numel() * module.weight[0].numel()
 
@@ -145,7 +145,7 @@ def test_a_profile_finds_what_takes_the_time_and_counts_it(capfd):
     rows = kernel_times.kernel_times(lambda: (large @ large, small.exp(), small.exp()), CPU)
     calls = {row["name"]: row["calls"] for row in rows}
     assert rows[0]["name"] == "aten::bmm" and calls["aten::bmm"] == 1 and calls["aten::exp"] == 2
-    assert capfd.readouterr().err == ""  # where the profiler itself writes
+    assert capfd.readouterr().err == ""  # where the profiler writes messages of its own
     text = kernel_times.told(
         [{"name": "n" * 60, "calls": 2, "seconds": 0.003}, *({**r, "seconds": 1e-5} for r in rows)]
     )
@@ -163,7 +163,7 @@ def test_a_run_tells_what_the_time_of_its_last_way_goes_into(typed, tmp_path):
     assert [row["mode"] for row in profiled] == ["fast", "fast"]
     names, several = ({each["name"]: each["calls"] for each in row["profile"]} for row in profiled)
     if type(kernels.choose(CPU, torch.bfloat16)) is kernels.Native:
-        # Of native.c, which the profiler does not see by itself; and also of seven frames those of one.
+        # Kernels of native.c, which the profiler does not see by itself; those of seven frames are told per frame.
         assert names["join"] == several["join"] == 3 and names["blend"] == several["blend"] == 1
     assert re.search(r"^  of \d+\.\d\d ms: \d+% ", done.out, re.M)
 
@@ -172,7 +172,8 @@ def test_what_there_is_no_time_for_is_left_out_by_name(typed, tmp_path):
     words = ["--model_name", "IFRNet_S", "IFRNet_L", "--sizes", "16x16", "7680x4320", "--minutes", 0.05]
     done = run(typed, tmp_path, *words, "--precision", "fp32")
     assert done.status == 0, done.err
-    assert re.search(r"left out, for --minutes 0.05: .*IFRNet_S at 7680x4320 \(about \d+ s\).*IFRNet_L at", done.out)
+    line = r"left out to stay within --minutes 0.05: .*IFRNet_S at 7680x4320 \(about \d+ s\).*IFRNet_L at"
+    assert re.search(line, done.out)
     result = json.loads(next(tmp_path.glob("*.json")).read_text())
     assert {row["size"] for row in result["rows"]} == {"16x16"}
     assert [text.split(" (")[0] for text in result["left_out"][-2:]] == [
@@ -218,16 +219,16 @@ def test_the_papers_seconds_stand_beside_ours_at_their_size(monkeypatch):
 
 def test_wrong_options_are_one_line(typed, tmp_path):
     for words, line in (
-        (["--sizes", "1280"], "'1280' is no size; give WIDTHxHEIGHT"),
-        (["--sizes", "8x8"], "'8x8' is no size"),
-        (["--precision", "fp16"], "--precision fp16: not one of those that this cpu is built for"),
+        (["--sizes", "1280"], "'1280' is not a size; give WIDTHxHEIGHT"),
+        (["--sizes", "8x8"], "'8x8' is not a size"),
+        (["--precision", "fp16"], "--precision fp16: not measured on this cpu; give one of fp32"),
         (["--model_name", "dis"], "'dis'"),
         (["--scales", "9"], "scale 9 is out of range"),
-        (["--scales", "auto"], "--scales auto: it is one of the others"),
-        (["--scales", "0.5", "--ablation"], "--scales 0.5: an ablation is at scale 1"),
-        (["--precision", "fp32", "--ablation"], "--precision fp32: an ablation has its own"),
-        (["--tolerance", "0.1"], "--tolerance 0.1 is about --compare"),
-        (["--compare", "old.json", "--sizes", "64x64"], "--sizes: old.json says what is measured again"),
+        (["--scales", "auto"], "--scales auto: stands for a number"),
+        (["--scales", "0.5", "--ablation"], "--scales 0.5: --ablation measures at scale 1"),
+        (["--precision", "fp32", "--ablation"], "--precision fp32: --ablation sets its own"),
+        (["--tolerance", "0.1"], "--tolerance 0.1: has no effect without --compare"),
+        (["--compare", "old.json", "--sizes", "64x64"], "--sizes: old.json determines what is measured"),
     ):
         done = run(typed, tmp_path, *words)
         assert done.status == 2 and re.search(line, done.err) and done.err.count("\n") == 1
@@ -242,7 +243,7 @@ def test_an_ablation_times_every_part_and_can_be_measured_again(typed, tmp_path)
     left_out = ["no kernels of its own", "convolutions of the library", "not packed", "whole frames"]
     assert modes[0] == "eager" and modes[-5:] == [*(f"fast, {part}" for part in left_out), "fast"]
     written = path.read_bytes()
-    done = run(typed, tmp_path, "--compare", path, "--tolerance", 1)  # nothing falls by all of its pace
+    done = run(typed, tmp_path, "--compare", path, "--tolerance", 1)  # no ratio can fall by more
     assert done.status == 0 and "then and now" in done.out, done.err
     assert path.read_bytes() == written and (tmp_path / f"{path.stem}-again.json").is_file()
 

@@ -1,4 +1,4 @@
-"""The times of training: what a run says, writes and finds that they go into."""
+"""The times of training: what a run prints and writes, and where it finds that the time goes."""
 
 import json
 
@@ -26,10 +26,10 @@ def test_a_run_tells_and_keeps_its_times_and_what_they_go_into(typed, tmp_path, 
     names = {part: {each["name"] for each in row["profile"]} for part, row in result["scenes"].items()}
     assert "aten::convolution_backward" in names["a step"] and "aten::convolution_backward" not in names["making"]
     assert "aten::grid_sampler_2d" in names["making"] and "aten::convolution_backward" in names["both"]
-    # The network has 36 convolutions; its encoder sees the inputs, both at once, and the target: 8 once more.
+    # The network has 36 convolutions; its encoder, of 8, runs on both inputs at once, and once more on the target.
     step = result["step"]["eager float32, contiguous"]["profile"]
     calls = {each["name"]: each["calls"] for each in step}
-    assert calls["aten::convolution_backward"] == 36 + 6  # features of three levels alone are compared
+    assert calls["aten::convolution_backward"] == 36 + 6  # the loss compares features of three levels only
     assert done.out.count("\n  of ") == 6 and f"wrote {path}" in done.out
 
 

@@ -14,7 +14,7 @@ HOPPER, ADA = tune.Limits(227 * 1024, 228 * 1024, 65_536), tune.Limits(99 * 1024
 
 @pytest.fixture(params=list(models.VARIANTS))
 def call(request, monkeypatch):
-    """A network as it is on a GPU, but that PyTorch computes it in float32 here."""
+    """A network set up as on a GPU, but computed by PyTorch in float32."""
     monkeypatch.setattr(fast, "for_gpu", lambda device: True)
     call = Interpolator(tune.network(request.param)[0], "cpu", "fp32", mode="fast")
     call.fast.kernel = tune.Eager()
