@@ -1,6 +1,6 @@
-"""What is wrong with data, lists and options ends in one line that names it, exit status 2, nothing half-written.
+"""Faults in data, lists and options end in one line that names them, with exit status 2 and nothing half-written.
 
-(Pictures and weights are test_demos.py's and test_io.py's.)
+(test_demos.py and test_io.py have those in pictures and weights.)
 """
 
 import runpy
@@ -42,13 +42,13 @@ def small_set(tmp_path_factory):
 
 @pytest.fixture
 def files(small_set, tmp_path):
-    """The same, to be spoilt."""
+    """A copy of the set, to be damaged."""
     shutil.copytree(small_set, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
 def run_script(command, capsys):
-    """Run one of the project's scripts in this process; what it printed to standard error and its exit status."""
+    """Run one of the project's scripts in this process; returns its exit status and standard error."""
     script, *arguments = command.split()
     argv, status = sys.argv, 0
     sys.argv = [str(ROOT / script), *arguments]
@@ -141,5 +141,5 @@ def test_ctrl_c_ends_in_one_line(files):
     _, error = process.communicate(timeout=30)
     assert process.returncode == 2
     assert error.splitlines()[-1].endswith("interrupted") and "Traceback" not in error
-    assert not (files / "made/tri_trainlist.txt").exists()  # no list tells of a set that is not whole
+    assert not (files / "made/tri_trainlist.txt").exists()  # a list would tell of a whole set
     assert not list(files.glob("made/**/.*"))

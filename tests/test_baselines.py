@@ -1,4 +1,4 @@
-"""Baselines against closed forms and against the words that define them."""
+"""Baselines against closed forms and against their definitions."""
 
 import cv2
 import numpy as np

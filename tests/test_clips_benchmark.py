@@ -1,4 +1,4 @@
-"""Scores on one's own footage: which windows are taken, their motion, the score by hand."""
+"""Scores on your own footage: which windows are scored, their motion, the score by hand."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_nine_frames_ask_for_seven(typed, footage):
 
 
 def test_windows_are_told_apart_by_their_motion(typed, footage):
-    """Two frames of the slow clip are 2 pixels apart, of the fast one 12."""
+    """The outer frames of a window are 2 pixels apart in the slow clip, 12 in the fast one."""
     out = score(typed, footage, "--by_motion")
     samples = result(out, "Clips_2x_by_motion-average")["samples"]
     found = {split: {sample["name"].split("/")[0] for sample in inside} for split, inside in samples.items()}

@@ -21,7 +21,7 @@ from utils import io
 
 
 class RunsCode:
-    """A pickle of it, loaded without care, makes a file."""
+    """Its pickle, loaded without weights_only, makes a file."""
 
     def __init__(self, path):
         self.path = path
@@ -32,7 +32,7 @@ class RunsCode:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Two frames and weights, all made by formula, and much that is broken."""
+    """Two frames and weights, all made by formula, and many broken files."""
     folder = tmp_path_factory.mktemp("input")
     for k in range(2):
         io.write_image(folder / f"img{k}.png", io.to_uint8(formula_image(48, 70, k)))
@@ -190,9 +190,9 @@ def test_a_folder_that_cannot_be_written_is_named_before_anything_is_computed(
 ):
     (tmp_path / "file").touch()
     (tmp_path / "shut").mkdir()
-    access = os.access  # nothing is shut to root, as whom tests may run
+    access = os.access  # no folder is closed to root, as whom tests may run
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "shut" and access(path, mode))
-    monkeypatch.setattr(models.IFRNet, "decode", lambda *_: pytest.fail("this was to be found out before"))
+    monkeypatch.setattr(models.IFRNet, "decode", lambda *_: pytest.fail("the folder was not checked first"))
     done = typed(demo.main, demo_2x.parser(""), *options(files, tmp_path / out))
     assert done.status == 2 and re.fullmatch(f"script.py: {tmp_path / out.split('/')[0]}: .*folder.*\n", done.err)
 

@@ -1,4 +1,4 @@
-"""The whole way of the labels: list, frames, teacher, files; ranks, interruptions, wrong input; how good they are."""
+"""Labels from end to end: list, frames, teacher, files; ranks, interruptions, wrong input; how good they are."""
 
 import csv
 import json
@@ -189,7 +189,7 @@ def test_a_killed_run_goes_on_and_writes_the_files_of_an_unbroken_one(script, da
     process.wait()
     finished = len(list(killed.glob("flow/*/*/flow_t1.flo")))
     assert 0 < finished < len(NAMES)
-    # What a worse moment, or a bad disk, would have left.
+    # What a kill at a worse moment, or a bad disk, would have left.
     (killed / f"flow/{NAMES[0]}/.flow_t0.123.flo").write_bytes(b"PIEH")
     whole = killed / f"flow/{NAMES[0]}/flow_t0.flo"
     whole.write_bytes(whole.read_bytes()[:-100])
@@ -206,7 +206,7 @@ def test_whole_files_are_left_alone(script, data, capsys):
     times = {path: path.stat().st_mtime_ns for path in data.glob("flow/*/*/*")}
     (data / f"flow/{NAMES[2]}/flow_t1.flo").unlink()
     capsys.readouterr()
-    assert script() == 0  # the teacher is the folder's
+    assert script() == 0  # with the teacher that made the others
     output = capsys.readouterr().out
     assert "teacher: dis, which made the labels in" in output and "1 of 5 triplets to do" in output
     assert "4 triplets had their flow, 1 were made" in output
@@ -243,7 +243,7 @@ def test_without_weights_dis_is_chosen_and_said(script, data, capsys, monkeypatc
 
 
 class Wild:
-    """A teacher whose flow no format holds everywhere."""
+    """A teacher with some flow that no format can hold."""
 
     def estimate(self, img0, img1):
         flow = torch.ones(len(img0), 2, *img0.shape[-2:])
@@ -446,7 +446,7 @@ def test_check_measures_a_teacher_against_the_flow_that_is_there(script, data, t
     assert float(rows["all"][1]) < 1 and float(rows["all"][2]) > 80
     left, warped, averaged, contradicts, leaves = (float(rows["mean"][k]) for k in (0, 2, 3, 4, 5))
     assert left < 3 and warped > averaged + 6 and contradicts < 15
-    # Of the exact motion, 3 columns and 2 rows leave each frame.
+    # By the exact motion, 3 columns and 2 rows leave each frame.
     expected = 100 * (1 - 93 * 62 / (96 * 64))
     assert leaves == pytest.approx(expected, abs=2)
     sheet = io.read_image(tmp_path / "sheet.png")

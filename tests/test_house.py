@@ -66,7 +66,7 @@ assert not {{"models", "losses", "datasets", "utils"}} & set(sys.modules)
 
 HELP = """
 import os, runpy, sys
-import torch  # most of what a script takes to start, once for all of them
+import torch  # most of a script's start-up time, once for all of them
 folder, *scripts = sys.argv[1:]
 for script in scripts:
     if not (child := os.fork()):
@@ -76,7 +76,7 @@ for script in scripts:
             runpy.run_path(script, run_name="__main__")
         except SystemExit as stop:
             sys.stdout.flush()
-            os._exit(stop.code or 0)  # to leave PyTorch in order takes longer than all else
+            os._exit(stop.code or 0)  # PyTorch's orderly exit takes longer than all else
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, script
 """
 
@@ -109,7 +109,7 @@ def test_no_package_of_the_project_does_anything_at_import(tmp_path):
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for package in ("models", "losses", "datasets", "utils")
         for path in (ROOT / package).rglob("*.py")
-        if path.name != "triton_kernels.py"  # for machines that have Triton alone
+        if path.name != "triton_kernels.py"  # only for machines that have Triton
     ]
     program = f"""
 import importlib, random, sys

@@ -55,7 +55,7 @@ def take(mixture, count, workers=0):
 
 
 def take_beside(mixture, count, workers=0):
-    """As on a GPU, whose footage other processes read."""
+    """As on a GPU, where other processes read the footage."""
     read = DataLoader(script.Footage(mixture), batch_size=None, num_workers=workers)
     return list(islice(mixture.batches(map(mixture.group, script.own_groups(mixture.start), read)), count))
 
@@ -82,7 +82,7 @@ def test_batches_are_a_function_of_seed_and_iteration_whatever_the_workers(mater
 
 
 def test_batches_come_the_same_from_a_spawned_worker(material, one_thread):
-    """As where processes are not forked."""
+    """As on systems that do not fork processes."""
     mixture = script.Mixture(material, footage(clip("a")), 96, options(effects=1.0), start=0)
     read = DataLoader(mixture, batch_size=None, num_workers=1, multiprocessing_context="spawn")
     there = list(islice(mixture.batches(read), 2))
@@ -105,7 +105,7 @@ def test_footage_read_beside_a_gpu_makes_the_same_batches(material, one_thread):
 
 @pytest.mark.filterwarnings("error")
 def test_footage_in_the_memory_of_a_device_makes_the_same_batches(material, tmp_path, monkeypatch):
-    """On a GPU, too: it is the same code. Clips of several sizes, zoomed and halved windows among them."""
+    """So it does on a GPU, by the same code. Clips of several sizes, zoomed and halved windows among them."""
     monkeypatch.setattr(clips, "COPIED", 5)
     found = []
     for seed, size in enumerate([(112, 144), (64, 80), (101, 99), (150, 97)]):
@@ -143,7 +143,7 @@ def test_batches_may_be_of_scenes_or_of_footage_alone(material, real, unknown):
 
 
 def test_half_of_the_windows_are_halved_where_a_crop_is_left(material):
-    """What a window shows when halved is what one of a halved clip shows, which is too small to be halved again."""
+    """A halved window is that of a halved clip, which is too small to be halved again."""
     large = clip("a", size=(64, 96))
     small = large._replace(frames=np.stack([clips.halved(frame) for frame in large.frames]))
     mixtures = [script.Mixture(material, footage(one), 32, options(), start=0) for one in (large, small)]
@@ -195,7 +195,7 @@ def test_effects_come_to_footage_too(material, monkeypatch):
 
 @pytest.mark.parametrize("halved, lengths", [(0, (8, 16)), (1, (4, 8))])
 def test_dis_finds_the_motion_of_footage_through_every_turn_of_it(material, monkeypatch, halved, lengths):
-    """Each of the clips' frames moves on by 2 pixels; what is not known is not claimed."""
+    """The clip moves by 2 pixels a frame; flow that is not known is NaN."""
     smooth = clip("a", size=(160, 200))
     smooth = smooth._replace(frames=np.stack([cv2.GaussianBlur(frame, (0, 0), 3) for frame in smooth.frames]))
     monkeypatch.setattr(script, "SPANS", {5: 1.0})
@@ -456,7 +456,7 @@ def test_few_photographs_are_helped_by_many_textures(tmp_path, monkeypatch):
 def test_without_footage_scenes_that_move_are_validated_on(material):
     held = script.validation_scenes(material, options())
     assert len(held) == script.VALIDATION_SCENES and all(isinstance(sample, Sample) for sample in held)
-    assert all((sample.img0 != sample.imgt).any() for sample in held)  # averaging would be perfect
+    assert all((sample.img0 != sample.imgt).any() for sample in held)  # else averaging would be perfect
 
 
 def test_a_run_that_is_over_says_so(tmp_path, typed, monkeypatch):
