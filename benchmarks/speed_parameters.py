@@ -329,7 +329,7 @@ def compared(rows: list[dict], older: list[dict], tolerance: float) -> tuple[str
 def to_compare(path: Path, args: argparse.Namespace) -> list[dict]:
     """The rows of an older result; `args` is set to measure its networks, sizes and scales again. ValueError for a file
     of another kind or without ratios, and for options that say what to measure."""
-    for name in ("model_name", "sizes", "scales"):
+    for name in ("model_name", "sizes", "scales", "precision"):
         if getattr(args, name) is not None:
             raise ValueError(f"--{name}: {path} determines what is measured; leave the option out")
     older = store.read(path)

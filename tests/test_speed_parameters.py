@@ -229,6 +229,7 @@ def test_wrong_options_are_one_line(typed, tmp_path):
         (["--precision", "fp32", "--ablation"], "--precision fp32: --ablation sets its own"),
         (["--tolerance", "0.1"], "--tolerance 0.1: has no effect without --compare"),
         (["--compare", "old.json", "--sizes", "64x64"], "--sizes: old.json determines what is measured"),
+        (["--compare", "old.json", "--precision", "bf16"], "--precision: old.json determines what is measured"),
     ):
         done = run(typed, tmp_path, *words)
         assert done.status == 2 and re.search(line, done.err) and done.err.count("\n") == 1
