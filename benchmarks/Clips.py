@@ -4,9 +4,9 @@
     python benchmarks/Clips.py --data FOLDER --clips a.mp4 b.mp4 --frames 9 --by_motion
 
 A window of 3 frames asks for t = 1/2, one of 9 for t = 1/8 .. 7/8. Windows begin every --step frames; those with a cut,
-a repeated frame or a leap in time are left out. They are stored as pictures, so that all models see the same ones.
-Clips that a model was trained on do not measure it: name the others in --clips. Motion is the 95th percentile of the
-length of DIS flow between a window's outer frames.
+a repeated frame or a leap in time are left out, the others stored as pictures, so that all models see the same ones.
+Scores on clips that a model was trained on prove nothing: name the others in --clips. Motion is the 95th percentile of
+the length of DIS flow between a window's outer frames.
 
 Data: a folder of videos or folders of frames, or Vimeo90K's, of which only the test list is scored:
     FOLDER/a.mp4 ..    FOLDER/b/000001.png ..
@@ -99,7 +99,7 @@ def command_line() -> cli.Parser:
     options.add_argument("--clips", nargs="+", metavar="NAME", help="names of the clips to take (default: all)")
     options.add_argument("--frames", type=cli.positive, default=3, help="in a window: 3 for 2x, 9 for 8x (%(default)s)")
     options.add_argument("--step", type=cli.positive, default=5, help="frames between windows' starts (%(default)s)")
-    options.add_argument("--per_clip", type=cli.positive, help="evenly spaced windows of a clip (default: all)")
+    options.add_argument("--per_clip", type=cli.positive, help="windows per clip at most, evenly spaced (default: all)")
     about = "halve clips until their longer side is at most this (default: %(default)s)"
     options.add_argument("--longest", type=cli.positive, default=640, help=about)
     options.add_argument("--by_motion", action="store_true", help="a row for each range of motion, not one for all")
