@@ -69,7 +69,8 @@ def script(data, monkeypatch):
     """Runs generate_flow.py on the set in this process; returns the exit status."""
 
     def run(*options):
-        command = ["generate_flow.py", "--data", data, "--workers", 0, "--batch_size", 2, *options]
+        making = [] if "--check" in options else ["--workers", 0, "--batch_size", 2]
+        command = ["generate_flow.py", "--data", data, *making, *options]
         monkeypatch.setattr(sys, "argv", [str(part) for part in command])
         try:
             cli.run(generate_flow.main, generate_flow.parser())
@@ -457,6 +458,9 @@ def test_check_measures_a_teacher_against_the_flow_that_is_there(script, data, t
 def test_check_judges_the_labels_that_are_there(script, data, tmp_path, capsys):
     assert script("--check", 2, "--sheet", tmp_path / "sheet.pdf") == 2
     assert "sheet.pdf: is written as a picture; end the name in .png" in capsys.readouterr().err
+    for option, value in (("--format", "png"), ("--batch_size", 3), ("--workers", 5)):
+        assert script("--check", 2, option, value) == 2
+        assert f"{option} {value}: has no effect on --check, which makes no labels" in capsys.readouterr().err
     assert script("--check", 2, "--sheet", tmp_path / "sheet.png") == 2
     assert "00001/0001: no labels to judge; make them, or give --teacher" in capsys.readouterr().err
     assert script("--teacher", "dis") == 0
