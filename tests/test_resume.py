@@ -204,7 +204,7 @@ def test_a_signal_saves_and_ends_with_its_own_status(vimeo, whole, tmp_path, kin
     with pytest.raises(ValueError, match="a run is here; --resume auto continues it"):
         train_here(vimeo, tmp_path, *options)
     if kind == signal.SIGTERM:
-        train_here(vimeo, tmp_path, *options, "--resume", "auto")
+        train_here(vimeo, tmp_path, *options, "--workers", 0, "--resume", "auto")
         assert_same(weights(whole), weights(tmp_path))
 
 

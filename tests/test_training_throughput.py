@@ -11,6 +11,7 @@ from datasets import synthetic
 
 def test_a_run_tells_and_keeps_its_times_and_what_they_go_into(typed, tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic, "TEXTURES", 2)  # to be quick
+    monkeypatch.setattr(throughput, "GROUP", 1)
     monkeypatch.setattr(kernel_times, "ROUNDS", 1)
     path = tmp_path / "times.json"
     words = ["--batch_size", 2, "--crop", 32, "--samples", 2, "--steps", 1, "--rounds", 1, "--no_compile"]
