@@ -258,7 +258,7 @@ def check(
         print(flow_report.error_table(np.sum(errors, axis=0)))
     path = args.sheet or Path("results") / f"flow_check_{args.teacher if given else 'labels'}.png"
     io.write_image(path, io.to_uint8(flow_report.contact_sheet(rows)))
-    print(f"{path}: im1, im2, im3, flow t->0, flow t->1 (black: contradicts itself), mean of both warped frames")
+    print(f"{path}: im1, im2, im3, flow t->0, flow t->1 (black: unknown or contradictory), mean of both warped frames")
 
 
 def read_labels(root: Path, name: str, first: np.ndarray, device: torch.device) -> Tensor | None:

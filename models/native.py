@@ -111,9 +111,12 @@ def find_compiler() -> list[str]:
     if shutil.which(named):
         return [named]
     try:
-        return shlex.split(named)  # as "ccache gcc"
+        command = shlex.split(named)  # as "ccache gcc"
     except ValueError as error:
         raise OSError(f"CC={named}: {error}") from error
+    if not shutil.which(command[0]):
+        raise OSError(f"CC={named}: there is no such compiler")
+    return command
 
 
 def write(file: Path, content: bytes) -> None:

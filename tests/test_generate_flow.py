@@ -474,13 +474,15 @@ def test_check_judges_the_labels_that_are_there(script, data, tmp_path, capsys):
     assert wrong[0] > 5 * right[0] and wrong[4] > 90 and right[4] < 15
 
 
-def test_unknown_flow_is_not_said_to_leave_the_frame():
+def test_unknown_flow_is_black_and_not_said_to_leave_the_frame():
     label = torch.zeros(1, 4, 32, 32)
     label[..., :8], label[..., 31] = torch.nan, 40
     frames = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     teacher = SimpleNamespace(estimate=lambda img0, img1: torch.zeros(len(img0), 2, 32, 32))
-    score, _ = flow_report.judge(teacher, frames, label)
+    score, row = flow_report.judge(teacher, frames, label)
     assert dict(zip(flow_report.SCORES, score))["leave %"] == 100 / 32
+    for colours in row[3:5]:
+        assert not colours[..., :8].any() and colours[..., 8:31].eq(1).all()
 
 
 def test_check_is_refused_under_several_ranks(script, data, monkeypatch, capsys):

@@ -22,14 +22,17 @@ def test_a_compiler_is_a_path_or_a_command(monkeypatch, tmp_path):
     spaced.parent.mkdir()
     spaced.write_text("#!/bin/sh")
     spaced.chmod(0o755)
+    monkeypatch.setattr(native.shutil, "which", {name: name for name in ("cc", "ccache", str(spaced))}.get)
     for named, command in ((str(spaced), [str(spaced)]), ("ccache gcc -m64", ["ccache", "gcc", "-m64"])):
         monkeypatch.setenv("CC", named)
         assert native.find_compiler() == command
-    monkeypatch.setattr(native.shutil, "which", {"cc": "/bin/cc"}.get)
     monkeypatch.setenv("CC", " ")
     assert native.find_compiler() == ["cc"]
     monkeypatch.setenv("CC", "gcc -DX='")
     with pytest.raises(OSError, match="CC=gcc -DX='"):
+        native.find_compiler()
+    monkeypatch.setenv("CC", "icc -O2")
+    with pytest.raises(OSError, match="^CC=icc -O2: there is no such compiler$"):
         native.find_compiler()
 
 

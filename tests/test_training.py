@@ -336,8 +336,9 @@ def test_a_run_resumed_with_the_other_optimizer_is_told(tmp_path, optimizer):
     other = next(name for name in training.OPTIMIZERS if name != optimizer)
     fit(network(), endless, loss, Recipe(iterations=1, optimizer=optimizer), tmp_path, CPU)
     content = checkpoint.read(tmp_path / checkpoint.LATEST)
-    with pytest.raises(ValueError, match=f"steps with {optimizer}; give --optimizer {optimizer}"):
-        fit(network(), endless, loss, Recipe(iterations=2, optimizer=other), tmp_path, CPU, resume=content)
+    for more, source in (({}, "the run to resume"), ({"source": "a.pth"}, "a.pth")):
+        with pytest.raises(ValueError, match=f"^{source}: trained with {optimizer}; give --optimizer {optimizer}"):
+            fit(network(), endless, loss, Recipe(iterations=2, optimizer=other), tmp_path, CPU, resume=content | more)
 
 
 @pytest.mark.parametrize("optimizer", training.OPTIMIZERS)

@@ -48,7 +48,7 @@ def judge(teacher: Teacher, frames: Tensor, label: Tensor) -> tuple[list[float],
         100 * (known & ~stays).float().mean().item(),
     ]
     most = float(np.percentile(there.norm(dim=1).cpu(), 99))  # torch.quantile refuses frames as large as 4K
-    colours = flow_colours(torch.where(agrees | ~stays, there, torch.nan), most)
+    colours = flow_colours(torch.where(known & (agrees | ~stays), there, torch.nan), most)
     return score, [img0, imgt, img1, *colours.split(1), mean]
 
 

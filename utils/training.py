@@ -129,12 +129,12 @@ class State:
         Weights alone are validated before their first step: they are the ones to beat. ValueError where the
         content belongs to another network, naming content["source"] if given, or to another optimizer.
         """
+        source = content.get("source", "the run to resume")
         try:
             self.model.load_state_dict(content["model"])
         except RuntimeError as error:
             config = content.get("config") or {}
             theirs = " with ".join(str(config[name]) for name in ("model_name", "activation") if name in config)
-            source = content.get("source", "the run to resume")
             raise ValueError(
                 f"{source}: weights of {theirs or 'another network'}; give its --model_name and --activation"
             ) from error
@@ -146,7 +146,7 @@ class State:
         groups = content["optimizer"]["param_groups"]
         theirs = "muon" if len(groups) > 1 else "adamw"  # Muon's second group holds what AdamW steps for it
         if theirs != self.recipe.optimizer:
-            raise ValueError(f"the run to resume steps with {theirs}; give --optimizer {theirs}")
+            raise ValueError(f"{source}: trained with {theirs}; give --optimizer {theirs}")
         self.optimizer.load_state_dict(content["optimizer"])
         for weight, moments in self.optimizer.state.items():  # a fused step reads them in the weight's memory layout
             for name in moments.keys() - {"step"}:
