@@ -33,7 +33,7 @@ from losses.terms import flow_error, full_size, log_error
 from models.layers import warp
 from models.weights import bare
 from models.widen import widen
-from utils import checkpoint, cli, distributed, epochs, io
+from utils import checkpoint, cli, distributed, epochs, io, runs
 from utils.batches import stream
 from utils.training import AMP, OPTIMIZERS, Recipe, cosine, fit, quickest_amp
 from utils.validation import Validation
@@ -328,14 +328,14 @@ def main(args: argparse.Namespace) -> None:
         for name in ("val_clips", "real", "clip_flow"):
             if getattr(args, name) != parser().get_default(name):
                 raise ValueError(f"--{name} is about footage; give --clips, the folder of the footage")
-    with distributed.ranks(args) as device, epochs.opened(args) as (folder, content):
+    with distributed.ranks(args) as device, runs.opened(args) as (folder, content):
         run(args, plan, folder, device, content)
 
 
 def run(args: argparse.Namespace, plan: list[Stage], folder: Path, device: torch.device, content: dict | None) -> None:
     """Run all stages; `folder` is held by this run. content: the checkpoint to resume from, if any."""
     if content:
-        begun = epochs.config_of(content).get("init")
+        begun = runs.config_of(content).get("init")
         if args.init not in (None, begun):
             how = f"with --init {begun}" if begun else "without --init"
             raise ValueError(f"--init {args.init}: the run in {folder} began {how}; leave the option out")
@@ -344,8 +344,8 @@ def run(args: argparse.Namespace, plan: list[Stage], folder: Path, device: torch
     footage, val = read_footage(args) if args.clips else ({}, [])
     val_set = clips.Windows(val) if val else validation_scenes(material, args)
     args.step_size = distributed.world_size() * args.batch_size
-    args.validation = epochs.fingerprint(val_set)
-    content = epochs.settled(content, epochs.recorded(args), len(val_set))
+    args.validation = runs.fingerprint(val_set)
+    content = runs.settled(content, runs.recorded(args), len(val_set))
     torch.manual_seed(args.seed)
     model = models.build(args.model_name, args.activation) if content else begin(args)
     if distributed.is_main():
@@ -427,7 +427,7 @@ def train(
         schedule=lambda progress: rate(progress * stage.end),
         validate=Validation(val_set, device),
         resume=content,
-        config=epochs.recorded(args),
+        config=runs.recorded(args),
     ).content()
 
 

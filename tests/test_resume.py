@@ -21,7 +21,7 @@ import models
 import train_gopro
 import train_vimeo90k
 from datasets import clips, gopro
-from utils import cli, epochs
+from utils import cli, epochs, runs
 from utils.io import only_run, to_uint8, write_image
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -251,18 +251,18 @@ def test_a_run_of_another_recipe_is_not_gone_on_with(whole, tmp_path, capsys):
         ["--model_name", "IFRNet_S", "--log_path", str(tmp_path), "--resume", "auto"]
     )
     with pytest.raises(ValueError, match="a run of train_vimeo90k.py is here; give another --log_path"):
-        epochs.find_resume(args, tmp_path / "IFRNet_S", 1)
+        runs.find_resume(args, tmp_path / "IFRNet_S", 1)
     theirs = whole / "IFRNet_S" / "latest.pth"
     args = train_gopro.parser().parse_args(["--resume_path", str(theirs)])
     with pytest.raises(ValueError, match=f"{theirs}: of a run of train_vimeo90k.py; its best.pth has weights to start"):
-        epochs.find_resume(args, tmp_path / "IFRNet", 1)
+        runs.find_resume(args, tmp_path / "IFRNet", 1)
     args.resume_path = str(whole / "IFRNet_S" / "best.pth")
-    assert epochs.find_resume(args, tmp_path / "IFRNet", 1)["iteration"] == 0
+    assert runs.find_resume(args, tmp_path / "IFRNet", 1)["iteration"] == 0
 
 
 def test_shipped_weights_are_started_from_by_their_name(tmp_path):
     args = train_gopro.parser().parse_args(["--resume_path", "IFRNet_S", "--resume"])
-    content = epochs.find_resume(args, tmp_path / "IFRNet_S", 1)
+    content = runs.find_resume(args, tmp_path / "IFRNet_S", 1)
     assert args.resume == "auto" and content["iteration"] == 0
     shipped = models.load("IFRNet_S").state_dict()
     assert all(torch.equal(shipped[name], value.float()) for name, value in content["model"].items())

@@ -301,7 +301,7 @@ def test_a_resumed_run_keeps_the_loss_of_what_it_was_begun_with(material, monkey
     content = {"config": {"init": "IFRNet_S"}, "iteration": 0, "seconds": 0.0, "model": {"weight": torch.zeros(1)}}
     asked = []
     monkeypatch.setattr(script, "read_material", lambda args: material)
-    monkeypatch.setattr(script.epochs, "newest", lambda *_: content)
+    monkeypatch.setattr(script.runs, "newest", lambda *_: content)
     monkeypatch.setattr(script, "train", lambda args, *rest: asked.append(args.init) or content)
     words = ["--resume", "auto", "--crops", "32", "--crop_ends", "1", "--device", "cpu", "--log_path", str(tmp_path)]
     script.main(script.parser().parse_args(words))

@@ -22,7 +22,7 @@ import train_gopro
 import train_vimeo90k
 from datasets import Sample, gopro
 from losses import ifrnet_loss
-from utils import batches, checkpoint, distributed, epochs, meter, training
+from utils import batches, checkpoint, distributed, meter, runs, training
 from utils.journal import Journal
 from utils.training import Recipe, State, cosine, fit
 from utils.validation import Validation
@@ -500,7 +500,7 @@ def test_an_epoch_of_no_weights_is_refused_whether_or_not_a_run_is_there(tmp_pat
     checkpoint.save(tmp_path, dict.fromkeys(checkpoint.NEEDED, 0) | {"model": {}})
     args = train_gopro.parser().parse_args([*words, "--resume_epoch", "3"])
     with pytest.raises(ValueError, match="--resume_epoch 3 needs --resume_path"):
-        epochs.find_resume(args, tmp_path, 1)
+        runs.find_resume(args, tmp_path, 1)
 
 
 def test_the_newest_whole_checkpoint_is_found_and_a_cut_one_named(tmp_path):
