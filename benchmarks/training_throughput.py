@@ -115,7 +115,7 @@ def make_set(root: Path, count: int) -> Path:
     return root
 
 
-def in_turn(candidates: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+def best_of(candidates: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
     """The best of each candidate; they take turns, so that other load on the machine disturbs all alike."""
     best = dict.fromkeys(candidates, float("inf"))
     for _ in range(rounds):
@@ -155,7 +155,7 @@ def loaders(root: Path, packed: Path, args: argparse.Namespace, device: torch.de
         return (clock() - start) / (len(batches) * batch)
 
     candidates = {name: partial(measure, name, way, iter(Order(len(names), batch))) for name, way in collated.items()}
-    seconds = in_turn(candidates, args.rounds)
+    seconds = best_of(candidates, args.rounds)
     first = next(iter(seconds.values()))
     return {name: {"ms": 1e3 * s, "samples_per_s": 1 / s, "times": first / s} for name, s in seconds.items()}
 
@@ -201,7 +201,7 @@ def steps(root: Path, args: argparse.Namespace, device: torch.device) -> dict[st
         run = Run(args, device, measures, itertools.repeat(batch))
         run.seconds(args.warm_up)
         runs[name] = run
-    seconds = in_turn({name: lambda run=run: run.seconds(args.steps) for name, run in runs.items()}, args.rounds)
+    seconds = best_of({name: lambda run=run: run.seconds(args.steps) for name, run in runs.items()}, args.rounds)
     first = next(iter(seconds.values()))
     return {
         name: {
@@ -259,8 +259,8 @@ def scenes(args: argparse.Namespace, device: torch.device) -> dict[str, dict]:
         return (clock() - start) / count
 
     timed = {"making": making, "a step": lambda: alone.seconds(count), "both": lambda: both.seconds(count)}
-    in_turn(timed, 1)  # to warm up
-    seconds = in_turn(timed, args.rounds)
+    best_of(timed, 1)  # to warm up
+    seconds = best_of(timed, args.rounds)
     return {
         name: {
             "s": s,
