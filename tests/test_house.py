@@ -1,13 +1,17 @@
 """The rules that keep the parts apart: who may import whom, and that scripts start from anywhere."""
 
 import ast
-import importlib
+import re
+import runpy
 import shlex
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
+
+import models
+from utils import cli
 
 PACKAGES = ("models", "losses", "datasets", "utils", "benchmarks")
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
@@ -94,14 +98,41 @@ def test_a_script_says_how_to_use_it_from_any_folder(tmp_path):
     assert SCRIPTS and not list(here.iterdir())
 
 
-def test_training_commands_of_the_readme_fit_the_weights_that_they_start_from():
-    lines = [line.partition("  #")[0] for line in (ROOT / "README.md").read_text().splitlines()]
-    commands = [shlex.split(line) for line in lines if line.startswith(("    python train_", "    torchrun "))]
-    assert len(commands) > 5
-    for command in commands:
-        script = next(number for number, word in enumerate(command) if word.endswith(".py"))
-        args = importlib.import_module(bare(command[script])).parser().parse_args(command[script + 1 :])
-        assert args.resume_path in (None, args.model_name), command
+def commands():
+    """Those that the documents and the heads of the scripts tell to type, in words, from the script's name on."""
+    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("*/README.md")]
+    texts = {path: path.read_text() for path in documents}
+    texts |= {path: ast.get_docstring(ast.parse(path.read_text())) or "" for path in ROOT.glob("*.py")}
+    texts |= {path: ast.get_docstring(ast.parse(path.read_text())) or "" for path in ROOT.glob("benchmarks/*.py")}
+    for path, text in texts.items():
+        text = re.sub(r"\\\n *", "", text)  # lines that go on in the next one
+        indent = " *" if path.suffix == ".py" else "    "
+        lines = re.findall(rf"^{indent}(?:python|torchrun) .*", text, re.M)
+        for command in lines + re.findall(r"`([^`]+\.py [^`]+)`", text):
+            command = re.sub(r" {2,}.*| *[&|#].*", "", re.sub(r"\n\s*", " ", command.strip()))
+            words = shlex.split(command.replace("NAMES", "a.mp4"))
+            first = next((k for k, word in enumerate(words) if word.endswith(".py")), None)
+            if first is not None:
+                yield path.relative_to(ROOT), words[first:]
+
+
+def test_every_command_that_is_told_of_can_be_typed(monkeypatch):
+    parsed = []
+    monkeypatch.setattr(cli, "run", lambda main, parser: parsed.append(parser.parse_args()))
+    told = list(commands())
+    assert len(told) > 75 and len({path for path, _ in told}) > 20
+    for path, (script, *words) in told:
+        if words and words[-1] == "--val_clips":  # the names are those of a list there
+            words.append("a.mp4")
+        folder = ROOT if (ROOT / script).is_file() else ROOT / "benchmarks"
+        monkeypatch.setattr(sys, "argv", [script, *(word.replace("NAME", "IFRNet_S") for word in words)])
+        try:
+            runpy.run_path(str(folder / script), run_name="__main__")
+        except SystemExit:
+            pytest.fail(f"{path}: {shlex.join([script, *words])}")
+        args = parsed.pop()
+        if getattr(args, "resume_path", None) in models.VARIANTS:  # weights fit no other network
+            assert args.model_name == args.resume_path, f"{path}: {shlex.join([script, *words])}"
 
 
 def test_no_package_of_the_project_does_anything_at_import(tmp_path):
