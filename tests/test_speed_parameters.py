@@ -26,7 +26,7 @@ def no_longer_than_it_takes(monkeypatch):
 
 
 def run(typed, out, *words):
-    return typed(speed.main, speed.parser(), "--device", "cpu", "--out", out, *words)
+    return typed(speed.main, speed.parser(), "--device", "cpu", "--minutes", 60, "--out", out, *words)
 
 
 def test_several_frames_of_a_pair_are_encoded_once():
