@@ -428,7 +428,8 @@ def to_parts(job: Job) -> None:
         except OSError as error:
             raise OSError(error.errno, f"{error.strerror}; {kept}", args.output) from error
         parts.remove()
-        say(f"wrote {args.output}: {job.form.width}x{job.form.height}, {float(job.form.rate):.6g} frames a second")
+        width, height = job.form.stored if job.kind in video_out.DEFAULTS else (job.form.width, job.form.height)
+        say(f"wrote {args.output}: {width}x{height}, {float(job.form.rate):.6g} frames a second")
 
 
 def join(job: Job, parts: list[Path], whole: bool = True) -> None:

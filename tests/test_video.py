@@ -389,8 +389,11 @@ def test_odd_sizes_lose_no_row_and_no_column(tmp_path, size, capsys):
     run(tmp_path / "frames", tmp_path / "out.mp4", "--crf", "5")
     _, images = decode(tmp_path / "out.mp4")
     assert images[0].shape == (height + height % 2, width + width % 2, 3)
-    assert ("is odd" in capsys.readouterr().err) == bool(height % 2 or width % 2)
+    told = capsys.readouterr().err
+    assert ("is odd" in told) == bool(height % 2 or width % 2)
+    assert f"out.mp4: {width + width % 2}x{height + height % 2}, " in told
     run(tmp_path / "frames", tmp_path / "out")
+    assert f"out: {width}x{height}, " in capsys.readouterr().err
     assert all((io.read_image(tmp_path / "out" / f"{2 * i + 1:08d}.png") == frames[i]).all() for i in range(3))
 
 

@@ -97,6 +97,12 @@ class Format(NamedTuple):
         return self.codec not in (LOSSLESS, RAW)
 
     @property
+    def stored(self) -> tuple[int, int]:
+        """Width and height in a file of this codec."""
+        more = int(self.even)
+        return self.width + more * (self.width % 2), self.height + more * (self.height % 2)
+
+    @property
     def exact_tick(self) -> Fraction:
         """The unit in which the origin is a whole number, too."""
         tick = common(self.tick, self.origin) if self.origin else self.tick
@@ -121,7 +127,7 @@ class VideoWriter:
         with errors(path):
             self.output = av.open(file or located(path), "w", format=container, options=options)
             stream = self.output.add_stream(codec.encoder, rate=form.nominal)
-            stream.width, stream.height = (n + n % 2 if form.even else n for n in (form.width, form.height))
+            stream.width, stream.height = form.stored
             stream.pix_fmt = form.pix_fmt
             context = stream.codec_context
             stream.time_base = context.time_base = form.exact_tick
