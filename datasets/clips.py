@@ -162,7 +162,8 @@ def split(
         train, val = [w for w in whole if w.start + step < border], [w for w in whole if w.start >= border][::step]
     if not (train and val):
         what = f"{length} frames, {stride} apart, {least}x{least} or larger"
-        raise ValueError(f"{folder}: too few windows of {what}, to train on some and validate on others")
+        way = "add clips, or give a smaller --crop or --clip_stride"
+        raise ValueError(f"{folder}: too few windows of {what}, to train on some and validate on others; {way}")
     return train, val
 
 

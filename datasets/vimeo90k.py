@@ -36,6 +36,8 @@ def read_list(root: str | Path, name: str | Path = TRAIN_LIST, check: bool = Tru
         )
     path = root / name if (root / name).is_file() else Path(name)
     if not path.is_file():
+        if str(name) not in (TRAIN_LIST, TEST_LIST):
+            raise FileNotFoundError(f"{name}: no such list of triplets, neither here nor in {root}")
         path = root / name
         way = f"see {PAGE}; train_vimeo90k.py takes footage of your own as --data clips:{root}"
         raise FileNotFoundError(f"{path}: no such list; is {root} the folder of Vimeo90K's triplets? If not, {way}")

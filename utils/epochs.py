@@ -83,7 +83,7 @@ def clips_folder(args: argparse.Namespace) -> str | None:
     """The folder of --data clips:FOLDER, None for any other set, for which options about clips are a ValueError."""
     if args.data.startswith(CLIPS):
         if args.data == CLIPS:
-            raise ValueError(f"--data {CLIPS}: name a folder after the colon")
+            raise ValueError(f"--data {CLIPS} names no folder; give one after the colon")
         return str(Path(args.data.removeprefix(CLIPS)).expanduser())  # no shell does so after a colon
     for name, usual in CLIP_OPTIONS.items():
         if getattr(args, name) != usual:
