@@ -201,6 +201,7 @@ def test_a_signal_saves_and_ends_with_its_own_status(vimeo, whole, tmp_path, kin
     os.killpg(process.pid, kind)  # as a terminal or a scheduler does: to the reading processes too
     assert process.wait() == 128 + kind, log.read_text()
     assert f"stopped by {kind.name} after iteration" in log.read_text() and "Traceback" not in log.read_text()
+    assert log.read_text().strip().endswith("; --resume auto continues")
     with pytest.raises(ValueError, match="a run is here; --resume auto continues it"):
         train_here(vimeo, tmp_path, *options)
     if kind == signal.SIGTERM:

@@ -227,7 +227,8 @@ def fit(
                 done = state.iteration / recipe.iterations if recipe.iterations else seconds / 60 / recipe.minutes
                 if signal_number:
                     save()
-                    _say(journal, f"stopped by {signal.Signals(signal_number).name} after iteration {state.iteration}")
+                    name = signal.Signals(signal_number).name
+                    _say(journal, f"stopped by {name} after iteration {state.iteration}; --resume auto continues")
                     raise SystemExit(128 + signal_number)
                 in_turn = recipe.eval_every and state.iteration % recipe.eval_every == 0
                 validation_due = done >= 1 or in_turn or state.validated < 0
