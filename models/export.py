@@ -189,7 +189,8 @@ def main(args: argparse.Namespace) -> None:
         ) from error
     print(f"largest difference from the network at {width}x{height}: {most:.1e} (frames are in [0, 1])")
     if not most < TOLERANCE:
-        raise ValueError(f"{path}: differs from the network by {most:.1e}; rounding explains at most {TOLERANCE:g}")
+        way = f"rounding explains at most {TOLERANCE:g}; name its weights with --model_name or --checkpoint"
+        raise ValueError(f"{path}: differs from this {model.name} by {most:.1e}; {way}")
 
 
 def size(text: str) -> tuple[int, int] | None:

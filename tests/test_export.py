@@ -92,6 +92,9 @@ def test_it_writes_the_file_and_says_how_far_it_is_from_the_network(weights, tmp
     assert "t = 0.5 alone" not in printed
     with pytest.raises(ValueError, match="does not run at 48x32; give the --size"):
         typed("--check", out, "--checkpoint", weights, "--size", "48x32")
+    words = "differs from this IFRNet_S by .*; name its weights with --model_name or --checkpoint"
+    with pytest.raises(ValueError, match=words):  # the shipped ones
+        typed("--check", out, "--size", "64x32")
 
 
 def test_of_weights_that_ignore_t_it_says_so(model, tmp_path, capsys):
