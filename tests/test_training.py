@@ -385,6 +385,17 @@ def test_what_is_compiled_is_one_graph_that_takes_the_same_steps(tmp_path, monke
     assert same(models.load(tmp_path / "compiled" / "latest.pth"), eager)  # under the names that everyone uses
 
 
+def test_a_run_shorter_than_its_start_takes_one_step_and_is_scored(tmp_path):
+    scored = []
+
+    def validate(net):
+        scored.append(net)
+        return {"psnr": 1.0}
+
+    state = fit(network(), endless, loss, Recipe(minutes=1e-9), tmp_path, CPU, validate=validate)
+    assert state.iteration == 1 and len(scored) == 1
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that goes by a tenth of a second each time it is looked at, however busy the machine is."""

@@ -225,6 +225,8 @@ def fit(
             while True:
                 signal_number, seconds = _agree(asked_to_stop(), state.seconds)
                 done = state.iteration / recipe.iterations if recipe.iterations else seconds / 60 / recipe.minutes
+                if not (resume or state.iteration):
+                    done = 0.0  # a new run takes a step, however long the start took, so that there is a score
                 if signal_number:
                     save()
                     name = signal.Signals(signal_number).name
