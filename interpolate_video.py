@@ -14,7 +14,8 @@ torchrun --nproc_per_node=4 interpolate_video.py in.mp4 out.mp4  each GPU makes 
 ffmpeg -ss 60 -t 10 -i in.mp4 -f yuv4mpegpipe - | python interpolate_video.py - part.mp4    ten seconds of it
 
 Frames of the input are passed through unchanged. No frames are interpolated across a cut, except with --cuts no.
-Sound and subtitles are copied. 4K takes under 4 GB of memory: see --scale and --tile.
+Sound, subtitles and chapters are copied if the output format can hold them, except with --slow. 4K takes under 4 GB of
+memory: see --scale and --tile.
 """
 
 import argparse
@@ -95,7 +96,8 @@ def parser() -> cli.Parser:
     options.add_argument("output", help=f"{', '.join(video_out.DEFAULTS)}, .gif, a folder for PNG, or - for y4m")
     options.add_argument("--factor", type=times, help="output frames per input frame (default: 2, or --slow if larger)")
     options.add_argument("--fps", type=rate, help="frames per second, 60 or 60000/1001, instead of --factor")
-    options.add_argument("--slow", type=times, default=1, help="stretch time by this factor; drops sound and subtitles")
+    about = "stretch time by this factor; drops sound, subtitles and chapters"
+    options.add_argument("--slow", type=times, default=1, help=about)
     options.add_argument("--input_fps", type=rate, help="frame rate of a folder of pictures (default: 24)")
     options.add_argument("--cuts", choices=("yes", "no"), default="yes", help="detect cuts (default: yes)")
     options.add_argument("--dedup", action="store_true", help="drop repeated frames first; output times stay the same")
