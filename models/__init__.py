@@ -34,8 +34,8 @@ def checkpoint_path(checkpoint: str | Path) -> Path:
     path = CHECKPOINTS / f"{checkpoint}.pth" if str(checkpoint) in VARIANTS else Path(checkpoint)
     if not path.is_file():
         shipped = [name for name in VARIANTS if (CHECKPOINTS / f"{name}.pth").is_file()]
-        of_name = f"{checkpoint}: no shipped weights for this network"
-        what = of_name if str(checkpoint) in VARIANTS else f"{path}: no such checkpoint"
+        what = f"{path}: is a folder" if path.is_dir() else f"{path}: no such checkpoint"
+        what = f"{checkpoint}: no shipped weights for this network" if str(checkpoint) in VARIANTS else what
         raise FileNotFoundError(f"{what}; give {', or '.join(['a path', *shipped])}")
     return path
 

@@ -123,7 +123,8 @@ def test_hyphens_are_taken_for_underscores(tmp_path, typed):
 
 BAD_INPUT = {
     "missing image": ({"img0": "gone.png"}, "gone.png: no such file"),
-    "folder for an image": ({"img0": "."}, "no such file"),
+    "folder for an image": ({"img0": "."}, "is a folder; name a file"),
+    "folder for weights": ({"checkpoint": "."}, "is a folder; give a path, or IFRNet_S, or"),
     "cut image": ({"img1": "cut_img1.png"}, "cut_img1.png: the picture is cut short or damaged; copy or make it again"),
     "text for an image": ({"img0": "text.png"}, "text.png: not a PNG file, whatever its name says"),
     "other format": ({"img0": "weights.pth"}, "weights.pth: unknown picture format; .png, .jpg"),

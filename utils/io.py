@@ -48,6 +48,8 @@ F16_REACH = 65504  # the largest float16
 
 def read_bytes(path: str | Path) -> bytes:
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder; name a file")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     return path.read_bytes()
