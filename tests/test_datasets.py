@@ -2,6 +2,7 @@
 
 import hashlib
 import multiprocessing
+import os
 import re
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ from datasets.clips import Windows
 from datasets.transforms import Augment, finish
 from datasets.vimeo90k import Vimeo90K, find_flow, read_list
 from utils import cli
-from utils.batches import load, stream
+from utils.batches import default_workers, load, stream
 from utils.io import write_flow, write_image
 
 HEIGHT, WIDTH = 48, 64
@@ -151,6 +152,12 @@ def test_flow_is_found_in_the_format_that_is_there(tmp_path):
     assert find_flow(tmp_path / "flow_t0") == tmp_path / "flow_t0.pfm"
 
 
+def test_a_list_whose_triplets_are_looked_for_later_is_read_without_them(tmp_path):
+    root = write_set(tmp_path / "set", flow=None)
+    shutil.rmtree(root / "sequences/00002/0001")
+    assert read_list(root, check=False) == ["00001/0001", "00001/0002", "00002/0001"]
+
+
 def test_a_list_may_begin_with_a_byte_order_mark(tmp_path):
     path = write_set(tmp_path) / "tri_trainlist.txt"
     names = read_list(tmp_path)
@@ -270,6 +277,13 @@ def test_small_clips_are_left_out_and_named_and_too_few_are_an_error(tmp_path, o
         clips.split(folder, 3, held=["zebra"])
     with pytest.raises(ValueError, match="too few windows of 40 frames.*; add clips, or give a smaller --crop"):
         clips.split(folder, 40)
+
+
+@pytest.mark.parametrize(("cores", "ranks", "workers"), [(64, "2", 8), (16, "4", 4), (2, "4", 0), (12, "many", 8)])
+def test_reading_processes_share_the_cores_with_those_of_other_ranks(monkeypatch, cores, ranks, workers):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    assert default_workers() == workers
 
 
 class Spoilt(Dataset):

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import models
+from losses import ifrnet_loss
 from losses.terms import census, flow_distillation, flow_error, full_size, geometry, log_error
 
 
@@ -167,6 +169,14 @@ def test_flow_brought_to_full_size_once_serves_all_terms():
         torch.testing.assert_close(flow_error((level,), teacher), flow_error((flow,), teacher))
 
 
+def test_the_error_of_flow_is_the_sum_over_levels_of_its_mean_difference():
+    target = torch.full((1, 4, 16, 32), 3.0)
+    levels = tuple(torch.full((1, 4, 16 // k, 32 // k), (3 + off) / k) for k, off in ((1, 0.25), (2, -0.5), (4, 1)))
+    assert flow_error(levels, target).item() == pytest.approx(1.75, abs=1e-5)
+    target[..., :8] = torch.nan  # a quarter of it
+    assert flow_error(levels, target).item() == pytest.approx(0.75 * 1.75, abs=1e-5)
+
+
 def test_an_unknown_flow_adds_nothing_and_a_broken_one_is_seen():
     flows, teacher = pyramid(2)
     (flow_distillation(flows, teacher) + flow_error(flows[:1], teacher)).backward()
@@ -180,3 +190,9 @@ def test_an_unknown_flow_adds_nothing_and_a_broken_one_is_seen():
 def test_features_of_two_sizes_are_refused():
     with pytest.raises(ValueError, match=r"have different shapes: \(2, 5, 12, 16\) and \(2, 5, 24, 32\)"):
         geometry(features(0), features(1, height=24, width=32))
+
+
+def test_an_answer_without_the_true_frames_features_is_refused():
+    model, frames = models.build("IFRNet_S"), torch.rand(2, 1, 3, 16, 16)
+    with pytest.raises(ValueError, match="call the model with imgt"):
+        ifrnet_loss(model(*frames, 0.5), frames[0])

@@ -438,6 +438,10 @@ def test_an_epoch_holds_every_sample_at_most_once_and_the_next_is_another():
     assert [index for index, _ in first] != [index for index, _ in second]
 
 
+def test_another_seed_is_another_order():
+    assert steps(3, length=13, batch_size=4, seed=1) != steps(3, length=13, batch_size=4, seed=2)
+
+
 def test_the_order_goes_on_where_it_stood():
     whole = steps(20, length=13, batch_size=2, seed=4, accumulate=2)
     for start in range(8):

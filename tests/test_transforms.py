@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import formula_image
 from torch.utils.data import default_collate
 
@@ -175,6 +176,15 @@ def test_the_device_makes_what_the_cpu_makes_of_the_same_dice(monkeypatch, targe
         torch.testing.assert_close(batch.t[k], expected.t)
         torch.testing.assert_close(batch.flow[k], expected.flow, atol=1e-5, rtol=0)
     assert batch.imgt.shape[1:] == expected.imgt.shape
+
+
+def test_frames_zoomed_on_the_device_are_rounded_and_not_darkened(monkeypatch):
+    stack = smooth_stack(48, 80)
+    dice = transforms.Dice(True, 11, 22, False, False, False, False, False)
+    got = finish(raws(stack, [dice], 32, monkeypatch), torch.device("cpu")).img0[0]
+    planes = torch.tensor(stack.frames[0], dtype=torch.float64).permute(2, 0, 1)
+    exact = F.interpolate(planes[None], scale_factor=2, mode="bilinear")[0, :, 11:43, 22:54]
+    assert (255 * got - exact).abs().max() < 0.501
 
 
 def test_the_device_knows_flow_in_fixed_point_and_none(monkeypatch):
