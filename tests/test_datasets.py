@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -87,10 +88,10 @@ def wrong(name):
         path.write_bytes(path.read_bytes()[:-40])
 
     def other_size(root):
-        write_image(root / "sequences/00001/0001/im3.png", np.zeros((32, 32, 3), np.uint8))
+        write_image(root / "sequences/00001/0001/im3.png", np.zeros((32, 64, 3), np.uint8))
 
     def other_flow(root):
-        write_flow(root / "flow/00001/0001/flow_t1.flo", np.zeros((32, 32, 2), np.float32))
+        write_flow(root / "flow/00001/0001/flow_t1.flo", np.zeros((48, 32, 2), np.float32))
 
     def cut_flow(root):
         path = root / "flow/00001/0001/flow_t0.flo"
@@ -106,12 +107,12 @@ def wrong(name):
         ),
         "no frame": (lambda root: (root / "sequences/00001/0001/im2.png").unlink(), "im2.png: no such file"),
         "cut frame": (cut_frame, "im2.png: the picture is cut short"),
-        "other size": (other_size, "im3.png: 32x32, but the triplet's first frame is 64x48"),
+        "other size": (other_size, "im3.png: 64x32, but the triplet's first frame is 64x48"),
         "no flow": (lambda root: (root / "flow/00001/0001/flow_t1.flo").unlink(), "flow_t1: no teacher flow"),
         "cut flow": (cut_flow, "flow_t0.flo: a flow of 64x48"),
         "other flow": (
             other_flow,
-            "flow_t1.flo: 32x32, but the triplet's first frame is 64x48; make it again with generate_flow.py",
+            "flow_t1.flo: 32x48, but the triplet's first frame is 64x48; make it again with generate_flow.py",
         ),
     }[name]
 
@@ -158,6 +159,13 @@ def test_a_list_whose_triplets_are_looked_for_later_is_read_without_them(tmp_pat
     assert read_list(root, check=False) == ["00001/0001", "00001/0002", "00002/0001"]
 
 
+def test_a_list_may_lie_outside_of_the_set(tmp_path):
+    root = write_set(tmp_path / "set", flow=None)
+    (tmp_path / "mine.txt").write_text("00001/0002\n")
+    assert read_list(root, tmp_path / "mine.txt") == ["00001/0002"]
+    assert len(read_list(root, "tri_trainlist.txt")) == 3
+
+
 def test_a_list_may_begin_with_a_byte_order_mark(tmp_path):
     path = write_set(tmp_path) / "tri_trainlist.txt"
     names = read_list(tmp_path)
@@ -185,6 +193,14 @@ def test_gopro_windows_of_both_layouts_are_nine_frames_eight_apart(tmp_path, inn
     assert grey.tolist() == [9 + 8 + k for k in range(9)]
     np.testing.assert_allclose(sample.t, np.arange(1, 8) / 8)
     assert sample.flow.isnan().all() and sample.imgt.shape == (7, 3, 32, 48)
+
+
+def test_a_gap_before_the_last_frame_of_a_gopro_window_is_one_within_it(tmp_path):
+    root, video = write_gopro(tmp_path, frames=34, videos=gopro.TRAIN_VIDEOS[:1]), gopro.TRAIN_VIDEOS[0]
+    (root / "train" / video / "000017.png").unlink()
+    with pytest.warns(UserWarning, match="frames are missing after 000016.png"):
+        windows = gopro.windows(root, [video])
+    assert [window.paths[0].stem for window in windows] == ["000001", "000018", "000026"]
 
 
 def test_gopro_windows_in_which_frames_are_missing_are_left_out(tmp_path):
@@ -319,6 +335,29 @@ def test_a_reading_process_that_was_killed_is_one_line(typed):
     done = typed(main, cli.Parser(""))
     assert done.status == 2 and done.err.count("\n") == 1
     assert re.search(r"DataLoader worker \(pid.*; if memory is short.* fewer --workers; ", done.err), done.err
+
+
+class Settings(Dataset):
+    """What a process is set to: its threads, and whether it ignores the signals that end the run."""
+
+    def __getitem__(self, key):
+        ignored = (signal.getsignal(kind) is signal.SIG_IGN for kind in (signal.SIGINT, signal.SIGTERM))
+        return torch.get_num_threads(), *ignored
+
+
+def test_a_reading_process_takes_one_thread_and_leaves_signals_to_the_run():
+    (told,) = load(Settings(), [[0]], workers=1, collate=lambda samples: samples[0])
+    assert told == (1, True, True)
+
+
+class Missing(Dataset):
+    def __getitem__(self, key):
+        raise FileNotFoundError("im2.png: no such file")
+
+
+def test_a_file_that_a_reading_process_misses_is_named_in_one_line():
+    with pytest.raises(FileNotFoundError, match="^im2.png: no such file$"):
+        next(load(Missing(), [[0]], workers=1))
 
 
 LEFT = """

@@ -83,6 +83,13 @@ def test_an_overlay_is_what_compositing_says_and_unknown_flow_beside_it_stays_un
     assert overlay(frames, flow, *args, torch.tensor([0.4]))[1].isnan().all()  # it is seen through
 
 
+def test_marks_are_distances_in_pixels(stencils, monkeypatch):
+    monkeypatch.setattr(effects, "LETTERBOX", 0)
+    distance, *_ = seeded(1, stencils)._marks(torch.arange(300), 64, 64)
+    slope = torch.stack(torch.gradient(distance, dim=(1, 2))).norm(dim=0)
+    assert slope[distance.abs() < 2].median().item() == pytest.approx(1, abs=0.1)
+
+
 def test_a_rim_is_black_and_as_wide_as_asked():
     frames = torch.ones(1, 3, 3, 1, 20)
     distance = (10 - torch.arange(20.0)).view(1, 1, 20)
@@ -157,6 +164,30 @@ def test_the_cosine_transform_is_opencvs():
     x = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
     dct = effects.transform(torch.device("cpu")).numpy()
     assert np.abs(dct @ x @ dct.T - cv2.dct(x)).max() < 1e-5
+
+
+def test_effects_are_as_strong_as_they_are_said_to_be(stencils, alone, monkeypatch):
+    """Drift of 0.15, noise of 0.5 to 8 grey levels, bars as a quarter of the overlays, JPEG's qualities 25 to 90."""
+    given = {}
+
+    def recorded(name, result):
+        monkeypatch.setattr(effects, name, lambda *args: given.update({name: args}) or result(*args))
+
+    recorded("drift", lambda frames, *_: frames)
+    recorded("noise", lambda frames, *_: frames)
+    recorded("compress", lambda frames, *_: frames)
+    recorded("overlay", lambda frames, flow, *_: (frames, flow))
+    alone(*SHARES)
+    seeded(1, stencils)(batch(400, (16, 32)))
+    for rates in given["drift"][2:]:
+        assert rates.mean().item() == pytest.approx(0, abs=0.03) and rates.std().item() == pytest.approx(0.15, rel=0.15)
+    deviation = 255 * given["noise"][1]
+    assert 0.5 <= deviation.min() < 0.6 and 6.5 < deviation.max() <= 8.001
+    assert 25 <= given["compress"][1].min() < 27 and 88 < given["compress"][1].max() <= 90
+    *_, fill, rim, opacity = given["overlay"]
+    bars = (fill == 0).all(1)
+    assert bars.float().mean().item() == pytest.approx(0.25, abs=0.07)
+    assert (opacity[bars] == 1).all() and (rim[bars] == 0).all() and opacity.min() >= 0.4 and rim.max() <= 2
 
 
 def test_compression_changes_the_target_as_its_neighbours(stencils, alone):

@@ -228,6 +228,16 @@ def test_dis_is_opencvs_on_grey_pictures():
         np.testing.assert_array_equal(found.movedim(0, -1).numpy(), expected)
 
 
+def test_dis_rounds_to_grey_levels_and_does_not_wrap_what_a_filter_overshot():
+    first, second = (255 * frames(2)).round()
+    first[:, :9], second[:, -9:] = 255, 0
+    exact = DIS().estimate(first[None] / 255, second[None] / 255)
+    nearly = (first + 0.45) / 255, (second - 0.45) / 255
+    torch.testing.assert_close(DIS().estimate(*(x[None] for x in nearly)), exact, rtol=0, atol=0)
+    beyond = torch.where(first == 255, 1.02, first / 255), torch.where(second == 0, -0.02, second / 255)
+    torch.testing.assert_close(DIS().estimate(*(x[None] for x in beyond)), exact, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("size", [(2, 2), (1, 50), (16, 300), (300, 16), (31, 33)])
 def test_dis_takes_frames_that_opencv_would_crash_on(size):
     img0, img1 = frames(2, *size)[:, None]

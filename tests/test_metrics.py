@@ -119,6 +119,14 @@ def test_what_is_hidden_in_the_next_frame_does_not_count_as_flicker():
     assert metrics.warping_error(video, forward, backward).item() == pytest.approx(0, abs=1e-6)
 
 
+def test_a_video_in_which_nothing_is_seen_twice_has_no_flicker_to_measure():
+    video, forward, backward = moving(3, 2)
+    far = torch.full_like(forward, 1000)
+    assert metrics.warping_error(video, far, -far).item() == 0
+    near = torch.stack([forward[0], far[1]]), torch.stack([backward[0], -far[1]])
+    assert metrics.warping_error(video, *near).isfinite()
+
+
 # LPIPS, with random weights
 
 

@@ -99,17 +99,27 @@ def test_interrupted_packing_goes_on(files, tmp_path, monkeypatch, capsys):
     assert torch.equal(Packed(out)[4].imgt, source[4].imgt)
 
 
-def test_damage_is_found_and_mended(files, packed_set, capsys):
-    frames = np.load(packed_set / "frames.npy", mmap_mode="r+")
-    frames[3, 1, 5, 5, 0] ^= 1  # one bit
-    frames.flush()
+@pytest.mark.parametrize(("name", "place"), [("frames.npy", (3, 1, 5, 5, 0)), ("flow.npy", (3, 5, 5, 0))])
+def test_damage_is_found_and_mended(files, packed_set, capsys, name, place):
+    array = np.load(packed_set / name, mmap_mode="r+")
+    array[place] ^= 1  # one bit
+    array.flush()
     source = Vimeo90K(files, NAMES)
     with pytest.raises(ValueError, match=f"1 triplets are damaged, such as {NAMES[3]}; run this again"):
         pack(source, packed_set, workers=1)
     with pytest.raises(ValueError, match="packing was not finished"):  # it cannot be trained on before it is repaired
         Packed(packed_set)
     pack(source, packed_set, workers=1)
-    assert torch.equal(Packed(packed_set)[3].imgt, source[3].imgt)
+    assert all(torch.equal(a, b) for a, b in zip(Packed(packed_set)[3], source[3]))
+
+
+def test_a_set_whose_repacking_was_interrupted_is_not_taken_for_a_whole_one(files, packed_set):
+    frame = files / "sequences" / NAMES[4] / "im2.png"
+    frame.write_bytes(frame.read_bytes()[:100])
+    with pytest.raises(ValueError, match="im2.png: the picture is cut short"):
+        pack(Vimeo90K(files, NAMES), packed_set, workers=1)
+    with pytest.raises(ValueError, match="packing was not finished"):
+        Packed(packed_set)
 
 
 def test_what_has_changed_since_is_packed_again(files, packed_set, capsys):
@@ -134,7 +144,7 @@ def test_a_start_that_packed_nothing_binds_nobody(files, tmp_path):
     out.mkdir()
     packed._prepare(Vimeo90K(files, names), out, {"names": names, "flow": True})
     pack(Vimeo90K(files, names, flow=False), out, workers=1)
-    assert len(Packed(out)) == 7 and not Packed(out).flow
+    assert len(Packed(out)) == 7 and not Packed(out).flow and not (out / "flow.npy").exists()
 
 
 def test_what_is_missing_is_told_before_anything_is_made(files, tmp_path):
@@ -248,6 +258,15 @@ def test_without_flow_there_is_none(files, tmp_path):
     assert finish(data.batch([(0, 0)]), CPU).flow.isnan().all()
     assert not (tmp_path / "packed" / "flow.npy").exists()
     assert json.loads((tmp_path / "packed" / "index.json").read_text())["flow"] is False
+    with pytest.raises(ValueError, match="was packed without flow"):
+        Packed(tmp_path / "packed", NAMES, flow=True)
+
+
+def test_flow_that_was_packed_is_left_out_where_it_is_not_wanted(packed_set):
+    assert Packed(packed_set)[0].flow.isfinite().all()
+    assert Packed(packed_set, flow=False)[0].flow.isnan().all()
+    data = Packed(packed_set, augment=Augment(32), flow=False)
+    assert finish(data.batch([(0, 0)]), CPU).flow.isnan().all()
 
 
 def test_batches_read_ahead_are_those_read_in_turn(packed_set):

@@ -82,7 +82,7 @@ def test_snu_film_is_padded_centrally_by_replication_and_scaled(snu, weights, tm
     got = result(tmp_path, path.stem)
     assert list(got["average"]) == ["easy", "medium", "hard", "extreme"] and got["scale"] == scale
     for split in got["average"]:
-        assert got["average"][split]["cases"] == 2
+        assert got["average"][split]["cases"] == 2 and got["average"][split]["full"] == 310
         assert got["samples"][split][0]["psnr"][0] == pytest.approx(psnr_by_hand(prediction, target / 255), abs=1e-3)
 
 
@@ -109,6 +109,9 @@ def middlebury(root):
 def test_middlebury_is_padded_with_zeros_right_and_below(weights, tmp_path, typed):
     root = tmp_path / "Middlebury"
     img0, img1, target = middlebury(root)
+    assert Middlebury_Other.BENCHMARK.padding.amounts(120, 150, 1) == (0, 490, 0, 360)
+    assert Middlebury_Other.BENCHMARK.padding.amounts(480, 640, 1) == (0, 0, 0, 0)
+    assert len(Middlebury_Other.NAMES) == 12 == Middlebury_Other.BENCHMARK.splits(root, None)[0].full
     canvas = np.zeros((2, 480, 640, 3), np.uint8)
     canvas[:, :120, :150] = img0, img1
     prediction = network(weights, *canvas)[:120, :150]
@@ -203,7 +206,7 @@ def test_xiph_is_halved_for_2k_and_cut_for_4k(tmp_path, typed, form):
     for clip in Xiph.CLIPS:
         place(pictures, [root / form.format(clip, k) for k in range(1, 101)])
     small, large = Xiph.BENCHMARK.splits(root, None)
-    assert len(small.cases) == len(large.cases) == 392
+    assert len(small.cases) == len(large.cases) == small.full == large.full == 392
     assert [path.name[-7:] for path in small.cases[48].pictures] == ["097.png", "099.png", "098.png"]
     score(typed, Xiph.BENCHMARK, root, tmp_path, "--model_name", "average", "--limit", 1)
     got = result(tmp_path, "Xiph-average-first1")["average"]

@@ -184,6 +184,25 @@ def test_motion_has_the_asked_median_and_a_heavy_tail(tiny):
     assert length.quantile(0.99) > 40 and length.max() <= 128
 
 
+def test_a_third_of_the_layers_tilts_and_a_third_speeds_up_or_slows_down(tiny):
+    layer = Synthetic(tiny, (256, 256), layers=0, seed=6).scenes(2000).layers[0].motion
+    moving = layer.shift.norm(dim=-1) > 0
+    assert (layer.perspective != 0).all(1)[moving].float().mean() == pytest.approx(0.3, abs=0.04)
+    assert not layer.perspective[~moving].any() and layer.perspective.abs().max() <= 0.15 / 256 + 1e-9
+    assert (layer.acceleration != 0).float().mean() == pytest.approx(0.3, abs=0.04)
+    assert 0.35 < layer.acceleration.abs().max() <= 0.4
+
+
+def test_thin_shapes_are_drawn_large_and_solid_ones_of_all_sizes(tiny):
+    source = Synthetic(tiny, (100, 100), seed=6)
+    for thin, least, most in ((True, 30, 90), (False, 6, 48)):
+        source.thin = torch.full_like(source.thin, thin)
+        layer = source._object(2000)
+        radius = layer.sharpness * INNER * layer.stencil.shape[1] * STEPS  # over the softness, 0.2 to 1.5 pixels
+        assert radius.min() > least / 1.5 - 0.01 and radius.max() < most / 0.2 + 0.01
+        assert radius.log().mean().exp() == pytest.approx((least * most) ** 0.5 / (0.2 * 1.5) ** 0.5, rel=0.1)
+
+
 def test_flow_of_large_crops_reaches_beyond_sixty_pixels(tiny):
     scene = Synthetic(tiny, (224, 224), layers=0, seed=6).scenes(4000)
     tau, p = times(scene, 0.0, 1.0), 200 * torch.rand(2, 5) - 100
@@ -305,6 +324,18 @@ def test_photographs_in_which_nothing_is_seen_to_move_are_refused(material, tmp_
     with pytest.raises(ValueError, match="no motion is visible in these photographs; give others, or a larger --sp"):
         synthetic.write_vimeo90k(tmp_path, Synthetic(black, (32, 32)), train=1, test=1)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_written_is_what_was_drawn_each_frame_and_flow_under_its_name(material, tmp_path):
+    synthetic.write_vimeo90k(tmp_path, Synthetic(material, SIZE, seed=5), train=1, test=1)
+    frames, flow = Synthetic(material, SIZE, seed=5).frames(1, (0.0, 0.5, 1.0))
+    assert all((frames[0, a] - frames[0, b]).abs().mean() > 0.01 for a, b in ((0, 1), (1, 2)))
+    for number, frame in enumerate(frames[0], start=1):
+        written = io.read_image(tmp_path / "sequences/00001/0001" / f"im{number}.png")
+        assert np.abs(written - 255 * frame.movedim(0, -1).numpy()).max() < 0.501
+    for end in (0, 1):
+        written = io.read_flow(tmp_path / f"flow/00001/0001/flow_t{end}.flo")
+        np.testing.assert_array_equal(written, flow[0, 1, 2 * end : 2 * end + 2].movedim(0, -1))
 
 
 def test_the_written_set_has_the_layout_of_vimeo90k(tmp_path):
