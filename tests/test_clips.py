@@ -149,6 +149,44 @@ def test_a_repeat_that_compression_changed_is_told_by_the_motion_around_it():
     assert np.flatnonzero(shots.find_breaks(frames.clip(0, 255).astype(np.uint8))).tolist() == [5]
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_every_second_frame_repeated_is_found_from_the_first_to_the_last(monkeypatch, first):
+    """12 frames a second stored as 24, where compression leaves a tenth of the change."""
+    changes = [0.7 if k % 2 == first else 7.0 for k in range(30)]
+    monkeypatch.setattr(shots, "change", lambda one, other: (changes[one], 99))
+    monkeypatch.setattr(shots, "is_cut", lambda one, other: False)
+    assert np.flatnonzero(shots.find_breaks(range(31))).tolist() == list(range(first, 30, 2))
+
+
+@pytest.mark.filterwarnings("error")
+def test_two_frames_alone_are_judged_by_themselves():
+    one, other = moving(2, 96, 128)
+    assert shots.find_breaks([one, other]).tolist() == [False] and shots.find_breaks([one, one]).tolist() == [True]
+    assert shots.find_breaks([one]).shape == (0,)
+
+
+def test_a_picture_that_fades_by_one_grey_level_is_no_repeat():
+    picture = moving(1, 96, 128)[0] // 2
+    noisy = picture.copy()
+    noisy[::8, ::8] += 1
+    assert shots.is_repeat(picture, noisy) and not shots.is_repeat(picture, picture + 1)
+
+
+def test_a_cut_is_one_whichever_frame_comes_first():
+    """What comes into the picture is explained in one direction only."""
+    empty, full = (shots.thumbnail(frame) for frame in moving(2, 96, 128, step=4))
+    empty = np.roll(empty, 30, 1)
+    empty[:, :30] = empty.mean()
+    there, back = shots.unexplained(empty, full), shots.unexplained(full, empty)
+    assert there == back
+
+
+def test_frames_that_come_too_soon_are_leaps_as_late_ones_are():
+    assert shots.leaps([0, 40, 80, 90, 130, 170, 210, 250]) == [2]
+    assert shots.leaps([0, 40, 80, 180, 220, 260]) == [2] and shots.leaps([0, None, 80]) == []
+    assert shots.leaps([0, 0, 0, 0, 5]) == []  # times that say nothing
+
+
 @pytest.mark.parametrize("length", [3, 4, 5, 12])
 def test_a_cut_in_the_dark_and_in_a_short_clip_is_found(length):
     first, second = moving(length, 96, 128, seed=1), moving(length, 96, 128, seed=2)

@@ -252,6 +252,16 @@ def test_weights_of_another_type_are_for_fast_mode_alone(model, pair, dtype):
     assert torch.equal(frames, models.Interpolator(other.float(), "cpu", "fp32", mode="fast")(*pair))
 
 
+def test_batchnorm_answers_by_its_running_statistics_even_in_a_network_still_in_training(pair):
+    torch.manual_seed(0)
+    network = models.build("IFRNet_S", "gelu+bn")
+    network(*(x[None] for x in pair), 0.5)  # the statistics of one step
+    with torch.no_grad():
+        expected = copy.deepcopy(network).eval()(*(x[None] for x in pair), 0.5).imgt
+    frame = models.Interpolator(network.train(), "cpu")(*pair)
+    torch.testing.assert_close(frame, expected)
+
+
 # Strips
 
 

@@ -43,6 +43,22 @@ def test_no_gradient_is_no_step():
     assert torch.equal(orthogonal(torch.zeros(3, 4)), torch.zeros(3, 4))
 
 
+def test_weights_do_not_decay_and_all_follow_the_learning_rate_of_the_moment():
+    model = network()
+    optimizer = Muon(model.parameters(), lr=0.1)
+    for change, moved in ((0.0, False), (1.0, True)):
+        for weight in model.parameters():
+            weight.grad = torch.full_like(weight, change)
+        before = [weight.detach().clone() for weight in model.parameters()]
+        optimizer.step()
+        assert all(torch.equal(a, b) != moved for a, b in zip(before, model.parameters()))
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0  # as a schedule sets it
+    before = [weight.detach().clone() for weight in model.parameters()]
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+
+
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with PyTorch 2.9")
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_kernels_step_as_pytorchs_muon_moves_matrices_and_the_rest_as_adamw(layout):
@@ -96,6 +112,7 @@ def test_a_state_saved_by_an_older_pytorch_goes_on():
         optimizers[-1].step()
     saved = optimizers[0].state_dict()
     del saved["param_groups"][1]["maximize"]
+    optimizers[0] = Muon(models[0].parameters(), lr=1.0)  # in another process, which has no state of its own
     optimizers[0].load_state_dict(saved)
     for model, optimizer in zip(models, optimizers):
         gradients(model, 1)

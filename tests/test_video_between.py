@@ -68,6 +68,44 @@ def test_a_picture_that_stands_still_is_not_stretched_into_motion():
     assert spans == [(0, 4), (4, 8), (8, 10), (10, 10)]
 
 
+# Times
+
+GRIDS = (Grid(3), Grid(2, slow=2), Grid(rate=Fraction(60)), Grid(rate=Fraction(60), slow=4), Grid(rate=Fraction(8)))
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("number", [0, 1, 2, 11])
+def test_as_many_frames_are_announced_as_are_made_and_all_times_are_whole_ticks(grid, number):
+    rate, image = Fraction(24000, 1001), np.zeros((2, 2, 3), np.uint8)
+    frames = [Frame(k / rate, image) for k in range(number)]
+    pairs = list(timeline.steps(frames, grid, Fraction(100), cut=None, hold=1 / rate))
+    times = [time for pair in pairs for time in pair.times]
+    assert times == sorted(set(times)) and times[:1] == ([0] if number else [])
+    if number:  # none of a video without frames
+        assert len(times) == grid.count(number, rate)
+    if grid.rate:  # the output lasts as long as the input
+        assert not times or 0 < number / rate * grid.slow - times[-1] <= 1 / grid.rate
+    tick = grid.tick(Fraction(1, 24000), rate)
+    assert all((time / tick).denominator == 1 for time in times)
+    for pair in pairs[:-1]:
+        shown = [pair.first.time + t * (pair.second.time - pair.first.time) for t in pair.ts]
+        assert [time * grid.slow for time in shown] == pair.times and all(0 <= t < 1 for t in pair.ts)
+
+
+def test_a_piece_ends_with_the_first_frame_at_its_stop():
+    frames = [Frame(Fraction(k), np.zeros((2, 2, 3), np.uint8)) for k in range(6)]
+    pairs = list(timeline.steps(frames, Grid(2), Fraction(2), stop=Fraction(4), cut=None))
+    assert [(pair.first.time, pair.second.time) for pair in pairs] == [(0, 1), (1, 2), (2, 3), (3, 4)]
+    assert not list(timeline.steps(frames[4:], Grid(2), Fraction(2), stop=Fraction(4), cut=None))
+
+
+def test_what_repeats_is_decided_within_a_segment():
+    """So that a run that goes on at a segment's beginning makes the same frames."""
+    frames = [Frame(Fraction(k), np.zeros((2, 2, 3), np.uint8)) for k in range(9)]
+    pairs = timeline.steps(frames, Grid(1), Fraction(3), cut=None, repeat=lambda first, second: True)
+    assert [(pair.first.time, pair.second.time) for pair in pairs] == [(0, 3), (3, 6), (6, 6)]
+
+
 # What is in between
 
 

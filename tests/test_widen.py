@@ -57,3 +57,12 @@ def test_widening_is_the_same_whatever_pytorchs_defaults(unless_told):
 def test_a_network_does_not_become_narrower():
     with pytest.raises(ValueError, match="IFRNet_L cannot be widened to IFRNet_S, which is narrower"):
         widen(models.build("IFRNet_L"), "IFRNet_S")
+
+
+@pytest.mark.parametrize("layer", ["stem", "side", "widths"])
+def test_a_network_that_is_narrower_in_one_layer_alone_is_refused(monkeypatch, layer):
+    large = models.VARIANTS["IFRNet_L"]
+    narrow = (*large.widths[:3], 48) if layer == "widths" else models.VARIANTS["IFRNet_S"]._asdict()[layer] - 1
+    monkeypatch.setitem(models.VARIANTS, "odd", large._replace(**{layer: narrow}))
+    with pytest.raises(ValueError, match="IFRNet_S cannot be widened to odd, which is narrower"):
+        widen(models.build("IFRNet_S"), "odd")
