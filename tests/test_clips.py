@@ -181,6 +181,13 @@ def test_a_cut_is_one_whichever_frame_comes_first():
     assert there == back
 
 
+def test_a_faint_picture_after_an_even_one_is_a_cut():
+    even = np.full((144, 256, 3), 60, np.uint8)
+    faint = (60 + 4 * (-1) ** (np.indices((9, 16)).sum(0))).repeat(16, 0).repeat(16, 1)
+    faint = np.repeat(faint[..., None], 3, 2).astype(np.uint8)
+    assert shots.is_cut(even, faint) and shots.is_cut(faint, even) and not shots.is_cut(even, even)
+
+
 def test_frames_that_come_too_soon_are_leaps_as_late_ones_are():
     assert shots.leaps([0, 40, 80, 90, 130, 170, 210, 250]) == [2]
     assert shots.leaps([0, 40, 80, 180, 220, 260]) == [2] and shots.leaps([0, None, 80]) == []

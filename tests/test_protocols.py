@@ -48,7 +48,20 @@ def test_ucf101_takes_every_folder_in_the_order_of_its_number(tmp_path, typed):
     assert [sample["name"] for sample in got] == ["1", "2", "10"]
     expected = [psnr_by_hand(average(pictures[k], pictures[k + 2]), pictures[k + 1] / 255) for k in (1, 0, 0)]
     np.testing.assert_allclose([sample["psnr"][0] for sample in got], expected, atol=1e-4)
+    case = UCF101.BENCHMARK.splits(root, None)[0].cases[0]
+    assert [path.stem for path in case.pictures] == ["frame_00", "frame_02", "frame_01_gt"] and case.times == (0.5,)
     assert "33.17 / 0.9520" in done.out and "published numbers of test are of 379 cases, not of 3" in done.out
+
+
+def test_vimeo90k_takes_the_triplets_of_the_test_list_whose_middle_frame_is_the_target(tmp_path):
+    (tmp_path / "tri_testlist.txt").write_text("00001/0266\n\n00096/0001\n")
+    (tmp_path / "tri_trainlist.txt").write_text("00001/0001\n")
+    (split,) = Vimeo90K.BENCHMARK.splits(tmp_path, None)
+    folders = [tmp_path / "sequences" / name for name in ("00001/0266", "00096/0001")]
+    assert [case.pictures for case in split.cases] == [
+        (folder / "im1.png", folder / "im3.png", folder / "im2.png") for folder in folders
+    ]
+    assert split.full == 3782
 
 
 @pytest.fixture
@@ -228,6 +241,10 @@ def test_x_test_asks_for_every_fourth_of_33_frames(tmp_path, typed):
     assert [s["name"] for s in got["samples"]["4K"]] == ["Type1/TEST01_003_f0433", "Type2/TEST06_001_f0273"]
     expected = [psnr_by_hand(average(pictures[0], pictures[32], k / 8), pictures[4 * k] / 255) for k in range(1, 8)]
     np.testing.assert_allclose(got["samples"]["4K"][1]["psnr"], expected, atol=1e-4)
+    halves = [np.round(x.reshape(32, 2, 48, 2, 3).mean((1, 3))) for x in pictures]
+    expected = [psnr_by_hand(average(halves[0], halves[32], k / 8), halves[4 * k] / 255) for k in range(1, 8)]
+    np.testing.assert_allclose(got["samples"]["2K"][1]["psnr"], expected, atol=0.01)
+    assert got["average"]["2K"]["full"] == got["average"]["4K"]["full"] == 15
     (root / "Type2/TEST06_001_f0273/0032.png").unlink()
     done = score(typed, X_TEST.BENCHMARK, root, tmp_path, "--model_name", "average")
     assert done.status == 2 and "TEST06_001_f0273: 32 frames, not 33" in done.err

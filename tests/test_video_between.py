@@ -85,7 +85,7 @@ def test_as_many_frames_are_announced_as_are_made_and_all_times_are_whole_ticks(
         assert len(times) == grid.count(number, rate)
     if grid.rate:  # the output lasts as long as the input
         assert not times or 0 < number / rate * grid.slow - times[-1] <= 1 / grid.rate
-    tick = grid.tick(Fraction(1, 24000), rate)
+    tick = grid.tick(Fraction(1, 1000), rate)  # Matroska's unit, which the rate does not fit
     assert all((time / tick).denominator == 1 for time in times)
     for pair in pairs[:-1]:
         shown = [pair.first.time + t * (pair.second.time - pair.first.time) for t in pair.ts]
