@@ -316,6 +316,9 @@ def test_strips_are_chosen_where_the_whole_does_not_fit(model, monkeypatch):
     assert call.memory((1, 3, 1088, 1920)) < CPU_BUDGET < call.memory((1, 3, 2160, 3840))
     assert not isinstance(call._fitting((1, 3, 1088, 1920), 1.0), StripIFRNet)
     assert isinstance(call._fitting((1, 3, 2160, 3840), 1.0), StripIFRNet)
+    assert call._rows((1, 3, 2160, 3840), 1.0) == 2**19 // 3840 and call._rows((1, 3, 40000, 40000), 1.0) == 32
+    one, half, double = (call.memory((1, 3, 2160, 3840), scale) for scale in (1.0, 0.5, 2.0))
+    assert half < one and double - one == pytest.approx(4 * (one - half))  # the features' share goes with the area
     whole = models.Interpolator(model, "cpu")
     assert not isinstance(whole._fitting((1, 3, 2160, 3840), 1.0), StripIFRNet)
 

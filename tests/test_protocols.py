@@ -8,7 +8,8 @@ import torch
 from scoring import frame, psnr_by_hand, result, score
 
 import models
-from benchmarks import SNU_FILM, UCF101, X_TEST, Adobe240, GoPro, Middlebury_Other, Vimeo90K, Xiph, published
+from benchmarks import SNU_FILM, UCF101, X_TEST, Adobe240, GoPro, Middlebury_Other, Vimeo90K, Xiph, published, store
+from benchmarks.cases import Split
 from utils import io
 
 
@@ -267,3 +268,10 @@ def test_published_rows_are_of_splits_that_exist():
     assert published.SCORES["SNU_FILM"]["hard"]["UPR-Net-LARGE"] == {"psnr": 30.86}
     assert published.SCORES["Middlebury_Other"]["other"]["dis"] == {"psnr": 34.99, "ssim": 0.9745, "ie": 2.376}
     assert "SoftSplat" not in published.SCORES["SNU_FILM"]["easy"]
+
+
+def test_where_the_paper_has_no_number_that_of_a_rerun_stands_beside_ours():
+    beside = store.summary("Xiph", "IFRNet", [Split("2K", []), Split("4K", [])], [])["published"]
+    assert beside == {"2K": {"psnr": 36.00}, "4K": {"psnr": 33.99}}
+    beside = store.summary("GoPro", "IFRNet", [Split("8x", [])], [])["published"]
+    assert beside == {"8x": {"psnr": 29.84, "ssim": 0.920}}
