@@ -183,6 +183,45 @@ def test_the_flow_that_is_shown_is_the_networks_also_in_strips(weights, monkeypa
     torch.testing.assert_close(flow, expected)
 
 
+def test_the_flow_that_is_shown_of_optical_flow_leads_back_to_the_first_frame():
+    wide = io.to_float(frame(0, 64, 112))[None]
+    img0, img1 = wide[..., 8:104], wide[..., 4:100]  # to the right by 4 pixels
+    flow = common.flow_to_first(models.baselines.Dis("cpu"), img0, img1, 0.25)[..., 16:-16, 16:-16]
+    assert flow[:, 0].median().item() == pytest.approx(-1, abs=0.1)
+    assert flow[:, 1].median().item() == pytest.approx(0, abs=0.1)
+
+
+def score_by_hand(tmp_path, call, values):
+    """Cases of two targets each, at t = 1/3 and 2/3, with these PSNRs."""
+    written = []
+    for k in range(4):
+        io.write_image(tmp_path / f"{k}.png", frame(k))
+        written.append(tmp_path / f"{k}.png")
+    of_each = [cases.Case(name, written[0], written[3], tuple(written[1:3]), (1 / 3, 2 / 3)) for name in values]
+    scores = [store.Score("all", name, {"psnr": psnr}) for name, psnr in values.items()]
+    return common.Contender(call, {"model": "average"}), [cases.Split("all", of_each)], scores
+
+
+def test_the_worst_case_is_that_with_the_worst_frame(tmp_path):
+    values = {"even": [30.0, 30.0], "good": [50.0, 45.0], "uneven": [60.0, 20.0]}
+    contender, splits, scores = score_by_hand(tmp_path, models.baselines.Average("cpu"), values)
+    shown = common.show(contender, splits, scores, common.Protocol(), tmp_path / "out")
+    assert [(one["name"], one["psnr"]) for one in shown[:2]] == [("uneven", 20.0), ("even", 30.0)]
+    assert shown[0]["t"] == 2 / 3 and shown[0]["why"] == "worst"
+    np.testing.assert_array_equal(io.read_image(tmp_path / shown[0]["target"]), frame(2))
+
+
+def test_a_score_that_is_not_finite_names_the_case_and_what_to_do(tmp_path):
+    class Broken(models.baselines.Average):
+        def __call__(self, img0, img1, times, scale=None):
+            return torch.full((len(img0), len(times), *img0.shape[1:]), torch.nan)
+
+    contender, (split,), _ = score_by_hand(tmp_path, Broken("cpu"), {"one": [0.0, 0.0]})
+    members, scorers = [(split, split.cases[0])], {"psnr": common.scorer("psnr", None, contender.call.device)}
+    with pytest.raises(ValueError, match=rf"{tmp_path}/0.png: psnr is not finite; check the checkpoint, or try --prec"):
+        common.score_batch(contender, members, [cases.read(*members[0])], common.Protocol(), scorers, None)
+
+
 def test_extra_metrics_stand_in_the_table(vimeo, tmp_path, typed):
     """LPIPS with random weights, in two files of one name, and the warping error: 0 where nothing moves."""
     torchvision = pytest.importorskip("torchvision")
@@ -464,6 +503,7 @@ def test_what_a_user_can_get_wrong_is_one_line(vimeo, weights, tmp_path, typed):
     assert "holds an IFRNet_S, not an IFRNet" in complaint("--checkpoint", weights, "--model_name", "IFRNet")
     assert "scale 0 is out of range" in complaint("--checkpoint", weights, "--scale", 0)
     assert "invalid choice: 'rife'" in complaint("--protocol", "rife")
+    assert "--lpips_weights: has no effect without --metrics lpips" in complaint("--lpips_weights", weights)
     assert "--world_size 4, but the number of processes is 1" in complaint("--world_size", 4)
     (vimeo / "tri_testlist.txt").write_text("\n\n")
     assert "tri_testlist.txt: the list is empty" in complaint()

@@ -45,6 +45,18 @@ def test_a_right_flow_is_not_doubted_and_a_wrong_one_is(frames):
     assert right.max() < 1e-4 and wrong.min() > 0.02
 
 
+def test_doubt_about_one_spot_is_its_share_of_the_square_around_it():
+    """Half size, less the mean over 5x5, each channel's amount, the mean over 25x25: by hand."""
+    img0 = torch.full((1, 3, 160, 160), 0.5)
+    img1 = img0.clone()
+    img1[:, :, 80:82, 80:82] += torch.tensor([0.3, -0.2, -0.1]).view(3, 1, 1)  # a pixel of half size
+    amount = (0.3 + 0.2 + 0.1) / 3 * (24 / 25 + 24 / 25) / 25**2
+    got = doubt(torch.zeros(1, 4, 160, 160), img0, img1)
+    assert got[0, 0, 80, 80].item() == pytest.approx(amount, rel=1e-3)
+    far = 2 * (25 // 2 + 5 // 2) + 3
+    assert got[0, 0, 80, 80 + far :].max() < 1e-7 and got[0, 0, 80, 80 + far - 6] > 0
+
+
 def test_light_that_drifts_is_no_reason_to_doubt(frames):
     height, width = frames[0].shape[-2:]
     drift = torch.linspace(0.05, 0.15, width)

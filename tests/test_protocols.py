@@ -178,6 +178,7 @@ def test_gopro_windows_share_their_outer_frames_and_are_cropped(tmp_path, typed,
     crops = [x[2:514, 9:521] for x in pictures]
     expected = [psnr_by_hand(average(crops[0], crops[2], k / 8), crops[k % 3] / 255) for k in range(1, 8)]
     got = result(tmp_path, "GoPro-average-first1")
+    assert got["limit"] == 1
     np.testing.assert_allclose(got["samples"]["8x"][0]["psnr"], expected, atol=1e-4)
     assert got["average"]["8x"]["psnr"] == pytest.approx(np.mean(expected), abs=1e-4)
 

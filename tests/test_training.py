@@ -525,6 +525,22 @@ def test_an_epoch_of_no_weights_is_refused_whether_or_not_a_run_is_there(tmp_pat
         runs.find_resume(args, tmp_path, 1)
 
 
+def test_a_checkpoint_that_lacks_anything_of_a_run_is_none_to_resume():
+    whole = dict.fromkeys(["model", "optimizer", "scaler", "iteration", "validated", "best", "seconds", "random"])
+    assert checkpoint.is_training(whole) and checkpoint.is_training(whole | {"averaged": None})
+    assert not any(checkpoint.is_training({k: v for k, v in whole.items() if k != name}) for name in whole)
+
+
+def test_weights_alone_in_place_of_a_runs_newest_checkpoint_are_named_and_the_one_before_is_taken(tmp_path):
+    content = dict.fromkeys(checkpoint.NEEDED, {}) | {"iteration": 1}
+    for _ in range(2):
+        checkpoint.save(tmp_path, content)
+    checkpoint.write(tmp_path / "latest.pth", {"encoder.bias": torch.zeros(3)})
+    found, warnings = checkpoint.newest(tmp_path)
+    assert found["iteration"] == 1
+    assert warnings == [f"{tmp_path / 'latest.pth'}: weights alone, not a run to resume"]
+
+
 def test_the_newest_whole_checkpoint_is_found_and_a_cut_one_named(tmp_path):
     content = dict.fromkeys(checkpoint.NEEDED, {}) | {"iteration": 1}
     assert checkpoint.newest(tmp_path) == (None, [])
