@@ -229,11 +229,32 @@ def test_plots_of_cases_times_size_and_speed(scored, tmp_path, typed):
     assert ": 2.804, " in size
 
 
+def test_curves_run_over_all_cases_and_are_means_over_them():
+    samples = [
+        {"name": "a", "broken": None, "times": [0.25, 0.75], "psnr": [30.0, 34.0]},
+        {"name": "b", "broken": "cut short", "times": [0.25, 0.75]},
+        {"name": "c", "broken": None, "times": [0.25, 0.75], "psnr": [20.0, 22.0]},
+        {"name": "d", "broken": None, "times": [0.25, 0.75], "psnr": [25.0, 28.0]},
+    ]
+    one = {"samples": {"test": samples}}
+    assert report._sorted("x", one, "test").points == [(0, 21.0, "c"), (50, 26.5, "d"), (100, 32.0, "a")]
+    assert report._over_time("x", one, "test").points == [(0.25, 25.0, "mean"), (0.75, 28.0, "mean")]
+
+
+def test_times_of_training_are_passed_over(tmp_path):
+    score = dict.fromkeys(store.NEEDED, "") | {"benchmark": "Xiph"}
+    store.write(tmp_path / "Xiph-IFRNet.json", score)
+    store.write(tmp_path / "training.json", {"benchmark": store.THROUGHPUT, "device": "this GPU"})
+    scores, speeds = report.read_results([tmp_path])
+    assert list(scores) == ["Xiph-IFRNet"] and speeds == []
+
+
 def test_a_time_at_another_scale_is_not_told_as_that_of_scale_1():
     rows = [
         {"model": "IFRNet_S", "precision": "fp32", "size": "1280x720", "mode": "eager", "seconds": 0.5, "frames": 1}
     ]
     rows = [rows[0] | {"scale": 1}, rows[0] | {"scale": "multi", "seconds": 0.7}]
+    rows.append(rows[0] | {"frames": 8, "seconds": 0.1})  # of each of eight, which share their features
     for scale, seconds in ((1.0, 0.5), (0.5, None), ("multi", 0.7)):
         one = {"model": "IFRNet_S", "precision": "fp32", "scale": scale}
         assert report._seconds({"rows": rows}, one) == seconds

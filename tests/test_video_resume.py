@@ -363,6 +363,16 @@ def test_what_is_complete_is_kept_for_equal_settings_alone(tmp_path):
     assert begun_parts(out, settings={"scale": "2"}).finished() == [] and (folder / io.LOCK).exists()
 
 
+def test_a_folder_whose_settings_cannot_be_written_is_not_left(tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "no space left", str(path))
+
+    monkeypatch.setattr(io, "write_bytes", full)
+    with pytest.raises(OSError, match="no space left"):
+        begun_parts(tmp_path / "out.txt")
+    assert not list(tmp_path.iterdir())
+
+
 def test_settings_and_a_part_that_was_never_complete_are_nothing_to_go_on_with(tmp_path):
     out = tmp_path / "out.txt"
     parts = begun_parts(out)
