@@ -266,6 +266,14 @@ def test_a_score_that_is_not_finite_names_the_case_and_what_to_do(tmp_path):
         common.score_batch(contender, members, [cases.read(*members[0])], common.Protocol(), scorers, None)
 
 
+def test_a_video_of_true_frames_flickers_little_and_one_in_another_order_much():
+    wide = io.to_float(frame(0, 64, 128))
+    img0, target, img1 = (wide[..., left : left + 96] for left in (16, 12, 8))
+    stack, warp = torch.stack([img0, img1, target])[None], common.scorer("warp", None, torch.device("cpu"))
+    right, wrong = (warp(predicted[None, None], stack).item() for predicted in (target, img1))
+    assert right < 1e-4 and wrong > 10 * right
+
+
 def test_extra_metrics_stand_in_the_table(vimeo, tmp_path, typed):
     """LPIPS with random weights, in two files of one name, and the warping error: 0 where nothing moves."""
     torchvision = pytest.importorskip("torchvision")

@@ -193,6 +193,11 @@ def test_a_third_of_the_layers_tilts_and_a_third_speeds_up_or_slows_down(tiny):
     assert 0.35 < layer.acceleration.abs().max() <= 0.4
 
 
+def test_any_time_is_nearly_any(tiny):
+    t = Synthetic(tiny, (16, 16), layers=0, seed=6).batch(500, any_time=True).t
+    assert 0.05 <= t.min() < 0.07 and 0.93 < t.max() <= 0.95 and t.mean().item() == pytest.approx(0.5, abs=0.05)
+
+
 def test_thin_shapes_are_drawn_large_and_solid_ones_of_all_sizes(tiny):
     source = Synthetic(tiny, (100, 100), seed=6)
     for thin, least, most in ((True, 30, 90), (False, 6, 48)):
