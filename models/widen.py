@@ -15,8 +15,10 @@ from .ifrnet import LEVELS, VARIANTS, IFRNet
 def widen(model: IFRNet, name: str, seed: int = 0) -> IFRNet:
     """A network `name` of VARIANTS with the activation and the outputs of `model`, float32, in training mode.
 
-    ValueError where it is narrower than `model` in any layer.
+    ValueError for another name, and where it is narrower than `model` in any layer.
     """
+    if name not in VARIANTS:
+        raise ValueError(f"unknown model {name!r}; choose one of {', '.join(VARIANTS)}")
     old, new = model.variant, VARIANTS[name]
     if any(a > b for a, b in zip((old.stem, old.side, *old.widths), (new.stem, new.side, *new.widths))):
         raise ValueError(f"{model.name} cannot be widened to {name}, which is narrower")
