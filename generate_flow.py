@@ -284,9 +284,9 @@ def main(args: argparse.Namespace) -> None:
             raise ValueError(f"--sheet {args.sheet} needs --check N, the number of triplets")
         if args.sheet and not io.is_picture(args.sheet):
             raise ValueError(f"--sheet {args.sheet}: is written as a picture; end the name in {', '.join(io.IMAGES)}")
-        for name in ("format", "batch_size", "workers") if args.check else ():
-            if (value := getattr(args, name)) != parser().get_default(name):
-                raise ValueError(f"--{name} {value}: has no effect on --check, which makes no labels; leave it out")
+        if args.check:
+            making = ("format", "batch_size", "workers")
+            cli.refuse(args, parser(), making, "has no effect on --check, which makes no labels; leave it out")
         before = read_record(folder)
         known = before.get("teacher") in teachers.TEACHERS
         args.teacher = chosen or (before["teacher"] if known else teachers.choose())

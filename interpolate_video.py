@@ -182,11 +182,8 @@ def check_output(args: argparse.Namespace) -> str:
     if args.preview:
         if out.suffix.lower() not in io.IMAGES:
             raise ValueError(f"{out}: a preview is a picture; give it a name that ends in {', '.join(io.IMAGES)}")
-        for option in ("compare", "codec", "crf", "fps", "dedup", "resume", "segment"):
-            value = getattr(args, option)
-            if value != parser().get_default(option):
-                typed = f"--{option}" if value is True else f"--{option} {value}"
-                raise ValueError(f"{typed}: has no effect on a preview; leave it out")
+        others = ("compare", "codec", "crf", "fps", "dedup", "resume", "segment")
+        cli.refuse(args, parser(), others, "has no effect on a preview; leave it out")
         kind = "picture"
     else:
         kind = video_out.kind_of(args.output)

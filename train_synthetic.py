@@ -325,9 +325,8 @@ def main(args: argparse.Namespace) -> None:
     if args.clips is None:
         if args.speed < synthetic.LEAST_SPEED:  # hardly a scene to validate on would move
             raise ValueError(f"--speed {args.speed:g}: too slow to validate on; give {synthetic.LEAST_SPEED} or more")
-        for name in ("val_clips", "real", "clip_flow"):
-            if getattr(args, name) != parser().get_default(name):
-                raise ValueError(f"--{name} is about footage; give --clips, the folder of the footage")
+        why = "is about footage; give --clips, the folder of the footage"
+        cli.refuse(args, parser(), ("val_clips", "real", "clip_flow"), why)
     with distributed.ranks(args) as device, runs.opened(args) as (folder, content):
         run(args, plan, folder, device, content)
 

@@ -54,10 +54,7 @@ EVALUATION = BENCHMARK._replace(name="Middlebury_Evaluation", looked_for="eval-d
 def main(args: argparse.Namespace) -> None:
     if not args.submission:
         return run(BENCHMARK, args)
-    usual = command_line().get_default
-    for name in OF_SCORES:
-        if getattr(args, name) != usual(name):
-            raise ValueError(f"--{name}: has no effect with --submission, which scores nothing; leave it out")
+    cli.refuse(args, command_line(), OF_SCORES, "has no effect with --submission, which scores nothing; leave it out")
     root = find_data(EVALUATION, args.data)
     pairs = {f"{name}/{TARGET}": inputs(root / "eval-data" / name) for name in SUBMISSION}
     check_cases(root, [Split("evaluation", [Case(name, *pair, ()) for name, pair in pairs.items()])], EVALUATION.page)

@@ -34,9 +34,10 @@ def checkpoint_path(checkpoint: str | Path) -> Path:
     path = CHECKPOINTS / f"{checkpoint}.pth" if str(checkpoint) in VARIANTS else Path(checkpoint)
     if not path.is_file():
         shipped = [name for name in VARIANTS if (CHECKPOINTS / f"{name}.pth").is_file()]
-        what = f"{path}: is a folder" if path.is_dir() else f"{path}: no such checkpoint"
-        what = f"{checkpoint}: no shipped weights for this network" if str(checkpoint) in VARIANTS else what
-        raise FileNotFoundError(f"{what}; give {', or '.join(['a path', *shipped])}")
+        what = "no shipped weights for this network"
+        if str(checkpoint) not in VARIANTS:
+            what = "is a folder" if path.is_dir() else "no such checkpoint"
+        raise FileNotFoundError(f"{checkpoint}: {what}; give {', or '.join(['a path', *shipped])}")
     return path
 
 

@@ -357,10 +357,10 @@ def test_numbers_that_make_no_run_are_named(typed, tmp_path, words):
     assert status == 2 and words.split()[0] in error and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("words", ["--real 0.5", "--val_clips a.mp4", "--clip_flow dis"])
+@pytest.mark.parametrize("words", ["--real 0.5", "--val_clips a.mp4 b.mp4", "--clip_flow dis"])
 def test_what_is_asked_of_footage_wants_footage(typed, tmp_path, words):
     status, _, error = typed(script.main, script.parser(), *words.split(), "--log_path", tmp_path, "--device", "cpu")
-    assert status == 2 and f"{words.split()[0]} is about footage; give --clips" in error
+    assert status == 2 and f"{words}: is about footage; give --clips" in error
     assert not list(tmp_path.iterdir())
 
 

@@ -149,6 +149,15 @@ def add_model(parser: argparse.ArgumentParser, several: bool = False, mode: str 
     add_device(parser)
 
 
+def refuse(args: argparse.Namespace, options: Parser, names: Sequence[str], why: str) -> None:
+    """ValueError for the first of these options that is not at its default. why: what is wrong, and the way out."""
+    for name in names:
+        value = getattr(args, name)
+        if value != options.get_default(name):
+            words = () if value is True else value if isinstance(value, list) else (value,)
+            raise ValueError(f"{' '.join(map(str, (f'--{name}', *words)))}: {why}")
+
+
 def asked(args: argparse.Namespace) -> list[tuple[str | None, str | None]]:
     """(name, weights) of each model asked for, without duplicates; with --checkpoint, one network for each of its
     files. ValueError where more than one network is named for them."""
