@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import math
 import os
 import pickle
-import platform
 import re
 import shutil
 import signal
@@ -22,7 +20,7 @@ from processes import run_ranks
 from scoring import frame, psnr_by_hand, result, score
 
 import models
-from benchmarks import Adobe240, Vimeo90K, cases, common, store, video
+from benchmarks import Adobe240, Vimeo90K, cases, common, store
 from utils import io, metrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -150,48 +148,6 @@ def test_published_numbers_of_another_scale_or_of_who_knows_how_many_cases_are_t
     got = json.loads(path.read_text())
     got["average"]["test"]["full"] = None
     assert "published numbers of test are of the whole set; this may not be all of it" in store.table([got])
-
-
-def rows(benchmark, model, split, count, full):
-    """The table of a result of PSNR 30 on one split."""
-    scores = [store.Score(split, str(k), {"psnr": [30.0]}) for k in range(count)]
-    pictures = [cases.Case(score.name, None, None, ()) for score in scores]
-    measured = store.summary(benchmark, model, [cases.Split(split, pictures, full=full)], scores)
-    about = {"benchmark": benchmark, "model": model, "protocol": "paper", "metrics": ["psnr"], "precision": "fp32"}
-    return store.table([about | {"device": "CPU", "other_scale": None} | measured])
-
-
-def test_a_table_tells_whether_published_numbers_are_of_the_same_cases_and_scale():
-    whole = rows("Middlebury_Other", "IFRNet", "other", 12, 12)
-    assert "IFRNet  other  12     30.00  37.50 / 0.9861 / 1.946" in whole and "published numbers" not in whole
-    assert "published numbers of other are of 12 cases, not of 3" in rows("Middlebury_Other", "IFRNet", "other", 3, 12)
-    assert "this may not be all of it" in rows("GoPro", "IFRNet", "8x", 3, None)
-    assert "of 2K are from others' re-run, at an unknown scale" in rows("Xiph", "IFRNet", "2K", 3, 3)
-    assert "published numbers" not in rows("Xiph", "IFRNet_S", "2K", 3, 392)  # there is none beside it
-
-
-def test_a_result_is_valid_json_and_names_the_processor_alone(tmp_path):
-    with pytest.raises(ValueError):
-        store.write(tmp_path / "out.json", {"psnr": math.nan})
-    assert not list(tmp_path.iterdir())
-    cpu = torch.device("cpu")
-    assert store.device_name(cpu) == f"CPU {platform.machine()}"
-    assert store.device_name(cpu, threads=True) == f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
-
-
-@pytest.mark.parametrize("changed", ["data", "cases_sha256", "checkpoint_sha256"])
-def test_a_result_of_other_data_cases_or_weights_has_a_file_of_its_own(tmp_path, changed):
-    about = {"data": "/a", "cases_sha256": "b", "checkpoint_sha256": "c"}
-    path = store.place(tmp_path, "Xiph-IFRNet", about)
-    store.write(path, dict.fromkeys(store.NEEDED, "") | about)
-    assert path.name == "Xiph-IFRNet.json" and store.place(tmp_path, "Xiph-IFRNet", about) == path
-    other = store.place(tmp_path, "Xiph-IFRNet", about | {changed: "d"})
-    assert other.name.startswith("Xiph-IFRNet-") and other.suffix == ".json"
-    assert other == store.place(tmp_path, "Xiph-IFRNet", about | {changed: "d"})
-
-
-def test_of_errors_lower_is_better_and_of_all_other_metrics_higher():
-    assert set(store.HIGHER_IS_BETTER) == set(store.UNITS) - {"ie", "lpips", "warp"}
 
 
 def test_batches_change_no_score(vimeo, weights, tmp_path, typed):
@@ -576,39 +532,3 @@ def test_weights_that_ignore_t_are_refused_where_other_times_are_asked_for(weigh
     )
     assert done.status == 2 and re.search("half.pth: t = 0.125: .* trained at t = 0.5 alone", done.err)
     assert not (tmp_path / "out").exists(), "the other model was scored before"
-
-
-@pytest.mark.parametrize("scale", [None, "multi"])
-def test_frames_of_a_video_are_put_back_as_interpolate_video_would(tmp_path, typed, monkeypatch, scale):
-    pictures = [frame(k, 64, 96) for k in range(5)]
-    for k, picture in enumerate(pictures):
-        io.write_image(tmp_path / f"clips/a/{k}.png", picture)
-    asked = []
-    monkeypatch.setattr(video, "scale_by_motion", lambda *pair: asked.append(pair) or 0.5)
-    words = ["--parts", "quality", "--data", tmp_path / "clips", "--count", 2, "--device", "cpu"]
-    words += ["--scale", scale] if scale else []
-    done = typed(video.main, video.parser(), *words, "--model_name", "average", "IFRNet_S")
-    call = models.Interpolator(models.load("IFRNet_S"), "cpu", scale=scale or 0.5, mode="auto")
-    expected = []
-    for between in (lambda a, b: (a + b) / 2, lambda a, b: call(a, b)[0]):
-        floats = [io.to_float(picture) for picture in pictures]
-        errors = [(between(floats[i], floats[i + 2]) - floats[i + 1]).square().mean() for i in (0, 2)]
-        expected.append(np.mean([-10 * np.log10(error.item()) for error in errors]))
-    assert done.status == 0 and len(asked) == (0 if scale else 2)
-    assert [float(value) for value in done.out.split()[-2:]] == pytest.approx(expected, abs=0.006)
-
-
-def test_a_baseline_has_no_memory_and_overhead_of_its_own(typed):
-    done = typed(video.main, video.parser(), "--parts", "overhead", "--device", "cpu", "--model_name", "average", "dis")
-    assert done.status == 2 and done.err == (
-        "script.py: dis: memory and overhead are a network's; name one, or give --parts quality\n"
-    )
-
-
-def test_weights_named_like_a_baseline_stand_beside_it(weights, tmp_path, typed):
-    for k in range(3):
-        io.write_image(tmp_path / f"clips/a/{k}.png", frame(k, 32, 32))
-    path = shutil.copy(weights, tmp_path / "average.pth")
-    words = ["--parts", "quality", "--data", tmp_path / "clips", "--count", 1, "--device", "cpu"]
-    done = typed(video.main, video.parser(), *words, "--model_name", "average", "--checkpoint", path)
-    assert done.status == 0 and re.match(rf"clip +average *{re.escape(str(path))}\n", done.out)

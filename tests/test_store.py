@@ -1,0 +1,51 @@
+"""Results as files and tables: names, what may stand beside published numbers, what is valid."""
+
+import math
+import platform
+
+import pytest
+import torch
+
+from benchmarks import cases, store
+
+
+def rows(benchmark, model, split, count, full):
+    """The table of a result of PSNR 30 on one split."""
+    scores = [store.Score(split, str(k), {"psnr": [30.0]}) for k in range(count)]
+    pictures = [cases.Case(score.name, None, None, ()) for score in scores]
+    measured = store.summary(benchmark, model, [cases.Split(split, pictures, full=full)], scores)
+    about = {"benchmark": benchmark, "model": model, "protocol": "paper", "metrics": ["psnr"], "precision": "fp32"}
+    return store.table([about | {"device": "CPU", "other_scale": None} | measured])
+
+
+def test_a_table_tells_whether_published_numbers_are_of_the_same_cases_and_scale():
+    whole = rows("Middlebury_Other", "IFRNet", "other", 12, 12)
+    assert "IFRNet  other  12     30.00  37.50 / 0.9861 / 1.946" in whole and "published numbers" not in whole
+    assert "published numbers of other are of 12 cases, not of 3" in rows("Middlebury_Other", "IFRNet", "other", 3, 12)
+    assert "this may not be all of it" in rows("GoPro", "IFRNet", "8x", 3, None)
+    assert "of 2K are from others' re-run, at an unknown scale" in rows("Xiph", "IFRNet", "2K", 3, 3)
+    assert "published numbers" not in rows("Xiph", "IFRNet_S", "2K", 3, 392)  # there is none beside it
+
+
+def test_a_result_is_valid_json_and_names_the_processor_alone(tmp_path):
+    with pytest.raises(ValueError):
+        store.write(tmp_path / "out.json", {"psnr": math.nan})
+    assert not list(tmp_path.iterdir())
+    cpu = torch.device("cpu")
+    assert store.device_name(cpu) == f"CPU {platform.machine()}"
+    assert store.device_name(cpu, threads=True) == f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+@pytest.mark.parametrize("changed", ["data", "cases_sha256", "checkpoint_sha256"])
+def test_a_result_of_other_data_cases_or_weights_has_a_file_of_its_own(tmp_path, changed):
+    about = {"data": "/a", "cases_sha256": "b", "checkpoint_sha256": "c"}
+    path = store.place(tmp_path, "Xiph-IFRNet", about)
+    store.write(path, dict.fromkeys(store.NEEDED, "") | about)
+    assert path.name == "Xiph-IFRNet.json" and store.place(tmp_path, "Xiph-IFRNet", about) == path
+    other = store.place(tmp_path, "Xiph-IFRNet", about | {changed: "d"})
+    assert other.name.startswith("Xiph-IFRNet-") and other.suffix == ".json"
+    assert other == store.place(tmp_path, "Xiph-IFRNet", about | {changed: "d"})
+
+
+def test_of_errors_lower_is_better_and_of_all_other_metrics_higher():
+    assert set(store.HIGHER_IS_BETTER) == set(store.UNITS) - {"ie", "lpips", "warp"}

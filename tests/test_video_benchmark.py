@@ -1,0 +1,50 @@
+"""benchmarks/video.py: frames of a video put back, and what it measures of networks alone."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+from scoring import frame
+
+import models
+from benchmarks import video
+from utils import io
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("scale", [None, "multi"])
+def test_frames_of_a_video_are_put_back_as_interpolate_video_would(tmp_path, typed, monkeypatch, scale):
+    pictures = [frame(k, 64, 96) for k in range(5)]
+    for k, picture in enumerate(pictures):
+        io.write_image(tmp_path / f"clips/a/{k}.png", picture)
+    asked = []
+    monkeypatch.setattr(video, "scale_by_motion", lambda *pair: asked.append(pair) or 0.5)
+    words = ["--parts", "quality", "--data", tmp_path / "clips", "--count", 2, "--device", "cpu"]
+    words += ["--scale", scale] if scale else []
+    done = typed(video.main, video.parser(), *words, "--model_name", "average", "IFRNet_S")
+    call = models.Interpolator(models.load("IFRNet_S"), "cpu", scale=scale or 0.5, mode="auto")
+    expected = []
+    for between in (lambda a, b: (a + b) / 2, lambda a, b: call(a, b)[0]):
+        floats = [io.to_float(picture) for picture in pictures]
+        errors = [(between(floats[i], floats[i + 2]) - floats[i + 1]).square().mean() for i in (0, 2)]
+        expected.append(np.mean([-10 * np.log10(error.item()) for error in errors]))
+    assert done.status == 0 and len(asked) == (0 if scale else 2)
+    assert [float(value) for value in done.out.split()[-2:]] == pytest.approx(expected, abs=0.006)
+
+
+def test_a_baseline_has_no_memory_and_overhead_of_its_own(typed):
+    done = typed(video.main, video.parser(), "--parts", "overhead", "--device", "cpu", "--model_name", "average", "dis")
+    assert done.status == 2 and done.err == (
+        "script.py: dis: memory and overhead are a network's; name one, or give --parts quality\n"
+    )
+
+
+def test_weights_named_like_a_baseline_stand_beside_it(weights, tmp_path, typed):
+    for k in range(3):
+        io.write_image(tmp_path / f"clips/a/{k}.png", frame(k, 32, 32))
+    path = shutil.copy(weights, tmp_path / "average.pth")
+    words = ["--parts", "quality", "--data", tmp_path / "clips", "--count", 1, "--device", "cpu"]
+    done = typed(video.main, video.parser(), *words, "--model_name", "average", "--checkpoint", path)
+    assert done.status == 0 and re.match(rf"clip +average *{re.escape(str(path))}\n", done.out)
