@@ -209,7 +209,8 @@ class Interpolator:
         frames, in place of the interpolator's. Returns (T, 3, H, W) or (B, T, 3, H, W), float32 on the interpolator's
         device. ValueError for frames that `check_pair` refuses, and for times that `check_times` refuses.
         """
-        return torch.stack(list(self.each(img0, img1, times, scale)), img0.ndim - 3)
+        frames, dim = list(self.each(img0, img1, times, scale)), img0.ndim - 3
+        return torch.stack(frames, dim) if len(frames) > 1 else frames[0].unsqueeze(dim).contiguous()
 
     @torch.inference_mode()
     def each(
