@@ -29,7 +29,9 @@ STEP, GROUP = 16, 8  # input channels that are multiplied at a time; output chan
 MOST, FEWEST = 9, 6  # groups of a tile: their sums are in registers; fewer groups make more tiles
 # A fast.Conv's (transposed, side, stride) -> SIDE, STRIDE and UP of convolution.cu.
 KINDS = {(False, 3, 1): (3, 1, 1), (False, 3, 2): (3, 2, 1), (True, 4, 2): (2, 1, 2)}
-WAVE = 264  # tiles that keep a large GPU busy
+WAVE = 132  # multiprocessors of a large GPU: so many tiles keep it busy
+NARROW = 5  # groups of which a warp holds three fragments' sums, where there are tiles for four blocks everywhere
+MANY, MUCH = 192, 4e8  # output channels, and multiplications of a tap, from which on cuDNN is quicker
 SPARE = 256  # bytes at the end of shared memory that are read, but not used, where the number of groups is odd
 
 
@@ -76,6 +78,9 @@ def plan_for(side: int, stride: int, up: int, batch: int, rows: int, columns: in
     """A fast plan, as measured on an H200. rows, columns: of the output, or of one of its four parts where `up` is 2;
     outputs: channels. benchmarks/tune_convolutions.py measures it against others."""
     groups = -(-outputs // GROUP)
+    narrow = Plan(side, stride, up, 4, 3, 16, groups, blocks=4)
+    if stride == 1 and groups <= NARROW and math.prod(narrow.grid(batch, rows, columns, outputs)) >= 4 * WAVE:
+        return narrow
     across = 32 if up == 2 and columns >= 128 else 16
     for split in count(-(-groups // MOST)):
         plan = Plan(side, stride, up, 4, 2, across, -(-groups // split), blocks=4 if stride == 1 else 3)
@@ -93,9 +98,15 @@ def known(conv) -> bool:
     return kind_of(conv) in KINDS and not any(channels % GROUP for channels in conv.weight.shape[:2])
 
 
+def left_to_cudnn(conv, x: Tensor) -> bool:
+    """Whether cuDNN is quicker, as measured on an H200: with many channels of many pixels."""
+    outputs = conv.weight.shape[int(conv.transposed)]
+    return not conv.transposed and outputs >= MANY and math.prod(x.shape) // conv.stride[0] ** 2 * outputs >= MUCH
+
+
 def serves(conv, x: Tensor) -> bool:
     """Whether the kernel can convolve x: values of an input are counted in 31 bits, inputs in 14."""
-    suits = known(conv) and len(x) < 2**14 and math.prod(x.shape[1:]) < 2**31
+    suits = known(conv) and not left_to_cudnn(conv, x) and len(x) < 2**14 and math.prod(x.shape[1:]) < 2**31
     return suits and x.is_cuda and x.dtype in (torch.float16, torch.bfloat16) and available(x.device, x.dtype)
 
 
@@ -104,6 +115,7 @@ def available(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the kernel can be built for a device; warns once if it should, but cannot."""
     if torch.cuda.get_device_capability(device) < LEAST:
         return False
+    torch.empty(1, device=device)  # the driver needs the context that PyTorch makes for its first tensor
     try:
         with torch.cuda.device(device):
             loaded(torch.cuda.current_device(), dtype, Plan(3, 1, 1, 8, 2, 32, 1))

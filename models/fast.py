@@ -29,7 +29,8 @@ from .winograd import Winograd, as_convolution, serves
 
 ALIGNED = 8  # channels that tensor cores read at a time; cuDNN copies tensors whose channels are not a multiple of it
 STRIP, LEAST_ROWS = 2**17, 32  # pixels of a level that a CPU computes at a time, and the fewest rows
-PAYS = 1.5e12  # see pays
+PAYS, PIXELS_PAY = 1.5e12, 1e9  # see pays
+MEASURED = (9, 0)  # compute capability of the GPU that fast mode was measured on
 LARGE = 11  # below 2^10 pixels, each power of two of an input's size has weights packed for it: the best layouts differ
 NARROW = 4  # pixels a row: with fewer, oneDNN 3.x in bfloat16 reads beyond rows (seen with 2, 144 channels, stride 2)
 
@@ -48,13 +49,17 @@ def best_precision(device: torch.device) -> str:
 
 
 def proven(model: IFRNet, device: torch.device, precision: str | None) -> tuple[str, str]:
-    """The fastest mode and precision of those that were measured: on x86 CPUs fast mode, in bfloat16 where there are
-    instructions for it, otherwise in float32, which gains less; elsewhere eager mode. precision: the one required, or
-    None."""
-    half = "bf16" if device.type == "cpu" and cpu_has_bf16() else "fp32"
-    x86 = device.type == "cpu" and torch.backends.cpu.get_cpu_capability().startswith("AVX")
-    if x86 and model.act == "prelu" and precision in (None, half, "fp32"):
-        return "fast", precision or half
+    """The fastest mode and precision of those that were measured: fast mode on x86 CPUs, in bfloat16 where there are
+    instructions for it, otherwise in float32, which gains less; on GPUs like the H200, in float16; elsewhere eager
+    mode. precision: the one required, or None."""
+    if device.type == "cuda":
+        suits = bool(torch.version.cuda) and torch.cuda.get_device_capability(device) == MEASURED  # AMD counts otherwise
+        choices = ("fp16",)
+    else:
+        suits = device.type == "cpu" and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+        choices = ("bf16", "fp32") if suits and cpu_has_bf16() else ("fp32",)
+    if suits and model.act == "prelu" and precision in (None, *choices):
+        return "fast", precision or choices[0]
     return "eager", precision or "fp32"
 
 
@@ -63,8 +68,11 @@ def pays(model: nn.Module, pixels: float, device: torch.device) -> bool:
 
     All three networks take about parameters / 26 multiply-accumulates per pixel. If parameters times pixels are PAYS,
     one thread takes 1.5 seconds in eager mode and 0.5 in fast mode, which takes another second to start the first time,
-    when its library is built, and 0.1 later. On a GPU compiling the kernels takes longer than any one pair.
+    when its library is built, and 0.1 later. On a GPU the kernels take five seconds to compile the first time, which
+    fast mode saves on fewer than PIXELS_PAY with any network.
     """
+    if device.type == "cuda":
+        return pixels >= PIXELS_PAY
     work = pixels * sum(parameter.numel() for parameter in model.parameters())
     return device.type == "cpu" and work >= PAYS * torch.get_num_threads()
 

@@ -140,8 +140,8 @@ class Interpolator:
     padding: see Padding.
     mode: "eager" runs the network as written, "fast" the same weights in the way that suits the hardware (see fast.py),
         in strips on a CPU whatever `tile` says; "auto" is fast where that was measured (see fast.proven), else eager.
-    pixels: how many the network will process in all, if known: where fast mode takes longer to start than it saves, on
-        a GPU for any number (see fast.pays), the mode becomes "eager".
+    pixels: how many the network will process in all, if known: where fast mode takes longer to start than it saves (see
+        fast.pays), the mode becomes "eager".
 
     ValueError for an unknown precision, padding, mode or scale, for a tile of fewer than LEAST_ROWS rows, for "fast"
     without PReLU, for a model that is not an IFRNet, and for weights of a type that eager mode cannot compute with.

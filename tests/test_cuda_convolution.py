@@ -30,6 +30,7 @@ PLANS = {
     "a stride of 2, four fragments": SQUARE._replace(stride=2, fragments=4, across=32, groups=5),
     "three fragments a warp": SQUARE._replace(fragments=3),
     "transposed": SQUARE._replace(side=2, up=2, groups=4),
+    "transposed, three fragments": SQUARE._replace(side=2, up=2, fragments=3, groups=5),
     "transposed, a wide tile": SQUARE._replace(side=2, up=2, across=32, groups=4),
 }
 
@@ -177,6 +178,27 @@ def test_a_plan_fits_any_gpu_and_covers_the_output(kind, size):
         assert split * plan.groups * 8 >= outputs > (split - 1) * plan.groups * 8
         # Sums are in registers, of which a multiprocessor has 65,536.
         assert plan.threads * plan.blocks * (4 * plan.groups * plan.fragments + 30) <= 65536
+
+
+@pytest.mark.parametrize(
+    "quicker, inputs, outputs, stride, size",
+    [  # microseconds of the kernel and of cuDNN on an H200
+        (False, 192, 192, 1, (1, 45, 80)),  # 12, 14
+        (False, 144, 144, 1, (1, 180, 320)),  # 59, 68
+        (False, 192, 32, 1, (1, 360, 640)),  # 73, 129
+        (False, 72, 96, 2, (2, 90, 160)),  # 9, 12
+        (True, 216, 216, 1, (1, 90, 160)),  # 40, 38
+        (True, 384, 384, 1, (1, 45, 80)),  # 33, 27
+        (True, 192, 192, 1, (1, 360, 640)),  # 350, 271
+        (True, 288, 288, 1, (1, 180, 320)),  # 209, 155
+    ],
+)
+def test_what_cudnn_does_quicker_is_left_to_it(quicker, inputs, outputs, stride, size):
+    conv = SimpleNamespace(transposed=False, weight=torch.empty(outputs, inputs, 3, 3), stride=[stride] * 2)
+    x = torch.empty(size[0], inputs, *size[1:], device="meta")
+    assert cuda_convolution.left_to_cudnn(conv, x) == quicker
+    conv.transposed, conv.weight = True, torch.empty(inputs, outputs, 4, 4)
+    assert not cuda_convolution.left_to_cudnn(conv, x)
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0)])

@@ -335,7 +335,8 @@ def test_wide_frames_and_large_motion_are_as_exact_as_small_ones(small, monkeypa
 def test_fast_mode_starts_where_it_pays(small, monkeypatch):
     one = fast.PAYS * torch.get_num_threads() / sum(p.numel() for p in small.parameters())  # pixels
     assert fast.pays(small, 1.01 * one, CPU) and not fast.pays(small, 0.99 * one, CPU)
-    assert not fast.pays(small, 1.01 * one, torch.device("cuda"))
+    pixels = (1280 * 720, 2000 * 1280 * 720)  # on a GPU: a frame, and a video of a minute
+    assert [fast.pays(small, many, torch.device("cuda")) for many in pixels] == [False, True]
     assert models.Interpolator(small, CPU, mode="fast", pixels=1.01 * one).mode == "fast"
     monkeypatch.setattr(fast, "FastIFRNet", None)  # nothing is built or laid out
     call = models.Interpolator(small, CPU, mode="fast", pixels=0.99 * one)
@@ -357,7 +358,16 @@ def test_auto_is_fast_where_that_is_proven(small, monkeypatch, recwarn):
         assert mode_of(small, CPU) == ("fast", "fp32")
     assert mode_of(small, CPU, "fp16") == ("eager", "fp16")
     assert mode_of(models.build("IFRNet_S", "gelu"), CPU) == mode_of(small, CPU, pixels=1) == ("eager", "fp32")
-    assert fast.proven(small, torch.device("cuda"), None) == ("eager", "fp32")
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    for capability, mode in (((9, 0), ("fast", "fp16")), ((8, 0), ("eager", "fp32")), ((12, 0), ("eager", "fp32"))):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, capability=capability: capability)
+        assert fast.proven(small, gpu, None) == mode
+        assert fast.proven(small, gpu, "fp32") == ("eager", "fp32")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert fast.proven(models.build("IFRNet_S", "gelu"), gpu, None) == ("eager", "fp32")
+    monkeypatch.setattr(torch.version, "cuda", None)  # AMD's counts to 9.0, too
+    assert fast.proven(small, gpu, None) == ("eager", "fp32")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "SVE256")
     assert mode_of(small, CPU) == ("eager", "fp32")
     assert not recwarn.list

@@ -178,7 +178,7 @@ def add_mode(parser: argparse.ArgumentParser, default: str = "eager") -> None:
     parser.add_argument("--precision", choices=PRECISIONS, help=help)
     modes = parser.add_mutually_exclusive_group()
     add = partial(modes.add_argument, dest="mode", action="store_const", default=default)
-    where = " (default: on x86 CPUs, for jobs large enough)" if default == "auto" else ""
+    where = " (default: on x86 CPUs and H100, H200, for jobs large enough)" if default == "auto" else ""
     help = "the same weights with kernels of our own, in half precision where the device supports it"
     add("--fast", const="fast", help=help + where)
     if default == "auto":
