@@ -344,9 +344,7 @@ def parser() -> cli.Parser:
         help="number of decoding processes and of writing threads (default: %(default)s)",
     )
     options.add_argument("--split", choices=LISTS, default="train", help="list of triplets (default: %(default)s)")
-    options.add_argument(
-        "--check", type=cli.positive, metavar="N", help="judge the labels of N triplets; make none"
-    )
+    options.add_argument("--check", type=cli.positive, metavar="N", help="judge the labels of N triplets; make none")
     options.add_argument("--sheet", type=Path, help="contact sheet of --check (default: results/flow_check_*.png)")
     options.add_argument(
         "--align_corners", action="store_true", help="LiteFlowNet: exact sampling, unlike the published IFRNet"

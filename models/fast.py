@@ -53,8 +53,8 @@ def proven(model: IFRNet, device: torch.device, precision: str | None) -> tuple[
     instructions for it, otherwise in float32, which gains less; on GPUs like the H200, in float16; elsewhere eager
     mode. precision: the one required, or None."""
     if device.type == "cuda":
-        suits = bool(torch.version.cuda) and torch.cuda.get_device_capability(device) == MEASURED  # AMD counts otherwise
-        choices = ("fp16",)
+        nvidia = torch.version.hip is None  # AMD's capabilities are others
+        suits, choices = nvidia and torch.cuda.get_device_capability(device) == MEASURED, ("fp16",)
     else:
         suits = device.type == "cpu" and torch.backends.cpu.get_cpu_capability().startswith("AVX")
         choices = ("bf16", "fp32") if suits and cpu_has_bf16() else ("fp32",)

@@ -143,8 +143,9 @@ class Interpolator:
     pixels: how many the network will process in all, if known: where fast mode takes longer to start than it saves (see
         fast.pays), the mode becomes "eager".
 
-    ValueError for an unknown precision, padding, mode or scale, for a tile of fewer than LEAST_ROWS rows, for "fast"
-    without PReLU, for a model that is not an IFRNet, and for weights of a type that eager mode cannot compute with.
+    ValueError for an unknown precision, padding, mode or scale, for a padding that gives no size, for a tile of fewer
+    than LEAST_ROWS rows, for "fast" without PReLU, for a model that is not an IFRNet, and for weights of a type that
+    eager mode cannot compute with.
     """
 
     def __init__(
@@ -164,6 +165,8 @@ class Interpolator:
             raise ValueError(f"unknown mode {mode!r}; choose one of {', '.join(MODES)}")
         if padding.mode not in PADDINGS:
             raise ValueError(f"unknown padding {padding.mode!r}; choose one of {', '.join(PADDINGS)}")
+        if padding.size is not None and not (len(padding.size) == 2 and all(side > 0 for side in padding.size)):
+            raise ValueError(f"padding to the size {padding.size}; give (height, width), in pixels, or None")
         if tile not in (None, "auto") and not (isinstance(tile, Integral) and tile >= LEAST_ROWS):
             raise ValueError(f'tile {tile!r}; give {LEAST_ROWS} rows or more, "auto" or None')
         if not hasattr(model, "any_time"):

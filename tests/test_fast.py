@@ -359,14 +359,14 @@ def test_auto_is_fast_where_that_is_proven(small, monkeypatch, recwarn):
     assert mode_of(small, CPU, "fp16") == ("eager", "fp16")
     assert mode_of(models.build("IFRNet_S", "gelu"), CPU) == mode_of(small, CPU, pixels=1) == ("eager", "fp32")
     gpu = torch.device("cuda")
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.version, "hip", None)
     for capability, mode in (((9, 0), ("fast", "fp16")), ((8, 0), ("eager", "fp32")), ((12, 0), ("eager", "fp32"))):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, capability=capability: capability)
         assert fast.proven(small, gpu, None) == mode
         assert fast.proven(small, gpu, "fp32") == ("eager", "fp32")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert fast.proven(models.build("IFRNet_S", "gelu"), gpu, None) == ("eager", "fp32")
-    monkeypatch.setattr(torch.version, "cuda", None)  # AMD's counts to 9.0, too
+    monkeypatch.setattr(torch.version, "hip", "6.0")
     assert fast.proven(small, gpu, None) == ("eager", "fp32")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "SVE256")
     assert mode_of(small, CPU) == ("eager", "fp32")

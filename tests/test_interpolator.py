@@ -221,11 +221,13 @@ def test_a_gpu_gives_what_the_cpu_gives(calm, pair, precision):
 
 WRONG = [("precision", "int8"), ("scale", 0), ("scale", -1), ("scale", 5)]
 WRONG += [("tile", 8), ("tile", 3.5), ("tile", 64.5), ("tile", "rows"), ("padding", Padding("circle"))]
+WRONG += [("padding", Padding(size=(3,))), ("padding", Padding(size=(0, 64)))]
 
 
 @pytest.mark.parametrize("option, value", WRONG)
 def test_options_out_of_range_are_refused(model, option, value):
-    words = "precision 'int8'|scale .* out of range|tile (8|3.5|64.5|'rows'); give 32 rows or more|padding 'circle'"
+    words = r"precision 'int8'|scale .* out of range|tile (8|3.5|64.5|'rows'); give 32 rows or more|padding 'circle'|"
+    words += r"padding to the size .* give \(height, width\)"
     with pytest.raises(ValueError, match=words):
         models.Interpolator(model, "cpu", **{option: value})
 

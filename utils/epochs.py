@@ -228,5 +228,3 @@ def announce(
             f"1e-5); quality follows it. --iterations {paper} keeps the paper's on any number of processes",
             flush=True,
         )
-
-
