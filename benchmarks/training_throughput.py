@@ -20,7 +20,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import itertools
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -281,9 +280,7 @@ def main(args: argparse.Namespace) -> None:
     device = args.device or default_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    io.check_writable(args.out.parent)
-    if args.out.is_dir():
-        raise ValueError(f"{args.out}: is a folder; name a file in it")
+    io.check_writable(args.out)
     args.crop = args.crop or (224 if device.type == "cuda" else 128)
     if args.crop > min(SIZE) and set(args.parts) - {"scenes"}:
         raise ValueError(f"--crop {args.crop}: triplets have {min(SIZE)} rows; give that or less, or --parts scenes")
@@ -302,8 +299,9 @@ def main(args: argparse.Namespace) -> None:
             print(f"  {torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB at most")
     if set(args.parts) - {"scenes"}:
         with_triplets(args, device, result)
-    io.write_bytes(args.out, json.dumps(result, indent=1).encode())
-    print(f"wrote {args.out}")
+    path = args.out / f"{store.THROUGHPUT}.json"
+    store.write(path, result)
+    print(f"wrote {path}")
 
 
 def with_triplets(args: argparse.Namespace, device: torch.device, result: dict) -> None:
@@ -349,7 +347,7 @@ def parser() -> cli.Parser:
     add("--workers", type=cli.whole, default=2, help="reading processes of part both (%(default)s)")
     add("--profile", action="store_true", help="show where the time of scenes and steps goes")
     add("--no_compile", action="store_true", help="leave torch.compile out, which takes minutes on a CPU")
-    add("--out", type=Path, default=ROOT / "results" / "training_throughput.json", help="file to write (%(default)s)")
+    add("--out", type=Path, default=ROOT / "results", help="folder of the result")
     cli.add_device(parser)
     return parser
 

@@ -13,9 +13,9 @@ def test_a_run_tells_and_keeps_its_times_and_what_they_go_into(typed, tmp_path, 
     monkeypatch.setattr(synthetic, "TEXTURES", 2)  # to be quick
     monkeypatch.setattr(throughput, "GROUP", 1)
     monkeypatch.setattr(kernel_times, "ROUNDS", 1)
-    path = tmp_path / "times.json"
+    path = tmp_path / "training_throughput.json"
     words = ["--batch_size", 2, "--crop", 32, "--samples", 2, "--steps", 1, "--rounds", 1, "--no_compile"]
-    words += ["--parts", "scenes", "step", "--profile", "--device", "cpu", "--out", path]
+    words += ["--parts", "scenes", "step", "--profile", "--device", "cpu", "--out", tmp_path]
     done = typed(throughput.main, throughput.parser(), *words)
     assert done.status == 0, done.err
     result = json.loads(path.read_text())
@@ -35,7 +35,7 @@ def test_a_run_tells_and_keeps_its_times_and_what_they_go_into(typed, tmp_path, 
 
 
 def test_crops_that_the_triplets_do_not_hold_are_refused(typed, tmp_path):
-    done = typed(throughput.main, throughput.parser(), "--crop", 272, "--device", "cpu", "--out", tmp_path / "t.json")
+    done = typed(throughput.main, throughput.parser(), "--crop", 272, "--device", "cpu", "--out", tmp_path)
     assert done.status == 2 and done.err == (
         "script.py: --crop 272: triplets have 256 rows; give that or less, or --parts scenes\n"
     )
