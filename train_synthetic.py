@@ -53,11 +53,11 @@ VALIDATION_SEED = -1
 VALIDATION_SCENES, VALIDATION_WINDOWS = 24, 2  # scenes if there is no footage; windows per clip if there is
 
 
-class Dice(torch.Generator):
+class Unseeded(torch.Generator):
     """A generator that is pickled without its state: another process must seed it before drawing from it."""
 
     def __reduce__(self) -> tuple:
-        return Dice, ()
+        return Unseeded, ()
 
 
 class Mixture(IterableDataset):
@@ -81,7 +81,7 @@ class Mixture(IterableDataset):
         size, strength = batch_size(args, crop), args.effects * (crop >= CROP)
         speed = args.speed * min(1, crop / CROP)
         self.source = synthetic.Synthetic(material, (crop, crop), speed=speed, blur=effects.BLUR * strength)
-        self.source.random = Dice()
+        self.source.random = Unseeded()
         self.effects = effects.Effects(strength, material.stencils, self.source.random)
         self.clip_flow = args.clip_flow
         usable = {span: [w for w in by_clip if w[0].clip.short_side >= crop] for span, by_clip in footage.items()}
