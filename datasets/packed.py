@@ -16,11 +16,8 @@ After a kill or a full disk the same command continues where it stopped; it also
 
 import argparse
 import json
-import multiprocessing
-import os
 import shutil
 import signal
-import threading
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -245,14 +242,8 @@ def _begin(source: Vimeo90K, out: Path) -> None:
     global _packer
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles it for all
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    cli.end_with_parent()
     _packer = _Packer(source, out)
-
-
-def _end_with_parent() -> None:
-    """End this process with the main one: where that was killed, the pool would wait for work for ever."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def _write(row: int) -> int:

@@ -376,6 +376,27 @@ def test_reading_processes_that_are_left_do_not_keep_a_failed_run_from_its_end()
     assert done.returncode == 1 and done.stderr.strip() == "failed"
 
 
+KILLED = """
+import multiprocessing, os, signal, time
+from utils.batches import begin_worker
+
+def read(run):
+    while os.getppid() == run:
+        time.sleep(0.01)
+    begin_worker(0)
+    time.sleep(1000)
+
+multiprocessing.get_context("fork").Process(target=read, args=(os.getpid(),)).start()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_reading_process_ends_even_where_its_run_was_killed_before_it_began():
+    # Returns once nobody holds the output any more.
+    done = subprocess.run([sys.executable, "-c", KILLED], cwd=ROOT, capture_output=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+
+
 class SpoiltStream(IterableDataset):
     def __iter__(self):
         yield from map(Spoilt().__getitem__, range(20))

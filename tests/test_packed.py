@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import threading
 import time
 from contextlib import suppress
 from functools import partial
@@ -15,6 +16,7 @@ import pytest
 import torch
 from test_datasets import write_set
 from torch.utils.data import default_collate
+from tqdm import tqdm
 
 from datasets import packed
 from datasets.packed import Packed, Resident, decode, encode, is_packed, pack
@@ -213,6 +215,7 @@ class Endless(Vimeo90K):
 
 def pack_in_a_group(source, out):
     os.setsid()
+    tqdm.set_lock(threading.RLock())  # its own: killed while it held the one that forks share, it would keep that
     pack(source, out, workers=2)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from utils import distributed
+from utils import cli, distributed
 from utils.ahead import ahead
 
 T = TypeVar("T")
@@ -209,7 +209,7 @@ def _undisturbed() -> Iterator[None]:
 @cache
 def _kill_at_exit(_: int) -> None:
     """Once per process: kill the reading processes that are left when it exits, as after an error. multiprocessing
-    would send them SIGTERM, which they ignore, and wait. Those of a killed run end by themselves, within seconds."""
+    would send them SIGTERM, which they ignore, and wait. Those of a killed run end by themselves."""
 
     def kill() -> None:
         if hasattr(signal, "SIGCHLD"):  # not on Windows; PyTorch's handler raises an error when a reading process ends
@@ -222,10 +222,12 @@ def _kill_at_exit(_: int) -> None:
 
 
 def begin_worker(_: int) -> None:
-    """Set up a reading process: it ignores the signals that the run handles, and uses one thread."""
+    """Set up a reading process: it ignores the signals that the run handles, ends with the run, and reads in one
+    thread."""
     # A signal to the process group asks the run to save and stop; until then it needs its reading processes.
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, signal.SIG_IGN)
+    cli.end_with_parent()
     torch.set_num_threads(1)
     try:
         import cv2

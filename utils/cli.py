@@ -7,6 +7,7 @@ VFI_DEBUG=1 to see where it was raised. Anything else is a bug and keeps its tra
 import argparse
 import difflib
 import math
+import multiprocessing
 import os
 import signal
 import sys
@@ -121,6 +122,17 @@ def terminated_as_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def end_with_parent() -> None:
+    """From now on, end this process once the one that started it has ended: where that was killed, a process of a pool
+    would wait for work for ever. PyTorch's own watch misses a death that comes before it begins."""
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def complain(line: str) -> int:
