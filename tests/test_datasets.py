@@ -1,28 +1,18 @@
-"""Vimeo90K as it lies on the disk: what is read is what was written, and what is wrong with it is named."""
+"""Vimeo90K, GoPro and clips on the disk: what is read is what was written, and what is wrong with it is named."""
 
 import hashlib
-import multiprocessing
-import os
-import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader
 
 import train_gopro
 from datasets import clips, gopro
 from datasets.clips import Windows
 from datasets.transforms import Augment, finish
 from datasets.vimeo90k import Vimeo90K, find_flow, read_list
-from utils import cli
-from utils.batches import default_workers, load, stream
 from utils.io import write_flow, write_image
 
 HEIGHT, WIDTH = 48, 64
@@ -294,117 +284,3 @@ def test_small_clips_are_left_out_and_named_and_too_few_are_an_error(tmp_path, o
         clips.split(folder, 3, held=["zebra"])
     with pytest.raises(ValueError, match="too few windows of 40 frames.*; add clips, or give a smaller --crop"):
         clips.split(folder, 40)
-
-
-@pytest.mark.parametrize(("cores", "ranks", "workers"), [(64, "2", 8), (16, "4", 4), (2, "4", 0), (12, "many", 8)])
-def test_reading_processes_share_the_cores_with_those_of_other_ranks(monkeypatch, cores, ranks, workers):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
-    assert default_workers() == workers
-
-
-class Spoilt(Dataset):
-    """Samples of which one cannot be read."""
-
-    def __len__(self):
-        return 20
-
-    def __getitem__(self, key):
-        if key == 3:
-            raise ValueError("3.png: the picture is cut short")
-        return torch.zeros(2)
-
-
-def test_a_sample_that_cannot_be_read_ends_the_reading_processes_at_once():
-    batches = load(Spoilt(), [[k] for k in range(20)], workers=2)
-    with pytest.raises(ValueError, match="3.png: the picture is cut short") as caught:
-        list(batches)
-    until = time.monotonic() + 10
-    while multiprocessing.active_children() and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not multiprocessing.active_children() and caught  # even while the error is held
-
-
-def test_a_reading_process_that_was_killed_is_one_line(typed):
-    def main(_):
-        batches = load(Spoilt(), [[k] for k in (0, 1, 2) * 99], workers=1)
-        next(batches)
-        (process,) = multiprocessing.active_children()
-        process.kill()
-        list(batches)
-
-    done = typed(main, cli.Parser(""))
-    assert done.status == 2 and done.err.count("\n") == 1
-    assert re.search(r"DataLoader worker \(pid.*; if memory is short.* fewer --workers; ", done.err), done.err
-
-
-class Settings(Dataset):
-    """What a process is set to: its threads, and whether it ignores the signals that end the run."""
-
-    def __getitem__(self, key):
-        ignored = (signal.getsignal(kind) is signal.SIG_IGN for kind in (signal.SIGINT, signal.SIGTERM))
-        return torch.get_num_threads(), *ignored
-
-
-def test_a_reading_process_takes_one_thread_and_leaves_signals_to_the_run():
-    (told,) = load(Settings(), [[0]], workers=1, collate=lambda samples: samples[0])
-    assert told == (1, True, True)
-
-
-class Missing(Dataset):
-    def __getitem__(self, key):
-        raise FileNotFoundError("im2.png: no such file")
-
-
-def test_a_file_that_a_reading_process_misses_is_named_in_one_line():
-    with pytest.raises(FileNotFoundError, match="^im2.png: no such file$"):
-        next(load(Missing(), [[0]], workers=1))
-
-
-LEFT = """
-import torch
-from torch.utils.data import TensorDataset
-from utils.batches import load
-batches = load(TensorDataset(torch.zeros(100, 1)), [[k] for k in range(100)], workers=1)
-next(batches)
-raise SystemExit("failed")
-"""
-
-
-def test_reading_processes_that_are_left_do_not_keep_a_failed_run_from_its_end():
-    done = subprocess.run([sys.executable, "-c", LEFT], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1 and done.stderr.strip() == "failed"
-
-
-KILLED = """
-import multiprocessing, os, signal, time
-from utils.batches import begin_worker
-
-def read(run):
-    while os.getppid() == run:
-        time.sleep(0.01)
-    begin_worker(0)
-    time.sleep(1000)
-
-multiprocessing.get_context("fork").Process(target=read, args=(os.getpid(),)).start()
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def test_a_reading_process_ends_even_where_its_run_was_killed_before_it_began():
-    # Returns once nobody holds the output any more.
-    done = subprocess.run([sys.executable, "-c", KILLED], cwd=ROOT, capture_output=True, timeout=120)
-    assert done.returncode == -signal.SIGKILL
-
-
-class SpoiltStream(IterableDataset):
-    def __iter__(self):
-        yield from map(Spoilt().__getitem__, range(20))
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_of_a_set_that_is_iterated_over_comes_as_it_was_raised(workers):
-    items = stream(SpoiltStream(), workers)
-    assert all(len(next(items)) == 2 for _ in range(3))
-    with pytest.raises(ValueError, match="^3.png: the picture is cut short$"):
-        next(items)
