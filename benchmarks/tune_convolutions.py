@@ -3,9 +3,9 @@
     python benchmarks/tune_convolutions.py
     python benchmarks/tune_convolutions.py --model_name IFRNet_S --sizes 3840x2160 --minutes 5
 
-For every shape of convolution in a frame: how often it occurs, and its microseconds with the plan in use of
-models/cuda_convolution.py, with cuDNN and what then follows it, and with the quickest plans of those tried. All are
-timed in turn, as CUDA graphs; times are medians of rounds. Plans are compiled first, on all cores, once: they are kept.
+For every shape of convolution in a frame: how often it occurs, and its microseconds as fast mode computes it, with
+cuDNN and what then follows it, and with the quickest plans of those tried. All are timed in turn, as CUDA graphs; times
+are medians of rounds. Plans are compiled first, on all cores, once: they are kept.
 """
 
 import argparse
@@ -197,17 +197,17 @@ def tune(args: argparse.Namespace, device: torch.device) -> None:
             tried = plans(limits, *KINDS[kind_of(layer.conv)], layer.outputs)
             times = timed(layer, tried, call.fast.kernel, device, seconds)
             print(tell(layer, count, times), flush=True)
-            best = min(times[plan] for plan in times if isinstance(plan, Plan))
-            sums.update({name: count * value for name, value in (*times.items(), ("quickest", best)) if name in SUMS})
+            times |= {"quickest": min(times.values())}
+            sums.update({name: count * times[name] for name in SUMS})
         print("all: " + ", ".join(f"{name} {1e6 * sums[name]:.0f} us" for name in SUMS), flush=True)
 
 
 def timed(
     layer: Layer, tried: Iterable[Plan], kernel: Eager, device: torch.device, seconds: float
 ) -> dict[Plan | str, float]:
-    """Seconds of a layer with each plan tried, with that of `plan_for` ("in use"), and with "cuDNN"."""
+    """Seconds of a layer with each plan tried, as a frame computes it ("in use"), and with "cuDNN"."""
     plain = apart(kernel)
-    ways = {"in use": cuda_convolution.convolve, "cuDNN": lambda conv, *rest: conv(plain, *rest)}
+    ways = {"in use": lambda conv, *rest: conv(kernel, *rest), "cuDNN": lambda conv, *rest: conv(plain, *rest)}
     ways |= {plan: partial(cuda_convolution.convolve, plan=plan) for plan in tried}
     arguments, pool = layer.arguments(device, torch.float16), torch.cuda.graph_pool_handle()
     calls = [recorded(partial(way, *arguments), pool) for way in ways.values()]

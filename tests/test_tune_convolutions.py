@@ -55,6 +55,24 @@ def test_plans_fit_a_multiprocessor_and_hold_the_one_in_use(call):
         assert used._replace(blocks=1) in [plan._replace(blocks=1) for plan in tried]
 
 
+def test_in_use_is_what_a_frame_computes(call, monkeypatch):
+    class Noting(tune.Eager):
+        used = []
+
+        def convolves(self, conv, x):
+            return True
+
+        def convolve(self, conv, *rest):
+            self.used.append(conv)
+
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(tune, "recorded", lambda call, pool: call)
+    monkeypatch.setattr(tune, "in_turn", lambda calls, *_: (calls[0](), [[2.0], [3.0]])[1])
+    layer = next(iter(tune.layers(call, 64, 48)))
+    times = tune.timed(layer, [], Noting(), torch.device("cpu"), 0)
+    assert times == {"in use": 2.0 / tune.CALLS, "cuDNN": 3.0 / tune.CALLS} and Noting.used == [layer.conv]
+
+
 def test_a_layers_times_are_told_beside_the_plan_in_use(call):
     layer, plans = next(iter(tune.layers(call, 64, 48))), [Plan(3, 1, 1, 4, n, 16, 9) for n in (1, 2, 3, 4)]
     times = {"in use": 80e-6, "cuDNN": 99e-6, **dict(zip(plans, (70e-6, 90e-6, 60e-6, 100e-6)))}
