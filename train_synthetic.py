@@ -344,7 +344,8 @@ def run(args: argparse.Namespace, plan: list[Stage], folder: Path, device: torch
     val_set = clips.Windows(val) if val else validation_scenes(material, args)
     args.step_size = distributed.world_size() * args.batch_size
     args.validation = runs.fingerprint(val_set)
-    content = runs.settled(content, runs.recorded(args), len(val_set))
+    names = [w.name for by_clip in footage.values() for windows in by_clip for w in windows] + [w.name for w in val]
+    content = runs.settled(content, runs.recorded(args), len(val_set), names)
     torch.manual_seed(args.seed)
     model = models.build(args.model_name, args.activation) if content else begin(args)
     if distributed.is_main():

@@ -54,10 +54,9 @@ def cut(args: argparse.Namespace) -> Path:
                 places = np.linspace(0, len(windows) - 1, min(args.per_clip, len(windows)))
                 windows = [windows[place] for place in places.astype(int)]
             for window in windows:
-                name = f"{clip.name}/{window.start:05d}"
                 for number, frame in enumerate(window.frames, start=1):
-                    io.write_image(root / name / f"im{number}.png", frame)
-                lines.append(f"{motion(window.frames):.2f} {name}\n")
+                    io.write_image(root / window.name / f"im{number}.png", frame)
+                lines.append(f"{motion(window.frames):.2f} {window.name}\n")
         if not lines:
             what = f"{args.frames} frames without a cut, a repeat or a leap in time"
             raise ValueError(f"{args.data}: no clip has {what}; give fewer --frames, or a smaller --step")

@@ -71,6 +71,10 @@ class Window(NamedTuple):
     stride: int
 
     @property
+    def name(self) -> str:
+        return f"{self.clip.name}/{self.start:05d}"
+
+    @property
     def frames(self) -> np.ndarray:
         """(N, H, W, 3) uint8, still on disk where the clip is."""
         return self.clip.frames[self.start : self.start + self.length * self.stride : self.stride]
@@ -178,8 +182,9 @@ def _last(counts: dict[str, int]) -> list[str]:
 class Windows(Dataset):
     """Windows as Samples: the first and last frames go in, all between are targets, at t = k / (N - 1); no flow.
 
-    windows: anything with `frames`. augment: for training, gives Raw; without it a sample is the centre of the frames,
-    at most `limit` pixels a side. Index with i, or (i, epoch) for augmentation that differs from epoch to epoch.
+    windows: anything with `name` and `frames`. augment: for training, gives Raw; without it a sample is the centre of
+    the frames, at most `limit` pixels a side. Index with i, or (i, epoch) for augmentation that differs from epoch to
+    epoch.
     """
 
     def __init__(self, windows: Sequence[Window], augment: Augment | None = None, limit: int | None = None):
@@ -187,6 +192,10 @@ class Windows(Dataset):
 
     def __len__(self) -> int:
         return len(self.windows)
+
+    @property
+    def names(self) -> list[str]:
+        return [window.name for window in self.windows]
 
     def stack(self, index: int) -> Stack:
         frames = self.windows[index].frames

@@ -35,6 +35,10 @@ class Window(NamedTuple):
     paths: tuple[Path, ...]
 
     @property
+    def name(self) -> str:
+        return "/".join(self.paths[0].parts[-2:])
+
+    @property
     def frames(self) -> np.ndarray:
         """(N, H, W, 3) uint8. ValueError where they have different sizes."""
         return read_frames(self.paths)

@@ -93,7 +93,8 @@ class Packed(Dataset):
         if missing:
             raise ValueError(f"{root}: {len(missing)} triplets of the list are not in this set, such as {missing[0]}")
         # A name that is listed twice counts twice, as in the files.
-        self.rows = [position[name] for name in (index["names"] if names is None else names)]
+        self.names = index["names"] if names is None else list(names)
+        self.rows = [position[name] for name in self.names]
         self.flow = index["flow"] if flow is None else flow
         if self.flow and not index["flow"]:
             raise ValueError(f"{root}: was packed without flow")
@@ -146,7 +147,7 @@ class Resident:
     def __init__(self, packed: Packed, device: torch.device):
         if device.type != "cuda":
             raise ValueError("--cache gpu needs a GPU; leave the option out")
-        self.augment, self.flow, self.device = packed.augment, packed.flow, device
+        self.names, self.augment, self.flow, self.device = packed.names, packed.augment, packed.flow, device
         arrays = [packed.frames] if packed.flows is None else [packed.frames, packed.flows]
         row = sum(array[0].nbytes for array in arrays)
         needed, free = row * len(packed.rows), torch.cuda.mem_get_info(device)[0]

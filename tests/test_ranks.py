@@ -96,6 +96,20 @@ def test_machines_that_do_not_share_the_folder_of_a_run_say_so(vimeo, whole, tmp
         assert "iteration to resume from is 12 for process 0 and none for process 1: all machines need" in line
 
 
+def test_machines_whose_lists_have_one_length_and_other_names_say_so(vimeo, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "sequences").symlink_to(vimeo / "sequences")
+    (other / "flow").symlink_to(vimeo / "flow")
+    first, second, *rest = (vimeo / "tri_trainlist.txt").read_text().split()
+    (other / "tri_trainlist.txt").write_text("\n".join([second, first, *rest]))
+    options = ["--iterations", 1, "--batch_size", 1]
+    each = [("train_vimeo90k", *typed_options(data, tmp_path, *options)) for data in (vimeo, other)]
+    for _, said in run_ranks(tmp_path, *each):
+        line = next(line for line in said.splitlines() if line.startswith("train_vimeo90k.py: "))
+        assert "checksum of the lists is " in line and "the same lists" in line
+
+
 def test_what_ranks_do_not_agree_on_is_named_on_all_of_them(monkeypatch):
     for every in ([1, 1, 2], [1, 2, 1]):
         held = [{"seed": 0, "samples": n} for n in every]

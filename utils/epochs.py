@@ -131,8 +131,8 @@ def train(
 ) -> None:
     """Call `fit` as the options say.
 
-    prepare: (batch of the training set, device) -> datasets.Sample on the device. paper: iterations of the published
-    recipe, to point out a run that departs from it.
+    train_set, val_set: their `names` must be the same on all ranks. prepare: (batch of the training set, device) ->
+    datasets.Sample on the device. paper: iterations of the published recipe, to point out a run that departs from it.
     """
     order = Order(len(train_set), args.batch_size, args.seed, args.accumulate)
     with runs.opened(args, order.per_epoch) as (folder, resume):
@@ -144,7 +144,7 @@ def train(
             "flow": bool(getattr(train_set, "flow", False)),
             "validation": runs.fingerprint(val_set),
         }
-        resume = runs.settled(resume, config, len(val_set))
+        resume = runs.settled(resume, config, len(val_set), [*train_set.names, *val_set.names])
         if distributed.is_main():
             announce(args, order, iterations, paper, len(train_set), len(val_set), device)
         recipe = Recipe(

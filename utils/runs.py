@@ -3,7 +3,7 @@
 import argparse
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,11 +38,12 @@ def opened(args: argparse.Namespace, per_epoch: int = 1) -> Iterator[tuple[Path,
         yield folder, content
 
 
-def settled(content: dict | None, config: dict, validated: int) -> dict | None:
+def settled(content: dict | None, config: dict, validated: int, names: Iterable[str]) -> dict | None:
     """The checkpoint to resume from, by `judged_anew`, once all ranks are found to agree; prints which options have
-    changed. validated: samples to validate on. ValueError on all ranks where they differ."""
+    changed. validated: samples to validate on. names: of all samples. ValueError on all ranks where these differ."""
     begun = content["iteration"] if content else "none"
-    before = {"iteration to resume from": begun, "samples to validate on": validated}
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+    before = {"iteration to resume from": begun, "samples to validate on": validated, "checksum of the lists": digest}
     distributed.agree(before | {name: value for name, value in config.items() if name not in OWN})
     content = judged_anew(content, config)
     if distributed.is_main():
