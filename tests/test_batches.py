@@ -1,5 +1,7 @@
-"""How batches are read: by processes that report what is wrong, leave signals to the run, and end with it."""
+"""The order of samples, and how batches are read: by processes that report what is wrong, leave signals to the run,
+and end with it."""
 
+import itertools
 import multiprocessing
 import os
 import re
@@ -13,8 +15,45 @@ import torch
 from conftest import ROOT
 from torch.utils.data import Dataset, IterableDataset
 
-from utils import cli
-from utils.batches import default_workers, load, stream
+from utils import cli, distributed
+from utils.batches import Order, default_workers, load, stream
+
+
+def steps(count, **kwargs):
+    return list(itertools.islice(iter(Order(**kwargs)), count))
+
+
+def test_an_epoch_holds_every_sample_at_most_once_and_the_next_is_another():
+    first, second = (sum(steps(6, length=13, batch_size=4)[k : k + 3], []) for k in (0, 3))
+    assert len({index for index, _ in first}) == 12 and {epoch for _, epoch in first} == {0}
+    assert {epoch for _, epoch in second} == {1}
+    assert [index for index, _ in first] != [index for index, _ in second]
+
+
+def test_another_seed_is_another_order():
+    assert steps(3, length=13, batch_size=4, seed=1) != steps(3, length=13, batch_size=4, seed=2)
+
+
+def test_the_order_goes_on_where_it_stood():
+    whole = steps(20, length=13, batch_size=2, seed=4, accumulate=2)
+    for start in range(8):
+        assert steps(4, length=13, batch_size=2, seed=4, accumulate=2, start=start) == whole[2 * start : 2 * start + 4]
+
+
+def test_ranks_and_accumulation_split_the_batch_of_one_rank(monkeypatch):
+    whole = steps(3, length=26, batch_size=8)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    shares = []
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(steps(6, length=26, batch_size=2, accumulate=2))
+    for k in range(3):
+        assert sorted(sum((share[2 * k] + share[2 * k + 1] for share in shares), [])) == sorted(whole[k])
+
+
+def test_a_set_smaller_than_a_step_is_named():
+    with pytest.raises(ValueError, match="3 samples do not fill one step of 4; give a smaller --batch_size"):
+        Order(3, 4)
 
 
 @pytest.mark.parametrize(("cores", "ranks", "workers"), [(64, "2", 8), (16, "4", 4), (2, "4", 0), (12, "many", 8)])

@@ -1,13 +1,9 @@
 """The loop, without a data set: what a step does, what a stopped run keeps, and what is skipped."""
 
-import csv
-import errno
-import io
 import itertools
 import math
 import os
 import signal
-import sys
 from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
@@ -16,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import formula_image
+from training_runs import rows
 
 import models
 import train_gopro
 import train_vimeo90k
 from datasets import Sample, gopro
 from losses import ifrnet_loss
-from utils import batches, checkpoint, distributed, meter, runs, training
-from utils.journal import Journal
+from utils import checkpoint, distributed, meter, training
 from utils.training import Recipe, State, cosine, fit
 from utils.validation import Validation
 
@@ -57,11 +53,6 @@ def network(seed=0):
 
 def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
-
-
-def rows(folder):
-    with open(folder / "metrics.csv", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize(
@@ -424,146 +415,6 @@ def test_a_recipe_needs_one_horizon():
             Recipe(**wrong)
 
 
-# The order of samples
-
-
-def steps(count, **kwargs):
-    return list(itertools.islice(iter(batches.Order(**kwargs)), count))
-
-
-def test_an_epoch_holds_every_sample_at_most_once_and_the_next_is_another():
-    first, second = (sum(steps(6, length=13, batch_size=4)[k : k + 3], []) for k in (0, 3))
-    assert len({index for index, _ in first}) == 12 and {epoch for _, epoch in first} == {0}
-    assert {epoch for _, epoch in second} == {1}
-    assert [index for index, _ in first] != [index for index, _ in second]
-
-
-def test_another_seed_is_another_order():
-    assert steps(3, length=13, batch_size=4, seed=1) != steps(3, length=13, batch_size=4, seed=2)
-
-
-def test_the_order_goes_on_where_it_stood():
-    whole = steps(20, length=13, batch_size=2, seed=4, accumulate=2)
-    for start in range(8):
-        assert steps(4, length=13, batch_size=2, seed=4, accumulate=2, start=start) == whole[2 * start : 2 * start + 4]
-
-
-def test_ranks_and_accumulation_split_the_batch_of_one_rank(monkeypatch):
-    whole = steps(3, length=26, batch_size=8)
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    shares = []
-    for rank in (0, 1):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        shares.append(steps(6, length=26, batch_size=2, accumulate=2))
-    for k in range(3):
-        assert sorted(sum((share[2 * k] + share[2 * k + 1] for share in shares), [])) == sorted(whole[k])
-
-
-def test_a_set_smaller_than_a_step_is_named():
-    with pytest.raises(ValueError, match="3 samples do not fill one step of 4; give a smaller --batch_size"):
-        batches.Order(3, 4)
-
-
-def test_a_record_that_cannot_be_written_costs_a_line_and_not_the_run(tmp_path, capsys):
-    journal = Journal(tmp_path)
-    for name in ("train.log", "metrics.csv"):
-        (tmp_path / name).unlink(missing_ok=True)
-        (tmp_path / name).mkdir()
-    for iteration in (1, 2):
-        journal.say(f"line {iteration}")
-        journal.numbers(iteration, {"loss": 1.0})
-    journal.close()
-    said = capsys.readouterr().out
-    assert "line 1" in said and "line 2" in said and said.count("can be written to the log") == 1
-
-
-def test_a_screen_that_cannot_be_written_to_costs_no_line_of_the_log(tmp_path, monkeypatch):
-    class Full(io.StringIO):
-        def write(self, text):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    journal = Journal(tmp_path)
-    monkeypatch.setattr(sys, "stdout", Full())
-    for iteration in (1, 2):
-        journal.say(f"line {iteration}")
-    journal.close()
-    assert [line[-6:] for line in (tmp_path / "train.log").read_text().splitlines()] == ["line 1", "line 2"]
-
-
-def test_a_run_gone_on_with_at_its_beginning_keeps_what_was_recorded_there(tmp_path):
-    journal = Journal(tmp_path)
-    for iteration in (0, 1):
-        journal.numbers(iteration, {"psnr": 2.0})
-    journal.close()
-    Journal(tmp_path, start=0).close()
-    assert [row["iteration"] for row in rows(tmp_path)] == ["0"]
-    Journal(tmp_path).close()
-    assert not rows(tmp_path)
-
-
-def test_a_line_that_a_full_disk_cut_costs_that_line_alone(tmp_path):
-    journal = Journal(tmp_path)
-    for iteration in (1, 2):
-        journal.numbers(iteration, {"loss": 1.0, "psnr": 2.0})
-    with open(tmp_path / "metrics.csv", "a") as file:
-        file.write("3,1")  # and then there was room again
-    journal.numbers(4, {"loss": 1.0, "psnr": 2.0})
-    journal.numbers(5, {"loss": 1.0, "psnr": 2.0})
-    journal.close()
-    Journal(tmp_path, start=5).close()
-    assert [row["iteration"] for row in rows(tmp_path)] == ["1", "2", "5"]
-
-
-# Checkpoints
-
-
-@pytest.mark.parametrize("words", [[], ["--resume"]])
-def test_an_epoch_of_no_weights_is_refused_whether_or_not_a_run_is_there(tmp_path, words):
-    checkpoint.save(tmp_path, dict.fromkeys(checkpoint.NEEDED, 0) | {"model": {}})
-    args = train_gopro.parser().parse_args([*words, "--resume_epoch", "3"])
-    with pytest.raises(ValueError, match="--resume_epoch 3 needs --resume_path"):
-        runs.find_resume(args, tmp_path, 1)
-
-
-def test_a_checkpoint_that_lacks_anything_of_a_run_is_none_to_resume():
-    whole = dict.fromkeys(["model", "optimizer", "scaler", "iteration", "validated", "best", "seconds", "random"])
-    assert checkpoint.is_training(whole) and checkpoint.is_training(whole | {"averaged": None})
-    assert not any(checkpoint.is_training({k: v for k, v in whole.items() if k != name}) for name in whole)
-
-
-def test_weights_alone_in_place_of_a_runs_newest_checkpoint_are_named_and_the_one_before_is_taken(tmp_path):
-    content = dict.fromkeys(checkpoint.NEEDED, {}) | {"iteration": 1}
-    for _ in range(2):
-        checkpoint.save(tmp_path, content)
-    checkpoint.write(tmp_path / "latest.pth", {"encoder.bias": torch.zeros(3)})
-    found, warnings = checkpoint.newest(tmp_path)
-    assert found["iteration"] == 1
-    assert warnings == [f"{tmp_path / 'latest.pth'}: weights alone, not a run to resume"]
-
-
-def test_the_newest_whole_checkpoint_is_found_and_a_cut_one_named(tmp_path):
-    content = dict.fromkeys(checkpoint.NEEDED, {}) | {"iteration": 1}
-    assert checkpoint.newest(tmp_path) == (None, [])
-    checkpoint.save(tmp_path, content)
-    for left in (".latest.999.pth", ".best.999.pth"):
-        (tmp_path / left).write_bytes(b"left by a killed process")
-    checkpoint.save(tmp_path, {**content, "iteration": 2})
-    assert checkpoint.newest(tmp_path)[0]["iteration"] == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest.pth", "previous.pth"]
-    latest = tmp_path / "latest.pth"
-    latest.write_bytes(latest.read_bytes()[:-100])
-    found, warnings = checkpoint.newest(tmp_path)
-    assert found["iteration"] == 1 and len(warnings) == 1 and "latest.pth: not an intact checkpoint" in warnings[0]
-
-
-def test_a_checkpoint_of_weights_that_are_not_finite_is_passed_over_and_named(tmp_path):
-    content = dict.fromkeys(checkpoint.NEEDED, {}) | {"model": {"w": torch.ones(2)}, "iteration": 1}
-    checkpoint.save(tmp_path, content)
-    checkpoint.save(tmp_path, content | {"model": {"w": torch.tensor([1, torch.nan])}})
-    found, warnings = checkpoint.newest(tmp_path)
-    assert found["iteration"] == 1 and len(warnings) == 1 and "latest.pth: w holds NaN or infinity" in warnings[0]
-
-
 def test_a_full_disk_is_told_and_the_run_goes_on_and_saves_when_there_is_room(tmp_path, monkeypatch, capsys):
     original, calls = torch.save, []
 
@@ -593,33 +444,6 @@ def test_the_best_that_finds_no_room_is_told_and_the_next_better_one_is_written(
     state = fit(network(), endless, loss, recipe, tmp_path, CPU, validate=lambda _: {"psnr": next(scores)})
     assert "iteration 1: the best, but not written: no space left on device" in capsys.readouterr().out
     assert state.best == checkpoint.newest(tmp_path)[0]["best"] == 2 and (tmp_path / "best.pth").is_file()
-
-
-class Malicious:
-    def __reduce__(self):
-        return os.system, ("touch /tmp/never",)
-
-
-@pytest.mark.parametrize("what", [b"", b"not a checkpoint", Malicious(), [1, 2]], ids=["empty", "text", "code", "list"])
-def test_a_foreign_file_is_named_and_not_run(tmp_path, what):
-    path = tmp_path / "x.pth"
-    path.write_bytes(what) if isinstance(what, bytes) else torch.save(what, path)
-    with pytest.raises(ValueError, match="x.pth: "):
-        checkpoint.read(path)
-
-
-def test_a_failed_write_leaves_the_checkpoint_that_was_there(tmp_path, monkeypatch):
-    content = dict.fromkeys(checkpoint.NEEDED, {}) | {"iteration": 1}
-    checkpoint.save(tmp_path, content)
-
-    def full(*args):
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="no space"):
-        checkpoint.save(tmp_path, {**content, "iteration": 2})
-    assert checkpoint.newest(tmp_path)[0]["iteration"] == 1
-    assert not list(tmp_path.glob(".*"))
 
 
 def test_amp_names_are_the_interpolators():

@@ -69,9 +69,14 @@ def write_whole_run(vimeo, folder):
     return folder
 
 
+def rows(folder):
+    """The numbers that a run recorded."""
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def validations(folder):
-    with open(folder / "IFRNet_S" / "metrics.csv") as file:
-        return [float(row["psnr"]) for row in csv.DictReader(file) if row["psnr"]]
+    return [float(row["psnr"]) for row in rows(folder / "IFRNet_S") if row["psnr"]]
 
 
 def start(log, *args, **kwargs):

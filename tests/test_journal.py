@@ -1,0 +1,59 @@
+"""The log of a run and the numbers of its curves: kept through full disks and resumes."""
+
+import errno
+import io
+import sys
+
+from training_runs import rows
+
+from utils.journal import Journal
+
+
+def test_a_record_that_cannot_be_written_costs_a_line_and_not_the_run(tmp_path, capsys):
+    journal = Journal(tmp_path)
+    for name in ("train.log", "metrics.csv"):
+        (tmp_path / name).unlink(missing_ok=True)
+        (tmp_path / name).mkdir()
+    for iteration in (1, 2):
+        journal.say(f"line {iteration}")
+        journal.numbers(iteration, {"loss": 1.0})
+    journal.close()
+    said = capsys.readouterr().out
+    assert "line 1" in said and "line 2" in said and said.count("can be written to the log") == 1
+
+
+def test_a_screen_that_cannot_be_written_to_costs_no_line_of_the_log(tmp_path, monkeypatch):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    journal = Journal(tmp_path)
+    monkeypatch.setattr(sys, "stdout", Full())
+    for iteration in (1, 2):
+        journal.say(f"line {iteration}")
+    journal.close()
+    assert [line[-6:] for line in (tmp_path / "train.log").read_text().splitlines()] == ["line 1", "line 2"]
+
+
+def test_a_run_gone_on_with_at_its_beginning_keeps_what_was_recorded_there(tmp_path):
+    journal = Journal(tmp_path)
+    for iteration in (0, 1):
+        journal.numbers(iteration, {"psnr": 2.0})
+    journal.close()
+    Journal(tmp_path, start=0).close()
+    assert [row["iteration"] for row in rows(tmp_path)] == ["0"]
+    Journal(tmp_path).close()
+    assert not rows(tmp_path)
+
+
+def test_a_line_that_a_full_disk_cut_costs_that_line_alone(tmp_path):
+    journal = Journal(tmp_path)
+    for iteration in (1, 2):
+        journal.numbers(iteration, {"loss": 1.0, "psnr": 2.0})
+    with open(tmp_path / "metrics.csv", "a") as file:
+        file.write("3,1")  # and then there was room again
+    journal.numbers(4, {"loss": 1.0, "psnr": 2.0})
+    journal.numbers(5, {"loss": 1.0, "psnr": 2.0})
+    journal.close()
+    Journal(tmp_path, start=5).close()
+    assert [row["iteration"] for row in rows(tmp_path)] == ["1", "2", "5"]
