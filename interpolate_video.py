@@ -14,8 +14,8 @@ torchrun --nproc_per_node=4 interpolate_video.py in.mp4 out.mp4  each GPU makes 
 ffmpeg -ss 60 -t 10 -i in.mp4 -f yuv4mpegpipe - | python interpolate_video.py - part.mp4    ten seconds of it
 
 Frames of the input are passed through unchanged. No frames are interpolated across a cut, except with --cuts no.
-Sound, subtitles and chapters are copied if the output format can hold them, except with --slow. 4K takes under 4 GB of
-memory: see --scale and --tile.
+Sound, subtitles and chapters are copied if the output format can hold them, except with --slow. Of more than 8 bits per
+colour 10 are kept by h265, the default then, av1 and ffv1. 4K takes under 4 GB of memory: see --scale and --tile.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from models.interpolator import LEAST_ROWS, Interpolator, scales_for
 from utils import cli, distributed, io, video, video_out
 from utils.motion import scale_by_motion
 from utils.parts import Parts, begun, folder_of
-from utils.pipeline import Picture, between, halves, pictures, to_bytes
+from utils.pipeline import Picture, between, halves, pictures, to_integers
 from utils.shots import is_cut, is_repeat
 from utils.timeline import Grid
 
@@ -101,7 +101,8 @@ def parser() -> cli.Parser:
     options.add_argument("--input_fps", type=rate, help="frame rate of a folder of pictures (default: 24)")
     options.add_argument("--cuts", choices=("yes", "no"), default="yes", help="detect cuts (default: yes)")
     options.add_argument("--dedup", action="store_true", help="drop repeated frames first; output times stay the same")
-    options.add_argument("--codec", choices=video_out.CODECS, help="default: h264, or vp9 for .webm; ffv1 is lossless")
+    about = "default: h264, h265 for more than 8 bits per colour, vp9 for .webm; ffv1 is lossless"
+    options.add_argument("--codec", choices=video_out.CODECS, help=about)
     options.add_argument("--crf", type=int, help="quality of the encoder: lower is better (default: by codec)")
     options.add_argument(
         "--scale",
@@ -257,11 +258,11 @@ def pixels(args: argparse.Namespace, source: video.Source, grid: Grid) -> float 
 
 def output_format(args: argparse.Namespace, source: video.Source, grid: Grid, kind: str) -> video_out.Format:
     shown = grid.rate or source.rate * grid.factor / grid.slow
-    codec = {".gif": "ffv1", "pipe": video_out.RAW}.get(kind) or args.codec or video_out.DEFAULTS.get(kind, "h264")
+    deep = video.bits(source.pix_fmt) > 8
+    codec = {".gif": "ffv1", "pipe": video_out.RAW}.get(kind) or args.codec or video_out.default_codec(kind, deep)
+    keep = source.pix_fmt
     if args.compare or kind == ".gif":
-        keep = "rgb24"
-    else:
-        keep = source.pix_fmt
+        keep = video.DEEP if deep and kind != ".gif" else video.SHALLOW
     width = source.width * 2 if args.compare == "side" else source.width
     return video_out.Format(
         width=width,
@@ -303,6 +304,9 @@ def notes(
         yield f"{args.output}: {quickest}; most viewers show a GIF at 50 at most"
     if kind in (".mkv", ".webm") and form.aspect != 1 and form.codec in ("ffv1", "vp9"):
         yield f"{args.output}: the pixel aspect ratio {form.aspect} is not stored in {kind} with {form.codec}; use .mp4"
+    depth, kept = video.bits(source.pix_fmt), 10 if form.deep else 8
+    if depth > kept:
+        yield f"{source.path}: more than {kept} bits per colour ({source.pix_fmt}), reduced to {kept}"
     colours = (form.colour.primaries, form.colour.transfer)
     if kind in video_out.MP4 and form.codec == "ffv1" and form.colour != video.Colour() and video.UNKNOWN in colours:
         yield f"{args.output}: the colour description is not stored in {kind} with ffv1; use .mkv"
@@ -336,7 +340,7 @@ class Job(NamedTuple):
         for run in runs:
             start, stop = (Fraction(number * args.segment) for number in (run.start, run.stop))
             end = None if run.stop == last else stop
-            how = (cut, repeat, by_motion(args))
+            how = (cut, repeat, by_motion(args), self.form.deep)
             with closing(pictures(self.source, self.grid, self.call, args.segment, start, end, *how)) as made:
                 yield from made
 
@@ -459,7 +463,7 @@ def beside(repeated: np.ndarray, made: np.ndarray, how: str) -> np.ndarray:
         return np.concatenate([repeated, made], 1)
     middle = made.shape[1] // 2
     image = np.concatenate([repeated[:, :middle], made[:, middle:]], 1)
-    image[:, middle] = 255
+    image[:, middle] = np.iinfo(image.dtype).max
     return image
 
 
@@ -495,7 +499,7 @@ def preview(args: argparse.Namespace, source: video.Source, grid: Grid, call: In
         else:
             tensors = (io.to_float(image, call.device)[None] for image in (first, second))
             frames = between(call, *tensors, ts, scale and scale(first, second))
-            made = [to_bytes(frame[0]).movedim(0, -1).cpu().numpy() for frame in frames]
+            made = [to_integers(frame[0]).movedim(0, -1).cpu().numpy() for frame in frames]
         row = np.concatenate([first, *made, second], 1)
         height = max(1, round(row.shape[0] * min(1, SHEET / row.shape[1])))
         width = min(SHEET, row.shape[1])

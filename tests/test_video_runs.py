@@ -19,7 +19,7 @@ from video_files import HEIGHT, WIDTH, complaint, decode, encode, moving, packet
 import interpolate_video
 from models import fast
 from models.baselines import interpolator
-from utils import io, video, video_out
+from utils import io, video_out
 
 
 @pytest.fixture
@@ -100,10 +100,15 @@ def test_frames_of_odd_size_pass_through_pipes_with_all_their_chroma(tmp_path, m
     assert len(after) == 5 and all((a == b).all() for a, b in zip(planes(source), after[::2], strict=True))
 
 
-def test_a_deep_pipe_tells_that_8_bits_are_kept(monkeypatch):
-    data = b"YUV4MPEG2 W32 H16 F25:1 C420p10 XYSCSS=420P10\n" + 2 * (b"FRAME\n" + bytes(32 * 16 * 3))
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=BytesIO(data)))
-    assert video.Pipe().notes == ("standard input: more than 8 bits per colour (yuv420p10le), reduced to 8",)
+def test_a_deep_pipe_tells_that_8_bits_are_kept_where_they_are(tmp_path, monkeypatch, capsys):
+    levels = np.arange(32 * 16 * 3 // 2, dtype=np.uint16) % 1024
+    data = b"YUV4MPEG2 W32 H16 F25:1 C420p10 XYSCSS=420P10\n" + 2 * (b"FRAME\n" + levels.tobytes())
+    for codec, told in (("h264", True), ("ffv1", False)):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=BytesIO(data)))
+        run("-", tmp_path / f"{codec}.mkv", "--codec", codec)
+        line = "standard input: more than 8 bits per colour (yuv420p10le), reduced to 8"
+        assert (line in capsys.readouterr().err) == told
+    assert (planes(tmp_path / "ffv1.mkv")[0] == levels).all()
 
 
 @pytest.mark.parametrize("stream, names", [("stdin", ("-", "out.mp4")), ("stdout", ("in.mp4", "-"))])

@@ -32,8 +32,8 @@ def moving(count, seed=0, step=2):
 
 
 def encode(path, images, rate=25, times=None, codec="libx264", pix_fmt="yuv420p", sound=None, colour=None, **options):
-    """A video file, made with PyAV alone. times: in seconds, or at the constant rate. sound: an encoder's name. colour:
-    matrix, range."""
+    """A video file, made with PyAV alone. images: RGB, uint8 or uint16. times: in seconds, or at the constant rate.
+    sound: an encoder's name. colour: matrix, range."""
     rate = Fraction(rate)
     times = times or [i / rate for i in range(len(images))]
     tick = Fraction(1, 90000) if any((t * rate).denominator != 1 for t in times) else 1 / rate
@@ -51,7 +51,7 @@ def encode(path, images, rate=25, times=None, codec="libx264", pix_fmt="yuv420p"
         layout = "stereo" if sound and sound.startswith("pcm") else "mono"
         audio = output.add_stream(sound, rate=RATES[sound], layout=layout) if sound else None
         for image, moment in zip(images, times):
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame = av.VideoFrame.from_ndarray(image, format="rgb48le" if image.dtype == np.uint16 else "rgb24")
             space = {1: 1, 6: 5}[matrix]
             if not pix_fmt.startswith(("rgb", "bgr", "gbr")):
                 frame = frame.reformat(format=pix_fmt, dst_colorspace=space, dst_color_range=extent)

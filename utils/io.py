@@ -273,11 +273,11 @@ def read_text(path: str | Path) -> str:
 
 
 def to_float(image: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
-    """RGB uint8 (..., H, W, 3) -> float32 (..., 3, H, W) in [0, 1] on a device, copied there as bytes."""
+    """RGB uint8 or uint16 (..., H, W, 3) -> float32 (..., 3, H, W) in [0, 1] on a device, copied there as integers."""
     frame = torch.from_numpy(np.require(image, requirements="CW"))
     if torch.device(device).type == "cuda":
         frame = frame.pin_memory()  # then only the GPU waits for the copy, in the order of its work
-    return frame.to(device, non_blocking=True).movedim(-1, -3).contiguous().float() / 255
+    return frame.to(device, non_blocking=True).movedim(-1, -3).contiguous().float() / np.iinfo(image.dtype).max
 
 
 def to_uint8(frame: Tensor) -> np.ndarray:

@@ -15,8 +15,8 @@ SCALES = ((18, 1.0), (40, 0.5))
 
 
 def motion(first: np.ndarray, second: np.ndarray) -> float:
-    """The 95th percentile of the length of the flow between two frames, RGB uint8 (H, W, 3), in their pixels; by DIS on
-    thumbnails."""
+    """The 95th percentile of the length of the flow between two frames, RGB uint8 or uint16 (H, W, 3), in their pixels;
+    by DIS on thumbnails."""
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     flow = search.calc(thumbnail(first), thumbnail(second), None)
     growth = np.divide(first.shape[1::-1], THUMBNAIL)
@@ -24,8 +24,8 @@ def motion(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def scale_by_motion(first: np.ndarray, second: np.ndarray) -> float:
-    """The scale at which to estimate the flow between two frames, RGB uint8 (H, W, 3): by motion (SCALES), for large
-    frames by their size too (models.interpolator.scale_for)."""
+    """The scale at which to estimate the flow between two frames, RGB uint8 or uint16 (H, W, 3): by motion (SCALES),
+    for large frames by their size too (models.interpolator.scale_for)."""
     length = motion(first, second)
     by_motion = next((scale for longest, scale in SCALES if length <= longest), interpolator.SMALLEST_SCALE)
     return min(by_motion, interpolator.scale_for(*first.shape[:2]))

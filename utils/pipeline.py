@@ -25,13 +25,13 @@ DEEPEST = 16  # frames that may wait, at most
 
 
 class Arriving(NamedTuple):
-    """A frame on its way from a device. frame: uint8 (H, W, 3) in host memory, complete once `arrived` has happened."""
+    """A frame on its way from a device. frame: integers (H, W, 3) in host memory, there once `arrived` has happened."""
 
     frame: Tensor
     arrived: torch.cuda.Event | None
 
     def image(self) -> np.ndarray:
-        """RGB uint8 (H, W, 3); waits for it."""
+        """RGB uint8 or uint16 (H, W, 3); waits for it."""
         if self.arrived is not None:
             self.arrived.synchronize()
         return self.frame.numpy()
@@ -48,7 +48,7 @@ class Picture(NamedTuple):
     lasts: Fraction | None = None
 
     def image(self) -> np.ndarray:
-        """RGB uint8 (H, W, 3)."""
+        """RGB uint8 or uint16 (H, W, 3)."""
         return self.before.image if self.made is None else self.made.image()
 
 
@@ -73,9 +73,9 @@ class Copies:
         frame.record_stream(work)
         return frame
 
-    def from_device(self, frame: Tensor) -> Arriving:
-        """frame: float (3, H, W) in [0, 1]."""
-        frame = to_bytes(frame).movedim(0, -1).contiguous()
+    def from_device(self, frame: Tensor, deep: bool) -> Arriving:
+        """frame: float (3, H, W) in [0, 1]. deep: as uint16, not uint8."""
+        frame = to_integers(frame, deep).movedim(0, -1).contiguous()
         if self.down is None:
             return Arriving(frame.cpu(), None)
         here = torch.empty(frame.shape, dtype=frame.dtype, pin_memory=True)
@@ -96,11 +96,12 @@ def pictures(
     cut: Callable[[np.ndarray, np.ndarray], bool] | None = None,
     repeat: Callable[[np.ndarray, np.ndarray], bool] | None = None,
     scale: Callable[[np.ndarray, np.ndarray], float] | None = None,
+    deep: bool = False,
 ) -> Iterator[Picture]:
     """The output from `start` to `stop`, times of the input. segment: seconds per part; cut, repeat: see
-    timeline.steps; scale: see infer."""
-    depth = max(2, min(DEEPEST, QUEUED // (source.width * source.height * 5)))
-    frames = ahead(source.frames(start), depth)
+    timeline.steps; scale: see infer; deep: see video.Source.frames."""
+    depth = max(2, min(DEEPEST, QUEUED // (source.width * source.height * (9 if deep else 5))))
+    frames = ahead(source.frames(start, deep), depth)
     pairs = ahead(steps(frames, grid, Fraction(segment), stop, cut, repeat, source.hold), 2)
     lasts = None if grid.rate or source.steady else source.hold * grid.slow
     return ahead(infer(pairs, call, segment, scale, lasts), depth)
@@ -134,7 +135,7 @@ def infer(
         rows = [(frames[0] for frames in made)] if len(group) == 1 else zip(*made)
         for step, row in zip(group, map(iter, rows)):
             for time, t in zip(step.times, step.ts):
-                here = copies.from_device(next(row)) if t else None
+                here = copies.from_device(next(row), step.first.image.dtype == np.uint16) if t else None
                 last = step.second is step.first and time == step.times[-1]
                 yield Picture(int(step.first.time // segment), time, step.first, here, lasts if last else None)
 
@@ -186,6 +187,7 @@ def halves(t: Fraction) -> bool:
     return t.denominator & (t.denominator - 1) == 0
 
 
-def to_bytes(frame: Tensor) -> Tensor:
-    """Float in [0, 1] -> uint8, rounded, on the same device."""
-    return frame.mul(255).round_().clamp_(0, 255).to(torch.uint8)
+def to_integers(frame: Tensor, deep: bool = False) -> Tensor:
+    """Float in [0, 1] -> uint8, or uint16 where `deep`, rounded, on the same device."""
+    most, kind = (65535, torch.uint16) if deep else (255, torch.uint8)
+    return frame.mul(most).round_().clamp_(0, most).to(kind)

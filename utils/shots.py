@@ -22,7 +22,14 @@ LEAP = 1.5  # times the usual step from frame to frame, or the usual step divide
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
-    return cv2.cvtColor(cv2.resize(image, THUMBNAIL, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
+    """Grey uint8 (h, w) of a frame, RGB uint8 or uint16 (H, W, 3)."""
+    grey = cv2.cvtColor(cv2.resize(image, THUMBNAIL, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
+    return grey if grey.dtype == np.uint8 else cv2.convertScaleAbs(grey, alpha=1 / grey_level(grey))
+
+
+def grey_level(image: np.ndarray) -> float:
+    """One grey level of 8 bits in the units of an image, uint8 or uint16."""
+    return np.iinfo(image.dtype).max / 255
 
 
 def unexplained(first: np.ndarray, second: np.ndarray) -> float:
@@ -41,12 +48,12 @@ def unexplained(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def is_cut(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether two frames, RGB uint8 (H, W, 3), belong to two shots: see CUT."""
+    """Whether two frames, RGB uint8 or uint16 (H, W, 3), belong to two shots: see CUT."""
     return unexplained(thumbnail(first), thumbnail(second)) > CUT
 
 
 def is_repeat(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether the second of two frames, RGB uint8 (H, W, 3), shows nothing new: see REPEAT."""
+    """Whether the second of two frames, RGB uint8 or uint16 (H, W, 3), shows nothing new: see REPEAT."""
     return is_still(*change(first, second))
 
 
@@ -56,9 +63,10 @@ def is_still(mean: float, worst: float) -> bool:
 
 
 def change(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """The mean difference of two frames, RGB uint8 (H, W, 3), in grey levels: of the picture and of its worst cell."""
-    difference = cv2.absdiff(first, second)
-    return difference.mean(), cv2.resize(difference, CELLS, interpolation=cv2.INTER_AREA).max()
+    """The mean difference of two frames, RGB uint8 or uint16 (H, W, 3), in grey levels of 8 bits: of the picture and of
+    its worst cell."""
+    difference, unit = cv2.absdiff(first, second), grey_level(first)
+    return difference.mean() / unit, cv2.resize(difference, CELLS, interpolation=cv2.INTER_AREA).max() / unit
 
 
 def find_breaks(frames: Iterable[np.ndarray]) -> np.ndarray:

@@ -16,7 +16,7 @@ MOST_REPEATS = 3  # in a row: 15 frames a second stored as 60. A picture that st
 
 
 class Frame(NamedTuple):
-    """image: RGB uint8 (H, W, 3). original: what the decoder gave, to be passed through unchanged, or None."""
+    """image: RGB (H, W, 3), uint8 or uint16. original: what the decoder gave, to pass through unchanged, or None."""
 
     time: Fraction
     image: np.ndarray

@@ -4,8 +4,8 @@
     for frame in source.frames(start=Fraction(10)):
         frame.time, frame.image
 
-Frames are upright, RGB uint8 (H, W, 3); times are Fractions, in seconds from the first frame. A fault in a file is
-a ValueError or FileNotFoundError that names it.
+Frames are upright, RGB (H, W, 3), uint8, or uint16 where that is asked for; times are Fractions, in seconds from the
+first frame. A fault in a file is a ValueError or FileNotFoundError that names it.
 """
 
 import re
@@ -30,6 +30,8 @@ PIPE = "-"
 ACCURATE_RND, FULL_CHR_H_INT = 0x40000, 0x2000  # FFmpeg's numbers; PyAV names them from 18 on
 TO_RGB = int(Interpolation.BILINEAR) | ACCURATE_RND | FULL_CHR_H_INT
 FROM_RGB = int(Interpolation.AREA) | ACCURATE_RND
+SHALLOW, DEEP = "rgb24", "rgb48le"  # RGB of 8 bits per colour, and of 16
+DEEP_OF_YUV = "gbrp16le"  # gives the same array; FFmpeg's way from 4:2:0 to rgb48 is wrong where chroma is interpolated
 UNKNOWN, FULL = 2, 2  # FFmpeg's numbers for an unspecified matrix and for the full range
 BT709, BT601 = 1, 5
 MATRICES = {BT709, 4, 7, 9}  # those with a conversion of their own: also FCC, SMPTE 240M, BT.2020
@@ -102,8 +104,8 @@ class Source:
     damaged = 0
     notes: tuple[str, ...] = ()
 
-    def frames(self, start: Fraction = Fraction(0)) -> Iterator[Frame]:
-        """The frames from `start` on."""
+    def frames(self, start: Fraction = Fraction(0), deep: bool = False) -> Iterator[Frame]:
+        """The frames from `start` on. deep: as uint16, from 0 to 65535, which only videos and pipes give."""
         raise NotImplementedError
 
 
@@ -138,7 +140,7 @@ class Folder(Source):
             self.notes += (f"{path}: frames are missing {where}; motion is interpolated across them",)
         _check_count(self)
 
-    def frames(self, start: Fraction = Fraction(0)) -> Iterator[Frame]:
+    def frames(self, start: Fraction = Fraction(0), deep: bool = False) -> Iterator[Frame]:
         for i in range(-int(-start * self.rate // 1), self.count):
             image = io.read_image(self.paths[i])
             if image.shape[:2] != (self.height, self.width):
@@ -168,21 +170,21 @@ class Video(Source):
         self._scan()
         _check_count(self)
 
-    def frames(self, start: Fraction = Fraction(0)) -> Iterator[Frame]:
+    def frames(self, start: Fraction = Fraction(0), deep: bool = False) -> Iterator[Frame]:
         latest, before = None, self.damaged
         damaged = before
-        for frame in self._frames(start, "AUTO"):
+        for frame in self._frames(start, "AUTO", deep):
             latest, damaged = frame.time, self.damaged
             yield frame
         # When several frames are decoded at once, PyAV drops those after a damaged one at the end of a file.
         if latest is None and start <= self.last:
             self.damaged = before
-            yield from self._frames(start, "SLICE")
+            yield from self._frames(start, "SLICE", deep)
         elif latest is not None and latest < self.last:
             self.damaged = damaged if self.timed else before  # without those that are met again
-            yield from (frame for frame in self._frames(latest, "SLICE") if frame.time > latest)
+            yield from (frame for frame in self._frames(latest, "SLICE", deep) if frame.time > latest)
 
-    def _frames(self, start: Fraction, threads: str) -> Iterator[Frame]:
+    def _frames(self, start: Fraction, threads: str, deep: bool) -> Iterator[Frame]:
         turn, reformatter = self._turn(), VideoReformatter()
         # Seek indices are approximate: where one leads past `start`, or to nothing at all, seek further back.
         for back in [back for back in (0, 2, 10) if back < start and self.timed] + [None]:
@@ -210,7 +212,7 @@ class Video(Source):
                                 "ffmpeg -i IN -vf scale=W:H OUT"
                             )
                         frame = turn(frame)
-                        yield Frame(time, to_rgb(frame, self.colour, reformatter), frame)
+                        yield Frame(time, to_rgb(frame, self.colour, reformatter, deep), frame)
                 else:
                     if found or back is None:
                         return
@@ -252,7 +254,6 @@ class Video(Source):
         if _is_rgb(frame):  # RGB has no matrix: its tags do not hold for the YUV that an encoder makes of it
             matrix, extent = Colour().matrix, Colour().range
         self.colour = Colour(matrix, extent, frame.color_primaries, frame.color_trc)
-        self.notes += _depth_notes(self.path, frame.format)
         alpha = any(part.is_alpha for part in frame.format.components)
         if alpha and frame.to_ndarray(format="rgba")[..., 3].min() < 255:
             self.notes += (f"{self.path}: transparency is lost; colours are taken as they are",)
@@ -352,16 +353,15 @@ class Pipe(Source):
         self.aspect = self.stream.sample_aspect_ratio or Fraction(1)
         self.pix_fmt = self.stream.pix_fmt.replace("yuvj", "yuv")
         self.colour = Colour(range=FULL if "yuvj" in self.stream.pix_fmt else self.stream.codec_context.color_range)
-        self.notes += _depth_notes(self.path, av.VideoFormat(self.stream.pix_fmt))
         if re.search(rb" I[tbm]", self.bytes.header):
             self.notes += (INTERLACED.format(self.path),)
 
-    def frames(self, start: Fraction = Fraction(0)) -> Iterator[Frame]:
+    def frames(self, start: Fraction = Fraction(0), deep: bool = False) -> Iterator[Frame]:
         reformatter = VideoReformatter()
         with _errors(self.path):
             for i, frame in enumerate(self._decode()):
                 if i / self.rate >= start:
-                    yield Frame(i / self.rate, to_rgb(frame, self.colour, reformatter), frame)
+                    yield Frame(i / self.rate, to_rgb(frame, self.colour, reformatter, deep), frame)
 
     def _decode(self) -> Iterator[av.VideoFrame]:
         whole = 0
@@ -384,14 +384,14 @@ class Counted:
         return data
 
 
-def to_rgb(frame: av.VideoFrame, colour: Colour, reformatter: VideoReformatter) -> np.ndarray:
-    """RGB uint8 (H, W, 3), by the matrix and range of `colour`, within one grey level."""
+def to_rgb(frame: av.VideoFrame, colour: Colour, reformatter: VideoReformatter, deep: bool = False) -> np.ndarray:
+    """RGB uint8 (H, W, 3), by the matrix and range of `colour`, within one grey level; deep: uint16."""
     if _is_rgb(frame):
-        return reformatter.reformat(frame, format="rgb24").to_ndarray()
+        return reformatter.reformat(frame, format=DEEP if deep else SHALLOW).to_ndarray()
     matrix, extent = colour.conversion(frame.height)
     rgb = reformatter.reformat(
         frame,
-        format="rgb24",
+        format=DEEP_OF_YUV if deep else SHALLOW,
         src_colorspace=matrix,
         dst_colorspace=matrix,
         src_color_range=extent,
@@ -435,9 +435,9 @@ def _sides(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     return 1, 0, 0, 1
 
 
-def _depth_notes(path: str, form: av.VideoFormat) -> tuple[str, ...]:
-    deep = max(part.bits for part in form.components) > 8
-    return (f"{path}: more than 8 bits per colour ({form.name}), reduced to 8",) if deep else ()
+def bits(pix_fmt: str) -> int:
+    """How many bits the pixels of a format have per colour."""
+    return max(part.bits for part in av.VideoFormat(pix_fmt).components)
 
 
 def begins(container: av.container.InputContainer, stream: av.stream.Stream) -> Fraction:

@@ -24,7 +24,7 @@ from av.video.reformatter import ColorRange, VideoReformatter
 
 from . import io
 from .timeline import common
-from .video import COPIED, FROM_RGB, PIPE, Colour, begins, located, video_stream
+from .video import COPIED, DEEP, FROM_RGB, PIPE, SHALLOW, Colour, begins, bits, located, video_stream
 
 
 class Codec(NamedTuple):
@@ -50,7 +50,8 @@ ATTACHED = "attachment"  # FFmpeg's name for streams such as the fonts of subtit
 PART = ".mp4"  # whatever the output's format: it keeps times exactly, and the order of decoding
 LOSSLESS = "ffv1"
 RAW = "y4m"  # no codec: frames as they are, down a pipe
-KEPT = re.compile(r"(gray)|yuva?j?(420|422|444)p")  # formats whose chroma these two keep; deeper ones become 8 bits
+KEPT = re.compile(r"(gray)|yuva?j?(420|422|444)p")  # formats whose chroma these two keep
+TEN = ("h265", "av1", LOSSLESS)  # codecs that keep 10 bits per colour: few players take such H.264, y4m has no such RGB
 OF_THE_FILE = ("encoder", "major_brand", "minor_version", "compatible_brands", "duration")  # not of its content
 MOST = 2**31 - 1  # ticks in a second, and from a frame to the next: containers count in 32 bits
 FASTEST_GIF = 100  # frames a second
@@ -64,7 +65,7 @@ GIF_FILTERS = ("split", "palettegen=stats_mode=single", "paletteuse=new=1")
 class Format(NamedTuple):
     """How frames are written. rate: nominal frames a second. tick: the unit of all times. origin: time of the first
     frame in the file. longest: time from a frame to the next, where not 1 / rate. aspect: of a pixel. keep: the pixel
-    format of the input, which a lossless codec keeps."""
+    format of the input: TEN keep its bits, up to 10, a lossless codec its chroma."""
 
     width: int
     height: int
@@ -79,15 +80,27 @@ class Format(NamedTuple):
     keep: str = "yuv420p"
 
     @property
+    def deep(self) -> bool:
+        """Whether colours have 10 bits, not 8."""
+        return self.codec in TEN and bits(self.keep) > 8
+
+    @property
     def pix_fmt(self) -> str:
-        kept = KEPT.match(self.keep)
+        kept, depth = KEPT.match(self.keep), "10le" * self.deep
         if self.codec not in (LOSSLESS, RAW) or self.codec == RAW and not kept:
-            return "yuv420p"  # what every player plays
-        return kept[1] or f"yuv{kept[2]}p" if kept else "bgr0"
+            return f"yuv420p{depth}"  # what every player plays
+        if kept:
+            return (kept[1] or f"yuv{kept[2]}p") + depth
+        return f"gbrp{depth}" if depth else "bgr0"
+
+    @property
+    def rgb(self) -> bool:
+        """Whether a file holds RGB."""
+        return av.VideoFormat(self.pix_fmt).is_rgb
 
     def tag(self, context: av.VideoCodecContext) -> None:
         """Tag a stream with how its colours are meant."""
-        if not self.pix_fmt.startswith("bgr"):
+        if not self.rgb:
             context.colorspace, context.color_range = self.colour.matrix, self.colour.conversion(self.height)[1]
         context.color_primaries, context.color_trc = self.colour.primaries, self.colour.transfer
 
@@ -150,8 +163,8 @@ class VideoWriter:
         original: av.VideoFrame | None = None,
         lasts: Fraction | None = None,
     ) -> None:
-        """One frame, RGB uint8 (H, W, 3), or `original`, from the decoder, where that can be written unchanged. lasts:
-        how long it is shown, where not 1 / rate or until the next."""
+        """One frame, RGB (H, W, 3), uint16 if the form is deep, else uint8, or `original`, from the decoder, where that
+        can be written unchanged. lasts: how long it is shown, where not 1 / rate or until the next."""
         frame = self._converted(image, original)
         frame.pts = round((self.form.origin + time) / self.form.exact_tick)
         frame.time_base = self.form.exact_tick
@@ -183,7 +196,7 @@ class VideoWriter:
     def _converted(self, image: np.ndarray, original: av.VideoFrame | None) -> av.VideoFrame:
         form = self.form
         odd = form.even and (form.width % 2 or form.height % 2)
-        usable = original is not None and not odd and form.pix_fmt.startswith("yuv")
+        usable = original is not None and not odd and not form.rgb
         if usable and not original.format.is_rgb and not original.format.has_palette:
             extent = {"src_color_range": self.range, "dst_color_range": self.range}
             return self.reformatter.reformat(
@@ -191,8 +204,8 @@ class VideoWriter:
             )
         if odd:
             image = np.pad(image, ((0, form.height % 2), (0, form.width % 2), (0, 0)), mode="edge")
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-        if form.pix_fmt.startswith("bgr"):
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format=DEEP if form.deep else SHALLOW)
+        if form.rgb:
             return self.reformatter.reformat(frame, format=form.pix_fmt)
         return self.reformatter.reformat(
             frame,
@@ -443,6 +456,12 @@ def left_out(path: str, out: Path) -> Iterator[str]:
                 name = stream.name if stream.type == ATTACHED else stream.codec_context.name
                 kind = f"{stream.type} (stream {stream.index}, {name})"
                 yield f"{out}: {kind} cannot be stored in {out.suffix} and is left out; use .mkv"
+
+
+def default_codec(kind: str, deep: bool) -> str:
+    """The codec of a kind of output. deep: for more than 8 bits per colour, which H.264 does not keep here."""
+    usual = DEFAULTS.get(kind)
+    return "h265" if deep and usual == "h264" else usual or "h264"
 
 
 def check_codec(out: Path, codec: str) -> None:

@@ -1,0 +1,77 @@
+"""Videos of more than 8 bits per colour: 10 are kept where the codec has them, and what is lost is told."""
+
+from itertools import pairwise
+
+import av
+import numpy as np
+import pytest
+from video_files import HEIGHT, WIDTH, encode, moving, planes, run
+
+from utils import motion, shots
+
+
+def ramps(count, bits=10):
+    """Ramps of all colours, one level of so many bits from pixel to pixel, that move: RGB uint16."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    shades = [np.stack([x + 128 * i, 2 * x + 8 * y + i, 1000 - 5 * x - y], -1) % 2**bits for i in range(count)]
+    return [(shade * 65535 / (2**bits - 1)).round().astype(np.uint16) for shade in shades]
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv420p10le", "yuv422p10le", "yuv444p10le", "gray10le", "gbrp10le"])
+def test_ten_bits_are_kept(tmp_path, capsys, pix_fmt):
+    source = encode(tmp_path / "in.mkv", ramps(4), codec="ffv1", pix_fmt=pix_fmt)
+    run(source, tmp_path / "out.mkv", "--codec", "ffv1", "--cuts", "no")
+    before, after = planes(source), planes(tmp_path / "out.mkv")
+    assert len(after) == 7 and all((a == b).all() for a, b in zip(before, after[::2]))
+    assert "reduced to" not in capsys.readouterr().err
+    if pix_fmt in ("yuv444p10le", "gbrp10le"):  # without loss of chroma on the way to RGB and back
+        between = [(a.astype(float) + b) / 2 for a, b in zip(before, before[1:])]
+        assert all(np.abs(a - b).max() <= 1 for a, b in zip(between, after[1::2]))
+
+
+@pytest.mark.parametrize("name, codec", [("out.mp4", None), ("out.mkv", "h265"), ("out.mp4", "av1")])
+def test_codecs_of_ten_bits_are_given_ten(tmp_path, capsys, name, codec):
+    source = encode(tmp_path / "in.mkv", ramps(4), codec="ffv1", pix_fmt="yuv420p10le", colour=(1, 1))
+    run(source, tmp_path / name, *(("--codec", codec) if codec else ()), "--crf", "5", "--cuts", "no")
+    with av.open(str(tmp_path / name)) as container:
+        stream, frame = container.streams.video[0], next(container.decode(video=0))
+        assert stream.codec_context.name == {"av1": "libdav1d"}.get(codec, "hevc")
+        assert (frame.format.name, frame.colorspace) == ("yuv420p10le", 1)
+    before, after = planes(source), planes(tmp_path / name)
+    assert all(np.abs(a.astype(float) - b).mean() < 4 for a, b in zip(before, after[::2], strict=True))
+    assert any((frame % 4).any() for frame in after) and "reduced to" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "pix_fmt, name, option, kept",
+    [
+        ("yuv420p10le", "out.mp4", ("--codec", "h264"), 8),
+        ("yuv420p10le", "out.webm", (), 8),
+        ("yuv420p10le", "out", (), 8),
+        ("yuv420p10le", "out.gif", (), 8),
+        ("yuv420p12le", "out.mp4", (), 10),
+        ("gbrp16le", "out.mkv", ("--codec", "ffv1"), 10),
+    ],
+)
+def test_bits_that_are_not_kept_are_told(tmp_path, capsys, pix_fmt, name, option, kept):
+    source = encode(tmp_path / "in.mkv", ramps(3), codec="ffv1", pix_fmt=pix_fmt)
+    run(source, tmp_path / name, *option)
+    told = f"in.mkv: more than {kept} bits per colour ({pix_fmt}), reduced to {kept}"
+    assert told in capsys.readouterr().err
+
+
+def test_ten_bits_become_the_nearest_eight(tmp_path):
+    source = encode(tmp_path / "in.mp4", moving(4), codec="ffv1", pix_fmt="yuv420p10le")
+    run(source, tmp_path / "out.mp4", "--codec", "h264", "--crf", "0")
+    assert all(np.abs(a / 4 - b).max() <= 1 for a, b in zip(planes(source), planes(tmp_path / "out.mp4")[::2]))
+
+
+def test_cuts_repeats_and_motion_are_the_same_in_more_bits():
+    frames = [*moving(3), *moving(3, seed=1, step=6)]
+    deep = [frame.astype(np.uint16) * 257 for frame in frames]
+    for pair, more in zip(pairwise(frames), pairwise(deep)):
+        assert shots.change(*more) == pytest.approx(shots.change(*pair), abs=0.01)
+        assert shots.is_cut(*more) == shots.is_cut(*pair)
+        assert motion.motion(*more) == pytest.approx(motion.motion(*pair), abs=0.1)
+    assert [shots.is_cut(*more) for more in pairwise(deep)] == [False, False, True, False, False]
+    assert shots.is_repeat(deep[0] // 2, deep[0] // 2 + 40) and not shots.is_repeat(deep[0], deep[1])
