@@ -307,6 +307,16 @@ def test_a_mirrored_video_comes_out_as_players_show_it(tmp_path, matrix, upright
     assert all(np.abs(upright(a).astype(int) - b).mean() <= 0.5 for a, b in zip(lying, got)) and len(got) == 4
 
 
+@pytest.mark.skipif(not hasattr(av.VideoStream, "set_display_rotation"), reason="this PyAV writes no rotation")
+@pytest.mark.parametrize("turned", [0, 90, -90, 180])
+def test_frames_with_data_of_a_kind_that_pyav_does_not_know_are_read_and_turned(tmp_path, turned):
+    """FFmpeg hands on the EXIF data of TIFF frames, as of those of cameras that record JPEG."""
+    frames = moving(3)
+    source = encode(tmp_path / "in.mov", frames, codec="tiff", pix_fmt="rgb24", turned=turned)
+    read = list(video.open_source(str(source)).frames())
+    assert all((a.image == np.rot90(b, turned // 90)).all() for a, b in zip(read, frames, strict=True))
+
+
 def test_a_video_to_be_shown_askew_is_told(tmp_path):
     source = encode(tmp_path / "in.mp4", moving(4))
     data = bytearray(source.read_bytes())

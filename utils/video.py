@@ -427,12 +427,15 @@ def located(path: str | Path) -> str:
 
 def _sides(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     """The display matrix of a frame, without its scale and shift: see TURNS."""
-    for data in frame.side_data:
-        if data.type == Type.DISPLAYMATRIX:
-            sides = np.frombuffer(data, "<i4", 9).reshape(3, 3)[:2, :2].astype(float)
-            lengths = np.linalg.norm(sides, axis=1, keepdims=True)
-            return tuple((sides / np.maximum(lengths, 1)).round().astype(int).ravel().tolist())
-    return 1, 0, 0, 1
+    try:
+        matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+    except ValueError:  # PyAV gives no data at all beside a kind it does not know, such as a camera's EXIF
+        angle = np.deg2rad(frame.rotation)
+        sides = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    else:
+        sides = np.eye(2) if matrix is None else np.frombuffer(matrix, "<i4", 9).reshape(3, 3)[:2, :2].astype(float)
+        sides /= np.maximum(np.linalg.norm(sides, axis=1, keepdims=True), 1)
+    return tuple(sides.round().astype(int).ravel().tolist())
 
 
 def bits(pix_fmt: str) -> int:
