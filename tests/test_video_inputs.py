@@ -198,6 +198,20 @@ def test_frames_behind_a_damaged_one_near_the_end_are_not_lost(tmp_path, place):
         assert source.damaged == (start <= place)
 
 
+@pytest.mark.parametrize("codec, pix_fmt", [("png", "rgb24"), ("cfhd", "yuv422p10le")])
+def test_damage_that_a_decoder_does_not_call_invalid_data_costs_the_frame_alone(tmp_path, codec, pix_fmt):
+    """zlib's errors are those of a library; CineForm's decoder speaks of an invalid argument."""
+    whole = encode(tmp_path / "whole.mov", moving(9), codec=codec, pix_fmt=pix_fmt)
+    with av.open(str(whole)) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][4]
+        start, stop = packet.pos + packet.size // 3, packet.pos + packet.size
+    data = whole.read_bytes()
+    (tmp_path / "in.mov").write_bytes(data[:start] + b"\xff" * (stop - start) + data[stop:])
+    source = video.open_source(str(tmp_path / "in.mov"))
+    times = [frame.time for frame in source.frames()]
+    assert times == [Fraction(k, 25) for k in range(9) if k != 4] and source.damaged == 1
+
+
 def test_damaged_frames_are_counted_once_wherever_reading_begins(tmp_path):
     groups = encode(tmp_path / "groups.mkv", moving(100), g="30", bf="0")
     path = spoilt(tmp_path / "in.mkv", groups, damaged=(35, 70), repeated=(32, 80))

@@ -228,7 +228,9 @@ class Video(Source):
         for packet in container.demux(stream):
             try:
                 yield from packet.decode()
-            except av.error.InvalidDataError:
+            except av.error.DecoderNotFoundError:
+                raise
+            except av.FFmpegError:  # each decoder has its own for a damaged frame
                 self.damaged += not start or packet.pts is None or packet.pts * self.step - self.origin >= start
 
     def _time(self, frame: av.VideoFrame, latest: Fraction | None) -> Fraction:
