@@ -191,6 +191,17 @@ def test_reading_from_the_middle_gives_the_frames_from_there(tmp_path, name):
             assert a.time == b.time and (a.image == b.image).all()
 
 
+def test_reading_from_the_middle_of_a_file_in_which_nobody_can_seek_gives_the_frames_from_there(tmp_path):
+    path = encode(tmp_path / "in.swf", moving(60), codec="flv", b="2M")
+    with av.open(str(path)) as container, pytest.raises(av.FFmpegError):
+        container.seek(1000, stream=container.streams.video[0])
+    source = video.open_source(str(path))
+    whole, found = list(source.frames()), list(source.frames(Fraction(3, 2)))
+    assert len(whole) == 60 and source.damaged == 0
+    later = [frame for frame in whole if frame.time >= Fraction(3, 2)]
+    assert all(a.time == b.time and (a.image == b.image).all() for a, b in zip(later, found, strict=True))
+
+
 # Pictures
 
 

@@ -193,7 +193,10 @@ class Video(Source):
                 stream = video_stream(container, self.path)
                 stream.thread_type = threads
                 if back is not None:
-                    container.seek(int((self.origin + start - back) / self.step), stream=stream)
+                    try:
+                        container.seek(int((self.origin + start - back) / self.step), stream=stream)
+                    except av.FFmpegError:  # some containers cannot seek at all, or not to the last frames
+                        continue
                 for frame in self._decode(container, stream, start):
                     time = self._time(frame, latest)
                     if latest is None and back is not None and time > start:
