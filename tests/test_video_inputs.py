@@ -95,6 +95,15 @@ def test_a_whole_file_that_begins_late_is_whole(tmp_path, capsys, name):
     assert "ends" not in capsys.readouterr().err and len(decode(tmp_path / "out.mp4")[0]) == 15
 
 
+@pytest.mark.parametrize("rate", [1, 5, 10])
+def test_a_whole_file_of_few_frames_a_second_is_whole(tmp_path, capsys, rate):
+    """FLV counts its duration from the decoding of the first frame to the end of the last, and stores neither."""
+    for options in ({"bf": "3"}, {"bf": "0"}):
+        source = encode(tmp_path / "in.flv", moving(12), rate, **options)
+        run(source, tmp_path / "out.mp4", "--overwrite")
+        assert "ends" not in capsys.readouterr().err and len(decode(tmp_path / "out.mp4")[0]) == 23
+
+
 def test_names_without_an_end_and_with_ways_back_are_taken_as_the_system_takes_them(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "far/away").mkdir(parents=True)

@@ -42,6 +42,7 @@ COPIED = ("audio", "subtitle")  # streams that are copied to the output
 DTS_ONLY = ("avi",)  # containers that store only when frames are decoded, not when they are shown
 FROM_ANYWHERE = ("mpegts", "mpeg", "flv")  # containers of recordings, whose times may start anywhere
 FROM_ZERO = ("matroska,webm", "nut")  # containers whose duration counts from 0, not from their first frame
+FROM_DECODING = ("flv",)  # containers whose duration counts from where the first frame is decoded, before it is shown
 GUESSED = ("mpeg",)  # containers where only some frames have times: reading from the middle gets the others wrong
 OTHER_PICTURES = (".bmp", ".webp", ".tif", ".tiff", ".exr", ".heic", ".avif", ".gif")  # which utils.io does not read
 Y4M = "yuv4mpegpipe"  # FFmpeg's name; it skips an incomplete last frame
@@ -267,7 +268,7 @@ class Video(Source):
 
     def _scan(self) -> None:
         count, times, end, read, decoded = 0, [self.origin], Fraction(0), 0, {}
-        latest, hold = self.origin, Fraction(0)
+        latest, hold, begun = self.origin, Fraction(0), self.origin
         with self._open() as container:
             video, duration, kind = video_stream(container, self.path), container.duration, container.format.name
             for packet in container.demux():
@@ -279,7 +280,9 @@ class Video(Source):
                     continue
                 read = (packet.pos or 0) + packet.size
                 time = packet.pts * packet.time_base
-                end = max(end, time + (packet.duration or 0) * packet.time_base)
+                begun = min(begun, time if packet.dts is None else packet.dts * packet.time_base)
+                lasts = packet.duration * packet.time_base if packet.duration else seen / self.rate
+                end = max(end, time + lasts)
                 if seen:
                     times.append(time)
                     latest, hold = max((latest, hold), (time, (packet.duration or 0) * packet.time_base))
@@ -288,7 +291,8 @@ class Video(Source):
                 until = (video.start_time + video.duration) * video.time_base
                 hold = until - latest if until > latest else hold  # packets come in the order of decoding
             self.damaged += kind == Y4M and read < container.size
-        promised = Fraction(duration or 0, av.time_base) + (0 if kind in FROM_ZERO else start)
+        counted_from = 0 if kind in FROM_ZERO else begun if kind in FROM_DECODING else start
+        promised = Fraction(duration or 0, av.time_base) + counted_from
         missing = promised - end
         if missing > max(NOTED, 2 / self.rate):
             self.notes += (f"{self.path}: ends {float(missing):.2f} s before it says; it may be cut short",)
