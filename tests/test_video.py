@@ -157,6 +157,20 @@ def test_a_file_that_begins_late_keeps_its_beginning(tmp_path):
     assert times == [Fraction(1, 2) + Fraction(i, 50) for i in range(15)]
 
 
+def test_the_last_frame_is_shown_if_it_lasts_less_than_a_millisecond(tmp_path):
+    source = encode(tmp_path / "in.mp4", moving(20), 1000)
+    run(source, tmp_path / "out.mp4", "--cuts", "no")
+    assert decode(tmp_path / "out.mp4")[0] == [Fraction(k, 2000) for k in range(39)]
+
+
+def test_a_beginning_between_milliseconds_is_exact(tmp_path):
+    late = [Fraction(1, 3) + Fraction(i, 24) for i in range(8)]
+    run(encode(tmp_path / "in.nut", moving(8), 24, late), tmp_path / "out.mp4")
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        times = [frame.pts * frame.time_base for frame in container.decode(video=0)]
+    assert times == [Fraction(1, 3) + Fraction(i, 48) for i in range(15)]
+
+
 @pytest.mark.parametrize("kind", [".mp4", ".mkv"])
 def test_a_recording_whose_times_begin_anywhere_begins_at_once(tmp_path, kind):
     """Those of broadcasts begin anywhere up to 26 hours."""

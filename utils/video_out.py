@@ -123,6 +123,12 @@ class Format(NamedTuple):
         return tick if fits else Fraction(1, 90000)  # MPEG's
 
     @property
+    def movie_options(self) -> dict[str, str]:
+        """For MP4, which stores when a stream begins and how long it is shown in a unit of its own, by default
+        milliseconds."""
+        return {"movie_timescale": str(self.exact_tick.denominator)}
+
+    @property
     def nominal(self) -> Fraction:
         """The rate as a file can store it."""
         return self.rate.limit_denominator(MOST // (2 * ceil(self.rate)))
@@ -135,8 +141,7 @@ class VideoWriter:
         self.path, self.form, self.written, self.end = path, form, 0, None
         self.reformatter = VideoReformatter()
         codec = CODECS[form.codec] if file is None else Codec("wrapped_avframe", None, {})
-        # MP4 stores when a file begins in a unit of its own, by default milliseconds.
-        options = {"movie_timescale": str(form.exact_tick.denominator)} if file is None else {}
+        options = form.movie_options if file is None else {}
         with errors(path):
             self.output = av.open(file or located(path), "w", format=container, options=options)
             stream = self.output.add_stream(codec.encoder, rate=form.nominal)
@@ -304,7 +309,7 @@ def join_videos(
     pictures end. timed: False leaves out all that has a time, because times have changed."""
     with io.replacing(out, parts[0].parent) as temporary, errors(out):
         mp4 = out.suffix.lower() in MP4
-        options = {"movflags": "+faststart"} if mp4 else {}
+        options = {"movflags": "+faststart"} | form.movie_options if mp4 else {}
         named = located(temporary)
         with av.open(named, "w", muxer(out), options=options) as output, av.open(located(parts[0])) as first:
             video = output.add_stream_from_template(first.streams.video[0], opaque=True)
