@@ -302,7 +302,7 @@ def notes(
     if kind == ".gif" and average_rate(source, grid) > 50:
         quickest = f"{float(average_rate(source, grid)):g} frames a second"
         yield f"{args.output}: {quickest}; most viewers show a GIF at 50 at most"
-    if kind in (".mkv", ".webm") and form.aspect != 1 and form.codec in ("ffv1", "vp9"):
+    if kind in (".mkv", ".webm") and form.aspect != 1 and form.codec in ("ffv1", "vp9", "av1"):
         yield f"{args.output}: the pixel aspect ratio {form.aspect} is not stored in {kind} with {form.codec}; use .mp4"
     depth, kept = video.bits(source.pix_fmt), 10 if form.deep else 8
     if depth > kept:

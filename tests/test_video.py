@@ -382,6 +382,16 @@ def test_the_shape_of_pixels_survives(tmp_path, name):
         assert container.streams.video[0].sample_aspect_ratio == Fraction(16, 11)
 
 
+@pytest.mark.parametrize("codec", sorted(video_out.CODECS))
+@pytest.mark.parametrize("name", ["out.mp4", "out.mkv"])
+def test_the_shape_of_pixels_survives_or_is_told_to_be_lost(tmp_path, capfd, name, codec):
+    source = encode(tmp_path / "in.mp4", moving(4), aspect=Fraction(16, 11))
+    run(source, tmp_path / name, "--codec", codec)
+    with av.open(str(tmp_path / name)) as container:
+        kept = container.streams.video[0].sample_aspect_ratio == Fraction(16, 11)
+    assert kept != ("the pixel aspect ratio 16/11 is not stored" in capfd.readouterr().err)
+
+
 @pytest.mark.parametrize(
     "keep, lossless, raw",
     [
