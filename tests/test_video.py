@@ -445,6 +445,12 @@ def test_lost_transparency_is_told(tmp_path, alpha):
     assert any("transparency is lost" in note for note in notes) == (alpha < 255)
 
 
+def test_lost_transparency_of_webm_is_told_though_no_frame_shows_it(tmp_path):
+    for name, pix_fmt, told in (("in.webm", "yuva420p", True), ("plain.webm", "yuv420p", False)):
+        source = video.open_source(str(encode(tmp_path / name, moving(3), codec="libvpx-vp9", pix_fmt=pix_fmt)))
+        assert any("transparency is lost" in note for note in source.notes) == told
+
+
 # Sound
 
 

@@ -208,6 +208,23 @@ def test_what_belongs_to_the_content_goes_along(tmp_path):
             assert slow > 1 or container.streams[1].disposition & av.stream.Disposition.forced
 
 
+def test_chapters_that_go_along_are_not_told_to_be_left_out(tmp_path, capsys):
+    """MP4 holds them as a stream of data, too."""
+    chapters = [{"id": 1, "start": 0, "end": 300, "time_base": Fraction(1, 1000), "metadata": {"title": "one"}}]
+    with av.open(str(encode(tmp_path / "a.mp4", moving(8)))) as given, av.open(str(tmp_path / "in.mp4"), "w") as output:
+        stream = output.add_stream_from_template(given.streams.video[0], opaque=True)
+        output.set_chapters(chapters)
+        for packet in given.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                output.mux(packet)
+    run(tmp_path / "in.mp4", tmp_path / "out.mp4")
+    with av.open(str(tmp_path / "in.mp4")) as before, av.open(str(tmp_path / "out.mp4")) as after:
+        assert [each.type for each in before.streams] == ["video", "data"]
+        assert [chapter["metadata"] for chapter in after.chapters()] == [{"title": "one"}]
+    assert "left out" not in capsys.readouterr().err
+
+
 def test_outputs_that_cannot_be_are_refused_before_anything_is_done(tmp_path, clip, capsys):
     (tmp_path / "file").write_text("")
     (tmp_path / "exists.mp4").write_text("precious")

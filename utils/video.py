@@ -32,6 +32,7 @@ TO_RGB = int(Interpolation.BILINEAR) | ACCURATE_RND | FULL_CHR_H_INT
 FROM_RGB = int(Interpolation.AREA) | ACCURATE_RND
 SHALLOW, DEEP = "rgb24", "rgb48le"  # RGB of 8 bits per colour, and of 16
 DEEP_OF_YUV = "gbrp16le"  # gives the same array; FFmpeg's way from 4:2:0 to rgb48 is wrong where chroma is interpolated
+DISCARD_ALL = 48  # FFmpeg's number for a stream that nobody should read
 UNKNOWN, FULL = 2, 2  # FFmpeg's numbers for an unspecified matrix and for the full range
 BT709, BT601 = 1, 5
 MATRICES = {BT709, 4, 7, 9}  # those with a conversion of their own: also FCC, SMPTE 240M, BT.2020
@@ -261,7 +262,8 @@ class Video(Source):
             matrix, extent = Colour().matrix, Colour().range
         self.colour = Colour(matrix, extent, frame.color_primaries, frame.color_trc)
         alpha = any(part.is_alpha for part in frame.format.components)
-        if alpha and frame.to_ndarray(format="rgba")[..., 3].min() < 255:
+        hidden = stream.metadata.get("alpha_mode") == "1"  # of WebM, beside the frames: FFmpeg does not decode it
+        if hidden or alpha and frame.to_ndarray(format="rgba")[..., 3].min() < 255:
             self.notes += (f"{self.path}: transparency is lost; colours are taken as they are",)
         if frame.interlaced_frame:
             self.notes += (INTERLACED.format(self.path),)
@@ -473,6 +475,8 @@ def _is_cover(stream: av.stream.Stream) -> bool:
 
 def _stream_notes(path: str, container: av.container.InputContainer, taken: av.VideoStream) -> tuple[str, ...]:
     others = [each for each in container.streams if each.index != taken.index and each.type in ("video", "data")]
+    # FFmpeg's mark for MP4's stream of chapters, which are copied.
+    others = [each for each in others if int(getattr(each, "discard", 0)) != DISCARD_ALL]
     if not others:
         return ()
     what = ", ".join(f"{'cover' if _is_cover(each) else each.type} (stream {each.index})" for each in others)
