@@ -123,6 +123,14 @@ def test_names_with_colons_are_no_addresses(tmp_path, monkeypatch):
         assert Path(out).stat().st_size and not begun(Path(out))
 
 
+def test_an_animation_behind_a_still_picture_is_taken(tmp_path):
+    source = encode(tmp_path / "in.avif", moving(10), codec="libsvtav1", preset="12")
+    with av.open(str(source)) as container:
+        assert [stream.frames for stream in container.streams.video] == [1, 10]
+    run(source, tmp_path / "out.mp4", "--cuts", "no")
+    assert len(decode(tmp_path / "out.mp4")[0]) == 19
+
+
 def test_a_raw_stream_without_times_is_taken(tmp_path):
     run(encode(tmp_path / "in.m1v", moving(10), codec="mpeg1video", b="2M"), tmp_path / "out.mp4")
     assert len(decode(tmp_path / "out.mp4")[0]) == 19

@@ -462,10 +462,10 @@ def begins(container: av.container.InputContainer, stream: av.stream.Stream) -> 
 
 
 def video_stream(container: av.container.InputContainer, path: str) -> av.VideoStream:
-    for stream in container.streams.video:
-        if not _is_cover(stream):
-            return stream
-    raise ValueError(f"{path}: no video in this file")
+    streams = [stream for stream in container.streams.video if not _is_cover(stream)]
+    if not streams:
+        raise ValueError(f"{path}: no video in this file")
+    return next((stream for stream in streams if stream.frames != 1), streams[0])  # AVIF begins with a still picture
 
 
 def _is_cover(stream: av.stream.Stream) -> bool:
