@@ -291,6 +291,42 @@ def test_colours_are_those_of_the_standard_to_one_grey_level(tmp_path, matrix, e
     assert np.abs(got[1::2] - (levels[:-1] + levels[1:]) / 2).max() <= (1.5 if bits == 8 else 2)
 
 
+@pytest.mark.parametrize("extent", [0, 1, 2])
+@pytest.mark.parametrize("pix_fmt", ["gray", "gray10le"])
+@pytest.mark.parametrize("name", ["out.mkv", "again.mkv"])
+def test_grey_keeps_its_levels(tmp_path, pix_fmt, extent, name):
+    """Without a tag it is of the full range, as for FFmpeg. Black and white of HEVC and AV1 are of the limited one."""
+    deep = pix_fmt == "gray10le"
+    values = np.linspace(16, 235, WIDTH).round().astype(np.uint16)[None].repeat(HEIGHT, 0)
+    with av.open(str(tmp_path / "in.mkv"), "w") as output:
+        stream = output.add_stream("ffv1", rate=25)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, pix_fmt
+        stream.codec_context.color_range = extent
+        levels = values << 2 if deep else values.astype(np.uint8)
+        for number in range(3):
+            frame = av.VideoFrame.from_ndarray(levels, format=pix_fmt)
+            frame.pts = number
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    source = tmp_path / "in.mkv"
+    exact = (values - 16.0) * 255 / 219 if extent == 1 else values * (1020 / 1023 if deep else 1.0)
+    for out in ("out.mkv", "again.mkv")[: 1 + (name == "again.mkv")]:
+        for unit, asked in ((1, False), (257, True)):
+            read = [frame.image for frame in video.open_source(str(source)).frames(deep=asked)]
+            # FFmpeg's conversion makes new frames of 10 bits and the full range up to 3 of 1023 levels brighter.
+            most = 1.75 if deep and out == "again.mkv" else 1
+            assert all(np.abs(image / unit - exact[..., None]).max() <= most for image in read)
+        run(source, tmp_path / out, "--codec", "ffv1")
+        source = tmp_path / out
+    with av.open(str(source)) as container:
+        frames = list(container.decode(video=0))
+    assert len(frames) == (5 if name == "out.mkv" else 9)
+    for frame in frames:
+        luma = np.frombuffer(frame.planes[0], levels.dtype).reshape(HEIGHT, -1)[:, :WIDTH]
+        assert frame.color_range == (1 if extent == 1 else 2)
+        assert np.abs(luma.astype(int) - levels).max() <= (4 if deep else 1 if extent == 1 else 0)
+
+
 @pytest.mark.skipif(not hasattr(av.VideoStream, "set_display_rotation"), reason="this PyAV writes no rotation")
 @pytest.mark.parametrize("turned", [90, -90, 180])
 def test_a_turned_video_comes_out_upright_and_unchanged(tmp_path, turned):

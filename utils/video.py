@@ -33,13 +33,14 @@ FROM_RGB = int(Interpolation.AREA) | ACCURATE_RND
 SHALLOW, DEEP = "rgb24", "rgb48le"  # RGB of 8 bits per colour, and of 16
 DEEP_OF_YUV = "gbrp16le"  # gives the same array; FFmpeg's way from 4:2:0 to rgb48 is wrong where chroma is interpolated
 DISCARD_ALL = 48  # FFmpeg's number for a stream that nobody should read
-UNKNOWN, FULL = 2, 2  # FFmpeg's numbers for an unspecified matrix and for the full range
+UNKNOWN, LIMITED, FULL = 2, 1, 2  # FFmpeg's numbers for an unspecified matrix, and for the two ranges
 BT709, BT601 = 1, 5
 MATRICES = {BT709, 4, 7, 9}  # those with a conversion of their own: also FCC, SMPTE 240M, BT.2020
 LARGEST_SD = 576  # rows up to which an unspecified matrix is BT.601, as players assume
 SLACK, NOTED = Fraction(1, 2), Fraction(1, 10)  # seconds that a file may lack; from which a note says so
 LEAP_BACK = 1  # seconds
 COPIED = ("audio", "subtitle")  # streams that are copied to the output
+GREY = re.compile(r"^gray(?=$|\d+[lb]e$)")  # formats without chroma, of any depth
 DTS_ONLY = ("avi",)  # containers that store only when frames are decoded, not when they are shown
 FROM_ANYWHERE = ("mpegts", "mpeg", "flv")  # containers of recordings, whose times may start anywhere
 FROM_ZERO = ("matroska,webm", "nut")  # containers whose duration counts from 0, not from their first frame
@@ -216,7 +217,7 @@ class Video(Source):
                                 f"{self.path}: from {float(time):.2f} s on frames are {sizes}; give them one size: "
                                 "ffmpeg -i IN -vf scale=W:H OUT"
                             )
-                        frame = turn(frame)
+                        frame = with_chroma(turn(frame), self.colour, reformatter)
                         yield Frame(time, to_rgb(frame, self.colour, reformatter, deep), frame)
                 else:
                     if found or back is None:
@@ -261,6 +262,7 @@ class Video(Source):
         if _is_rgb(frame):  # RGB has no matrix: its tags do not hold for the YUV that an encoder makes of it
             matrix, extent = Colour().matrix, Colour().range
         self.colour = Colour(matrix, extent, frame.color_primaries, frame.color_trc)
+        self.pix_fmt = _with_chroma(self.pix_fmt, self.colour)
         alpha = any(part.is_alpha for part in frame.format.components)
         hidden = stream.metadata.get("alpha_mode") == "1"  # of WebM, beside the frames: FFmpeg does not decode it
         if hidden or alpha and frame.to_ndarray(format="rgba")[..., 3].min() < 255:
@@ -364,6 +366,7 @@ class Pipe(Source):
         self.aspect = self.stream.sample_aspect_ratio or Fraction(1)
         self.pix_fmt = self.stream.pix_fmt.replace("yuvj", "yuv")
         self.colour = Colour(range=FULL if "yuvj" in self.stream.pix_fmt else self.stream.codec_context.color_range)
+        self.pix_fmt = _with_chroma(self.pix_fmt, self.colour)
         if re.search(rb" I[tbm]", self.bytes.header):
             self.notes += (INTERLACED.format(self.path),)
 
@@ -372,6 +375,7 @@ class Pipe(Source):
         with _errors(self.path):
             for i, frame in enumerate(self._decode()):
                 if i / self.rate >= start:
+                    frame = with_chroma(frame, self.colour, reformatter)
                     yield Frame(i / self.rate, to_rgb(frame, self.colour, reformatter, deep), frame)
 
     def _decode(self) -> Iterator[av.VideoFrame]:
@@ -410,6 +414,21 @@ def to_rgb(frame: av.VideoFrame, colour: Colour, reformatter: VideoReformatter, 
         interpolation=TO_RGB,
     )
     return rgb.to_ndarray()
+
+
+def with_chroma(frame: av.VideoFrame, colour: Colour, reformatter: VideoReformatter) -> av.VideoFrame:
+    """Grey of the limited range as YUV of the same luma, other frames as they are: FFmpeg converts all grey as if it
+    were of the full range."""
+    name = _with_chroma(frame.format.name, colour)
+    if name == frame.format.name:
+        return frame
+    same = {"src_color_range": ColorRange.JPEG, "dst_color_range": ColorRange.JPEG}
+    return reformatter.reformat(frame, format=name, **same)
+
+
+def _with_chroma(name: str, colour: Colour) -> str:
+    """The format that `with_chroma` gives for one."""
+    return GREY.sub("yuv420p", name) if colour.range == LIMITED else name
 
 
 def _is_rgb(frame: av.VideoFrame) -> bool:

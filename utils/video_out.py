@@ -101,7 +101,9 @@ class Format(NamedTuple):
     def tag(self, context: av.VideoCodecContext) -> None:
         """Tag a stream with how its colours are meant."""
         if not self.rgb:
-            context.colorspace, context.color_range = self.colour.matrix, self.colour.conversion(self.height)[1]
+            full = self.pix_fmt.startswith("gray")  # see video.with_chroma
+            extent = ColorRange.JPEG if full else self.colour.conversion(self.height)[1]
+            context.colorspace, context.color_range = self.colour.matrix, extent
         context.color_primaries, context.color_trc = self.colour.primaries, self.colour.transfer
 
     @property
