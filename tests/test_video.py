@@ -130,9 +130,10 @@ def test_rates_with_many_digits_are_taken(tmp_path, fps):
     assert max(abs(time - k / Fraction(fps)) for k, time in enumerate(times)) <= Fraction(1, 90000)
 
 
-@pytest.mark.parametrize("name", ["in.avi", "in.h264", "in.mpg"])
+@pytest.mark.parametrize("name", ["in.avi", "in.h264", "in.mpg", "in.asf", "in.mxf"])
 def test_frames_of_files_that_do_not_say_when_each_is_shown_all_come_in_order(tmp_path, name):
-    """AVI stores only the order of decoding, a raw stream no times at all; B-frames are decoded late."""
+    """AVI stores only the order of decoding, ASF and MXF of H.264 likewise, a raw stream no times at all; B-frames are
+    decoded late."""
     images = moving(60)
     source = encode(tmp_path / name, images, codec="mpeg2video" if name == "in.mpg" else "libx264", bf="3", g="12")
     whole = video.open_source(str(source))

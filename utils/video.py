@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -42,6 +43,7 @@ LEAP_BACK = 1  # seconds
 COPIED = ("audio", "subtitle")  # streams that are copied to the output
 GREY = re.compile(r"^gray(?=$|\d+[lb]e$)")  # formats without chroma, of any depth
 DTS_ONLY = ("avi",)  # containers that store only when frames are decoded, not when they are shown
+LOOKED_AT = 8  # frames by which it is told whether times are those of decoding
 FROM_ANYWHERE = ("mpegts", "mpeg", "flv")  # containers of recordings, whose times may start anywhere
 FROM_ZERO = ("matroska,webm", "nut")  # containers whose duration counts from 0, not from their first frame
 FROM_DECODING = ("flv",)  # containers whose duration counts from where the first frame is decoded, before it is shown
@@ -163,12 +165,14 @@ class Video(Source):
             self.step = stream.time_base
             self.begin = begins(container, stream)
             self.has_sound = any(other.type in COPIED for other in container.streams)
-            self.dts_only = container.format.name in DTS_ONLY
             self.notes += _stream_notes(path, container, stream)
-            frame = next(self._decode(container, stream), None)
-            if frame is None:
+            first = list(islice(self._decode(container, stream), LOOKED_AT))
+            if not first:
                 raise ValueError(f"{path}: not a single frame can be decoded")
-            self._describe(frame, stream)
+            shown = [frame.pts for frame in first if frame.pts is not None]
+            # Others, such as ASF and MXF, may store the times of decoding as those of showing.
+            self.dts_only = container.format.name in DTS_ONLY or shown != sorted(shown)
+            self._describe(first[0], stream)
         self.damaged = 0  # those before the first frame are met again
         self._scan()
         _check_count(self)
