@@ -173,6 +173,25 @@ def test_epochs_are_not_told_in_steps_of_another_size(vimeo, whole, tmp_path):
     assert (tmp_path / "IFRNet_S/latest.pth").read_bytes() == before
 
 
+def test_epochs_are_counted_on_after_steps_of_another_size(vimeo, whole, tmp_path, capsys):
+    """Of 8 samples, 12 steps of 4 are 6 epochs, 4 more steps of 2 are the seventh, and 4 more the eighth."""
+    shutil.copytree(whole / "IFRNet_S", tmp_path / "IFRNet_S")
+    options = ["--batch_size", 2, "--val_list", vimeo / "val.txt", "--resume", "auto"]
+    train_here(vimeo, tmp_path, "--iterations", 16, *options)
+    assert "16 iterations of 2 (1 x 2), 7.0 epochs" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="steps of 2 samples until now, not of 1; .* with --iterations 24$"):
+        train_here(vimeo, tmp_path, "--epochs", 8, *options, "--batch_size", 1)
+    train_here(vimeo, tmp_path, "--epochs", 8, *options)
+    assert weights_and_all(tmp_path)["iteration"] == 20
+
+
+def test_a_run_stands_at_its_own_epoch_whatever_the_size_of_steps_now(vimeo, whole, tmp_path):
+    latest, options = whole / "IFRNet_S" / "latest.pth", ["--batch_size", 2, "--iterations", 13]
+    with pytest.raises(ValueError, match="stands at epoch 6, not 3"):
+        train_here(vimeo, tmp_path, *options, "--resume_path", latest, "--resume_epoch", 3)
+    train_here(vimeo, tmp_path, *options, "--resume_path", latest, "--resume_epoch", 6)
+
+
 def test_a_run_without_weights_to_use_does_not_end_well(vimeo, tmp_path, monkeypatch):
     monkeypatch.setattr(epochs, "fit", lambda *args, **kwargs: None)
     with pytest.raises(ValueError, match="IFRNet_S: no best.pth, so no weights to use"):

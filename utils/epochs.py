@@ -137,16 +137,18 @@ def train(
     order = Order(len(train_set), args.batch_size, args.seed, args.accumulate)
     with runs.opened(args, order.per_epoch) as (folder, resume):
         iterations = args.iterations or horizon(args.epochs, order, resume)
+        ahead = epochs_ahead(order, resume)
         config = runs.recorded(args) | {
             "iterations": iterations,
             "step_size": order.step_size,
+            "epochs_ahead": ahead,
             "samples": len(train_set),
             "flow": bool(getattr(train_set, "flow", False)),
             "validation": runs.fingerprint(val_set),
         }
         resume = runs.settled(resume, config, len(val_set), [*train_set.names, *val_set.names])
         if distributed.is_main():
-            announce(args, order, iterations, paper, len(train_set), len(val_set), device)
+            announce(args, order, iterations, ahead, paper, len(train_set), len(val_set), device)
         recipe = Recipe(
             iterations=iterations,
             eval_every=args.eval_iterations or args.eval_interval * order.per_epoch,
@@ -158,8 +160,8 @@ def train(
         )
 
         def batches(start: int):
-            ahead = Order(len(train_set), args.batch_size, args.seed, args.accumulate, start)
-            return on_device(read(train_set, ahead, args.workers, pin=device.type == "cuda"), prepare, device)
+            order = Order(len(train_set), args.batch_size, args.seed, args.accumulate, start)
+            return on_device(read(train_set, order, args.workers, pin=device.type == "cuda"), prepare, device)
 
         validate = Validation(val_set, device, args.workers)
         if resume is None:
@@ -192,20 +194,28 @@ def horizon(epochs: int, order: Order, content: dict | None) -> int:
     count of iterations would stand for other epochs."""
     before = runs.config_of(content).get("step_size", order.step_size)
     if before != order.step_size and content["iteration"]:
-        samples = runs.config_of(content).get("samples", order.length)
-        left = epochs - content["iteration"] / max(1, samples // before)
+        left = epochs - runs.epochs_done(content, order.per_epoch)
         count = content["iteration"] + max(0, round(left * order.per_epoch))
         raise ValueError(
             f"--epochs {epochs}: the run made steps of {before} samples until now, not of {order.step_size}; make "
             f"processes x --batch_size x --accumulate {before} again, or go on to that epoch with --iterations {count}"
         )
-    return epochs * order.per_epoch
+    return max(1, round((epochs - epochs_ahead(order, content)) * order.per_epoch))
+
+
+def epochs_ahead(order: Order, content: dict | None) -> float:
+    """By how many epochs a run is ahead of iterations / order.per_epoch, because it made steps of another size."""
+    config = runs.config_of(content)
+    if config.get("step_size", order.step_size) == order.step_size:
+        return config.get("epochs_ahead", 0.0)
+    return runs.epochs_done(content, order.per_epoch) - content["iteration"] / order.per_epoch
 
 
 def announce(
     args: argparse.Namespace,
     order: Order,
     iterations: int,
+    ahead: float,
     paper: int | None,
     train: int,
     val: int,
@@ -215,7 +225,7 @@ def announce(
     ranks = f"{distributed.world_size()} x {args.batch_size}" + f" x {args.accumulate}" * (args.accumulate > 1)
     print(
         f"{args.model_name} on {distributed.world_size()} {device.type}: {train} samples, {val} to validate on; "
-        f"{iterations} iterations of {order.step_size} ({ranks}), {iterations / order.per_epoch:.1f} epochs, "
+        f"{iterations} iterations of {order.step_size} ({ranks}), {iterations / order.per_epoch + ahead:.1f} epochs, "
         f"learning rate {args.lr_start:g} -> {args.lr_end:g}",
         flush=True,
     )

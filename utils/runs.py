@@ -18,7 +18,7 @@ from utils import checkpoint, distributed, io
 FREE = (
     "epochs", "minutes", "data", "cache", "workers", "device", "compile", "world_size", "local_rank", "resume",
     "resume_path", "resume_epoch", "log_path", "log_every", "save_every", "eval_interval", "eval_iterations",
-    "max_bad_steps", "validation",
+    "max_bad_steps", "validation", "epochs_ahead",
 )  # fmt: skip
 # Options that may differ between machines: where files lie, what processes them, how a decoder rounds a picture.
 OWN = (
@@ -54,6 +54,16 @@ def settled(content: dict | None, config: dict, validated: int, names: Iterable[
 def config_of(content: dict | None) -> dict:
     """The options that a checkpoint's run last had, as `recorded` gives them; empty for bare weights."""
     return (content or {}).get("config") or {}
+
+
+def epochs_done(content: dict, per_epoch: int) -> float:
+    """How many epochs a checkpoint's run has gone through. per_epoch: steps, where the checkpoint does not tell.
+
+    "epochs_ahead": by how many its epochs are ahead of the count of iterations, from steps of another size before."""
+    config = config_of(content)
+    if "samples" in config:
+        per_epoch = max(1, config["samples"] // config["step_size"])
+    return config.get("epochs_ahead", 0.0) + content["iteration"] / per_epoch
 
 
 def fingerprint(dataset: Dataset) -> str:
@@ -146,7 +156,7 @@ def find_resume(args: argparse.Namespace, folder: Path, per_epoch: int) -> dict 
     if theirs != args.recipe:
         what = f"of a run of train_{theirs}.py; its {checkpoint.BEST} has weights to start from"
         raise ValueError(f"{args.resume_path}: {what}")
-    epoch = content["iteration"] // per_epoch
+    epoch = math.floor(epochs_done(content, per_epoch) + 1e-6)
     if args.resume_epoch is not None and args.resume_epoch != epoch:
         raise ValueError(
             f"{args.resume_path}: stands at epoch {epoch}, not {args.resume_epoch}; leave --resume_epoch out"
