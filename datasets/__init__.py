@@ -1,4 +1,7 @@
-"""What a data set gives for one index: a Sample; the default collate of a DataLoader makes batches of them."""
+"""What a data set gives for one index: a Sample; the default collate of a DataLoader makes batches of them.
+
+In training the index is (i, epoch), so that augmentation may differ from epoch to epoch; in validation it is i.
+"""
 
 from typing import NamedTuple
 

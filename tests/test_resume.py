@@ -20,7 +20,7 @@ from training_runs import assert_same, command, start, train_here, typed_options
 import models
 import train_gopro
 import train_vimeo90k
-from datasets import clips, gopro
+from datasets import Sample, clips, gopro
 from utils import cli, epochs, runs
 from utils.io import only_run, to_uint8, write_image
 
@@ -387,6 +387,32 @@ def read_columns(folder, *names):
 
 def run(script, *options):
     script.main(script.parser().parse_args([str(option) for option in options]))
+
+
+class Plain(torch.utils.data.Dataset):
+    """A set of one's own, as CONTRIBUTING.md describes it: unaugmented Samples, by i or (i, epoch)."""
+
+    def __init__(self, seeds):
+        self.seeds, self.asked = seeds, []
+
+    def __len__(self):
+        return len(self.seeds)
+
+    def __getitem__(self, key):
+        self.asked.append(key)
+        i, _ = key if isinstance(key, tuple) else (key, 0)
+        frames = (formula_image(32, 32, self.seeds[i] + k) for k in range(3))
+        return Sample(*frames, torch.tensor(0.5), torch.full((4, 32, 32), torch.nan))
+
+
+def test_a_set_of_ones_own_is_trained_on_by_index_and_epoch_and_validated_by_index(tmp_path):
+    train_set, val_set = Plain(range(4)), Plain([9])
+    words = "--model_name IFRNet_S --epochs 2 --batch_size 2 --workers 0 --device cpu --log_path"
+    args = train_vimeo90k.parser().parse_args([*words.split(), str(tmp_path)])
+    model, device = models.build("IFRNet_S"), torch.device("cpu")
+    epochs.train(args, device, model, train_set, val_set, lambda batch, _: batch, train_vimeo90k.loss_with(None), None)
+    assert sorted(train_set.asked) == [(i, epoch) for i in range(4) for epoch in range(2)]
+    assert set(val_set.asked) == {0} and weights_and_all(tmp_path)["iteration"] == 4
 
 
 @pytest.mark.parametrize("layout", ["train", ""])

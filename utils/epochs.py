@@ -131,8 +131,9 @@ def train(
 ) -> None:
     """Call `fit` as the options say.
 
-    train_set, val_set: their `names` must be the same on all ranks. prepare: (batch of the training set, device) ->
-    datasets.Sample on the device. paper: iterations of the published recipe, to point out a run that departs from it.
+    train_set: indexed with (i, epoch); val_set: with i. Their `names`, where they have such, must be the same on all
+    ranks. prepare: (batch of the training set, device) -> datasets.Sample, on any device. paper: iterations of the
+    published recipe, to point out a run that departs from it.
     """
     order = Order(len(train_set), args.batch_size, args.seed, args.accumulate)
     with runs.opened(args, order.per_epoch) as (folder, resume):
@@ -146,7 +147,8 @@ def train(
             "flow": bool(getattr(train_set, "flow", False)),
             "validation": runs.fingerprint(val_set),
         }
-        resume = runs.settled(resume, config, len(val_set), [*train_set.names, *val_set.names])
+        names = [name for each in (train_set, val_set) for name in getattr(each, "names", ())]
+        resume = runs.settled(resume, config, len(val_set), names)
         if distributed.is_main():
             announce(args, order, iterations, ahead, paper, len(train_set), len(val_set), device)
         recipe = Recipe(
@@ -223,9 +225,10 @@ def announce(
 ) -> None:
     """Print what this run will do, and a note where it departs from the paper's recipe."""
     ranks = f"{distributed.world_size()} x {args.batch_size}" + f" x {args.accumulate}" * (args.accumulate > 1)
+    passes = max(0, iterations / order.per_epoch + ahead)  # below 0 where the run is far beyond these iterations
     print(
         f"{args.model_name} on {distributed.world_size()} {device.type}: {train} samples, {val} to validate on; "
-        f"{iterations} iterations of {order.step_size} ({ranks}), {iterations / order.per_epoch + ahead:.1f} epochs, "
+        f"{iterations} iterations of {order.step_size} ({ranks}), {passes:.1f} epochs, "
         f"learning rate {args.lr_start:g} -> {args.lr_end:g}",
         flush=True,
     )
