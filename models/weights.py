@@ -6,6 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+# Under which names training scripts keep a network's weights: the averaged ones first.
+WRAPPED = ("ema", "params_ema", "model", "state_dict", "model_state_dict", "params", "net")
+
 
 def read_checkpoint(path: str | Path) -> object:
     """What torch.save wrote, on the CPU. Nothing in the file is executed.
@@ -24,7 +27,7 @@ def read_checkpoint(path: str | Path) -> object:
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a state_dict or of a training checkpoint ("ema" before "model" or "state_dict"), on the CPU.
+    """The tensors of a state_dict or of a training checkpoint (see WRAPPED), on the CPU.
 
     The prefixes of DataParallel and torch.compile are dropped. Raises as `read_checkpoint` does, and ValueError where
     there are no weights, or some that are not finite.
@@ -32,7 +35,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     content = read_checkpoint(path)
     state = bare(content) if isinstance(content, dict) else {}
     if not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path}: holds no weights; a state_dict or a training checkpoint of this project is needed")
+        raise ValueError(f"{path}: holds no weights; a state_dict or a training checkpoint is needed")
     check_finite(path, state)
     return state
 
@@ -51,6 +54,6 @@ def check_finite(path: str | Path, state: dict) -> None:
 
 def bare(content: dict) -> dict:
     """The weights of a state_dict or of a training checkpoint, under the names that the network itself gives them."""
-    inside = (content.get(key) for key in ("ema", "model", "state_dict"))
+    inside = (content.get(key) for key in WRAPPED)
     state = next((x for x in inside if isinstance(x, dict) and x), content)
     return {re.sub(r"^(module\.|_orig_mod\.)+", "", str(name)): value for name, value in state.items()}

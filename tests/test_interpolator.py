@@ -375,6 +375,11 @@ def test_published_and_own_files_load_alike(model, pair, tmp_path):
         saved(tmp_path / "training.pth", {"model": state, "epoch": 3}),
         saved(tmp_path / "others.pth", {"model": None, "state_dict": state, "epoch": 3}),
         saved(tmp_path / "averaged.pth", {"model": {k: v * 0 for k, v in state.items()}, "ema": state}),
+        saved(tmp_path / "basicsr.pth", {"params": {k: v * 0 for k, v in state.items()}, "params_ema": state}),
+        saved(
+            tmp_path / "tutorial.pth", {"epoch": 3, "model_state_dict": state, "optimizer_state_dict": {"state": {}}}
+        ),
+        saved(tmp_path / "net.pth", {"net": state}),
     ]
     expected = models.Interpolator(model, "cpu")(*pair)
     for path in files:
