@@ -48,8 +48,8 @@ def test_a_frame_that_is_exact_counts_finitely(model):
 
 def test_a_score_stands_beside_that_of_the_average(model):
     data = [sample(0, 32, 48, targets=2)]
-    average = (data[0].img0 + data[0].img1)[None] / 2
-    expected = psnr(average.expand(2, -1, -1, -1), data[0].imgt).mean().item()
+    average = torch.stack([(2 * data[0].img0 + data[0].img1) / 3, (data[0].img0 + 2 * data[0].img1) / 3])
+    expected = psnr(average, data[0].imgt).mean().item()
     assert Validation(data, CPU)(model)["averaging"] == pytest.approx(expected, abs=1e-4)
 
 

@@ -16,8 +16,8 @@ from utils.metrics import bounded_psnr
 
 
 class Validation:
-    """network -> {"psnr": mean over all frames of a data set, in dB, "averaging": the score of the plain average of
-    both frames, the floor to read a curve against}; every sample on exactly one rank.
+    """network -> {"psnr": mean over all frames of a data set, in dB, "averaging": the score of the average of both
+    frames, weighted by nearness in time, the floor to read a curve against}; every sample on exactly one rank.
 
     dataset: of datasets.Sample, unaugmented; samples may have different sizes, so they are scored one by one.
     """
@@ -33,8 +33,8 @@ class Validation:
 
     @cached_property
     def averaging(self) -> float:
-        """What the plain average of both frames scores: a network below it has learnt nothing yet."""
-        return self._score(lambda img0, img1, t: ((img0 + img1) / 2).expand(len(t), -1, -1, -1))
+        """What the average of both frames scores: a network below it has learnt nothing yet."""
+        return self._score(lambda img0, img1, t: torch.lerp(img0, img1, t.view(-1, 1, 1, 1)))
 
     @torch.inference_mode()
     def pictures(self, model: nn.Module, count: int = 4) -> dict[str, np.ndarray]:
