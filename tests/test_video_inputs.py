@@ -104,6 +104,13 @@ def test_a_whole_file_of_few_frames_a_second_is_whole(tmp_path, capsys, rate):
         assert "ends" not in capsys.readouterr().err and len(decode(tmp_path / "out.mp4")[0]) == 23
 
 
+def test_a_leap_in_time_by_hours_is_named(tmp_path, capsys):
+    times = [Fraction(k, 25) + (k > 5) * 8 * 3600 for k in range(10)]
+    source = encode(tmp_path / "in.mkv", moving(10), times=times)
+    assert "in.mkv: times leap ahead by 28800 s, from 0.2 s on" in complaint(capsys, source, tmp_path / "out.mp4")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mkv"]
+
+
 def test_names_without_an_end_and_with_ways_back_are_taken_as_the_system_takes_them(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "far/away").mkdir(parents=True)

@@ -39,7 +39,7 @@ BT709, BT601 = 1, 5
 MATRICES = {BT709, 4, 7, 9}  # those with a conversion of their own: also FCC, SMPTE 240M, BT.2020
 LARGEST_SD = 576  # rows up to which an unspecified matrix is BT.601, as players assume
 SLACK, NOTED = Fraction(1, 2), Fraction(1, 10)  # seconds that a file may lack; from which a note says so
-LEAP_BACK = 1  # seconds
+LEAP_BACK, LEAP_AHEAD = 1, 6 * 3600  # seconds; no container can hold a frame of seven hours in every unit of time
 COPIED = ("audio", "subtitle")  # streams that are copied to the output
 GREY = re.compile(r"^gray(?=$|\d+[lb]e$)")  # formats without chroma, of any depth
 DTS_ONLY = ("avi",)  # containers that store only when frames are decoded, not when they are shown
@@ -168,7 +168,7 @@ class Video(Source):
             self.notes += _stream_notes(path, container, stream)
             first = list(islice(self._decode(container, stream), LOOKED_AT))
             if not first:
-                raise ValueError(f"{path}: not a single frame can be decoded")
+                raise ValueError(f"{path}: not a single frame can be decoded; convert it to another format first")
             shown = [frame.pts for frame in first if frame.pts is not None]
             # Others, such as ASF and MXF, may store the times of decoding as those of showing.
             self.dts_only = container.format.name in DTS_ONLY or shown != sorted(shown)
@@ -316,6 +316,12 @@ class Video(Source):
             last = max(last, (count - 1) / self.rate)
         apart = [b - a for a, b in zip(times[1:], times[2:])]  # the first is the origin once more
         self.longest, shortest = max(apart, default=None), min((gap for gap in apart if gap), default=1 / self.rate)
+        if self.longest and self.longest > LEAP_AHEAD:
+            before = times[1 + apart.index(self.longest)] - self.origin
+            raise ValueError(
+                f"{self.path}: times leap ahead by {float(self.longest):.0f} s, from {float(before):.1f} s on, as in "
+                "damaged recordings; correct them with ffmpeg -i IN -c copy OUT"
+            )
         self.count, self.last = count, snapped(last, self.rate, self.step)
         end = snapped(last + (hold or 1 / self.rate), self.rate, self.step)
         self.hold = max(end - self.last, min(shortest, 1 / self.rate))
