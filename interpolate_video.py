@@ -15,7 +15,8 @@ ffmpeg -ss 60 -t 10 -i in.mp4 -f yuv4mpegpipe - | python interpolate_video.py - 
 
 Frames of the input are passed through unchanged. No frames are interpolated across a cut, except with --cuts no.
 Sound, subtitles and chapters are copied if the output format can hold them, except with --slow. Of more than 8 bits per
-colour 10 are kept by h265, the default then, av1 and ffv1. 4K takes under 4 GB of memory: see --scale and --tile.
+colour 10 are kept by h265, the default then, av1 and ffv1, and 16 by a folder of PNG. 4K takes under 4 GB of memory:
+see --scale and --tile.
 """
 
 import argparse
@@ -259,7 +260,8 @@ def pixels(args: argparse.Namespace, source: video.Source, grid: Grid) -> float 
 def output_format(args: argparse.Namespace, source: video.Source, grid: Grid, kind: str) -> video_out.Format:
     shown = grid.rate or source.rate * grid.factor / grid.slow
     deep = video.bits(source.pix_fmt) > 8
-    codec = {".gif": "ffv1", "pipe": video_out.RAW}.get(kind) or args.codec or video_out.default_codec(kind, deep)
+    fixed = {".gif": video_out.LOSSLESS, "pipe": video_out.RAW, "folder": video_out.PNG}.get(kind)
+    codec = fixed or args.codec or video_out.default_codec(kind, deep)
     keep = source.pix_fmt
     if args.compare or kind == ".gif":
         keep = video.DEEP if deep and kind != ".gif" else video.SHALLOW
@@ -304,9 +306,9 @@ def notes(
         yield f"{args.output}: {quickest}; most viewers show a GIF at 50 at most"
     if kind in (".mkv", ".webm") and form.aspect != 1 and form.codec in ("ffv1", "vp9", "av1"):
         yield f"{args.output}: the pixel aspect ratio {form.aspect} is not stored in {kind} with {form.codec}; use .mp4"
-    depth, kept = video.bits(source.pix_fmt), 10 if form.deep else 8
-    if depth > kept:
-        yield f"{source.path}: more than {kept} bits per colour ({source.pix_fmt}), reduced to {kept}"
+    told = isinstance(source, video.Folder) and not form.deep  # by utils.io, as wherever pictures are read
+    if video.bits(source.pix_fmt) > form.depth and not told:
+        yield f"{source.path}: more than {form.depth} bits per colour ({source.pix_fmt}), reduced to {form.depth}"
     colours = (form.colour.primaries, form.colour.transfer)
     if kind in video_out.MP4 and form.codec == "ffv1" and form.colour != video.Colour() and video.UNKNOWN in colours:
         yield f"{args.output}: the colour description is not stored in {kind} with ffv1; use .mkv"

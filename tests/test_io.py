@@ -217,6 +217,24 @@ def test_the_first_picture_of_more_than_8_bits_is_named_once(tmp_path, picture, 
         ]
 
 
+def test_pictures_are_read_in_16_bits_where_that_is_asked_for(tmp_path, picture):
+    deep = picture.astype(np.uint16) * 256 + 77
+    (tmp_path / "8.png").write_bytes(png_by_hand(picture))
+    (tmp_path / "16.png").write_bytes(png_by_hand(deep))
+    (tmp_path / "16.ppm").write_bytes(b"P6 28 20 65535\n" + deep.astype(">u2").tobytes())
+    (tmp_path / "10.ppm").write_bytes(b"P6 # 10 bits\n28 20 1023\n" + (deep >> 6).astype(">u2").tobytes())
+    (tmp_path / "4.ppm").write_bytes(b"P6 28 20 15\n" + (picture >> 4).tobytes())
+    exact = {"8.png": picture * 257.0, "16.png": deep, "16.ppm": deep, "10.ppm": (deep >> 6) * (65535 / 1023)}
+    exact["4.ppm"] = (picture >> 4) * (65535 / 15)
+    for name, values in exact.items():
+        read = io.read_image(tmp_path / name, deep=True)
+        assert read.dtype == np.uint16 and np.abs(read - values).max() <= 0.5, name
+        assert io.is_deep(tmp_path / name) == (name in ("16.png", "16.ppm", "10.ppm"))
+    for name in ("again.png", "again.ppm"):
+        io.write_image(tmp_path / name, deep)
+        assert (io.read_image(tmp_path / name, deep=True) == deep).all()
+
+
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
 def test_the_first_picture_that_is_transparent_somewhere_is_named_once(tmp_path, picture, monkeypatch, kind):
     monkeypatch.setattr(io, "TOLD", bytearray([1, 0]))  # lost bits are warned of elsewhere

@@ -3,11 +3,12 @@
 from itertools import pairwise
 
 import av
+import cv2
 import numpy as np
 import pytest
 from video_files import HEIGHT, WIDTH, encode, moving, planes, run
 
-from utils import motion, shots
+from utils import io, motion, shots
 
 
 def ramps(count, bits=10):
@@ -47,7 +48,6 @@ def test_codecs_of_ten_bits_are_given_ten(tmp_path, capsys, name, codec):
     [
         ("yuv420p10le", "out.mp4", ("--codec", "h264"), 8),
         ("yuv420p10le", "out.webm", (), 8),
-        ("yuv420p10le", "out", (), 8),
         ("yuv420p10le", "out.gif", (), 8),
         ("yuv420p12le", "out.mp4", (), 10),
         ("gbrp16le", "out.mkv", ("--codec", "ffv1"), 10),
@@ -58,6 +58,39 @@ def test_bits_that_are_not_kept_are_told(tmp_path, capsys, pix_fmt, name, option
     run(source, tmp_path / name, *option)
     told = f"in.mkv: more than {kept} bits per colour ({pix_fmt}), reduced to {kept}"
     assert told in capsys.readouterr().err
+
+
+def read16(folder):
+    """The pictures of a folder, by OpenCV alone."""
+    return [cv2.imread(str(path), cv2.IMREAD_UNCHANGED)[..., ::-1] for path in sorted(folder.iterdir())]
+
+
+def test_pictures_of_sixteen_bits_stay_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(io, "TOLD", bytearray(2))
+    frames = ramps(3, bits=16)
+    for number, frame in enumerate(frames):
+        io.write_image(tmp_path / "in" / f"{number}.png", frame)
+    run(tmp_path / "in", tmp_path / "out", "--cuts", "no")
+    made = read16(tmp_path / "out")
+    assert [image.dtype for image in made] == [np.uint16] * 5
+    assert all((a == b).all() for a, b in zip(frames, made[::2]))
+    between = [(a.astype(float) + b) / 2 for a, b in zip(frames, frames[1:])]
+    assert all(np.abs(a - b).max() <= 1 for a, b in zip(between, made[1::2]))
+    run(tmp_path / "in", tmp_path / "out.mkv", "--codec", "ffv1", "--cuts", "no")
+    told = capsys.readouterr().err
+    assert told.count("bits per colour") == 1 and "more than 10 bits per colour (rgb48le), reduced to 10" in told
+    with av.open(str(tmp_path / "out.mkv")) as container:
+        assert container.streams.video[0].pix_fmt == "gbrp10le"
+    with pytest.warns(UserWarning, match="more than 8 bits per colour; 8 are kept"):
+        run(tmp_path / "in", tmp_path / "out.gif", "--cuts", "no")
+    assert "bits per colour" not in capsys.readouterr().err
+
+
+def test_a_video_of_ten_bits_becomes_pictures_of_sixteen(tmp_path, capsys):
+    source = encode(tmp_path / "in.mkv", ramps(3), codec="ffv1", pix_fmt="gbrp10le")
+    run(source, tmp_path / "out", "--cuts", "no")
+    assert all((a >> 6 == b >> 6).all() for a, b in zip(ramps(3), read16(tmp_path / "out")[::2], strict=True))
+    assert "reduced to" not in capsys.readouterr().err
 
 
 def test_ten_bits_become_the_nearest_eight(tmp_path):

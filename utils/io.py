@@ -158,18 +158,24 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 # Pictures
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """A picture as RGB uint8 (H, W, 3); grey becomes RGB, a JPEG's orientation is applied.
+def read_image(path: str | Path, deep: bool = False) -> np.ndarray:
+    """A picture as RGB uint8 (H, W, 3); grey becomes RGB, a JPEG's orientation is applied. deep: as uint16, from 0 to
+    65535.
 
-    Transparency is dropped, and more than 8 bits per colour become 8; a warning names the first such picture of a run.
+    Transparency is dropped, and, unless `deep`, more than 8 bits per colour become 8; a warning names the first such
+    picture of a run.
     """
     path = Path(path)
     data, magic = _read_whole(path)
-    image = _decode(path, data, cv2.IMREAD_COLOR)
-    top = int(PPM_HEADER.match(data)[3]) if magic == PPM else 2 ** data[24] - 1 if magic == PNG else 255
+    image = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH * deep)
+    top = _top(data, magic)
     if magic == PPM and top not in (255, 65535):  # OpenCV assumes one of these two as the largest value
-        image = cv2.convertScaleAbs(_decode(path, data, cv2.IMREAD_UNCHANGED), alpha=255 / top)
-    if top > 255:
+        image = _decode(path, data, cv2.IMREAD_UNCHANGED)
+        image = image * np.float32(65535 / top) if deep else cv2.convertScaleAbs(image, alpha=255 / top)
+        image = image.round().astype(np.uint16) if deep else image
+    if deep and image.dtype == np.uint8:
+        image = image * np.uint16(257)
+    if top > 255 and not deep:
         _tell(BITS, f"{path}: more than 8 bits per colour; 8 are kept, in all such pictures")
     transparent = magic == PNG and (data[25] in PNG_WITH_ALPHA or b"tRNS" in data[: data.find(b"IDAT")])
     if transparent and not TOLD[TRANSPARENCY]:
@@ -177,6 +183,11 @@ def read_image(path: str | Path) -> np.ndarray:
         if whole.ndim == 3 and whole.shape[2] in (2, 4) and whole[..., -1].min() < np.iinfo(whole.dtype).max:
             _tell(TRANSPARENCY, f"{path}: transparency is lost, in all such pictures; colours are taken as they are")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # forty times as fast as [..., ::-1].copy()
+
+
+def is_deep(path: str | Path) -> bool:
+    """Whether a picture has more than 8 bits per colour."""
+    return _top(*_read_whole(Path(path))) > 255
 
 
 def read_unchanged(path: str | Path) -> np.ndarray:
@@ -196,7 +207,7 @@ def png_size(path: str | Path) -> tuple[int, int]:
 
 
 def write_image(path: str | Path, image: np.ndarray) -> None:
-    """RGB uint8 (H, W, 3) as PNG, JPEG or PPM, by the name's ending."""
+    """RGB uint8 (H, W, 3) as PNG, JPEG or PPM, by the name's ending; uint16 as PNG or PPM."""
     path = Path(path)
     if path.suffix.lower() not in IMAGES:
         raise ValueError(f"{path}: unknown picture format; end the name in {', '.join(IMAGES)}")
@@ -297,6 +308,11 @@ def _read_whole(path: Path) -> tuple[bytes, bytes]:
     if not whole(data):
         raise _damaged(path)
     return data, magic
+
+
+def _top(data: bytes, magic: bytes) -> int:
+    """The largest value that a picture's colours can have."""
+    return int(PPM_HEADER.match(data)[3]) if magic == PPM else 2 ** data[24] - 1 if magic == PNG else 255
 
 
 def _decode(path: Path, data: bytes, flags: int) -> np.ndarray:

@@ -104,13 +104,13 @@ class Source:
     steady = True
     colour = Colour()
     aspect = Fraction(1)
-    pix_fmt = "rgb24"
+    pix_fmt = SHALLOW
     has_sound = False
     damaged = 0
     notes: tuple[str, ...] = ()
 
     def frames(self, start: Fraction = Fraction(0), deep: bool = False) -> Iterator[Frame]:
-        """The frames from `start` on. deep: as uint16, from 0 to 65535, which only videos and pipes give."""
+        """The frames from `start` on. deep: as uint16, from 0 to 65535."""
         raise NotImplementedError
 
 
@@ -136,7 +136,8 @@ class Folder(Source):
         self.paths = io.list_images(path)
         self.path, self.rate, self.step, self.hold = path, rate, 1 / rate, 1 / rate
         self.count, self.last = len(self.paths), (len(self.paths) - 1) / rate
-        self.height, self.width = io.read_image(self.paths[0]).shape[:2]
+        self.height, self.width = io.read_image(self.paths[0], deep=True).shape[:2]
+        self.pix_fmt = DEEP if io.is_deep(self.paths[0]) else SHALLOW
         others = {other.suffix.lower() for other in Path(path).iterdir()} & set(OTHER_PICTURES)
         if others:
             self.notes += (f"{path}: pictures in {', '.join(sorted(others))} are skipped; convert them first",)
@@ -147,7 +148,7 @@ class Folder(Source):
 
     def frames(self, start: Fraction = Fraction(0), deep: bool = False) -> Iterator[Frame]:
         for i in range(-int(-start * self.rate // 1), self.count):
-            image = io.read_image(self.paths[i])
+            image = io.read_image(self.paths[i], deep)
             if image.shape[:2] != (self.height, self.width):
                 sizes = f"{image.shape[1]}x{image.shape[0]}, but {self.paths[0].name} is {self.width}x{self.height}"
                 raise ValueError(f"{self.paths[i]}: {sizes}; frames must have one size")

@@ -51,7 +51,9 @@ PART = ".mp4"  # whatever the output's format: it keeps times exactly, and the o
 LOSSLESS = "ffv1"
 RAW = "y4m"  # no codec: frames as they are, down a pipe
 KEPT = re.compile(r"(gray)|yuva?j?(420|422|444)p")  # formats whose chroma these two keep
-TEN = ("h265", "av1", LOSSLESS)  # codecs that keep 10 bits per colour: few players take such H.264, y4m has no such RGB
+PNG = "png"  # a folder of pictures
+# Bits per colour that are kept, where not 8: few players take H.264 of 10.
+DEPTHS = {"h265": 10, "av1": 10, LOSSLESS: 10, PNG: 16}
 OF_THE_FILE = ("encoder", "major_brand", "minor_version", "compatible_brands", "duration")  # not of its content
 MOST = 2**31 - 1  # ticks in a second, and from a frame to the next: containers count in 32 bits
 FASTEST_GIF = 100  # frames a second
@@ -65,7 +67,7 @@ GIF_FILTERS = ("split", "palettegen=stats_mode=single", "paletteuse=new=1")
 class Format(NamedTuple):
     """How frames are written. rate: nominal frames a second. tick: the unit of all times. origin: time of the first
     frame in the file. longest: time from a frame to the next, where not 1 / rate. aspect: of a pixel. keep: the pixel
-    format of the input: TEN keep its bits, up to 10, a lossless codec its chroma."""
+    format of the input: its bits are kept up to those of DEPTHS, and its chroma by a lossless codec."""
 
     width: int
     height: int
@@ -80,9 +82,14 @@ class Format(NamedTuple):
     keep: str = "yuv420p"
 
     @property
+    def depth(self) -> int:
+        """How many of the input's bits per colour are kept."""
+        return min(bits(self.keep), DEPTHS.get(self.codec, 8))
+
+    @property
     def deep(self) -> bool:
-        """Whether colours have 10 bits, not 8."""
-        return self.codec in TEN and bits(self.keep) > 8
+        """Whether frames are uint16, not uint8."""
+        return self.depth > 8
 
     @property
     def pix_fmt(self) -> str:
@@ -466,9 +473,8 @@ def left_out(path: str, out: Path) -> Iterator[str]:
 
 
 def default_codec(kind: str, deep: bool) -> str:
-    """The codec of a kind of output. deep: for more than 8 bits per colour, which H.264 does not keep here."""
-    usual = DEFAULTS.get(kind)
-    return "h265" if deep and usual == "h264" else usual or "h264"
+    """The codec of a kind of video file. deep: for more than 8 bits per colour, see DEPTHS."""
+    return "h265" if deep and DEFAULTS[kind] == "h264" else DEFAULTS[kind]
 
 
 def check_codec(out: Path, codec: str) -> None:
