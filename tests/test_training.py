@@ -334,11 +334,14 @@ def test_a_run_resumed_with_the_other_optimizer_is_told(tmp_path, optimizer):
 
 @pytest.mark.parametrize("optimizer", training.OPTIMIZERS)
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
-def test_half_precision_trains_almost_as_single(tmp_path, amp, optimizer):
+def test_half_precision_trains_almost_as_single(tmp_path, capsys, amp, optimizer):
     half, common = {"amp": amp, "channels_last": True}, {"iterations": 2, "log_every": 2, "optimizer": optimizer}
     for name, options in (("single", {}), ("half", half)):
         state = fit(network(), endless, loss, Recipe(**common, **options), tmp_path / name, CPU)
         assert state.iteration == 2 and all(p.dtype == torch.float32 for p in state.model.parameters())
+    quick = training.quickest_amp(CPU)
+    told = f"note: {amp} takes several times as long on this processor; --amp {quick} does not\n"
+    assert capsys.readouterr().out.count(told) == (amp != quick)
     a, b = (float(rows(tmp_path / name)[0]["loss"]) for name in ("single", "half"))
     assert a != b and a == pytest.approx(b, rel=0.02)
 

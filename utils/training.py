@@ -197,6 +197,9 @@ def fit(
     network = parallel(state.model, recipe, device)
     goes_on = resume is not None and (begun > 0 or "optimizer" in resume)  # bare weights start a run
     journal = Journal(folder, begun if goes_on else None, recipe.iterations) if distributed.is_main() else None
+    quick = quickest_amp(device)
+    if device.type == "cpu" and recipe.amp not in ("none", quick):
+        _say(journal, f"note: {recipe.amp} takes several times as long on this processor; --amp {quick} does not")
     meter = Meter(device)
     judged = False
     told = None  # the time of the last line, in seconds, the same on all ranks
