@@ -480,6 +480,8 @@ def settings(job: Job) -> dict[str, str]:
     if isinstance(call, Interpolator):  # as chosen here; another machine may choose otherwise
         values |= {"fast": "yes" if call.mode == "fast" else "no", "precision": call.precision}
         values["weights"] = io.sha256(models.checkpoint_path(args.checkpoint or call.model.name))[:16]
+    if job.form.deep:
+        values["pixels"] = f"{job.form.codec} of {job.form.depth} bits"
     return {name: str(value) for name, value in values.items()}
 
 

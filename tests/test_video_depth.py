@@ -1,14 +1,15 @@
 """Videos of more than 8 bits per colour: 10 are kept where the codec has them, and what is lost is told."""
 
+from fractions import Fraction
 from itertools import pairwise
 
 import av
 import cv2
 import numpy as np
 import pytest
-from video_files import HEIGHT, WIDTH, encode, moving, planes, run
+from video_files import HEIGHT, WIDTH, encode, interrupted_after, moving, planes, run
 
-from utils import io, motion, shots
+from utils import io, motion, shots, video_out
 
 
 def ramps(count, bits=10):
@@ -58,6 +59,30 @@ def test_bits_that_are_not_kept_are_told(tmp_path, capsys, pix_fmt, name, option
     run(source, tmp_path / name, *option)
     told = f"in.mkv: more than {kept} bits per colour ({pix_fmt}), reduced to {kept}"
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_shortest_parts_of_h265_have_their_times(tmp_path, count):
+    """x265 makes up when so few frames are decoded, other times in every run."""
+    form = video_out.Format(64, 64, Fraction(1), Fraction(1), codec="h265", keep="yuv420p10le")
+    for attempt in range(8):
+        writer = video_out.VideoWriter(tmp_path / f"{attempt}.mp4", form)
+        for k in range(count):
+            writer.write(np.full((64, 64, 3), 9000 * k, np.uint16), Fraction(10 + k))
+        writer.close()
+        with av.open(str(tmp_path / f"{attempt}.mp4")) as container:
+            packets = [packet for packet in container.demux(video=0) if packet.size]
+            assert sorted(packet.pts * packet.time_base for packet in packets) == list(range(10, 10 + count))
+            assert all(packet.dts <= packet.pts for packet in packets)
+
+
+def test_parts_of_other_bits_are_not_gone_on_with(tmp_path, monkeypatch):
+    source = encode(tmp_path / "in.mkv", ramps(30), codec="ffv1", pix_fmt="yuv420p10le")
+    with monkeypatch.context() as before:  # as a version that knew of 8 bits alone
+        before.setattr(video_out, "DEPTHS", {})
+        assert "--resume continues" in interrupted_after(1, monkeypatch, source, tmp_path / "out.mkv", "--cuts", "no")
+    with pytest.raises(ValueError, match="out.mkv: .*pixels"):
+        run(source, tmp_path / "out.mkv", "--segment", "1", "--cuts", "no", "--resume")
 
 
 def read16(folder):

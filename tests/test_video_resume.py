@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT
 from processes import run_ranks
-from video_files import complaint, decode, encode, moving, packets, run, start
+from video_files import complaint, decode, encode, interrupted_after, moving, packets, run, start
 
 import interpolate_video
 import models
@@ -93,20 +93,6 @@ def test_an_interrupt_leaves_a_playable_file_and_can_be_resumed(tmp_path):
     run(source, tmp_path / "out.mp4", "--segment", "1", "--resume", model="dis")
     run(source, tmp_path / "whole.mp4", "--segment", "1", model="dis")
     assert packets(tmp_path / "out.mp4", "video") == packets(tmp_path / "whole.mp4", "video")
-
-
-def interrupted_after(seconds, monkeypatch, source, out, *words, **kwargs):
-    write = interpolate_video.Job.write
-
-    def interrupted(job, writer, picture):
-        if picture.time > seconds:
-            raise KeyboardInterrupt
-        write(job, writer, picture)
-
-    with monkeypatch.context() as during, pytest.raises(KeyboardInterrupt) as caught:
-        during.setattr(interpolate_video.Job, "write", interrupted)
-        run(source, out, "--segment", "1", *words, **kwargs)
-    return str(caught.value)
 
 
 def test_a_finished_video_gives_way_to_a_whole_one_alone(tmp_path, monkeypatch):

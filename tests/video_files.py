@@ -124,3 +124,18 @@ def complaint(capsys, *args, model="average"):
 def start(*args, model="average", **kwargs):
     command = [sys.executable, SCRIPT, *map(str, args), "--model_name", model]
     return subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}, **kwargs)
+
+
+def interrupted_after(seconds, monkeypatch, source, out, *words, **kwargs):
+    """Ctrl-C behind so many seconds of a run in parts of one second; what it said."""
+    write = interpolate_video.Job.write
+
+    def interrupted(job, writer, picture):
+        if picture.time > seconds:
+            raise KeyboardInterrupt
+        write(job, writer, picture)
+
+    with monkeypatch.context() as during, pytest.raises(KeyboardInterrupt) as caught:
+        during.setattr(interpolate_video.Job, "write", interrupted)
+        run(source, out, "--segment", "1", *words, **kwargs)
+    return str(caught.value)

@@ -196,6 +196,9 @@ class VideoWriter:
     def close(self) -> None:
         with errors(self.path):
             packets = self.stream.encode(None)
+            if self.written <= 2 and self.form.codec == "h265":  # x265 makes up their times of decoding
+                for packet in packets:
+                    packet.dts = packet.pts
             if packets and self.end:  # a container's end is that of the packet decoded last
                 packets[-1].duration = self.end - packets[-1].pts
             self.output.mux(packets)
