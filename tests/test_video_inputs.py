@@ -104,6 +104,13 @@ def test_a_whole_file_of_few_frames_a_second_is_whole(tmp_path, capsys, rate):
         assert "ends" not in capsys.readouterr().err and len(decode(tmp_path / "out.mp4")[0]) == 23
 
 
+def test_a_codec_without_a_decoder_is_named_with_a_way_out(tmp_path, capsys):
+    source = encode(tmp_path / "in.mkv", moving(3), codec="ffv1")
+    source.write_bytes(source.read_bytes().replace(b"V_FFV1", b"V_XXX1"))
+    line = complaint(capsys, source, tmp_path / "out.mp4")
+    assert "in.mkv: this FFmpeg has no decoder for it; convert it to another format first" in line
+
+
 def test_a_leap_in_time_by_hours_is_named(tmp_path, capsys):
     times = [Fraction(k, 25) + (k > 5) * 8 * 3600 for k in range(10)]
     source = encode(tmp_path / "in.mkv", moving(10), times=times)

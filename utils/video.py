@@ -43,7 +43,7 @@ LEAP_BACK, LEAP_AHEAD = 1, 6 * 3600  # seconds; no container can hold a frame of
 COPIED = ("audio", "subtitle")  # streams that are copied to the output
 GREY = re.compile(r"^gray(?=$|\d+[lb]e$)")  # formats without chroma, of any depth
 DTS_ONLY = ("avi",)  # containers that store only when frames are decoded, not when they are shown
-LOOKED_AT = 8  # frames by which it is told whether times are those of decoding
+DTS_AT_TIMES, LOOKED_AT = ("asf", "mxf"), 8  # those that may do so, and the frames by which it is told
 FROM_ANYWHERE = ("mpegts", "mpeg", "flv")  # containers of recordings, whose times may start anywhere
 FROM_ZERO = ("matroska,webm", "nut")  # containers whose duration counts from 0, not from their first frame
 FROM_DECODING = ("flv",)  # containers whose duration counts from where the first frame is decoded, before it is shown
@@ -170,9 +170,8 @@ class Video(Source):
             first = list(islice(self._decode(container, stream), LOOKED_AT))
             if not first:
                 raise ValueError(f"{path}: not a single frame can be decoded; convert it to another format first")
-            shown = [frame.pts for frame in first if frame.pts is not None]
-            # Others, such as ASF and MXF, may store the times of decoding as those of showing.
-            self.dts_only = container.format.name in DTS_ONLY or shown != sorted(shown)
+            shown, kind = [frame.pts for frame in first if frame.pts is not None], container.format.name
+            self.dts_only = kind in DTS_ONLY or kind in DTS_AT_TIMES and shown != sorted(shown)
             self._describe(first[0], stream)
         self.damaged = 0  # those before the first frame are met again
         self._scan()
@@ -193,7 +192,7 @@ class Video(Source):
             yield from (frame for frame in self._frames(latest, "SLICE", deep) if frame.time > latest)
 
     def _frames(self, start: Fraction, threads: str, deep: bool) -> Iterator[Frame]:
-        turn, reformatter = self._turn(), VideoReformatter()
+        turn, reformatter, grey = self._turn(), VideoReformatter(), VideoReformatter()
         # Seek indices are approximate: where one leads past `start`, or to nothing at all, seek further back.
         for back in [back for back in (0, 2, 10) if back < start and self.timed] + [None]:
             before, found, latest = self.damaged, False, None
@@ -222,7 +221,7 @@ class Video(Source):
                                 f"{self.path}: from {float(time):.2f} s on frames are {sizes}; give them one size: "
                                 "ffmpeg -i IN -vf scale=W:H OUT"
                             )
-                        frame = with_chroma(turn(frame), self.colour, reformatter)
+                        frame = with_chroma(turn(frame), self.colour, grey)
                         yield Frame(time, to_rgb(frame, self.colour, reformatter, deep), frame)
                 else:
                     if found or back is None:
@@ -239,7 +238,7 @@ class Video(Source):
         for packet in container.demux(stream):
             try:
                 yield from packet.decode()
-            except av.error.DecoderNotFoundError:
+            except (av.error.DecoderNotFoundError, av.error.MemoryError):
                 raise
             except av.FFmpegError:  # each decoder has its own for a damaged frame
                 self.damaged += not start or packet.pts is None or packet.pts * self.step - self.origin >= start
@@ -382,11 +381,11 @@ class Pipe(Source):
             self.notes += (INTERLACED.format(self.path),)
 
     def frames(self, start: Fraction = Fraction(0), deep: bool = False) -> Iterator[Frame]:
-        reformatter = VideoReformatter()
+        reformatter, grey = VideoReformatter(), VideoReformatter()
         with _errors(self.path):
             for i, frame in enumerate(self._decode()):
                 if i / self.rate >= start:
-                    frame = with_chroma(frame, self.colour, reformatter)
+                    frame = with_chroma(frame, self.colour, grey)
                     yield Frame(i / self.rate, to_rgb(frame, self.colour, reformatter, deep), frame)
 
     def _decode(self) -> Iterator[av.VideoFrame]:
@@ -451,6 +450,8 @@ def _errors(path: str) -> Iterator[None]:
     """Turn FFmpeg's errors into one line that names the file."""
     try:
         yield
+    except av.error.DecoderNotFoundError as error:
+        raise ValueError(f"{path}: this FFmpeg has no decoder for it; convert it to another format first") from error
     except av.FFmpegError as error:
         raise ValueError(f"{path}: cannot be read as video ({error.strerror}); copy or make it again") from error
 
@@ -506,7 +507,7 @@ def _is_cover(stream: av.stream.Stream) -> bool:
 def _stream_notes(path: str, container: av.container.InputContainer, taken: av.VideoStream) -> tuple[str, ...]:
     others = [each for each in container.streams if each.index != taken.index and each.type in ("video", "data")]
     # FFmpeg's mark for MP4's stream of chapters, which are copied.
-    others = [each for each in others if int(getattr(each, "discard", 0)) != DISCARD_ALL]
+    others = [each for each in others if int(each.discard) != DISCARD_ALL]
     if not others:
         return ()
     what = ", ".join(f"{'cover' if _is_cover(each) else each.type} (stream {each.index})" for each in others)
