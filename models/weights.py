@@ -55,5 +55,6 @@ def check_finite(path: str | Path, state: dict) -> None:
 def bare(content: dict) -> dict:
     """The weights of a state_dict or of a training checkpoint, under the names that the network itself gives them."""
     inside = (content.get(key) for key in WRAPPED)
-    state = next((x for x in inside if isinstance(x, dict) and x), content)
+    held = (x for x in inside if isinstance(x, dict) and any(isinstance(value, Tensor) for value in x.values()))
+    state = next(held, content)
     return {re.sub(r"^(module\.|_orig_mod\.)+", "", str(name)): value for name, value in state.items()}

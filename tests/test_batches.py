@@ -51,6 +51,11 @@ def test_ranks_and_accumulation_split_the_batch_of_one_rank(monkeypatch):
         assert sorted(sum((share[2 * k] + share[2 * k + 1] for share in shares), [])) == sorted(whole[k])
 
 
+def test_epochs_that_are_over_are_not_gone_through_again():
+    assert steps(6, length=13, batch_size=4, ahead=2) == steps(6, length=13, batch_size=4, start=6)
+    assert steps(4, length=13, batch_size=4, start=7, ahead=-1) == steps(4, length=13, batch_size=4, start=4)
+
+
 def test_a_set_smaller_than_a_step_is_named():
     with pytest.raises(ValueError, match="3 samples do not fill one step of 4; give a smaller --batch_size"):
         Order(3, 4)

@@ -379,7 +379,7 @@ def test_published_and_own_files_load_alike(model, pair, tmp_path):
         saved(
             tmp_path / "tutorial.pth", {"epoch": 3, "model_state_dict": state, "optimizer_state_dict": {"state": {}}}
         ),
-        saved(tmp_path / "net.pth", {"net": state}),
+        saved(tmp_path / "net.pth", {"params": {"lr": 1e-4}, "net": state}),
     ]
     expected = models.Interpolator(model, "cpu")(*pair)
     for path in files:

@@ -21,7 +21,7 @@ import models
 import train_gopro
 import train_vimeo90k
 from datasets import Sample, clips, gopro
-from utils import cli, epochs, runs
+from utils import batches, cli, epochs, runs
 from utils.io import only_run, to_uint8, write_image
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -183,6 +183,10 @@ def test_epochs_are_counted_on_after_steps_of_another_size(vimeo, whole, tmp_pat
         train_here(vimeo, tmp_path, "--epochs", 8, *options, "--batch_size", 1)
     train_here(vimeo, tmp_path, "--epochs", 8, *options)
     assert weights_and_all(tmp_path)["iteration"] == 20
+    older = {"iteration": 12, "config": {"step_size": 4}}  # which does not hold the number of samples
+    with pytest.raises(ValueError, match="with --iterations 20$"):
+        epochs.horizon(8, batches.Order(8, 2), older)
+    assert epochs.epochs_ahead(batches.Order(8, 2), older) == 3
 
 
 def test_a_run_stands_at_its_own_epoch_whatever_the_size_of_steps_now(vimeo, whole, tmp_path):
@@ -407,12 +411,19 @@ class Plain(torch.utils.data.Dataset):
 
 def test_a_set_of_ones_own_is_trained_on_by_index_and_epoch_and_validated_by_index(tmp_path):
     train_set, val_set = Plain(range(4)), Plain([9])
-    words = "--model_name IFRNet_S --epochs 2 --batch_size 2 --workers 0 --device cpu --log_path"
-    args = train_vimeo90k.parser().parse_args([*words.split(), str(tmp_path)])
-    model, device = models.build("IFRNet_S"), torch.device("cpu")
-    epochs.train(args, device, model, train_set, val_set, lambda batch, _: batch, train_vimeo90k.loss_with(None), None)
+
+    def trained(*words):
+        fixed = ["--model_name", "IFRNet_S", "--workers", "0", "--device", "cpu", "--log_path", str(tmp_path)]
+        args = train_vimeo90k.parser().parse_args([*fixed, *words])
+        to_sample, loss = lambda batch, _: batch, train_vimeo90k.loss_with(None)
+        epochs.train(args, torch.device("cpu"), models.build("IFRNet_S"), train_set, val_set, to_sample, loss, None)
+
+    trained("--epochs", "2", "--batch_size", "2")
     assert sorted(train_set.asked) == [(i, epoch) for i in range(4) for epoch in range(2)]
     assert set(val_set.asked) == {0} and weights_and_all(tmp_path)["iteration"] == 4
+    train_set.asked.clear()
+    trained("--iterations", "6", "--batch_size", "1", "--resume", "auto")  # the third epoch, whatever the size of steps
+    assert [epoch for _, epoch in train_set.asked] == [2, 2]
 
 
 @pytest.mark.parametrize("layout", ["train", ""])

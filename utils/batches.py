@@ -38,12 +38,15 @@ class Order:
     """An endless batch sampler: this rank's share of every step's samples, as (index, epoch).
 
     An epoch is a new permutation, cut into steps of ranks * batch_size * accumulate samples; a remainder that does not
-    fill a step is skipped. start: the iteration to begin at. ValueError where the set does not fill one step.
+    fill a step is skipped. start: the iteration to begin at. ahead: epochs that were gone through more than iterations
+    tell, see epochs.epochs_ahead. ValueError where the set does not fill one step.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int = 0, accumulate: int = 1, start: int = 0):
+    def __init__(
+        self, length: int, batch_size: int, seed: int = 0, accumulate: int = 1, start: int = 0, ahead: int = 0
+    ):
         self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.accumulate, self.start = accumulate, start
+        self.accumulate, self.start, self.ahead = accumulate, start, ahead
         self.step_size = distributed.world_size() * batch_size * accumulate
         self.per_epoch = length // self.step_size
         if not self.per_epoch:
@@ -53,6 +56,7 @@ class Order:
         iteration, shuffled = self.start, None
         while True:
             epoch, step = divmod(iteration, self.per_epoch)
+            epoch += self.ahead
             if shuffled is None or step == 0:
                 shuffled = np.random.default_rng((self.seed, epoch)).permutation(self.length)
             first = step * self.step_size + distributed.rank() * self.batch_size

@@ -1,6 +1,7 @@
 """Training by epochs over a data set on disk: the options, and the path from them to `fit`, that recipes share."""
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -162,7 +163,9 @@ def train(
         )
 
         def batches(start: int):
-            order = Order(len(train_set), args.batch_size, args.seed, args.accumulate, start)
+            order = Order(
+                len(train_set), args.batch_size, args.seed, args.accumulate, start, math.ceil(round(ahead, 6))
+            )
             return on_device(read(train_set, order, args.workers, pin=device.type == "cuda"), prepare, device)
 
         validate = Validation(val_set, device, args.workers)
@@ -196,7 +199,7 @@ def horizon(epochs: int, order: Order, content: dict | None) -> int:
     count of iterations would stand for other epochs."""
     before = runs.config_of(content).get("step_size", order.step_size)
     if before != order.step_size and content["iteration"]:
-        left = epochs - runs.epochs_done(content, order.per_epoch)
+        left = epochs - runs.epochs_done(content, max(1, order.length // before))
         count = content["iteration"] + max(0, round(left * order.per_epoch))
         raise ValueError(
             f"--epochs {epochs}: the run made steps of {before} samples until now, not of {order.step_size}; make "
@@ -208,9 +211,10 @@ def horizon(epochs: int, order: Order, content: dict | None) -> int:
 def epochs_ahead(order: Order, content: dict | None) -> float:
     """By how many epochs a run is ahead of iterations / order.per_epoch, because it made steps of another size."""
     config = runs.config_of(content)
-    if config.get("step_size", order.step_size) == order.step_size:
+    before = config.get("step_size", order.step_size)
+    if before == order.step_size:
         return config.get("epochs_ahead", 0.0)
-    return runs.epochs_done(content, order.per_epoch) - content["iteration"] / order.per_epoch
+    return runs.epochs_done(content, max(1, order.length // before)) - content["iteration"] / order.per_epoch
 
 
 def announce(
