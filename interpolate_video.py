@@ -40,7 +40,7 @@ from tqdm import tqdm
 import models
 from models.baselines import Baseline, interpolator
 from models.interpolator import LEAST_ROWS, Interpolator, scales_for
-from utils import cli, distributed, io, video, video_out
+from utils import cli, distributed, hdr, io, video, video_out
 from utils.motion import scale_by_motion
 from utils.parts import Parts, begun, folder_of
 from utils.pipeline import Picture, between, halves, pictures, to_integers
@@ -278,6 +278,7 @@ def output_format(args: argparse.Namespace, source: video.Source, grid: Grid, ki
         colour=source.colour,
         aspect=source.aspect,
         keep=keep,
+        light=source.light,
     )
 
 
@@ -309,6 +310,9 @@ def notes(
     told = isinstance(source, video.Folder) and not form.deep  # by utils.io, as wherever pictures are read
     if video.bits(source.pix_fmt) > form.depth and not told:
         yield f"{source.path}: more than {form.depth} bits per colour ({source.pix_fmt}), reduced to {form.depth}"
+    if source.light != hdr.Light() and form.codec not in hdr.OPTIONS:
+        name = f"{args.output}: what HDR10 says of brightness"
+        yield f"{name} is not stored with {form.codec}; use {', '.join(hdr.OPTIONS)}"
     colours = (form.colour.primaries, form.colour.transfer)
     if kind in video_out.MP4 and form.codec == "ffv1" and form.colour != video.Colour() and video.UNKNOWN in colours:
         yield f"{args.output}: the colour description is not stored in {kind} with ffv1; use .mkv"

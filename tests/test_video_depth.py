@@ -7,6 +7,7 @@ import av
 import cv2
 import numpy as np
 import pytest
+from av.sidedata.sidedata import Type
 from video_files import HEIGHT, WIDTH, encode, interrupted_after, moving, planes, run
 
 from utils import io, motion, shots, video_out
@@ -59,6 +60,33 @@ def test_bits_that_are_not_kept_are_told(tmp_path, capsys, pix_fmt, name, option
     run(source, tmp_path / name, *option)
     told = f"in.mkv: more than {kept} bits per colour ({pix_fmt}), reduced to {kept}"
     assert told in capsys.readouterr().err
+
+
+HDR10 = "master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,50):max-cll=1000,400"
+
+
+def light(path):
+    """What the first frame of a file says of brightness, by PyAV alone: of the screen, and of the content."""
+    with av.open(str(path)) as container:
+        data = next(container.decode(video=0)).side_data
+        screen, content = data.get(Type.MASTERING_DISPLAY_METADATA), data.get(Type.CONTENT_LIGHT_LEVEL)
+    screen = [] if screen is None else np.divide(*np.frombuffer(screen, "<i4", 20).reshape(10, 2).T)
+    content = [] if content is None else np.frombuffer(content, "<u4", 2)
+    return list(screen), [value for value in content if value]  # 0 stands for unknown
+
+
+@pytest.mark.parametrize("words", [HDR10, HDR10.split(":")[0], HDR10.split(":")[1], ""])
+@pytest.mark.parametrize("codec", ["h265", "av1"])
+def test_what_hdr_says_of_brightness_is_kept(tmp_path, capsys, words, codec):
+    params = ":".join(["log-level=error", *filter(None, [words])])
+    source = encode(tmp_path / "in.mp4", ramps(3), codec="libx265", pix_fmt="yuv420p10le", **{"x265-params": params})
+    run(source, tmp_path / "out.mp4", "--codec", codec, "--cuts", "no")
+    (screen, content), (kept, told) = light(source), light(tmp_path / "out.mp4")
+    assert (len(screen), content) == (10 * ("display" in words), [1000, 400] * ("cll" in words))
+    assert told == content and kept == pytest.approx(screen, rel=0.002, abs=2e-5)
+    assert "brightness" not in capsys.readouterr().err
+    run(source, tmp_path / "out.mkv", "--codec", "ffv1", "--cuts", "no")
+    assert ("HDR10 says of brightness is not stored with ffv1" in capsys.readouterr().err) == bool(words)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

@@ -24,6 +24,7 @@ from av.sidedata.sidedata import Type
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 from . import io
+from .hdr import Light, light_of
 from .timeline import Frame, snapped
 
 PIPE = "-"
@@ -86,8 +87,8 @@ class Source:
     of the input's times. origin: time of the first frame in the file; begin: what the file's times count from. count:
     frames, and last: time of the last one; None where only reading can tell. longest: the longest time between two
     frames, None where all are equal. hold: how long the last one is shown; steady: whether all are shown equally long.
-    aspect: of a pixel. pix_fmt: FFmpeg's name of the pixels' format. notes: what a user should know, one line each.
-    damaged: frames skipped as damaged so far.
+    aspect: of a pixel. pix_fmt: FFmpeg's name of the pixels' format. light: see hdr. notes: what a user should know,
+    one line each. damaged: frames skipped as damaged so far.
     """
 
     path: str
@@ -103,6 +104,7 @@ class Source:
     hold: Fraction
     steady = True
     colour = Colour()
+    light = Light()
     aspect = Fraction(1)
     pix_fmt = SHALLOW
     has_sound = False
@@ -266,6 +268,7 @@ class Video(Source):
         if _is_rgb(frame):  # RGB has no matrix: its tags do not hold for the YUV that an encoder makes of it
             matrix, extent = Colour().matrix, Colour().range
         self.colour = Colour(matrix, extent, frame.color_primaries, frame.color_trc)
+        self.light = light_of(frame)
         self.pix_fmt = _with_chroma(self.pix_fmt, self.colour)
         alpha = any(part.is_alpha for part in frame.format.components)
         hidden = stream.metadata.get("alpha_mode") == "1"  # of WebM, beside the frames: FFmpeg does not decode it

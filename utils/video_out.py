@@ -23,6 +23,7 @@ from av.filter import Graph
 from av.video.reformatter import ColorRange, VideoReformatter
 
 from . import io
+from .hdr import Light, light_options
 from .timeline import common
 from .video import COPIED, DEEP, FROM_RGB, PIPE, SHALLOW, Colour, begins, bits, located, video_stream
 
@@ -67,7 +68,7 @@ GIF_FILTERS = ("split", "palettegen=stats_mode=single", "paletteuse=new=1")
 class Format(NamedTuple):
     """How frames are written. rate: nominal frames a second. tick: the unit of all times. origin: time of the first
     frame in the file. longest: time from a frame to the next, where not 1 / rate. aspect: of a pixel. keep: the pixel
-    format of the input: its bits are kept up to those of DEPTHS, and its chroma by a lossless codec."""
+    format of the input: its bits are kept up to those of DEPTHS, and its chroma by a lossless codec. light: see hdr."""
 
     width: int
     height: int
@@ -80,6 +81,7 @@ class Format(NamedTuple):
     colour: Colour = Colour()
     aspect: Fraction = Fraction(1)
     keep: str = "yuv420p"
+    light: Light = Light()
 
     @property
     def depth(self) -> int:
@@ -163,6 +165,7 @@ class VideoWriter:
             form.tag(context)
             quality = codec.crf if form.crf is None else form.crf
             stream.options = codec.options | ({} if codec.crf is None else {"crf": str(quality)})
+            stream.options = light_options(form.codec, form.light, stream.options)
         try:
             stream.codec_context.open()
         except av.FFmpegError as error:  # of the size, as H.264 beyond 16384 columns, or the rate, as AV1 beyond 240
