@@ -240,7 +240,7 @@ class Video(Source):
         for packet in container.demux(stream):
             try:
                 yield from packet.decode()
-            except (av.error.DecoderNotFoundError, av.error.MemoryError):
+            except av.error.MemoryError:
                 raise
             except av.FFmpegError:  # each decoder has its own for a damaged frame
                 self.damaged += not start or packet.pts is None or packet.pts * self.step - self.origin >= start
@@ -453,8 +453,6 @@ def _errors(path: str) -> Iterator[None]:
     """Turn FFmpeg's errors into one line that names the file."""
     try:
         yield
-    except av.error.DecoderNotFoundError as error:
-        raise ValueError(f"{path}: this FFmpeg has no decoder for it; convert it to another format first") from error
     except av.FFmpegError as error:
         raise ValueError(f"{path}: cannot be read as video ({error.strerror}); copy or make it again") from error
 
@@ -499,7 +497,10 @@ def video_stream(container: av.container.InputContainer, path: str) -> av.VideoS
     streams = [stream for stream in container.streams.video if not _is_cover(stream)]
     if not streams:
         raise ValueError(f"{path}: no video in this file")
-    return next((stream for stream in streams if stream.frames != 1), streams[0])  # AVIF begins with a still picture
+    taken = next((stream for stream in streams if stream.frames != 1), streams[0])  # AVIF begins with a still picture
+    if taken.codec_context is None:
+        raise ValueError(f"{path}: this FFmpeg has no decoder for it; convert it to another format first")
+    return taken
 
 
 def _is_cover(stream: av.stream.Stream) -> bool:
