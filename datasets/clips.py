@@ -364,6 +364,8 @@ def _decode_video(path: Path, times: list) -> Iterator[np.ndarray]:
         with av.open(str(path.absolute())) as container:  # a colon in a relative name would end a protocol
             if not container.streams.video:
                 raise ValueError(f"{path}: no video in this file")
+            if container.streams.video[0].codec_context is None:
+                raise ValueError(f"{path}: this FFmpeg has no decoder for it; convert it to another format first")
             steady = container.format.name == "avi"  # which tells when frames are decoded, not when they are shown
             for frame in container.decode(video=0):
                 times.append(None if steady else frame.pts)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import ROOT
 from torch.utils.data import default_collate
+from video_files import encode
 
 from datasets import clips
 from datasets.transforms import Augment, finish
@@ -309,12 +310,18 @@ def test_clips_to_validate_on_are_never_trained_on(tmp_path, monkeypatch):
         clips.split(tmp_path / "in", 3, held=["a", "b"])
 
 
+def write_undecodable(path):
+    encode(path, moving(3), codec="ffv1")
+    path.write_bytes(path.read_bytes().replace(b"V_FFV1", b"V_XXX1"))
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
         (lambda folder: None, "no videos"),
         (lambda folder: (folder / "a.mp4").write_bytes(b"no video at all"), "a.mp4: cannot be decoded"),
         (lambda folder: write_folder(folder / "a", [*moving(2), *moving(1, 24, 64)]), "frames of different sizes"),
+        (lambda folder: write_undecodable(folder / "a.mkv"), "a.mkv: this FFmpeg has no decoder for it"),
     ],
 )
 def test_a_folder_without_whole_clips_is_named(tmp_path, make, message):
