@@ -121,8 +121,31 @@ def complaint(capsys, *args, model="average"):
     return lines[0]
 
 
-def start(*args, model="average", **kwargs):
-    command = [sys.executable, SCRIPT, *map(str, args), "--model_name", model]
+HELD = """
+import sys
+sys.path.insert(0, {root!r})
+import interpolate_video
+from utils import cli
+
+write = interpolate_video.Job.write
+
+def held(job, writer, picture):
+    if picture.time > {second}:
+        sys.stdin.read()
+    write(job, writer, picture)
+
+interpolate_video.Job.write = held
+cli.run(interpolate_video.main, interpolate_video.parser())
+"""
+
+
+def start(*args, model="average", held=None, **kwargs):
+    """The script in a process of its own. held: the second of the output behind which it stands still until its
+    standard input is closed, or a signal comes."""
+    program = [SCRIPT]
+    if held is not None:
+        program, kwargs["stdin"] = ["-c", HELD.format(root=str(ROOT), second=held)], subprocess.PIPE
+    command = [sys.executable, *program, *map(str, args), "--model_name", model]
     return subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}, **kwargs)
 
 
