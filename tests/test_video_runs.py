@@ -225,6 +225,15 @@ def test_chapters_that_go_along_are_not_told_to_be_left_out(tmp_path, capsys):
     assert "left out" not in capsys.readouterr().err
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="this system has other priorities")
+def test_no_encoder_makes_a_program_more_important_than_others(tmp_path, clip):
+    """SVT-AV1 does for root."""
+    before = os.sched_getscheduler(0)
+    run(clip, tmp_path / "out.mp4", "--codec", "av1")
+    every = [int(thread) for thread in os.listdir("/proc/self/task")]
+    assert {os.sched_getscheduler(thread) for thread in [0, *every]} == {before}
+
+
 def test_outputs_that_cannot_be_are_refused_before_anything_is_done(tmp_path, clip, capsys):
     (tmp_path / "file").write_text("")
     (tmp_path / "exists.mp4").write_text("precious")

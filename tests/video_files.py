@@ -12,6 +12,7 @@ from conftest import ROOT
 
 import interpolate_video
 from utils import cli
+from utils.video_out import usual_priority
 
 SCRIPT = str(ROOT / "interpolate_video.py")
 HEIGHT, WIDTH = 64, 128  # x264's decisions vary from run to run for frames of less than eight blocks in width
@@ -38,7 +39,7 @@ def encode(path, images, rate=25, times=None, codec="libx264", pix_fmt="yuv420p"
     times = times or [i / rate for i in range(len(images))]
     tick = Fraction(1, 90000) if any((t * rate).denominator != 1 for t in times) else 1 / rate
     turned, aspect = options.pop("turned", 0), options.pop("aspect", Fraction(1))
-    with av.open(str(path), "w") as output:
+    with usual_priority(), av.open(str(path), "w") as output:
         stream = output.add_stream(codec, rate=rate, options=options or ({"crf": "5"} if codec == "libx264" else {}))
         stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt, stream.time_base = pix_fmt, tick

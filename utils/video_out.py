@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from io import BytesIO
 from math import ceil
@@ -167,7 +167,8 @@ class VideoWriter:
             stream.options = codec.options | ({} if codec.crf is None else {"crf": str(quality)})
             stream.options = light_options(form.codec, form.light, stream.options)
         try:
-            stream.codec_context.open()
+            with usual_priority():
+                stream.codec_context.open()
         except av.FFmpegError as error:  # of the size, as H.264 beyond 16384 columns, or the rate, as AV1 beyond 240
             what = f"frames of {stream.width}x{stream.height}, {float(form.nominal):g} a second"
             raise ValueError(f"{what}: {form.codec} cannot encode them ({error.strerror}); change --codec") from error
@@ -447,6 +448,23 @@ def errors(path: Path | str) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+@contextmanager
+def usual_priority() -> Iterator[None]:
+    """Leave this process and its new threads the priority that it has: where it may, as for root, SVT-AV1 gives all of
+    them real-time priority for good, and other programs stand still."""
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        for thread in map(int, os.listdir("/proc/self/task")) if os.sched_getscheduler(0) != policy else ():
+            with suppress(ProcessLookupError):  # it has ended
+                if os.sched_getscheduler(thread) != policy:
+                    os.sched_setscheduler(thread, policy, parameters)
+
+
 def muxer(out: Path) -> str:
     """FFmpeg's name for the container; its own choice for .m4v takes only H.264."""
     return {".mkv": "matroska", ".m4v": "mp4"}.get(out.suffix.lower(), out.suffix.lower()[1:])
@@ -489,7 +507,8 @@ def check_codec(out: Path, codec: str) -> None:
         with av.open(BytesIO(), "w", muxer(out)) as trial:
             stream = trial.add_stream(CODECS[codec].encoder, rate=25, options=CODECS[codec].options)
             stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
-            trial.start_encoding()
+            with usual_priority():
+                trial.start_encoding()
     except (ValueError, av.FFmpegError) as error:
         raise ValueError(f"{out}: {codec} cannot be stored in {out.suffix}; use .mkv") from error
 
