@@ -164,8 +164,8 @@ class VideoWriter:
             self.matrix, self.range = form.colour.conversion(form.height)
             form.tag(context)
             quality = codec.crf if form.crf is None else form.crf
-            stream.options = codec.options | ({} if codec.crf is None else {"crf": str(quality)})
-            stream.options = light_options(form.codec, form.light, stream.options)
+            options = codec.options | ({} if codec.crf is None else {"crf": str(quality)})
+            stream.options = light_options(form.codec, form.light, options)
         try:
             with usual_priority():
                 stream.codec_context.open()

@@ -1,0 +1,278 @@
+"""The pictures of what interpolate_video.py writes: unchanged, upright, of the standard's colours, of their shape."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from video_files import HEIGHT, WIDTH, decode, encode, moving, planes, run
+
+from utils import io, video, video_out
+
+
+@pytest.mark.parametrize("codec", [("--codec", "ffv1"), ("--codec", "h264", "--crf", "0")])
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuvj420p"])
+def test_frames_of_the_input_come_back_unchanged(tmp_path, codec, pix_fmt):
+    colour = (6, 2) if pix_fmt == "yuvj420p" else (6, 1)
+    source = encode(tmp_path / "in.mp4", moving(10), pix_fmt=pix_fmt, colour=colour)
+    run(source, tmp_path / "out.mp4", "--factor", "2", *codec)
+    before, after = planes(source), planes(tmp_path / "out.mp4")
+    assert len(after) == 19
+    for a, b in zip(before, after[::2]):
+        assert (a == b).all()
+
+
+def test_pictures_come_back_unchanged_from_the_lossless_codec(tmp_path):
+    frames = moving(5)
+    for i, frame in enumerate(frames):
+        io.write_image(tmp_path / "frames" / f"{i}.png", frame)
+    run(tmp_path / "frames", tmp_path / "out.mkv", "--codec", "ffv1", "--input_fps", "10")
+    times, images = decode(tmp_path / "out.mkv")
+    assert times == [Fraction(k, 20) for k in range(9)]
+    assert all((a == b).all() for a, b in zip(frames, images[::2]))
+    halves = [(a.astype(float) + b) / 2 for a, b in zip(frames, frames[1:])]
+    assert all(np.abs(a - b).max() <= 0.51 for a, b in zip(halves, images[1::2]))
+
+
+RED_GREEN_BLUE = {1: (0.2126, 0.7152, 0.0722), 6: (0.299, 0.587, 0.114)}  # luma of BT.709 and BT.601
+
+
+@pytest.mark.parametrize("matrix", [1, 6])
+@pytest.mark.parametrize("extent", [1, 2])
+@pytest.mark.parametrize("bits", [8, 10])
+def test_colours_are_those_of_the_standard_to_one_grey_level(tmp_path, matrix, extent, bits):
+    """Flat frames of Y, Cb, Cr values, read, blended by the average, written, and decoded to Y, Cb, Cr again."""
+    rng = np.random.default_rng(matrix)
+    kr, kg, kb = RED_GREEN_BLUE[matrix]
+    most, centre = 2**bits - 1, 2 ** (bits - 1)
+    top, chroma, black = np.array((219, 224, 16)) * 2 ** (bits - 8) if extent == 1 else (most, most, 0)
+    pix_fmt, kind = ("yuv420p", np.uint8) if bits == 8 else ("yuv420p10le", np.uint16)
+    colours = rng.uniform(0.05, 0.95, (6, 3))
+    luma = colours @ (kr, kg, kb)
+    cb, cr = (colours[:, 2] - luma) / (2 * (1 - kb)), (colours[:, 0] - luma) / (2 * (1 - kr))
+    levels = np.round(np.stack([luma * top + black, cb * chroma + centre, cr * chroma + centre], 1)).clip(0, most)
+    source = tmp_path / "in.mp4"
+    with av.open(str(source), "w") as output:
+        stream = output.add_stream("ffv1", rate=25)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, pix_fmt
+        stream.codec_context.colorspace, stream.codec_context.color_range = matrix, extent
+        stream.codec_context.color_primaries = stream.codec_context.color_trc = matrix
+        for i, (y, u, v) in enumerate(levels):
+            frame = av.VideoFrame(WIDTH, HEIGHT, pix_fmt)
+            for plane, value in zip(frame.planes, (y, u, v)):
+                plane.update(np.full(plane.buffer_size // kind().itemsize, value, kind))
+            frame.pts, frame.colorspace, frame.color_range = i, matrix, extent
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    read = [frame.image for frame in video.open_source(str(source)).frames(deep=bits > 8)]
+    exact = (levels - (black, centre, centre)) / (top, chroma, chroma)
+    red = exact[:, 0] + 2 * (1 - kr) * exact[:, 2]
+    blue = exact[:, 0] + 2 * (1 - kb) * exact[:, 1]
+    rgb = np.stack([red, (exact[:, 0] - kr * red - kb * blue) / kg, blue], 1).clip(0, 1) * 255
+    assert all(np.abs(image / (np.iinfo(kind).max / 255) - colour).max() <= 1 for image, colour in zip(read, rgb))
+    run(source, tmp_path / "out.mp4", "--codec", "ffv1", "--cuts", "no")
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        frames = list(container.decode(video=0))
+        context = container.streams.video[0].codec_context
+        tags = (context.colorspace, context.color_range, context.color_primaries, context.color_trc)
+    assert tags == (matrix, extent, matrix, matrix)
+    got = np.array([[np.frombuffer(plane, kind)[0] for plane in frame.planes] for frame in frames])
+    assert (got[::2] == levels).all()
+    # Half a level of rounding on either way; in finer levels FFmpeg's conversions are off by another half.
+    assert np.abs(got[1::2] - (levels[:-1] + levels[1:]) / 2).max() <= (1.5 if bits == 8 else 2)
+
+
+@pytest.mark.parametrize("extent", [0, 1, 2])
+@pytest.mark.parametrize("pix_fmt", ["gray", "gray10le"])
+@pytest.mark.parametrize("name", ["out.mkv", "again.mkv"])
+def test_grey_keeps_its_levels(tmp_path, pix_fmt, extent, name):
+    """Without a tag it is of the full range, as for FFmpeg. Black and white of HEVC and AV1 are of the limited one."""
+    deep = pix_fmt == "gray10le"
+    values = np.linspace(16, 235, WIDTH).round().astype(np.uint16)[None].repeat(HEIGHT, 0)
+    with av.open(str(tmp_path / "in.mkv"), "w") as output:
+        stream = output.add_stream("ffv1", rate=25)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, pix_fmt
+        stream.codec_context.color_range = extent
+        levels = values << 2 if deep else values.astype(np.uint8)
+        for number in range(3):
+            frame = av.VideoFrame.from_ndarray(levels, format=pix_fmt)
+            frame.pts = number
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    source = tmp_path / "in.mkv"
+    exact = (values - 16.0) * 255 / 219 if extent == 1 else values * (1020 / 1023 if deep else 1.0)
+    for out in ("out.mkv", "again.mkv")[: 1 + (name == "again.mkv")]:
+        for unit, asked in ((1, False), (257, True)):
+            read = [frame.image for frame in video.open_source(str(source)).frames(deep=asked)]
+            # FFmpeg's conversion makes new frames of 10 bits and the full range up to 3 of 1023 levels brighter.
+            most = 1.75 if deep and out == "again.mkv" else 1
+            assert all(np.abs(image / unit - exact[..., None]).max() <= most for image in read)
+        run(source, tmp_path / out, "--codec", "ffv1")
+        source = tmp_path / out
+    with av.open(str(source)) as container:
+        frames = list(container.decode(video=0))
+    assert len(frames) == (5 if name == "out.mkv" else 9)
+    for frame in frames:
+        luma = np.frombuffer(frame.planes[0], levels.dtype).reshape(HEIGHT, -1)[:, :WIDTH]
+        assert frame.color_range == (1 if extent == 1 else 2)
+        assert np.abs(luma.astype(int) - levels).max() <= (4 if deep else 1 if extent == 1 else 0)
+
+
+@pytest.mark.skipif(not hasattr(av.VideoStream, "set_display_rotation"), reason="this PyAV writes no rotation")
+@pytest.mark.parametrize("turned", [90, -90, 180])
+def test_a_turned_video_comes_out_upright_and_unchanged(tmp_path, turned):
+    frames = moving(4)
+    source = encode(tmp_path / "in.mp4", frames, turned=turned, aspect=Fraction(4, 3))
+    run(source, tmp_path / "out.mp4", "--codec", "ffv1", "--factor", "1")
+    _, images = decode(tmp_path / "out.mp4")
+    _, lying = decode(source)
+    assert all(np.abs(np.rot90(a, turned // 90).astype(int) - b).max() <= 12 for a, b in zip(lying, images))
+    assert all(np.abs(np.rot90(a, turned // 90).astype(int) - b).mean() <= 0.5 for a, b in zip(lying, images))
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        expected = Fraction(4, 3) if turned == 180 else Fraction(3, 4)
+        assert container.streams.video[0].sample_aspect_ratio == expected
+        assert next(container.decode(video=0)).rotation == 0
+
+
+@pytest.mark.parametrize(
+    "matrix, upright",
+    [
+        ((-1, 0, 0, 1), lambda x: x[:, ::-1]),
+        ((1, 0, 0, -1), lambda x: x[::-1]),
+        ((-1, 0, 0, -1), lambda x: x[::-1, ::-1]),
+        ((0, 1, 1, 0), lambda x: x.transpose(1, 0, 2)),
+        ((0, -1, -1, 0), lambda x: x[::-1, ::-1].transpose(1, 0, 2)),
+        ((0, 1, -1, 0), lambda x: np.rot90(x, -1)),
+        ((0, -1, 1, 0), lambda x: np.rot90(x)),
+    ],
+)
+def test_a_mirrored_video_comes_out_as_players_show_it(tmp_path, matrix, upright):
+    source = encode(tmp_path / "in.mp4", moving(4))
+    (a, b, c, d), data = matrix, bytearray(source.read_bytes())
+    across, down = 2**17, 2**15  # the aspect of pixels is stored elsewhere, too
+    box = np.array([a * across, b * across, 0, c * down, d * down, 0, 0, 0, 2**30], ">i4").tobytes()
+    at = data.index(b"tkhd") + 44  # where the track's header has its matrix
+    data[at : at + 36] = box
+    source.write_bytes(data)
+    run(source, tmp_path / "out.mp4", "--codec", "ffv1", "--factor", "1")
+    lying, got = decode(source)[1], decode(tmp_path / "out.mp4")[1]
+    assert all(np.abs(upright(a).astype(int) - b).mean() <= 0.5 for a, b in zip(lying, got)) and len(got) == 4
+
+
+@pytest.mark.skipif(not hasattr(av.VideoStream, "set_display_rotation"), reason="this PyAV writes no rotation")
+@pytest.mark.parametrize("turned", [0, 90, -90, 180])
+def test_frames_with_data_of_a_kind_that_pyav_does_not_know_are_read_and_turned(tmp_path, turned):
+    """FFmpeg hands on the EXIF data of TIFF frames, as of those of cameras that record JPEG."""
+    frames = moving(3)
+    source = encode(tmp_path / "in.mov", frames, codec="tiff", pix_fmt="rgb24", turned=turned)
+    read = list(video.open_source(str(source)).frames())
+    assert all((a.image == np.rot90(b, turned // 90)).all() for a, b in zip(read, frames, strict=True))
+
+
+def test_a_video_to_be_shown_askew_is_told(tmp_path):
+    source = encode(tmp_path / "in.mp4", moving(4))
+    data = bytearray(source.read_bytes())
+    at, half = data.index(b"tkhd") + 44, round(2**16 / 2**0.5)
+    data[at : at + 36] = np.array([half, half, 0, -half, half, 0, 0, 0, 2**30], ">i4").tobytes()
+    source.write_bytes(data)
+    assert any("is meant to be turned" in note for note in video.open_source(str(source)).notes)
+
+
+@pytest.mark.parametrize("name, codec", [("out.mkv", "ffv1"), ("out.mkv", "h264"), ("out.mp4", "h264")])
+def test_the_tags_of_colours_are_kept_where_only_some_are_there(tmp_path, name, codec):
+    source = encode(tmp_path / "in.mp4", moving(4), colour=(1, 2), pix_fmt="yuv420p")
+    run(source, tmp_path / name, "--codec", codec)
+    tags = []
+    for path in (source, tmp_path / name):
+        with av.open(str(path)) as container:
+            frame = next(container.decode(video=0))
+            tags.append((frame.colorspace, frame.color_range))
+    assert tags == [(1, 2), (1, 2)]
+
+
+@pytest.mark.parametrize("codec", ["h264", "vp9"])
+@pytest.mark.parametrize("name, made_by, pix_fmt", [("in.mov", "png", "rgb24"), ("in.mp4", "libx264rgb", "rgb24")])
+def test_rgb_becomes_yuv_that_does_not_say_it_is_rgb(tmp_path, name, made_by, pix_fmt, codec):
+    """Screen recordings and pictures in a container: decoders give them the matrix of RGB, which VP9 and AV1 refuse
+    for 4:2:0 and H.264 does not allow there."""
+    source = encode(tmp_path / name, moving(4), codec=made_by, pix_fmt=pix_fmt)
+    run(source, tmp_path / "out.mkv", "--codec", codec)
+    with av.open(str(tmp_path / "out.mkv")) as container:
+        frame = next(container.decode(video=0))
+    assert frame.format.name == "yuv420p" and frame.colorspace == video.UNKNOWN and frame.color_range != video.FULL
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.mkv", "out.mov"])
+def test_the_shape_of_pixels_survives(tmp_path, name):
+    run(encode(tmp_path / "in.mp4", moving(4), aspect=Fraction(16, 11)), tmp_path / name)
+    with av.open(str(tmp_path / name)) as container:
+        assert container.streams.video[0].sample_aspect_ratio == Fraction(16, 11)
+
+
+@pytest.mark.parametrize("codec", sorted(video_out.CODECS))
+@pytest.mark.parametrize("name", ["out.mp4", "out.mkv"])
+def test_the_shape_of_pixels_survives_or_is_told_to_be_lost(tmp_path, capfd, name, codec):
+    source = encode(tmp_path / "in.mp4", moving(4), aspect=Fraction(16, 11))
+    run(source, tmp_path / name, "--codec", codec)
+    with av.open(str(tmp_path / name)) as container:
+        kept = container.streams.video[0].sample_aspect_ratio == Fraction(16, 11)
+    assert kept != ("the pixel aspect ratio 16/11 is not stored" in capfd.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    "keep, lossless, raw",
+    [
+        ("yuv420p10le", "yuv420p10le", "yuv420p"),
+        ("yuva422p", "yuv422p", "yuv422p"),
+        ("yuvj444p", "yuv444p", "yuv444p"),
+        ("gray16be", "gray10le", "gray"),
+        ("gbrp12le", "gbrp10le", "yuv420p"),
+        ("rgb24", "bgr0", "yuv420p"),
+        ("pal8", "bgr0", "yuv420p"),
+    ],
+)
+def test_chroma_is_kept_where_nothing_is_lost_and_only_there(keep, lossless, raw):
+    made = [video_out.Format(64, 48, 25, Fraction(1, 25), codec=codec, keep=keep) for codec in ("ffv1", "y4m", "h264")]
+    assert [form.pix_fmt for form in made] == [lossless, raw, "yuv420p"]
+    assert [form.even for form in made] == [False, False, True]
+
+
+@pytest.mark.parametrize("size", [(47, 64), (48, 63), (33, 65), (16, 16)])
+def test_odd_sizes_lose_no_row_and_no_column(tmp_path, size, capsys):
+    height, width = size
+    frames = [
+        np.ascontiguousarray(frame[:height, :width])
+        for frame in (np.pad(f, ((0, 0), (0, 9), (0, 0))) for f in moving(3))
+    ]
+    for i, frame in enumerate(frames):
+        io.write_image(tmp_path / "frames" / f"{i}.png", frame)
+    run(tmp_path / "frames", tmp_path / "out.mp4", "--crf", "5")
+    _, images = decode(tmp_path / "out.mp4")
+    assert images[0].shape == (height + height % 2, width + width % 2, 3)
+    told = capsys.readouterr().err
+    assert ("is odd" in told) == bool(height % 2 or width % 2)
+    assert f"out.mp4: {width + width % 2}x{height + height % 2}, " in told
+    run(tmp_path / "frames", tmp_path / "out")
+    assert f"out: {width}x{height}, " in capsys.readouterr().err
+    assert all((io.read_image(tmp_path / "out" / f"{2 * i + 1:08d}.png") == frames[i]).all() for i in range(3))
+
+
+@pytest.mark.parametrize("alpha", [255, 100])
+def test_lost_transparency_is_told(tmp_path, alpha):
+    image = np.full((16, 32, 4), (9, 9, 9, alpha), np.uint8)
+    with av.open(str(tmp_path / "in.mkv"), "w") as output:
+        stream = output.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 32, 16, "bgra"
+        for number in range(3):
+            frame = av.VideoFrame.from_ndarray(image, format="bgra")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    notes = video.open_source(str(tmp_path / "in.mkv"), Fraction(25)).notes
+    assert any("transparency is lost" in note for note in notes) == (alpha < 255)
+
+
+def test_lost_transparency_of_webm_is_told_though_no_frame_shows_it(tmp_path):
+    for name, pix_fmt, told in (("in.webm", "yuva420p", True), ("plain.webm", "yuv420p", False)):
+        source = video.open_source(str(encode(tmp_path / name, moving(3), codec="libvpx-vp9", pix_fmt=pix_fmt)))
+        assert any("transparency is lost" in note for note in source.notes) == told

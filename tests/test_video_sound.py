@@ -1,0 +1,95 @@
+"""What goes along with the pictures of interpolate_video.py: sound, subtitles, fonts; what does not is told."""
+
+from fractions import Fraction
+
+import av
+import pytest
+from video_files import decode, encode, moving, packets, run
+
+
+def test_sound_is_copied_packet_by_packet(tmp_path):
+    source = encode(tmp_path / "in.mp4", moving(60), sound="aac")
+    run(source, tmp_path / "out.mp4", "--segment", "1")
+    assert packets(tmp_path / "out.mp4", "audio") == packets(source, "audio")
+    assert len(packets(source, "audio")) > 90
+    run(source, tmp_path / "out.mkv", "--fps", "60")
+    assert [data for _, data in packets(tmp_path / "out.mkv", "audio")] == [
+        data for _, data in packets(source, "audio")
+    ]
+
+
+@pytest.mark.parametrize(
+    "first, sound, name, kept",
+    [
+        ("in.mkv", "libopus", "out.mov", False),
+        ("in.mkv", "libopus", "out.MP4", True),
+        ("in.mkv", "libopus", "out.mkv", True),
+        ("in.avi", "pcm_s16le", "out.mp4", False),
+        ("in.avi", "pcm_s16le", "out.mov", True),
+    ],
+)
+def test_sound_that_a_file_cannot_hold_is_left_out_and_told(tmp_path, capsys, first, sound, name, kept):
+    """Some containers refuse it only when they are begun or ended, after all frames are made."""
+    source = encode(tmp_path / first, moving(10), sound=sound)
+    run(source, tmp_path / name)
+    assert len(decode(tmp_path / name)[0]) == 19
+    assert ("cannot be stored in" in capsys.readouterr().err) == (not kept)
+    with av.open(str(tmp_path / name)) as container:
+        assert len(container.streams.audio) == kept
+
+
+def test_names_in_capitals_are_names_all_the_same(tmp_path):
+    source = encode(tmp_path / "in.mp4", moving(4))
+    for name in ("out.mp4", "OUT.MP4", "out.m4v"):
+        run(source, tmp_path / name, "--codec", "h265")
+        data = (tmp_path / name).read_bytes()
+        assert b"hvc1" in data and data.index(b"moov") < data.index(b"mdat")
+
+
+def test_slow_motion_is_silent_and_says_so(tmp_path, capsys):
+    run(encode(tmp_path / "in.mp4", moving(10), sound="aac"), tmp_path / "out.mp4", "--slow", "2")
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert [stream.type for stream in container.streams] == ["video"]
+    assert "--slow 2" in capsys.readouterr().err
+
+
+def test_subtitles_are_copied_where_they_can_be_stored(tmp_path, capsys):
+    plain = encode(tmp_path / "plain.mp4", moving(50))
+    source = tmp_path / "in.mkv"
+    with av.open(str(plain)) as first, av.open(str(source), "w") as output:
+        picture = output.add_stream_from_template(first.streams.video[0], opaque=True)
+        text = output.add_mux_stream("subrip", time_base=Fraction(1, 1000))
+        for packet in first.demux(video=0):
+            if packet.size:
+                packet.stream = picture
+                output.mux(packet)
+        for moment in (0, 1000):
+            packet = av.Packet(f"line at {moment}".encode())
+            packet.pts = packet.dts = moment
+            packet.duration, packet.time_base, packet.stream = 900, Fraction(1, 1000), text
+            output.mux(packet)
+    run(source, tmp_path / "out.mkv")
+    assert packets(tmp_path / "out.mkv", "subtitle") == packets(source, "subtitle") != []
+    run(source, tmp_path / "out.mp4")
+    assert "cannot be stored in .mp4 and is left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, kept", [("out.mkv", True), ("out.mp4", False)])
+def test_attached_fonts_go_along_and_what_does_not_is_told(tmp_path, capsys, name, kept):
+    source, font = tmp_path / "in.mkv", b"what draws the subtitles"
+    plain = encode(tmp_path / "plain.mkv", moving(10), sound="aac")
+    with av.open(str(plain)) as first, av.open(str(source), "w") as output:
+        streams = [output.add_stream_from_template(stream, opaque=True) for stream in first.streams]
+        output.add_stream_from_template(first.streams.video[0], opaque=True)
+        output.add_attachment("font.ttf", "font/ttf", font)
+        for packet in first.demux():
+            if packet.size:
+                packet.stream = streams[packet.stream.index]
+                output.mux(packet)
+    run(source, tmp_path / name)
+    told = capsys.readouterr().err
+    assert "in.mkv: video (stream 2) left out" in told
+    assert ("attachment (stream 3, font.ttf) cannot be stored in .mp4" in told) == (not kept)
+    with av.open(str(tmp_path / name)) as container:
+        found = [stream.data for stream in container.streams if stream.type == "attachment"]
+    assert found == [font] * kept
