@@ -56,6 +56,19 @@ def test_a_full_disk_is_named_by_the_file_that_it_did_not_take(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_name_of_any_bytes_and_length_can_be_written(tmp_path):
+    for name in (b"caf\xe9.bin", 120 * b"\xc3\xa9" + b".bin"):  # Latin-1; more bytes than letters
+        path = tmp_path / os.fsdecode(name)
+        try:
+            path.touch()
+        except OSError:  # a disk that takes only UTF-8
+            continue
+        io.write_bytes(path, name)
+        assert path.read_bytes() == name
+        path.unlink()
+        assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("ending", [".png", ".ppm", ".PNG"])
 def test_a_picture_comes_back_and_another_library_reads_the_same(tmp_path, picture, ending):
     path = tmp_path / "new folder" / f"picture{ending}"

@@ -64,7 +64,8 @@ def replacing(path: str | Path, folder: Path | None = None) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    stem = path.stem.encode()[:100].decode(errors="ignore")  # a name has 255 bytes at most
+    # A name has 255 bytes at most, and on Linux any bytes, also such as are no UTF-8.
+    stem = path.stem.encode(errors="ignore")[:100].decode(errors="ignore")
     temporary = (folder or path.parent) / f".{stem}.{platform.node()}.{os.getpid()}{path.suffix}"
     try:
         yield temporary
