@@ -2,8 +2,11 @@
 
 import errno
 import io
+import os
+import subprocess
 import sys
 
+from conftest import ROOT
 from training_runs import rows
 
 from utils.journal import Journal
@@ -33,6 +36,14 @@ def test_a_screen_that_cannot_be_written_to_costs_no_line_of_the_log(tmp_path, m
         journal.say(f"line {iteration}")
     journal.close()
     assert [line[-6:] for line in (tmp_path / "train.log").read_text().splitlines()] == ["line 1", "line 2"]
+
+
+def test_a_name_in_any_script_is_logged_whatever_the_locale(tmp_path):
+    code = "import sys; from utils.journal import Journal; Journal(sys.argv[1]).say('\\u65e5.pth')"
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-c", code, tmp_path]
+    assert subprocess.run(command, cwd=ROOT, env=os.environ | plain, capture_output=True).returncode == 0
+    assert (tmp_path / "train.log").read_text("utf-8").endswith(" \u65e5.pth\n")
 
 
 def test_a_run_gone_on_with_at_its_beginning_keeps_what_was_recorded_there(tmp_path):

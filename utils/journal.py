@@ -37,7 +37,7 @@ class Journal:
         """One line, on the screen and, with its time, in train.log."""
         with self._forgiving():
             self._show(line)
-        with self._forgiving(), open(self.folder / LOG, "a") as log:
+        with self._forgiving(), open(self.folder / LOG, "a", encoding="utf-8", errors="backslashreplace") as log:
             log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}\n")
 
     def numbers(self, iteration: int, values: dict[str, float]) -> None:
