@@ -1,5 +1,6 @@
 """The command line that scripts share: what is refused before anything is done, and how a warning looks."""
 
+import os
 import subprocess
 import sys
 
@@ -100,3 +101,13 @@ def test_a_warning_is_one_plain_line_but_for_who_looks_for_its_place(debug, tmp_
         assert "script.py:7: UserWarning" in done.stderr and done.stdout == "True\nTrue\n"
     else:
         assert done.stderr == "clips: left out, smaller than 32x32: a.mp4\n" and done.stdout == "False\nTrue\n"
+
+
+def test_a_name_that_the_output_cannot_hold_is_printed_and_ends_nothing(tmp_path):
+    script = tmp_path / "script.py"
+    lines = ["import sys", f"sys.path.insert(0, {str(ROOT)!r})", "from utils import cli"]
+    lines.append(r'cli.run(lambda args: print("wrote \xe9\u65e5.png"), cli.Parser("A script."))')
+    script.write_text("\n".join(lines))
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252"}  # that of a file or pipe on many a Windows
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True)
+    assert done.returncode == 0 and done.stdout.strip() == b"wrote \xe9\\u65e5.png"

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import NoReturn
 
@@ -78,9 +79,12 @@ def underscored(argument: str) -> str:
 def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
     """Parse the command line and call main(args); turn an error that a user can cause into one line and exit status 2.
 
-    A warning is one line, too, without its place in the code.
+    A warning is one line, too, without its place in the code. A character of a name that standard output cannot hold,
+    as in a file or pipe on Windows, is printed as its code: it must not end a run whose work is done.
     """
     args = parser.parse_args()
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
     usual = warnings.formatwarning
     if not debugging():
         warnings.formatwarning = lambda message, *_, **__: f"{one_line(str(message))}\n"
