@@ -304,9 +304,10 @@ def _open(path: Path, name: str, longest: int | None, cache: Path) -> Clip:
     current = f"{stem}-{_digest(states, BREAKS)}"
     frames, breaks = (cache / f"{current}.{part}.npy" for part in ("frames", "breaks"))
     if not breaks.is_file():
-        with io.alone_in(cache):
+        with io.alone_in(cache) as alone:
             if not breaks.is_file():  # else another rank was here before
-                for start in (stem, f".{stem}"):  # the clip before it changed, and what a kill left
+                # The clip before it changed, and what a kill left; or else what another rank is writing.
+                for start in (stem, f".{stem}") if alone else ():
                     for old in cache.glob(f"{glob.escape(start)}-*.npy"):
                         old.unlink(missing_ok=True)
                 times = []

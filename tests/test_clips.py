@@ -300,6 +300,20 @@ def test_processes_that_come_together_decode_a_clip_once(tmp_path):
     assert sorted(said) == ["40", "40", "decoded"]
 
 
+def test_processes_that_come_together_on_a_disk_without_locks_take_nothing_from_each_other(tmp_path):
+    write_video(tmp_path / "in" / "a.mkv", moving(40))
+    work = (
+        "import fcntl, sys, time; from datasets import clips; decode = clips._decode\n"
+        "def unknown(*_): raise OSError(38, 'Function not implemented')\n"
+        "def slow(*how):\n    for frame in decode(*how): time.sleep(float(sys.argv[3])); yield frame\n"
+        "fcntl.flock = unknown; clips._decode = slow\n"
+        "print(len(clips.open_clips(sys.argv[1], cache=sys.argv[2])[0].frames))"
+    )
+    command = [sys.executable, "-c", work, str(tmp_path / "in"), str(tmp_path / "cache")]
+    both = [subprocess.Popen([*command, wait], stdout=subprocess.PIPE, text=True, cwd=ROOT) for wait in ("0.1", "0.12")]
+    assert [process.communicate(timeout=60)[0].split() for process in both] == [["40"], ["40"]]
+
+
 def test_clips_to_validate_on_are_never_trained_on(tmp_path, monkeypatch):
     monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
     for name in "ab":

@@ -79,8 +79,9 @@ def replacing(path: str | Path, folder: Path | None = None) -> Iterator[Path]:
 
 
 @contextmanager
-def alone_in(folder: str | Path) -> Iterator[None]:
-    """One process per machine at a time: others that enter with the same folder wait. Makes the folder."""
+def alone_in(folder: str | Path) -> Iterator[bool]:
+    """One process per machine at a time: others that enter with the same folder wait. Makes the folder. Yields whether
+    it is so: on Windows, or on a disk without locks, each process does the same work, beside the others."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK, "a") as file:
@@ -88,9 +89,10 @@ def alone_in(folder: str | Path) -> Iterator[None]:
             import fcntl
 
             fcntl.flock(file, fcntl.LOCK_EX)
-        except (ImportError, OSError):  # Windows, or a disk without locks: each process then does the same work
-            pass
-        yield
+            alone = True
+        except (ImportError, OSError):
+            alone = False
+        yield alone
 
 
 @contextmanager
