@@ -90,11 +90,20 @@ def test_a_sample_that_cannot_be_read_ends_the_reading_processes_at_once():
     assert not multiprocessing.active_children() and caught  # even while the error is held
 
 
-def test_a_reading_process_that_was_killed_is_one_line(typed):
+@pytest.fixture(params=["fork", "forkserver"])  # the defaults on Linux, the latter from Python 3.14 on
+def started(request):
+    usual = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(request.param, force=True)
+    yield
+    multiprocessing.set_start_method(usual, force=True)
+
+
+def test_a_reading_process_that_was_killed_is_one_line(typed, started):
     def main(_):
         batches = load(Spoilt(), [[k] for k in (0, 1, 2) * 99], workers=1)
         next(batches)
         (process,) = multiprocessing.active_children()
+        time.sleep(0.3)  # until it holds the next batches ready
         process.kill()
         list(batches)
 
@@ -112,8 +121,8 @@ class Settings(Dataset):
 
 
 def test_a_reading_process_takes_one_thread_and_leaves_signals_to_the_run():
-    (told,) = load(Settings(), [[0]], workers=1, collate=lambda samples: samples[0])
-    assert told == (1, True, True)
+    (told,) = load(Settings(), [[0]], workers=1, collate=tuple)
+    assert told == ((1, True, True),)
 
 
 class Missing(Dataset):

@@ -133,6 +133,7 @@ def _received(dataset: Dataset, workers: int, pin: bool, ahead: int, **options) 
         **options,
     )
     iterator = iter(loader)
+    processes = multiprocessing.active_children()
     if workers:
         _kill_at_exit(os.getpid())
     try:
@@ -140,9 +141,11 @@ def _received(dataset: Dataset, workers: int, pin: bool, ahead: int, **options) 
             try:
                 with _undisturbed():
                     batch = next(iterator, loader)
-            except (ConnectionError, EOFError):  # a process was killed while handing over a batch:
+            except (ConnectionError, EOFError) as error:  # a process was killed while handing over a batch:
                 time.sleep(1)  # PyTorch's own error, which says so, needs a moment to arrive
-                raise
+                # From Python 3.14 on it never does: there a server starts the processes, and learns of their end.
+                ended = ", ".join(str(process.pid) for process in processes if not process.is_alive())
+                raise RuntimeError(f"DataLoader worker (pid {ended}) was killed") from error
             if batch is loader:
                 return
             if isinstance(batch, Exception):
