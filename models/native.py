@@ -71,7 +71,7 @@ def build(dtype: torch.dtype) -> Path:
     nothing can be written there, kept until the process ends. OSError if no compiler can build it."""
     compiler = find_compiler()
     command = [*compiler, *FLAGS, *DEFINES[dtype]]
-    run = partial(subprocess.run, capture_output=True, text=True, check=True)
+    run = partial(subprocess.run, capture_output=True, text=True, errors="replace", check=True)
     kept = None
     try:
         # The predefined macros tell the compiler's version and the processor's instructions, so that a library built

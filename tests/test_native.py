@@ -36,6 +36,15 @@ def test_a_compiler_is_a_path_or_a_command(monkeypatch, tmp_path):
         native.find_compiler()
 
 
+def test_a_compiler_may_complain_in_any_coding(monkeypatch, tmp_path):
+    compiler = tmp_path / "cc"
+    compiler.write_text("#!/bin/sh\nprintf '\\344 is no letter of UTF-8' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    with pytest.raises(OSError, match="cc cannot build native.c and winograd.c: . is no letter of UTF-8"):
+        native.build(torch.float32)
+
+
 @pytest.fixture(autouse=True)
 def built():
     if native.library(torch.zeros(1)) is None:
