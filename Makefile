@@ -13,6 +13,8 @@ TRAIN = $(PY) train_vimeo90k.py --data $(DEMO) --model_name IFRNet_S --batch_siz
 setup: $(VENV)/installed
 
 $(VENV)/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
+		"Python 3.10 or newer is needed, not %d.%d; name one: make PYTHON=python3.12" % sys.version_info[:2])'
 	@echo "Creating the environment in $(VENV): about 6 GB to download and unpack, 2 minutes with a fast connection"
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet -r requirements.txt

@@ -1,9 +1,11 @@
 """The rules that keep the parts apart: who may import whom, and that scripts start from anywhere."""
 
 import ast
+import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -155,3 +157,14 @@ assert before[1:] == (random.getstate(), torch.get_num_threads(), torch.get_defa
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == "", done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make here")
+def test_an_older_python_is_refused_before_an_environment_is_made_with_it(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.version_info = (3, 9, 18)")
+    old, venv = f"env PYTHONPATH={tmp_path} {sys.executable}", tmp_path / "venv"
+    command = ["make", "setup", f"PYTHON={old}", f"VENV={venv}"]
+    environment = os.environ | {"PIP_NO_INDEX": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode and done.stderr.startswith("Python 3.10 or newer is needed, not 3.9; name one")
+    assert not venv.exists()
