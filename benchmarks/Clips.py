@@ -60,14 +60,14 @@ def cut(args: argparse.Namespace) -> Path:
         if not lines:
             what = f"{args.frames} frames without a cut, a repeat or a leap in time"
             raise ValueError(f"{args.data}: no clip has {what}; give fewer --frames, or a smaller --step")
-        io.write_bytes(root / LIST, "".join(lines).encode())
+        io.write_bytes(root / LIST, "".join(lines).encode(errors="surrogateescape"))  # names of any bytes
     return root
 
 
 def splits(root: Path, args: argparse.Namespace) -> list[Split]:
     times = tuple(k / (args.frames - 1) for k in range(1, args.frames - 1))
     cases = []
-    for line in io.read_bytes(root / LIST).decode().splitlines():
+    for line in io.read_bytes(root / LIST).decode(errors="surrogateescape").splitlines():
         length, name = line.split(" ", 1)
         first, *targets, last = (root / name / f"im{number}.png" for number in range(1, args.frames + 1))
         cases.append((float(length), Case(name, first, last, tuple(targets), times)))

@@ -121,7 +121,7 @@ def main(args: argparse.Namespace) -> None:
         **{f"{name}.svg": svg for name, svg in plots.items()},
     }
     for name, text in texts_by_file.items():
-        io.write_bytes(args.out / name, text.encode())
+        io.write_bytes(args.out / name, text.encode(errors="backslashreplace"))  # names of any bytes
     print(markdown(tables))
     print(f"wrote {args.out}: tables.md, tables.csv, tables.tex, {len(plots)} plots; open {args.out / 'report.html'}")
 

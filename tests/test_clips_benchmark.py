@@ -1,10 +1,13 @@
 """Scores on your own footage: which windows are scored, their motion, the score by hand."""
 
+import os
+import sys
+
 import numpy as np
 import pytest
 from scoring import frame, psnr_by_hand, result
 
-from benchmarks import Clips, common
+from benchmarks import Clips, common, report
 from datasets import clips
 from utils import io
 
@@ -40,6 +43,17 @@ def test_nine_frames_ask_for_seven(typed, footage):
     samples = result(out, "Clips_8x-average")["samples"]["all"]
     assert [sample["name"] for sample in samples] == ["fast/00000", "slow/00000"]
     assert all(len(sample["psnr"]) == 7 and sample["times"][0] == 1 / 8 for sample in samples)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names are text here, on Linux any bytes")
+def test_a_clip_may_have_a_name_that_is_no_utf_8(typed, footage):
+    latin = os.fsdecode(b"caf\xe9")
+    (footage / "slow").rename(footage / latin)
+    out = score(typed, footage, "--per_clip", 1, "--save_frames")
+    samples = result(out, "Clips_2x-average")["samples"]["all"]
+    assert [sample["name"] for sample in samples] == [f"{latin}/00000", "fast/00000"]
+    assert typed(report.main, report.parser(), out, "--out", out / "report").status == 0
+    assert r"caf\udce9/00000" in (out / "report" / "report.html").read_text("utf-8")
 
 
 def test_windows_are_told_apart_by_their_motion(typed, footage):

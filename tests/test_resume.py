@@ -447,3 +447,13 @@ def test_both_scripts_train_on_a_folder_of_clips(tmp_path, monkeypatch, script):
     data = ["--data", f"clips:{tmp_path / 'clips'}", "--clip_stride", 2, "--model_name", "IFRNet_S", "--crop", 32]
     run(script, *data, "--workers", 0, "--device", "cpu", "--log_path", tmp_path, "--iterations", 2, "--batch_size", 2)
     assert models.load(tmp_path / "IFRNet_S" / "best.pth")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names are text here, on Linux any bytes")
+def test_a_clip_to_train_on_may_have_a_name_that_is_no_utf_8(tmp_path, monkeypatch):
+    monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
+    for seed, name in enumerate([b"caf\xe9", b"b"]):
+        write_frames(tmp_path / "clips" / os.fsdecode(name), seed)
+    data = ["--data", f"clips:{tmp_path / 'clips'}", "--model_name", "IFRNet_S", "--crop", 32, "--batch_size", 1]
+    run(train_vimeo90k, *data, "--workers", 0, "--device", "cpu", "--log_path", tmp_path, "--iterations", 1)
+    assert models.load(tmp_path / "IFRNet_S" / "best.pth")

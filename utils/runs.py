@@ -42,7 +42,7 @@ def settled(content: dict | None, config: dict, validated: int, names: Iterable[
     """The checkpoint to resume from, by `judged_anew`, once all ranks are found to agree; prints which options have
     changed. validated: samples to validate on. names: of all samples. ValueError on all ranks where these differ."""
     begun = content["iteration"] if content else "none"
-    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+    digest = hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:16]
     before = {"iteration to resume from": begun, "samples to validate on": validated, "checksum of the lists": digest}
     distributed.agree(before | {name: value for name, value in config.items() if name not in OWN})
     content = judged_anew(content, config)
