@@ -189,6 +189,29 @@ def test_a_faint_picture_after_an_even_one_is_a_cut():
     assert shots.is_cut(even, faint) and shots.is_cut(faint, even) and not shots.is_cut(even, even)
 
 
+def framed(frame, height, width):
+    """A frame in the middle of a black one."""
+    canvas = np.zeros((height, width, 3), np.uint8)
+    top, left = (height - frame.shape[0]) // 2, (width - frame.shape[1]) // 2
+    canvas[top : top + frame.shape[0], left : left + frame.shape[1]] = frame
+    return canvas
+
+
+@pytest.mark.parametrize(("height", "width"), [(144, 512), (200, 256), (200, 512), (576, 256)])
+def test_black_bars_hide_no_cut(height, width):
+    first, second = ([framed(frame, height, width) for frame in moving(3, 144, 256, seed=seed)] for seed in (1, 2))
+    assert shots.is_cut(first[2], second[0]) and not shots.is_cut(*first[:2])
+
+
+@pytest.mark.parametrize("step", [4, 30])
+def test_a_light_that_moves_in_the_dark_is_no_cut(step):
+    """What is around it are no bars."""
+    lamps = np.zeros((3, 180, 320, 3), np.uint8)
+    for k, lamp in enumerate(lamps):
+        lamp[84:96, 100 + step * k : 112 + step * k] = 200
+    assert not shots.is_cut(*lamps[:2]) and not shots.is_cut(*lamps[1:])
+
+
 def test_frames_that_come_too_soon_are_leaps_as_late_ones_are():
     assert shots.leaps([0, 40, 80, 90, 130, 170, 210, 250]) == [2]
     assert shots.leaps([0, 40, 80, 180, 220, 260]) == [2] and shots.leaps([0, None, 80]) == []
