@@ -212,6 +212,14 @@ def test_a_light_that_moves_in_the_dark_is_no_cut(step):
     assert not shots.is_cut(*lamps[:2]) and not shots.is_cut(*lamps[1:])
 
 
+@pytest.mark.parametrize("target", [0, 255])
+def test_a_fade_has_no_cuts_until_its_end(target):
+    frames = moving(25, 144, 256)
+    faded = [(frame * (1 - k / 24) + target * k / 24).round().astype(np.uint8) for k, frame in enumerate(frames)]
+    assert not any(map(shots.is_cut, faded, faded[1:]))
+    assert shots.is_cut(faded[0], faded[-1]) and shots.is_cut(faded[-1], frames[0])
+
+
 def test_frames_that_come_too_soon_are_leaps_as_late_ones_are():
     assert shots.leaps([0, 40, 80, 90, 130, 170, 210, 250]) == [2]
     assert shots.leaps([0, 40, 80, 180, 220, 260]) == [2] and shots.leaps([0, None, 80]) == []

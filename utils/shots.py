@@ -13,6 +13,7 @@ THUMBNAIL = (128, 72)
 # of one clip to the beginning of another all but six lie above 0.56.
 CUT = 0.56
 FLAT = 4.0  # grey levels added to the contrast, so that a dark picture's noise is no cut
+FADE = 8  # grey levels by which a frame may be brighter or darker as a whole: those of a fade of 16 frames
 BAR = 16  # grey levels up to which the border of both frames is a bar: black, also where its range is wrongly tagged
 LEAST_PICTURE, LEAST_LIT = 0.2, 0.5  # shares of a frame within bars, and of its pixels that are brighter than they
 # A repeated frame differs only by the noise of compression, everywhere: mean difference in grey levels of the whole
@@ -36,15 +37,18 @@ def grey_level(image: np.ndarray) -> float:
 
 
 def unexplained(first: np.ndarray, second: np.ndarray) -> float:
-    """How much of one thumbnail is not the other one, moved: the mean difference after warping by DIS optical flow, in
-    the better of the two directions, relative to the weaker contrast. About 0 within a shot, 1 across a cut."""
+    """How much of one thumbnail is not the other one, moved: the mean difference after warping by DIS optical flow and
+    fading, in the better of the two directions, relative to the weaker contrast. About 0 within a shot, 1 across a
+    cut."""
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     rows, columns = np.mgrid[: first.shape[0], : first.shape[1]].astype(np.float32)
 
     def residual(a: np.ndarray, b: np.ndarray) -> float:
         flow = search.calc(a, b, None)
         moved = cv2.remap(b, columns + flow[..., 0], rows + flow[..., 1], cv2.INTER_LINEAR, None, cv2.BORDER_REPLICATE)
-        return cv2.absdiff(a, moved).mean()
+        difference = np.subtract(a, moved, dtype=np.float32)
+        # A fade's last frames have so little contrast that their change in brightness alone would be a cut.
+        return np.abs(difference - difference.mean().clip(-FADE, FADE)).mean()
 
     contrast = min(first.std(), second.std()) + FLAT
     return min(residual(first, second), residual(second, first)) / contrast
