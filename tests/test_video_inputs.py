@@ -177,6 +177,16 @@ def test_an_interlaced_pipe_is_told_of(monkeypatch):
         assert any("interlaced" in note for note in video.open_source("-").notes) == told
 
 
+def test_an_interlaced_video_is_told_of_though_its_first_frames_are_not(tmp_path):
+    parts = []
+    for k, options in enumerate(({}, {"flags": "+ilme+ildct"})):
+        parts.append(encode(tmp_path / f"{k}.m2v", moving(6)[2 * k : 6 * k + 2], codec="mpeg2video", **options))
+    for data, told in ((b"".join(part.read_bytes() for part in parts), True), (parts[0].read_bytes(), False)):
+        (tmp_path / "in.m2v").write_bytes(data)
+        notes = video.open_source(str(tmp_path / "in.m2v")).notes
+        assert sum("interlaced" in note for note in notes) == told
+
+
 def test_a_size_that_changes_within_a_file_is_named(tmp_path, capsys):
     parts = []
     for k, side in enumerate((64, 96)):

@@ -175,6 +175,8 @@ class Video(Source):
             shown, kind = [frame.pts for frame in first if frame.pts is not None], container.format.name
             self.dts_only = kind in DTS_ONLY or kind in DTS_AT_TIMES and shown != sorted(shown)
             self._describe(first[0], stream)
+            if any(frame.interlaced_frame for frame in first):  # the very first may be black, or a still
+                self.notes += (INTERLACED.format(path),)
         self.damaged = 0  # those before the first frame are met again
         self._scan()
         _check_count(self)
@@ -274,8 +276,6 @@ class Video(Source):
         hidden = stream.metadata.get("alpha_mode") == "1"  # of WebM, beside the frames: FFmpeg does not decode it
         if hidden or alpha and frame.to_ndarray(format="rgba")[..., 3].min() < 255:
             self.notes += (f"{self.path}: transparency is lost; colours are taken as they are",)
-        if frame.interlaced_frame:
-            self.notes += (INTERLACED.format(self.path),)
 
     def _scan(self) -> None:
         count, times, end, read, decoded = 0, [self.origin], Fraction(0), 0, {}
