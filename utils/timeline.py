@@ -107,16 +107,19 @@ def steps(
         due += grid.times(latest.time, frame.time)
         latest = frame
         same = frame.time // segment == first.time // segment
-        if repeat and same and dropped < MOST_REPEATS and repeat(first.image, frame.image):
-            dropped += 1
-            continue
+        if repeat and same and repeat(first.image, frame.image):
+            if dropped < MOST_REPEATS:
+                dropped += 1
+                continue
+        else:
+            dropped = 0
         apart = cut is not None and cut(first.image, frame.image)
         span = (frame.time - first.time) * grid.slow
         ts = [Fraction(0) if apart else (time - first.time * grid.slow) / span for time in due]
         yield Step(first, frame, due, ts)
         if ends:
             return
-        first, due, dropped = frame, [], 0
+        first, due = frame, []  # `dropped` stays: further repeats are kept, and motion after a pause begins when it did
     if first is not None:
         due += grid.last(latest.time, hold)
         yield Step(first, first, due, [Fraction(0)] * len(due))
