@@ -4,6 +4,7 @@ python interpolate_video.py in.mp4 out.mp4                       twice the frame
 python interpolate_video.py in.mp4 out.mp4 --factor 8            eight times the frames
 python interpolate_video.py in.mp4 out.mp4 --fps 60000/1001      any rate, at exact times
 python interpolate_video.py in.mp4 out.mp4 --slow 4              a quarter of the speed, at the same frame rate
+python interpolate_video.py in.mp4 out.mp4 --dedup               animation on twos or threes: repeats become motion
 python interpolate_video.py frames/ out.gif --input_fps 12       pictures in, an animation out
 python interpolate_video.py in.mp4 frames/                       pictures out, PNG
 python interpolate_video.py in.mp4 out.mp4 --resume              continue an interrupted run
@@ -101,7 +102,8 @@ def parser() -> cli.Parser:
     options.add_argument("--slow", type=times, default=1, help=about)
     options.add_argument("--input_fps", type=rate, help="frame rate of a folder of pictures (default: 24)")
     options.add_argument("--cuts", choices=("yes", "no"), default="yes", help="detect cuts (default: yes)")
-    options.add_argument("--dedup", action="store_true", help="drop repeated frames first; output times stay the same")
+    about = "put motion in place of repeated frames, as of animation; output times stay the same"
+    options.add_argument("--dedup", action="store_true", help=about)
     about = "default: h264, h265 for more than 8 bits per colour, vp9 for .webm; ffv1 is lossless"
     options.add_argument("--codec", choices=video_out.CODECS, help=about)
     options.add_argument("--crf", type=int, help="quality of the encoder: lower is better (default: by codec)")

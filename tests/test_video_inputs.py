@@ -184,7 +184,7 @@ def test_an_interlaced_video_is_told_of_though_its_first_frames_are_not(tmp_path
     for data, told in ((b"".join(part.read_bytes() for part in parts), True), (parts[0].read_bytes(), False)):
         (tmp_path / "in.m2v").write_bytes(data)
         notes = video.open_source(str(tmp_path / "in.m2v")).notes
-        assert sum("interlaced" in note for note in notes) == told
+        assert sum("interlaced" in note and "-vf bwdif" in note for note in notes) == told
 
 
 def test_a_size_that_changes_within_a_file_is_named(tmp_path, capsys):

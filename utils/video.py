@@ -51,7 +51,7 @@ FROM_DECODING = ("flv",)  # containers whose duration counts from where the firs
 GUESSED = ("mpeg",)  # containers where only some frames have times: reading from the middle gets the others wrong
 OTHER_PICTURES = (".bmp", ".webp", ".tif", ".tiff", ".exr", ".heic", ".avif", ".gif")  # which utils.io does not read
 Y4M = "yuv4mpegpipe"  # FFmpeg's name; it skips an incomplete last frame
-INTERLACED = "{}: interlaced; each frame is treated as one moment in time: deinterlace it first"
+INTERLACED = "{}: interlaced; frames are treated as one moment each; deinterlace it first: ffmpeg -i IN -vf bwdif OUT"
 # Filters that make a frame upright, by the signs of its display matrix: where its right and lower sides point.
 TURNS = {
     (1, 0, 0, 1): (),
