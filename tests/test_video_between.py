@@ -152,6 +152,23 @@ def test_batches_of_pairs_give_the_frames_of_single_ones():
     assert max(difference) <= 1
 
 
+@pytest.mark.parametrize("most", [1, 3])
+def test_frames_of_the_input_are_shown_a_moment_early_or_late(most):
+    """Times a hundredth of a frame off those of the input, as of phones and of 23.976 frames a second at 60."""
+
+    class Several(models.Interpolator):
+        def pairs_at_once(self, height, width):
+            return most
+
+    call = Several(formula_weights(models.build("IFRNet_S")), "cpu")
+    frames = [Frame(Fraction(i), image) for i, image in enumerate(moving(5))]
+    for off in (Fraction(1, 100), Fraction(-1, 100)):
+        pairs = [Step(a, b, [a.time + off % 1], [off % 1]) for a, b in itertools.pairwise(frames)]
+        shown = [picture.image() for picture in infer(iter(pairs), call, 9)]
+        expected = frames[:-1] if off > 0 else frames[1:]
+        assert all((image == frame.image).all() for image, frame in zip(shown, expected, strict=True))
+
+
 def test_every_pair_has_the_scale_that_is_asked_for_whatever_a_device_takes_at_once():
     class Asked(models.Interpolator):
         most, asked = 1, []

@@ -22,6 +22,10 @@ from .video import Source
 
 QUEUED = 2**28  # bytes of frames that may wait between two stages
 DEEPEST = 16  # frames that may wait, at most
+# The share of the time to the next frame within which a frame of the input is shown, not a new one: it is sharper and
+# nearer to the truth. The networks are worst there: of a pan by 5 pixels, IFRNet_S has 32 dB at t = 0.005, the frame
+# itself 53; 36 and 42 at 0.02, 41 and 35 at 0.05.
+NEAR = Fraction(1, 50)
 
 
 class Arriving(NamedTuple):
@@ -38,8 +42,9 @@ class Arriving(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """One frame of the output. segment: number of the part that it belongs to. before: the latest frame of
-    the input. made: the new frame to show, None: `before` itself. lasts: how long it is shown, if unlike the others."""
+    """One frame of the output. segment: number of the part that it belongs to. before: the latest frame of the input,
+    or the next one if that is shown. made: the new frame to show, None: `before` itself. lasts: how long it is shown,
+    if unlike the others."""
 
     segment: int
     time: Fraction
@@ -122,7 +127,7 @@ def infer(
     copies = Copies(call.device)
     latest: tuple[Frame | None, Tensor | None] = (None, None)
     for group, asked in batches(pairs, call, scale):
-        ts = [t for t in group[0].ts if t]
+        ts = [t for t in group[0].ts if is_between(t)]
         made: Iterator[Tensor] = iter(())
         if ts:
             uploaded = []
@@ -135,9 +140,10 @@ def infer(
         rows = [(frames[0] for frames in made)] if len(group) == 1 else zip(*made)
         for step, row in zip(group, map(iter, rows)):
             for time, t in zip(step.times, step.ts):
-                here = copies.from_device(next(row), step.first.image.dtype == np.uint16) if t else None
+                here = copies.from_device(next(row), step.first.image.dtype == np.uint16) if is_between(t) else None
+                shown = step.second if t > 1 - NEAR else step.first
                 last = step.second is step.first and time == step.times[-1]
-                yield Picture(int(step.first.time // segment), time, step.first, here, lasts if last else None)
+                yield Picture(int(step.first.time // segment), time, shown, here, lasts if last else None)
 
 
 def batches(
@@ -150,8 +156,9 @@ def batches(
     shared = None
     for step in pairs:
         most = call.pairs_at_once(*step.first.image.shape[:2]) if isinstance(call, Interpolator) else 1
-        asked = scale(step.first.image, step.second.image) if scale and any(step.ts) else None
-        if group and (step.ts != group[0].ts or asked != shared or not any(step.ts) or len(group) >= most):
+        new = any(map(is_between, step.ts))
+        asked = scale(step.first.image, step.second.image) if scale and new else None
+        if group and (step.ts != group[0].ts or asked != shared or not new or len(group) >= most):
             yield group, shared
             group = []
         group.append(step)
@@ -180,6 +187,11 @@ def between(
 
     for t in ts:
         yield frame(t)
+
+
+def is_between(t: Fraction) -> bool:
+    """Whether a new frame is shown at t, not one of its neighbours: see NEAR."""
+    return NEAR <= t <= 1 - NEAR
 
 
 def halves(t: Fraction) -> bool:
