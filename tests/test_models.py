@@ -6,6 +6,7 @@ from conftest import formula_image, formula_weights
 
 import models
 from losses import ifrnet_loss
+from models.layers import warp
 
 PARAMETERS = {"IFRNet_S": 2_803_610, "IFRNet": 4_959_692, "IFRNet_L": 19_699_460}
 
@@ -89,3 +90,18 @@ def test_a_network_without_shipped_weights_is_named_beside_those_that_have_some(
         FileNotFoundError, match="^IFRNet_L: no shipped weights for this network; give a path, or IFRNet_S$"
     ):
         models.load("IFRNet_L")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_flow_and_coordinates_are_single_precision_where_convolutions_are_half(dtype):
+    """In half precision stripes of a pixel would blur into grey at this width, and flow would move in steps."""
+    stripes = (torch.arange(4096) % 2).to(dtype).expand(1, 1, 4, -1)
+    right = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 4, 4096)
+    moved = warp(stripes, right)[..., :-1]
+    assert moved.dtype == dtype
+    torch.testing.assert_close(moved, stripes[..., 1:], rtol=0, atol=0.01)
+    model, pair = formula_weights(models.build("IFRNet_S")), [formula_image(32, 48, seed)[None] for seed in (1, 2)]
+    with torch.no_grad(), torch.autocast("cpu", dtype):
+        out = model(*pair, 0.5)
+    assert {x.dtype for x in out.features[:2]} == {dtype}
+    assert {flow.dtype for flow in out.flows} == {torch.float32}
