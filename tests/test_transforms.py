@@ -98,11 +98,14 @@ def test_one_target_loses_its_dimension():
     assert sample.imgt.shape == sample.img0.shape == (3, 48, 80) and sample.t == 0.5 and sample.t.shape == ()
 
 
-def test_the_paper_order_of_moves():
+@pytest.mark.parametrize(("vertical", "horizontal"), [(True, True), (True, False), (False, True)])
+def test_the_paper_order_of_moves(vertical, horizontal):
+    """It shows where one flip falls alone: both together and a transposition may change places."""
     stack, size = smooth_stack(48, 80), 32
-    dice = transforms.Dice(True, 11, 22, True, True, True, True, True)
+    dice = transforms.Dice(True, 11, 22, True, vertical, horizontal, True, True)
     expected = transforms.crop(transforms.zoom(stack), 11, 22, size, size)
-    for move in (transforms.reverse_channels, *MOVES[:4]):
+    flips = [move for move, falls in zip(MOVES[:2], (vertical, horizontal)) if falls]
+    for move in (transforms.reverse_channels, *flips, *MOVES[2:4]):
         expected = move(expected)
     for got, want in zip(apply(stack, dice, size), expected):
         np.testing.assert_array_equal(got, want)
