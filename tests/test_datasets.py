@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from datasets import clips, gopro
 from datasets.clips import Windows
 from datasets.transforms import Augment, finish
 from datasets.vimeo90k import Vimeo90K, find_flow, read_list
+from utils import epochs
 from utils.io import write_flow, write_image
 
 HEIGHT, WIDTH = 48, 64
@@ -221,6 +223,17 @@ def test_the_papers_iterations_are_those_of_its_training_videos_whatever_is_vali
         args = train_gopro.parser().parse_args(["--data", str(tmp_path), *options])
         train, val, paper = train_gopro.windows(args)
         assert (len(train) + len(val), len(val), paper) == (22 if held == 1 else 33, held, 600 * 22 // 8)
+
+
+def test_gopro_validates_on_the_512_pixels_in_the_middle(tmp_path, monkeypatch):
+    handed, videos = [], gopro.TRAIN_VIDEOS[:2]
+    write_gopro(tmp_path, frames=9, size=(516, 530), videos=videos)
+    monkeypatch.setattr(gopro, "windows", partial(gopro.windows, videos=videos))
+    monkeypatch.setattr(epochs, "train", lambda *args: handed.extend(args))
+    train_gopro.main(train_gopro.parser().parse_args(["--data", str(tmp_path), "--device", "cpu"]))
+    _, _, _, train_set, val_set, *_ = handed
+    assert val_set[0].img0.shape == (3, 512, 512) and val_set[0].imgt.shape == (7, 3, 512, 512)
+    assert train_set[0, 0].frames.shape == (9, 224, 224, 3)
 
 
 @pytest.mark.parametrize(
