@@ -19,7 +19,7 @@ import train_gopro
 import train_vimeo90k
 from datasets import Sample, gopro
 from losses import ifrnet_loss
-from utils import checkpoint, distributed, meter, training
+from utils import batches, checkpoint, distributed, epochs, meter, training
 from utils.training import Recipe, State, cosine, fit
 from utils.validation import Validation
 
@@ -67,6 +67,19 @@ def test_defaults_are_the_papers_recipe(script, epochs, batch_size, eval_interva
     assert type(optimizer) is torch.optim.AdamW and optimizer.defaults["weight_decay"] == 0
     assert train_vimeo90k.PAPER_ITERATIONS == 641_400 and gopro.VALIDATION_SIZE == 512
     assert (train_gopro.PAPER_EPOCHS, train_gopro.PAPER_STEP, gopro.LENGTH, gopro.STRIDE) == (600, 8, 9, 8)
+
+
+def test_who_departs_from_the_papers_iterations_times_learning_rate_is_told(monkeypatch, capsys):
+    """With more GPUs, or larger batches, 300 epochs are fewer iterations: such runs ended far below the paper."""
+    args = train_vimeo90k.parser().parse_args(["--data", "gone"])
+    for count, paper in ((51_313, 641_400), (40_000, None)):  # all of the training list, and a part
+        monkeypatch.setattr(train_vimeo90k, "read_list", lambda *_, count=count: [str(k) for k in range(count)])
+        assert train_vimeo90k.sets(args, CPU, None)[2] == paper
+    for batch_size, rate, told in ((24, 1, False), (220, 1, True), (220, 9, False), (24, 2, True)):
+        args.lr_start, args.lr_end = rate * 1e-4, rate * 1e-5
+        order = batches.Order(51_313, batch_size)
+        epochs.announce(args, order, epochs.horizon(300, order, None), 0, 641_400, 51_313, 1, CPU)
+        assert ("--iterations 641400 keeps the paper's" in capsys.readouterr().out) == told
 
 
 def test_one_step_is_adamw_on_the_sum_of_the_terms(tmp_path):
