@@ -1,5 +1,7 @@
 """Every benchmark on a small replica of its layout: which pictures make a case, and what is done to them, by hand."""
 
+import hashlib
+import json
 import shutil
 
 import numpy as np
@@ -11,6 +13,9 @@ import models
 from benchmarks import SNU_FILM, UCF101, X_TEST, Adobe240, GoPro, Middlebury_Other, Vimeo90K, Xiph, published, store
 from benchmarks.cases import Split
 from utils import io
+
+SETS = [Vimeo90K, UCF101, SNU_FILM, Middlebury_Other, GoPro, Adobe240, Xiph, X_TEST]
+EVERY = pytest.mark.parametrize("module", SETS, ids=lambda module: module.__name__)
 
 
 def place(pictures, names):
@@ -252,9 +257,15 @@ def test_x_test_asks_for_every_fourth_of_33_frames(tmp_path, typed):
     assert done.status == 2 and "TEST06_001_f0273: 32 frames, not 33" in done.err
 
 
-@pytest.mark.parametrize(
-    "module", [Vimeo90K, UCF101, SNU_FILM, Middlebury_Other, GoPro, Adobe240, Xiph, X_TEST], ids=lambda m: m.__name__
-)
+@EVERY
+def test_only_snu_film_is_scaled_and_only_middlebury_is_padded_otherwise_and_has_the_error(module):
+    protocol, middlebury = module.BENCHMARK, module is Middlebury_Other
+    assert protocol.scale == protocol.scale_of("uint8") == (0.8 if module is SNU_FILM else 1)
+    assert (protocol.padding == models.Padding()) == (not middlebury)
+    assert protocol.metrics == ("psnr", "ssim", *["ie"] * middlebury)
+
+
+@EVERY
 def test_a_missing_data_set_is_one_line_that_says_where_it_is_described(module, tmp_path, typed):
     done = score(typed, module.BENCHMARK, tmp_path / "gone", tmp_path, "--model_name", "average")
     assert done.status == 2 and done.err.startswith(f"script.py: {tmp_path / 'gone'}: no {module.BENCHMARK.name} here")
@@ -269,6 +280,12 @@ def test_published_rows_are_of_splits_that_exist():
     assert published.SCORES["SNU_FILM"]["hard"]["UPR-Net-LARGE"] == {"psnr": 30.86}
     assert published.SCORES["Middlebury_Other"]["other"]["dis"] == {"psnr": 34.99, "ssim": 0.9745, "ie": 2.376}
     assert "SoftSplat" not in published.SCORES["SNU_FILM"]["easy"]
+
+
+def test_published_numbers_are_as_they_were_when_last_checked():
+    """Who adds some compares them with their source and changes the checksum."""
+    numbers = [published.SCORES, published.PARAMETERS, published.SECONDS_720P, published.PROTOCOLS]
+    assert hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest().startswith("bb06baa2a16edd6c")
 
 
 def test_where_the_paper_has_no_number_that_of_a_rerun_stands_beside_ours():
