@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from conftest import formula_image, formula_weights
 
 import models
 from losses import ifrnet_loss
-from models.layers import warp
+from models.layers import conv, warp
 
 PARAMETERS = {"IFRNet_S": 2_803_610, "IFRNet": 4_959_692, "IFRNet_L": 19_699_460}
 
@@ -105,3 +107,25 @@ def test_flow_and_coordinates_are_single_precision_where_convolutions_are_half(d
         out = model(*pair, 0.5)
     assert {x.dtype for x in out.features[:2]} == {dtype}
     assert {flow.dtype for flow in out.flows} == {torch.float32}
+
+
+@pytest.mark.parametrize("kind", ["gelu", "gelu+bn"])
+def test_gelu_takes_the_place_of_every_prelu(kind):
+    torch.manual_seed(0)
+    layer, x = conv(3, 5, act=kind), torch.rand(2, 3, 8, 8)
+    y = F.conv2d(x, layer[0].weight, layer[0].bias, padding=1)
+    if kind == "gelu+bn":
+        y = (y - y.mean((0, 2, 3), True)) / (y.var((0, 2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(layer(x), y * (1 + torch.erf(y / 2**0.5)) / 2)
+    there, here = (
+        [name for name, module in models.build("IFRNet_S", act).named_modules() if type(module).__name__ == wanted]
+        for act, wanted in (("prelu", "PReLU"), (kind, "GELU"))
+    )
+    assert len(here) == len(there) == 32
+
+
+@pytest.mark.parametrize("asked, named", [("IFRNet_M", "IFRNet_S, IFRNet, IFRNet_L"), ("relu", "prelu, gelu, gelu+bn")])
+def test_what_there_is_none_of_is_answered_with_what_there_is(asked, named):
+    words = [asked] if asked.startswith("IFRNet") else ["IFRNet_S", asked]
+    with pytest.raises(ValueError, match=f"^unknown .* '{asked}'; choose one of {re.escape(named)}$"):
+        models.build(*words)
