@@ -82,6 +82,16 @@ def test_who_departs_from_the_papers_iterations_times_learning_rate_is_told(monk
         assert ("--iterations 641400 keeps the paper's" in capsys.readouterr().out) == told
 
 
+def test_the_last_hundredth_of_a_list_is_validated_on_where_no_other_is_given():
+    """Neighbours in a list show one scene: taken from here and there, nearly all would be on both sides."""
+    names = [str(k) for k in range(250)]
+    assert epochs.split(names) == (names[:-2], names[-2:]) and epochs.split(["a", "b"]) == (["a"], ["b"])
+    assert epochs.split(["a", "b", "c"], ["b", "x"]) == (["a", "c"], ["b", "x"])
+    for all_of_them, way in (((["a"],), "give --val_list"), ((["a"], ["a"]), "give another --val_list")):
+        with pytest.raises(ValueError, match=f"1 samples in the training list, all of them for validation; {way}"):
+            epochs.split(*all_of_them)
+
+
 def test_one_step_is_adamw_on_the_sum_of_the_terms(tmp_path):
     model, plain = network(), network()
     state = fit(model, endless, loss, Recipe(iterations=1, lr_start=1e-3), tmp_path, CPU)
