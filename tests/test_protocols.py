@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 
 import numpy as np
@@ -12,7 +13,8 @@ from scoring import frame, psnr_by_hand, result, score
 import models
 from benchmarks import SNU_FILM, UCF101, X_TEST, Adobe240, GoPro, Middlebury_Other, Vimeo90K, Xiph, published, store
 from benchmarks.cases import Split
-from utils import io
+from benchmarks.common import find_data
+from utils import cli, io
 
 SETS = [Vimeo90K, UCF101, SNU_FILM, Middlebury_Other, GoPro, Adobe240, Xiph, X_TEST]
 EVERY = pytest.mark.parametrize("module", SETS, ids=lambda module: module.__name__)
@@ -263,6 +265,16 @@ def test_only_snu_film_is_scaled_and_only_middlebury_is_padded_otherwise_and_has
     assert protocol.scale == protocol.scale_of("uint8") == (0.8 if module is SNU_FILM else 1)
     assert (protocol.padding == models.Padding()) == (not middlebury)
     assert protocol.metrics == ("psnr", "ssim", *["ie"] * middlebury)
+
+
+@EVERY
+def test_data_are_looked_for_where_the_head_of_the_file_shows_them(module, tmp_path, monkeypatch):
+    shown = re.search(r"^    data/(\S+)", module.__doc__, re.M)[1]
+    (tmp_path / shown).parent.mkdir(parents=True)
+    (tmp_path / shown).touch()
+    monkeypatch.setattr(cli, "DATA", tmp_path)
+    assert find_data(module.BENCHMARK, None) == tmp_path / shown.partition("/")[0]
+    assert module.BENCHMARK.page in module.__doc__
 
 
 @EVERY

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import formula_image
+from conftest import ROOT, formula_image
 from training_runs import rows
 
 import models
@@ -56,10 +56,12 @@ def same(a, b):
 
 
 @pytest.mark.parametrize(
-    "script, epochs, batch_size, eval_interval", [(train_vimeo90k, 300, 6, 1), (train_gopro, 600, 2, 8)]
+    "script, data, epochs, batch_size, eval_interval",
+    [(train_vimeo90k, "vimeo_triplet", 300, 6, 1), (train_gopro, "GOPRO", 600, 2, 8)],
 )
-def test_defaults_are_the_papers_recipe(script, epochs, batch_size, eval_interval):
+def test_defaults_are_the_papers_recipe(script, data, epochs, batch_size, eval_interval):
     args = script.parser().parse_args([])
+    assert args.data == str(ROOT / "data" / data)
     assert (args.epochs, args.batch_size, args.eval_interval) == (epochs, batch_size, eval_interval)
     assert (args.lr_start, args.lr_end, args.crop, args.accumulate) == (1e-4, 1e-5, 224, 1)
     assert (args.optimizer, args.amp, args.ema, args.clip_grad, args.activation) == ("adamw", "none", 0, 0, "prelu")
