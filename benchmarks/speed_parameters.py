@@ -235,7 +235,7 @@ def measure(
                 "peak_mb": peak,
                 "macs": round(work),
                 "parameters": sum(p.numel() for p in model.parameters()),
-                "published": SECONDS_720P[name] if size == (1280, 720) and frames == 1 else None,
+                "published": SECONDS_720P.get(name) if size == (1280, 720) and frames == 1 else None,
             }
         )
     if profile:

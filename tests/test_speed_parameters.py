@@ -216,6 +216,9 @@ def test_the_papers_seconds_stand_beside_ours_at_their_size(monkeypatch):
     assert speed.table([row]).splitlines()[1].split()[-1] == "0.079"
     (row,) = speed.measure("IFRNet_S", (448, 256), [speed.EAGER], CPU, 1.0)
     assert row["published"] is None
+    monkeypatch.setitem(models.VARIANTS, "IFRNet_XS", models.VARIANTS["IFRNet_S"]._replace(side=8))
+    (row,) = speed.measure("IFRNet_XS", (1280, 720), [speed.EAGER], CPU, 1.0)
+    assert row["published"] is None  # a variant of one's own
 
 
 def test_wrong_options_are_one_line(typed, tmp_path):
