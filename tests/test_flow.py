@@ -396,6 +396,14 @@ def test_the_best_teacher_whose_weights_are_here_is_chosen(tmp_path, monkeypatch
     assert flow.choose() == "liteflownet"
 
 
+def test_a_teacher_that_was_added_is_used_where_it_is_named_and_not_chosen(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(flow, "LITEFLOWNET", tmp_path / "network-default.pytorch")
+    added = object()
+    monkeypatch.setattr(flow, "TEACHERS", {"mine": lambda weights, device: added, **flow.TEACHERS})
+    assert flow.build("mine") is added and flow.choose() == "dis"
+
+
 def test_without_torchvision_a_teacher_that_does_not_need_it_is_chosen(tmp_path, monkeypatch):
     monkeypatch.setattr(flow, "LITEFLOWNET", tmp_path / "network-default.pytorch")
     monkeypatch.delitem(sys.modules, "models.flow.raft")

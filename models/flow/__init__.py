@@ -59,6 +59,8 @@ def labels(teacher: Teacher, img0: Tensor, imgt: Tensor, img1: Tensor) -> Tensor
 def _at_hand(name: str) -> bool:
     if name == "liteflownet":
         return LITEFLOWNET.is_file()
+    if not name.startswith("raft_"):
+        return False  # one that was added is used where it is named
     try:
         from .raft import downloaded
     except ImportError:
