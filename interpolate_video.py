@@ -46,7 +46,7 @@ from utils.motion import scale_by_motion
 from utils.parts import Parts, begun, folder_of
 from utils.pipeline import Picture, between, halves, pictures, to_integers
 from utils.shots import is_cut, is_repeat
-from utils.timeline import Grid
+from utils.timeline import Grid, Pauses
 
 SHEET = 1920  # width of a preview in pixels
 MOST_TIMES, MOST_PLACES = 1000, 100
@@ -156,7 +156,7 @@ def main(args: argparse.Namespace) -> None:
             )
         for note in (*source.notes, *notes(args, source, grid, form, kind)):
             say(note)
-        job = Job(args, source, grid, call, form, kind)
+        job = Job(args, source, grid, call, form, kind, Pauses())
         if kind == "pipe":
             to_pipe(job)
         else:
@@ -164,6 +164,8 @@ def main(args: argparse.Namespace) -> None:
                 if distributed.is_main():
                     check_output(args)  # once more: another run may have written this output meanwhile
                 to_parts(job)
+        if job.pauses.often:
+            say(f"{args.input}: motion often pauses, as on twos or threes; --dedup puts motion in place of the repeats")
         if source.damaged:
             frames = f"{source.damaged} frame{'s' * (source.damaged > 1)}"
             say(f"{source.path}: {frames} left out, damaged or cut short; the file may be incomplete")
@@ -331,7 +333,7 @@ def by_motion(args: argparse.Namespace) -> Callable[[np.ndarray, np.ndarray], fl
 
 
 class Job(NamedTuple):
-    """Everything about the output to make. kind: see video_out.kind_of."""
+    """Everything about the output to make. kind: see video_out.kind_of. pauses: counts those of the input."""
 
     args: argparse.Namespace
     source: video.Source
@@ -339,12 +341,13 @@ class Job(NamedTuple):
     call: Interpolator | Baseline
     form: video_out.Format
     kind: str
+    pauses: Pauses
 
     def pictures(self, runs: Sequence[range]) -> Iterator[Picture]:
         """The output frames of these runs of segments; of the whole input if its length is known only after reading."""
         args, last = self.args, self.segments()
         cut = is_cut if args.cuts == "yes" else None
-        repeat = is_repeat if args.dedup else None
+        repeat = is_repeat if args.dedup else self.pauses
         for run in runs:
             start, stop = (Fraction(number * args.segment) for number in (run.start, run.stop))
             end = None if run.stop == last else stop

@@ -69,6 +69,19 @@ def test_a_picture_that_stands_still_is_not_stretched_into_motion():
     assert spans == [(0, 4), *((k, k + 1) for k in range(4, 10)), (10, 10)]
 
 
+@pytest.mark.parametrize(
+    ("repeats", "told"),
+    [((2,), True), ((3,), True), ((1, 1, 1, 2), True), ((1,) * 9 + (2,), False), ((12, 1, 1), False), ((1,), False)],
+)
+def test_motion_that_pauses_often_is_told_of(tmp_path, capsys, repeats, told):
+    """On twos, on threes, 24 frames a second stored as 30; not a few lost frames, nor a picture that stands still."""
+    frames = [frame for frame, shown in zip(moving(40, step=4), itertools.cycle(repeats)) for _ in range(shown)]
+    encode(tmp_path / "in.mkv", frames, codec="ffv1")
+    for options in ((), ("--dedup",)):
+        run(tmp_path / "in.mkv", tmp_path / "out.mp4", "--overwrite", *options)
+        assert ("in.mkv: motion often pauses" in capsys.readouterr().err) == (told and not options)
+
+
 # Times
 
 GRIDS = (Grid(3), Grid(2, slow=2), Grid(rate=Fraction(60)), Grid(rate=Fraction(60), slow=4), Grid(rate=Fraction(8)))

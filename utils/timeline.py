@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .shots import is_cut
+from .shots import is_cut, is_repeat
 
 MOST_REPEATS = 3  # in a row: 15 frames a second stored as 60. A picture that stays longer does so on purpose.
+FEWEST, OFTEN = 8, 0.1  # pauses, and pauses per movement: 25 frames a second stored as 30 have 0.2, some of them hidden
 
 
 class Frame(NamedTuple):
@@ -123,3 +124,25 @@ def steps(
     if first is not None:
         due += grid.last(latest.time, hold)
         yield Step(first, first, due, [Fraction(0)] * len(due))
+
+
+class Pauses:
+    """A predicate for `steps` that calls nothing a repeat, but counts how often motion pauses for one to MOST_REPEATS
+    frames."""
+
+    def __init__(self):
+        self.still = self.pauses = self.movements = 0
+
+    def __call__(self, first: np.ndarray, second: np.ndarray) -> bool:
+        if is_repeat(first, second):
+            self.still += 1
+        else:
+            self.movements += 1
+            self.pauses += 1 <= self.still <= MOST_REPEATS
+            self.still = 0
+        return False
+
+    @property
+    def often(self) -> bool:
+        """Whether there were so many that the input seems to have been made at a lower rate, as animation is."""
+        return self.pauses >= max(FEWEST, OFTEN * self.movements)
