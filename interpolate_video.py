@@ -346,14 +346,17 @@ class Job(NamedTuple):
     def pictures(self, runs: Sequence[range]) -> Iterator[Picture]:
         """The output frames of these runs of segments; of the whole input if its length is known only after reading."""
         args, last = self.args, self.segments()
-        cut = is_cut if args.cuts == "yes" else None
         repeat = is_repeat if args.dedup else self.pauses
         for run in runs:
             start, stop = (Fraction(number * args.segment) for number in (run.start, run.stop))
             end = None if run.stop == last else stop
-            how = (cut, repeat, by_motion(args), self.form.deep)
+            how = (self.unbridged, repeat, by_motion(args), self.form.deep)
             with closing(pictures(self.source, self.grid, self.call, args.segment, start, end, *how)) as made:
                 yield from made
+
+    def unbridged(self, first: np.ndarray, second: np.ndarray) -> bool:
+        """Whether no frames are made between two: across a cut, and where they are equal, as those made would be."""
+        return np.array_equal(first, second) or self.args.cuts == "yes" and is_cut(first, second)
 
     def segments(self) -> int:
         return 1 if self.source.last is None else int(self.source.last // self.args.segment) + 1

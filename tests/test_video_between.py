@@ -69,6 +69,17 @@ def test_a_picture_that_stands_still_is_not_stretched_into_motion():
     assert spans == [(0, 4), *((k, k + 1) for k in range(4, 10)), (10, 10)]
 
 
+def test_between_equal_frames_the_network_has_nothing_to_do(tmp_path, monkeypatch):
+    """A recording of a screen that stands still, or animation on twos: half of the work, and no flicker."""
+    asked, each = [], Average.each
+    monkeypatch.setattr(Average, "each", lambda self, *args: asked.append(args) or each(self, *args))
+    frames = [frame for frame in moving(3) for _ in range(2)]
+    run(encode(tmp_path / "in.mkv", frames, codec="ffv1"), tmp_path / "out.mkv", "--codec", "ffv1")
+    _, images = decode(tmp_path / "out.mkv")
+    assert len(images) == 11 and len(asked) == 2
+    assert all((images[4 * k + step] == images[4 * k]).all() for k in range(3) for step in (1, 2))
+
+
 @pytest.mark.parametrize(
     ("repeats", "told"),
     [((2,), True), ((3,), True), ((1, 1, 1, 2), True), ((1,) * 9 + (2,), False), ((12, 1, 1), False), ((1,), False)],

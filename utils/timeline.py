@@ -93,9 +93,9 @@ def steps(
     """What to show, pair by pair, until the first frame at or after `stop` (None: to the end).
 
     segment: seconds; decisions about the frames of a segment depend only on that segment and the frame after it. cut,
-    repeat: predicates on two images; None: never. A frame that repeats the one before is dropped, and the motion goes
-    on from that one to the next; the output's times are still those of all frames. hold: seconds
-    that the last frame is shown for.
+    repeat: predicates on two images; None: never. Where there is a cut, the first of both is shown until the second. A
+    frame that repeats the one before is dropped, and the motion goes on from that one to the next; the output's times
+    are still those of all frames. hold: seconds that the last frame is shown for.
     """
     first, latest, due, dropped = None, None, [], 0
     for frame in frames:
