@@ -300,15 +300,9 @@ def main(args: argparse.Namespace) -> None:
             check(args, names, teacher, device, given=chosen is not None)
             return
         with io.only_run(folder):
-            problem = None
-            if distributed.is_main():
-                try:
+            with distributed.together():
+                if distributed.is_main():
                     begin(args, folder, names)
-                except (OSError, ValueError) as error:
-                    problem = error
-            problem = distributed.gather(problem)[0]
-            if problem:
-                raise problem
             generate(args, names, teacher, device)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, formula_weights
+from processes import run_ranks
 from torchvision.models import optical_flow
 
 import generate_flow
@@ -369,6 +370,14 @@ def test_what_is_wrong_is_one_line_and_nothing_is_half_written(case, script, dat
     for path in data.glob("flow/*/*/*"):
         assert not path.name.startswith(".")
         assert io.read_flow(path).shape[:2] in (SIZE, OTHER_SIZE)
+
+
+def test_two_processes_say_once_what_is_wrong(data, tmp_path):
+    labels_of(teacher="exact")(data)
+    options = ["--data", data, "--teacher", "dis", "--device", "cpu"]
+    (status, said), (other, others) = run_ranks(tmp_path, *[("generate_flow", *options)] * 2)
+    assert status == other == 2 and others == "", said + others
+    assert "made with teacher = exact, not dis" in said and said.count("\n") == 1
 
 
 def test_damaged_weights_are_named(script, data, raft, tmp_path, capsys):
