@@ -451,35 +451,25 @@ def _read_values(path: str | Path, magic: bytes, kind: str) -> np.ndarray:
 
 
 def read_pfm(path: str | Path) -> np.ndarray:
-    """A PFM file as float32 (H, W, 3) or, where it is grey, (H, W, 1), first row at the top."""
+    """Three channels, of which flow is the first two; the lowest row comes first. A negative scale: little-endian."""
     data = read_bytes(path)
-    header = re.match(rb"(P[Ff])\s+(\d+)\s+(\d+)\s+(-?\d+(?:\.\d*)?)\s", data)
+    header = re.match(rb"P([Ff])\s+(\d+)\s+(\d+)\s+(-?\d+(?:\.\d*)?)\s", data)
     if not header:
         raise ValueError(f"{path}: not a PFM file")
-    channels, (width, height), scale = 3 if header[1] == b"PF" else 1, map(int, header.group(2, 3)), float(header[4])
-    expected, found = width * height * channels * 4, len(data) - header.end()
+    if header[1] == b"f":
+        raise ValueError(f"{path}: not flow: the file has one channel")
+    (width, height), scale = map(int, header.group(2, 3)), float(header[4])
+    expected, found = width * height * 3 * 4, len(data) - header.end()
     if found != expected:
         raise ValueError(f"{path}: {width}x{height} takes {expected} bytes of values, not {found}")
     values = np.frombuffer(data, "<f4" if scale < 0 else ">f4", offset=header.end())
-    return values.reshape(height, width, channels)[::-1].astype(np.float32)
+    return values.reshape(height, width, 3)[::-1, :, :2].astype(np.float32)
 
 
-def write_pfm(path: str | Path, values: np.ndarray) -> None:
-    """Float (H, W, 3) or (H, W, 1) as a little-endian PFM file."""
-    height, width, channels = values.shape
-    header = f"{'PF' if channels == 3 else 'Pf'}\n{width} {height}\n-1.0\n".encode()
-    write_bytes(path, header + values[::-1].astype("<f4").tobytes())
-
-
-def _read_flow_pfm(path: str | Path) -> np.ndarray:
-    values = read_pfm(path)
-    if values.shape[2] != 3:
-        raise ValueError(f"{path}: not flow: the file has one channel")
-    return values[..., :2]
-
-
-def _write_flow_pfm(path: str | Path, flow: np.ndarray) -> None:
-    write_pfm(path, np.concatenate([flow, np.zeros_like(flow[..., :1])], 2))
+def write_pfm(path: str | Path, flow: np.ndarray) -> None:
+    height, width = flow.shape[:2]
+    values = np.pad(flow[::-1], ((0, 0), (0, 0), (0, 1))).astype("<f4")
+    write_bytes(path, f"PF\n{width} {height}\n-1.0\n".encode() + values.tobytes())
 
 
 class _FlowFormat(NamedTuple):
@@ -491,7 +481,7 @@ FLOWS = {
     ".flo": _FlowFormat(read_flo, write_flo),
     ".png": _FlowFormat(read_kitti, write_kitti),
     ".f16": _FlowFormat(read_f16, write_f16),
-    ".pfm": _FlowFormat(_read_flow_pfm, _write_flow_pfm),
+    ".pfm": _FlowFormat(read_pfm, write_pfm),
 }
 
 
