@@ -76,7 +76,7 @@ def plot(title: str, x_name: str, y_name: str, series: list[Series], log_x: bool
     for k, s in enumerate(series):
         colour = COLOURS[k % len(COLOURS)]
         places = [at(x, y) for x, y, _ in s.points]
-        if s.line and places:
+        if s.line:
             path = "M" + "L".join(f"{px:.1f} {py:.1f}" for px, py in places)
             parts.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
         radius = 2 if s.line and len(places) > 20 else 4

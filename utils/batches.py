@@ -15,6 +15,7 @@ from functools import cache, partial
 from multiprocessing.util import Finalize
 from typing import TypeVar
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
@@ -236,9 +237,4 @@ def begin_worker(_: int) -> None:
         signal.signal(kind, signal.SIG_IGN)
     cli.end_with_parent()
     torch.set_num_threads(1)
-    try:
-        import cv2
-
-        cv2.setNumThreads(0)
-    except ImportError:
-        pass
+    cv2.setNumThreads(0)
