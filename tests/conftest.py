@@ -92,6 +92,17 @@ def weights(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="session")
+def raft_weights(tmp_path_factory):
+    """A checkpoint of torchvision's small RAFT with random weights."""
+    from torchvision.models import optical_flow
+
+    path = tmp_path_factory.mktemp("raft") / "small.pth"
+    torch.manual_seed(0)
+    torch.save(optical_flow.raft_small().state_dict(), path)
+    return path
+
+
 @pytest.fixture
 def one_thread():
     """Sums in the same order here and in the processes that tests start; small pictures are not worth sharing."""

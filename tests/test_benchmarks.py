@@ -15,6 +15,7 @@ import time
 import numpy as np
 import pytest
 import torch
+import torchvision
 from conftest import ROOT
 from processes import run_ranks
 from scoring import frame, psnr_by_hand, result, score
@@ -232,7 +233,6 @@ def test_a_video_of_true_frames_flickers_little_and_one_in_another_order_much():
 
 def test_extra_metrics_stand_in_the_table(vimeo, tmp_path, typed):
     """LPIPS with random weights, in two files of one name, and the warping error: 0 where nothing moves."""
-    torchvision = pytest.importorskip("torchvision")
     with torch.device("meta"):
         features = torchvision.models.alexnet(weights=None).features.state_dict()
     features = {f"features.{name}": 0.05 * torch.randn(value.shape) for name, value in features.items()}

@@ -5,15 +5,14 @@ import os
 import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 
 import train_gopro
 from utils import distributed
 
-ROOT = Path(__file__).resolve().parent.parent
 LAUNCHERS = ["torch.distributed.run", "torch.distributed.launch"]
 
 SCRIPT = f"""

@@ -179,14 +179,6 @@ def test_liteflownet_loads_a_file_under_its_published_names(tmp_path):
         flow.build("liteflownet", tmp_path / "short.pytorch")
 
 
-@pytest.fixture(scope="module")
-def raft_weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("raft") / "small.pth"
-    torch.manual_seed(0)
-    torch.save(optical_flow.raft_small().state_dict(), path)
-    return path
-
-
 @torch.inference_mode()
 def test_raft_is_torchvisions_on_the_frames_that_torchvision_asks_for(raft_weights):
     network = optical_flow.raft_small().eval()

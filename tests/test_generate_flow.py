@@ -15,7 +15,6 @@ import pytest
 import torch
 from conftest import ROOT, formula_weights
 from processes import run_ranks
-from torchvision.models import optical_flow
 
 import generate_flow
 import models
@@ -54,14 +53,6 @@ def made_once(tmp_path_factory):
 @pytest.fixture
 def data(made_once, tmp_path):
     return shutil.copytree(made_once, tmp_path / "set")
-
-
-@pytest.fixture(scope="module")
-def raft(tmp_path_factory):
-    path = tmp_path_factory.mktemp("raft") / "small.pth"
-    torch.manual_seed(0)
-    torch.save(optical_flow.raft_small().state_dict(), path)
-    return path
 
 
 @pytest.fixture
@@ -160,12 +151,12 @@ def test_training_sees_the_same_loss_with_labels_in_png(script, data):
         assert losses["png"][name].item() == pytest.approx(losses["flo"][name].item(), rel=1e-3)
 
 
-def test_two_processes_write_the_files_of_one(script, data, raft, tmp_path):
+def test_two_processes_write_the_files_of_one(script, data, raft_weights, tmp_path):
     options = [
         "--teacher",
         "raft_small",
         "--weights",
-        raft,
+        raft_weights,
     ]  # a network's rounding depends on the batch, DIS's does not
     assert script(*options) == 0
     other = shutil.copytree(data, tmp_path / "two", ignore=shutil.ignore_patterns("flow"))
@@ -179,8 +170,8 @@ def test_two_processes_write_the_files_of_one(script, data, raft, tmp_path):
     assert len(one) == 11 and one == two
 
 
-def test_a_killed_run_goes_on_and_writes_the_files_of_an_unbroken_one(script, data, raft, tmp_path, capsys):
-    options = ["--teacher", "raft_small", "--weights", raft, "--split", "all"]
+def test_a_killed_run_goes_on_and_writes_the_files_of_an_unbroken_one(script, data, raft_weights, tmp_path, capsys):
+    options = ["--teacher", "raft_small", "--weights", raft_weights, "--split", "all"]
     killed = shutil.copytree(data, tmp_path / "killed")
     process = subprocess.Popen([sys.executable, *command(killed, "--workers", 0, *options)])
     deadline = time.monotonic() + 200
@@ -380,12 +371,12 @@ def test_two_processes_say_once_what_is_wrong(data, tmp_path):
     assert "made with teacher = exact, not dis" in said and said.count("\n") == 1
 
 
-def test_damaged_weights_are_named(script, data, raft, tmp_path, capsys):
-    for length in (0, 100, 10_000, raft.stat().st_size - 1):
-        (tmp_path / "cut.pth").write_bytes(raft.read_bytes()[:length])
+def test_damaged_weights_are_named(script, data, raft_weights, tmp_path, capsys):
+    for length in (0, 100, 10_000, raft_weights.stat().st_size - 1):
+        (tmp_path / "cut.pth").write_bytes(raft_weights.read_bytes()[:length])
         assert script("--teacher", "raft_small", "--weights", tmp_path / "cut.pth") == 2
         assert "cut.pth: not an intact checkpoint of tensors only" in capsys.readouterr().err
-    assert script("--teacher", "liteflownet", "--weights", raft) == 2
+    assert script("--teacher", "liteflownet", "--weights", raft_weights) == 2
     assert "small.pth: not the weights of LiteFlowNet" in capsys.readouterr().err
     assert not (data / "flow").exists()
 
@@ -424,8 +415,8 @@ def test_a_disk_that_fills_up_is_named_and_leaves_no_half_file(script, data, cap
         io.read_flow(path)
 
 
-def test_ctrl_c_ends_in_one_line_and_leaves_whole_files(data, raft):
-    options = ["--teacher", "raft_small", "--weights", raft, "--split", "all", "--workers", 1]
+def test_ctrl_c_ends_in_one_line_and_leaves_whole_files(data, raft_weights):
+    options = ["--teacher", "raft_small", "--weights", raft_weights, "--split", "all", "--workers", 1]
     process = subprocess.Popen([sys.executable, *command(data, *options)], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 200
     while not list(data.glob("flow/*/*/flow_t1.flo")) and time.monotonic() < deadline:

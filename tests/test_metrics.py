@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+import torchvision
 from conftest import formula_image
+from skimage.metrics import structural_similarity
 
 from utils import metrics
 from utils.lpips import BACKBONES, LPIPS
@@ -27,7 +29,6 @@ def test_scores_are_those_of_the_published_code(golden, size):
 
 @pytest.mark.parametrize("size", [(64, 96, 1), (11, 40, 2), (97, 31, 3)])
 def test_2d_ssim_is_scikit_images(size):
-    structural_similarity = pytest.importorskip("skimage.metrics").structural_similarity
     prediction, target = noisy_pair(*size)
     expected = structural_similarity(
         prediction[0].numpy(),
@@ -133,7 +134,6 @@ def test_a_video_in_which_nothing_is_seen_twice_has_no_flicker_to_measure():
 @pytest.fixture(scope="module")
 def lpips_weights():
     """torchvision's AlexNet features and five linear layers, under the names of the published files."""
-    torchvision = pytest.importorskip("torchvision")
     torch.manual_seed(0)
     backbone = torchvision.models.alexnet(weights=None).eval()
     lines = {f"lin{k}.model.1.weight": torch.rand(1, c, 1, 1) for k, c in enumerate((64, 192, 384, 256, 256))}
@@ -184,7 +184,6 @@ def test_lpips_reads_a_whole_state_of_the_lpips_package(lpips_weights, tmp_path)
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_lpips_names_the_size_of_an_image_of_which_its_network_leaves_nothing(tmp_path, name):
-    torchvision = pytest.importorskip("torchvision")
     state = {f"lin{k}.model.1.weight": torch.rand(1, c, 1, 1) for k, c in enumerate(BACKBONES[name].channels)}
     with torch.device("meta"):
         features = getattr(torchvision.models, name)(weights=None).features

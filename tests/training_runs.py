@@ -6,16 +6,14 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
-from conftest import formula_image
+from conftest import ROOT, formula_image
 
 import train_vimeo90k
 from utils.io import to_uint8, write_flow, write_image
 
-ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = str(ROOT / "train_vimeo90k.py")
 
 
