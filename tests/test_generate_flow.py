@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, formula_weights
-from processes import run_ranks
+from processes import begin, run_ranks
 
 import generate_flow
 import models
@@ -73,7 +73,7 @@ def script(data, monkeypatch):
 
 
 def command(data, *options):
-    return [str(x) for x in (ROOT / "generate_flow.py", "--data", data, "--batch_size", 2, "--device", "cpu", *options)]
+    return ["generate_flow", *map(str, ("--data", data, "--batch_size", 2, "--device", "cpu", *options))]
 
 
 def contents(folder):
@@ -152,20 +152,13 @@ def test_training_sees_the_same_loss_with_labels_in_png(script, data):
 
 
 def test_two_processes_write_the_files_of_one(script, data, raft_weights, tmp_path):
-    options = [
-        "--teacher",
-        "raft_small",
-        "--weights",
-        raft_weights,
-    ]  # a network's rounding depends on the batch, DIS's does not
+    # A network's rounding depends on the batch, DIS's does not.
+    options = ["--teacher", "raft_small", "--weights", raft_weights]
     assert script(*options) == 0
     other = shutil.copytree(data, tmp_path / "two", ignore=shutil.ignore_patterns("flow"))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        launcher + command(other, "--workers", 1, *options), capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert "0 triplets had their flow, 5 were made" in done.stdout
+    (status, said), (of_other, others) = run_ranks(tmp_path, *[command(other, "--workers", 0, *options)] * 2)
+    assert status == of_other == 0, said + others
+    assert "0 triplets had their flow, 5 were made" in said
     one, two = contents(data / "flow"), contents(other / "flow")
     assert len(one) == 11 and one == two
 
@@ -173,12 +166,12 @@ def test_two_processes_write_the_files_of_one(script, data, raft_weights, tmp_pa
 def test_a_killed_run_goes_on_and_writes_the_files_of_an_unbroken_one(script, data, raft_weights, tmp_path, capsys):
     options = ["--teacher", "raft_small", "--weights", raft_weights, "--split", "all"]
     killed = shutil.copytree(data, tmp_path / "killed")
-    process = subprocess.Popen([sys.executable, *command(killed, "--workers", 0, *options)])
+    process = begin(*command(killed, "--workers", 0, *options))
     deadline = time.monotonic() + 200
     while not list(killed.glob("flow/*/*/flow_t1.flo")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.kill()
-    process.wait()
+    process.join()
     finished = len(list(killed.glob("flow/*/*/flow_t1.flo")))
     assert 0 < finished < len(NAMES)
     # What a kill at a worse moment, or a bad disk, would have left.
@@ -365,8 +358,7 @@ def test_what_is_wrong_is_one_line_and_nothing_is_half_written(case, script, dat
 
 def test_two_processes_say_once_what_is_wrong(data, tmp_path):
     labels_of(teacher="exact")(data)
-    options = ["--data", data, "--teacher", "dis", "--device", "cpu"]
-    (status, said), (other, others) = run_ranks(tmp_path, *[("generate_flow", *options)] * 2)
+    (status, said), (other, others) = run_ranks(tmp_path, *[command(data, "--teacher", "dis")] * 2)
     assert status == other == 2 and others == "", said + others
     assert "made with teacher = exact, not dis" in said and said.count("\n") == 1
 
@@ -417,7 +409,8 @@ def test_a_disk_that_fills_up_is_named_and_leaves_no_half_file(script, data, cap
 
 def test_ctrl_c_ends_in_one_line_and_leaves_whole_files(data, raft_weights):
     options = ["--teacher", "raft_small", "--weights", raft_weights, "--split", "all", "--workers", 1]
-    process = subprocess.Popen([sys.executable, *command(data, *options)], stderr=subprocess.PIPE, text=True)
+    words = [sys.executable, "-m", *command(data, *options)]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     deadline = time.monotonic() + 200
     while not list(data.glob("flow/*/*/flow_t1.flo")) and time.monotonic() < deadline:
         time.sleep(0.01)
