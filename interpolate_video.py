@@ -41,7 +41,7 @@ from tqdm import tqdm
 import models
 from models.baselines import Baseline, interpolator
 from models.interpolator import LEAST_ROWS, Interpolator, scales_for
-from utils import cli, distributed, hdr, io, video, video_out
+from utils import cli, distributed, hdr, io, video, video_join, video_out
 from utils.motion import scale_by_motion
 from utils.parts import Parts, begun, folder_of
 from utils.pipeline import Picture, between, halves, pictures, to_integers
@@ -302,7 +302,7 @@ def notes(
     elif source.has_sound and kind not in video_out.DEFAULTS:
         yield f"{args.output}: without sound and subtitles, which this kind of output cannot hold"
     elif source.has_sound:
-        yield from video_out.left_out(source.path, Path(args.output))
+        yield from video_join.left_out(source.path, Path(args.output))
     if kind in video_out.DEFAULTS and form.even and (form.width % 2 or form.height % 2):
         name = f"{args.output}: {form.width}x{form.height} is odd"
         yield f"{name}; the last row or column is doubled, because {form.codec} needs even sizes"
@@ -452,12 +452,12 @@ def to_parts(job: Job) -> None:
 def join(job: Job, parts: list[Path], whole: bool = True) -> None:
     out = Path(job.args.output)
     if job.kind == "folder":
-        video_out.join_folders(parts, out)
+        video_join.join_folders(parts, out)
     elif job.kind == ".gif":
-        video_out.join_gif(parts, out)
+        video_join.join_gif(parts, out)
     else:
         source = job.source.path if isinstance(job.source, video.Video) else None
-        video_out.join_videos(parts, out, job.form, source, whole, timed=job.args.slow == 1)
+        video_join.join_videos(parts, out, job.form, source, whole, timed=job.args.slow == 1)
 
 
 def counted(made: Iterator[Picture], total: int | None, rate: Fraction) -> Iterator[Picture]:

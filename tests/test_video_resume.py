@@ -189,7 +189,7 @@ def test_a_disk_that_is_full_when_parts_are_joined_leaves_them_to_be_joined(tmp_
         raise OSError(errno.ENOSPC, "No space left on device", "out.mp4")
 
     with monkeypatch.context() as during, pytest.raises(OSError, match="No space left .* and --resume joins them"):
-        during.setattr(interpolate_video.video_out, "join_videos", full)
+        during.setattr(interpolate_video.video_join, "join_videos", full)
         run(clip, tmp_path / "out.mp4")
     monkeypatch.setattr(interpolate_video.Job, "write", None)  # nothing is made anew
     run(clip, tmp_path / "out.mp4", "--resume")

@@ -1,15 +1,12 @@
-"""Video out: video files, GIF, folders of PNG, y4m on standard output.
+"""Video out: writers of video files, folders of PNG, and y4m on standard output; what kinds of output there are.
 
-A file is made of parts, one for every few seconds, each encoded on its own: complete parts survive a kill, ranks make
-parts side by side, and joining them copies packets without encoding again. A part keeps the exact times of frames.
+A result is made of parts, one for every few seconds, each written on its own; video_join.py joins them.
 """
 
-import heapq
 import os
 import re
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from io import BytesIO
@@ -19,13 +16,12 @@ from typing import NamedTuple
 
 import av
 import numpy as np
-from av.filter import Graph
 from av.video.reformatter import ColorRange, VideoReformatter
 
 from . import io
 from .hdr import Light, light_options
 from .timeline import common
-from .video import COPIED, DEEP, FROM_RGB, PIPE, SHALLOW, Colour, begins, bits, located, video_stream
+from .video import DEEP, FROM_RGB, PIPE, SHALLOW, Colour, bits, located
 
 
 class Codec(NamedTuple):
@@ -47,7 +43,6 @@ CODECS = {
 }
 DEFAULTS = {".mp4": "h264", ".m4v": "h264", ".mov": "h264", ".mkv": "h264", ".webm": "vp9"}
 MP4 = (".mp4", ".m4v", ".mov")
-ATTACHED = "attachment"  # FFmpeg's name for streams such as the fonts of subtitles
 PART = ".mp4"  # whatever the output's format: it keeps times exactly, and the order of decoding
 LOSSLESS = "ffv1"
 RAW = "y4m"  # no codec: frames as they are, down a pipe
@@ -55,14 +50,9 @@ KEPT = re.compile(r"(gray)|yuva?j?(420|422|444)p")  # formats whose chroma these
 PNG = "png"  # a folder of pictures
 # Bits per colour that are kept, where not 8: few players take H.264 of 10.
 DEPTHS = {"h265": 10, "av1": 10, LOSSLESS: 10, PNG: 16}
-OF_THE_FILE = ("encoder", "major_brand", "minor_version", "compatible_brands", "duration")  # not of its content
 MOST = 2**31 - 1  # ticks in a second, and from a frame to the next: containers count in 32 bits
 FASTEST_GIF = 100  # frames a second
 PICTURE = re.compile(r"\d{8}\.png")
-GIF_TICK = Fraction(1, 100)
-PRIMING = Fraction(1, 20)  # seconds before the start that audio decoders need
-# A palette of its own for every frame, so that memory does not grow with the length.
-GIF_FILTERS = ("split", "palettegen=stats_mode=single", "paletteuse=new=1")
 
 
 class Format(NamedTuple):
@@ -281,164 +271,6 @@ class _Aspect:
         self.file.flush()
 
 
-# Joining
-
-
-def join_folders(parts: Sequence[Path], out: Path) -> None:
-    """The pictures of all parts, numbered consecutively; hard links rather than copies where the disk has them."""
-    with _replacing_folder(out) as temporary:
-        pictures = (picture for part in parts for picture in io.list_images(part))
-        for number, picture in enumerate(pictures, 1):
-            numbered = temporary / f"{number:08d}.png"
-            try:
-                numbered.hardlink_to(picture)
-            except OSError:  # a disk without hard links
-                shutil.copyfile(picture, numbered)
-
-
-def join_gif(parts: Sequence[Path], out: Path) -> None:
-    """One animation that repeats, out of video parts."""
-    with io.replacing(out, parts[0].parent) as temporary, errors(out), av.open(located(temporary), "w") as output:
-        stream, graph, ticks = None, None, -1
-        for frame in _decoded(parts):
-            if stream is None:
-                graph = _palette_graph(frame)
-                stream = output.add_stream("gif", rate=100)
-                stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "pal8"
-                stream.codec_context.time_base = GIF_TICK
-            moment, shown = (round(n * frame.time_base / GIF_TICK) for n in (frame.pts, frame.duration))
-            ticks = max(moment, ticks + 1)
-            graph.push(frame)
-            reduced = graph.pull()
-            reduced.pts, reduced.time_base = ticks, GIF_TICK
-            for packet in stream.encode(reduced):
-                packet.duration = shown  # nothing else tells how long the last one is shown
-                output.mux(packet)
-        output.mux(stream.encode(None))
-
-
-def join_videos(
-    parts: Sequence[Path], out: Path, form: Format, source: str | None = None, whole: bool = True, timed: bool = True
-) -> None:
-    """One file out of parts, packet by packet, with the metadata and chapters of the file `source`, and the sound and
-    subtitles of it that the output can hold. whole: False leaves out chapters, and ends sound and subtitles where the
-    pictures end. timed: False leaves out all that has a time, because times have changed."""
-    with io.replacing(out, parts[0].parent) as temporary, errors(out):
-        mp4 = out.suffix.lower() in MP4
-        options = {"movflags": "+faststart"} | form.movie_options if mp4 else {}
-        named = located(temporary)
-        with av.open(named, "w", muxer(out), options=options) as output, av.open(located(parts[0])) as first:
-            video = output.add_stream_from_template(first.streams.video[0], opaque=True)
-            video.codec_context.framerate = form.nominal
-            video.codec_context.sample_aspect_ratio = form.aspect
-            form.tag(video.codec_context)  # some codecs' frames do not carry this, and parts do not carry all of it
-            if first.streams.video[0].codec_context.name == "hevc" and mp4:
-                video.codec_context.codec_tag = "hvc1"  # what Apple's players ask for
-            packets = [_video_packets(parts, video)]
-            if source is not None:
-                container = av.open(located(source))
-                streams = {}
-                for stream in container.streams if timed else ():
-                    if stream.type == ATTACHED and holds(out, source, stream.index):
-                        name, kind = stream.name or "attachment", stream.mimetype or "application/octet-stream"
-                        output.add_attachment(name, kind, stream.data)
-                    elif stream.type in COPIED and holds(out, source, stream.index):
-                        streams[stream.index] = output.add_stream_from_template(stream, opaque=True)
-                        streams[stream.index].metadata.update(stream.metadata)
-                        streams[stream.index].disposition = stream.disposition
-                shown = video_stream(container, source).metadata
-                video.metadata.update({name: shown[name] for name in ("language", "title") if name in shown})
-                about = {k: v for k, v in container.metadata.items() if k.lower() not in OF_THE_FILE}
-                output.metadata.update(about)
-                if whole and timed:
-                    output.set_chapters(container.chapters())
-                end = None if whole else _end(parts[-1])
-                packets.append(_other_packets(container, streams, end))
-            for _, _, packet in heapq.merge(*packets):
-                output.mux(packet)
-            if source is not None:
-                container.close()
-
-
-def _video_packets(parts: Sequence[Path], video: av.VideoStream) -> Iterator[tuple]:
-    latest = None
-    for part in parts:
-        with av.open(located(part)) as container:
-            stream = container.streams.video[0]
-            end = (stream.start_time or 0) + (stream.duration or 0)
-            for number, packet in enumerate(container.demux(stream), start=1):
-                if not packet.size:
-                    continue
-                if number == stream.frames and "vp9" in stream.codec_context.name and packet.pts < end:
-                    packet.duration = end - packet.pts  # where FFmpeg assumes the usual duration
-                # An encoder that reorders frames starts its dts before its first frame; with frames of unequal length,
-                # possibly before the end of the previous part.
-                dts = packet.dts * packet.time_base
-                if latest is not None and dts <= latest:
-                    packet.dts = int(latest / packet.time_base) + 1
-                latest = packet.dts * packet.time_base
-                packet.stream = video
-                yield latest, 0, packet
-
-
-def _other_packets(container: av.container.InputContainer, streams: dict, end: Fraction | None) -> Iterator[tuple]:
-    if not streams:
-        return
-    given, latest = [container.streams[index] for index in streams], {}
-    begin = {stream.index: round(begins(container, stream) / stream.time_base) for stream in given}
-    for number, packet in enumerate(container.demux(given)):
-        index, moment = packet.stream.index, packet.pts if packet.dts is None else packet.dts
-        if moment is None or packet.stream.type == "audio" and moment <= latest.get(index, moment - 1):
-            continue  # it has no time, or goes back a little, which no container accepts
-        latest[index] = moment
-        for name in ("pts", "dts"):
-            if getattr(packet, name) is not None:
-                setattr(packet, name, getattr(packet, name) - begin[index])
-        time = (moment - begin[index]) * packet.time_base
-        if packet.is_discard and time < -PRIMING:  # cut away by an edit list, which not every container has
-            continue
-        if end is None or time < end:
-            packet.stream = streams[index]
-            yield time, 1 + number, packet
-
-
-def _decoded(parts: Sequence[Path]) -> Iterator[av.VideoFrame]:
-    for part in parts:
-        with av.open(located(part)) as container:
-            yield from container.decode(video=0)
-
-
-def _end(part: Path) -> Fraction:
-    return max(frame.pts * frame.time_base for frame in _decoded([part]))
-
-
-def _palette_graph(frame: av.VideoFrame) -> Graph:
-    graph = Graph()
-    buffer = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
-    split, palette, use = (graph.add(*text.split("=", 1)) for text in GIF_FILTERS)
-    sink = graph.add("buffersink")
-    buffer.link_to(split)
-    split.link_to(palette, 0, 0)
-    split.link_to(use, 1, 0)
-    palette.link_to(use, 0, 1)
-    use.link_to(sink)
-    graph.configure()
-    return graph
-
-
-@contextmanager
-def _replacing_folder(out: Path) -> Iterator[Path]:
-    temporary = out.with_name(f".{out.name}.joined")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        shutil.rmtree(out, ignore_errors=True)
-        temporary.replace(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 @contextmanager
 def errors(path: Path | str) -> Iterator[None]:
     """Turn FFmpeg's errors into an OSError that names the file."""
@@ -465,35 +297,12 @@ def usual_priority() -> Iterator[None]:
                     os.sched_setscheduler(thread, policy, parameters)
 
 
+# Checks
+
+
 def muxer(out: Path) -> str:
     """FFmpeg's name for the container; its own choice for .m4v takes only H.264."""
     return {".mkv": "matroska", ".m4v": "mp4"}.get(out.suffix.lower(), out.suffix.lower()[1:])
-
-
-def holds(out: Path, path: str, index: int) -> bool:
-    """Whether the container of `out` can hold a stream of the file `path` as it is: some only refuse it later."""
-    try:
-        with av.open(located(path)) as container, av.open(BytesIO(), "w", muxer(out)) as trial:
-            if container.streams[index].type == ATTACHED:
-                return muxer(out) == "matroska"
-            stream = trial.add_stream_from_template(container.streams[index], opaque=True)
-            packet = next(packet for packet in container.demux(index) if packet.pts is not None or not packet.size)
-            if packet.size:
-                packet.stream = stream
-                trial.mux(packet)
-    except (ValueError, av.FFmpegError):
-        return False
-    return True
-
-
-def left_out(path: str, out: Path) -> Iterator[str]:
-    """A line for each stream of a file that its output cannot hold."""
-    with errors(path), av.open(located(path)) as container:
-        for stream in container.streams:
-            if stream.type in (*COPIED, ATTACHED) and not holds(out, path, stream.index):
-                name = stream.name if stream.type == ATTACHED else stream.codec_context.name
-                kind = f"{stream.type} (stream {stream.index}, {name})"
-                yield f"{out}: {kind} cannot be stored in {out.suffix} and is left out; use .mkv"
 
 
 def default_codec(kind: str, deep: bool) -> str:

@@ -1,0 +1,231 @@
+"""Join the parts of a video, in one file, one animation or one folder of pictures.
+
+A part holds a few seconds, encoded on its own: complete parts survive a kill, and ranks make parts side by side. A part
+keeps the exact times of frames. Joining copies packets without encoding again, except for GIF.
+"""
+
+import heapq
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from fractions import Fraction
+from io import BytesIO
+from pathlib import Path
+
+import av
+from av.container import InputContainer, OutputContainer
+from av.filter import Graph
+
+from . import io
+from .video import COPIED, begins, located, video_stream
+from .video_out import MP4, Format, errors, muxer
+
+ATTACHED = "attachment"  # FFmpeg's name for streams such as the fonts of subtitles
+OF_THE_FILE = ("encoder", "major_brand", "minor_version", "compatible_brands", "duration")  # not of its content
+PRIMING = Fraction(1, 20)  # seconds before the start that audio decoders need
+GIF_TICK = Fraction(1, 100)
+# A palette of its own for every frame, so that memory does not grow with the length.
+GIF_FILTERS = ("split", "palettegen=stats_mode=single", "paletteuse=new=1")
+
+
+def join_folders(parts: Sequence[Path], out: Path) -> None:
+    """The pictures of all parts, numbered consecutively; hard links rather than copies where the disk has them."""
+    with _replacing_folder(out) as temporary:
+        pictures = (picture for part in parts for picture in io.list_images(part))
+        for number, picture in enumerate(pictures, 1):
+            numbered = temporary / f"{number:08d}.png"
+            try:
+                numbered.hardlink_to(picture)
+            except OSError:  # a disk without hard links
+                shutil.copyfile(picture, numbered)
+
+
+def join_gif(parts: Sequence[Path], out: Path) -> None:
+    """One animation that repeats, out of video parts."""
+    with io.replacing(out, parts[0].parent) as temporary, errors(out), av.open(located(temporary), "w") as output:
+        stream, graph, ticks = None, None, -1
+        for frame in _decoded(parts):
+            if stream is None:
+                graph = _palette_graph(frame)
+                stream = output.add_stream("gif", rate=100)
+                stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "pal8"
+                stream.codec_context.time_base = GIF_TICK
+            moment, shown = (round(n * frame.time_base / GIF_TICK) for n in (frame.pts, frame.duration))
+            ticks = max(moment, ticks + 1)
+            graph.push(frame)
+            reduced = graph.pull()
+            reduced.pts, reduced.time_base = ticks, GIF_TICK
+            for packet in stream.encode(reduced):
+                packet.duration = shown  # nothing else tells how long the last one is shown
+                output.mux(packet)
+        output.mux(stream.encode(None))
+
+
+def join_videos(
+    parts: Sequence[Path], out: Path, form: Format, source: str | None = None, whole: bool = True, timed: bool = True
+) -> None:
+    """One file out of parts, packet by packet.
+
+    source: the file whose metadata, chapters, sound and subtitles are copied, as far as the output can hold them.
+    whole: False leaves out chapters, and ends sound and subtitles where the pictures end. timed: False leaves out all
+    that has a time, because times have changed.
+    """
+    mp4 = out.suffix.lower() in MP4
+    options = {"movflags": "+faststart"} | form.movie_options if mp4 else {}
+    with io.replacing(out, parts[0].parent) as temporary, errors(out):
+        named = located(temporary)
+        copied = nullcontext() if source is None else av.open(located(source))
+        with av.open(named, "w", muxer(out), options=options) as output, copied as container:
+            video = _add_video(output, parts[0], form, mp4)
+            packets = [_video_packets(parts, video)]
+            if source is not None:
+                streams = _add_streams(output, container, out, source) if timed else {}
+                _describe(output, video, container, source)
+                if whole and timed:
+                    output.set_chapters(container.chapters())
+                end = None if whole else _end(parts[-1])
+                packets.append(_other_packets(container, streams, end))
+            for _, _, packet in heapq.merge(*packets):
+                output.mux(packet)
+
+
+def _add_video(output: OutputContainer, part: Path, form: Format, mp4: bool) -> av.VideoStream:
+    """A stream for the pictures, like that of the part."""
+    with av.open(located(part)) as container:
+        given = container.streams.video[0]
+        video = output.add_stream_from_template(given, opaque=True)
+        hevc = given.codec_context.name == "hevc"
+    video.codec_context.framerate = form.nominal
+    video.codec_context.sample_aspect_ratio = form.aspect
+    form.tag(video.codec_context)  # some codecs' frames do not carry this, and parts do not carry all of it
+    if hevc and mp4:
+        video.codec_context.codec_tag = "hvc1"  # what Apple's players ask for
+    return video
+
+
+def _add_streams(output: OutputContainer, container: InputContainer, out: Path, source: str) -> dict:
+    """Streams for what is copied of the file `source`, by their number in it; attachments are copied at once."""
+    streams = {}
+    for stream in container.streams:
+        if stream.type not in (*COPIED, ATTACHED) or not holds(out, source, stream.index):
+            continue
+        if stream.type == ATTACHED:
+            name, kind = stream.name or "attachment", stream.mimetype or "application/octet-stream"
+            output.add_attachment(name, kind, stream.data)
+            continue
+        streams[stream.index] = output.add_stream_from_template(stream, opaque=True)
+        streams[stream.index].metadata.update(stream.metadata)
+        streams[stream.index].disposition = stream.disposition
+    return streams
+
+
+def _describe(output: OutputContainer, video: av.VideoStream, container: InputContainer, source: str) -> None:
+    """Copy the metadata of the file `source`, and the language and title of its pictures."""
+    shown = video_stream(container, source).metadata
+    video.metadata.update({name: shown[name] for name in ("language", "title") if name in shown})
+    output.metadata.update({k: v for k, v in container.metadata.items() if k.lower() not in OF_THE_FILE})
+
+
+def _video_packets(parts: Sequence[Path], video: av.VideoStream) -> Iterator[tuple]:
+    latest = None
+    for part in parts:
+        with av.open(located(part)) as container:
+            stream = container.streams.video[0]
+            end = (stream.start_time or 0) + (stream.duration or 0)
+            for number, packet in enumerate(container.demux(stream), start=1):
+                if not packet.size:
+                    continue
+                if number == stream.frames and "vp9" in stream.codec_context.name and packet.pts < end:
+                    packet.duration = end - packet.pts  # where FFmpeg assumes the usual duration
+                # An encoder that reorders frames starts its dts before its first frame; with frames of unequal length,
+                # possibly before the end of the previous part.
+                dts = packet.dts * packet.time_base
+                if latest is not None and dts <= latest:
+                    packet.dts = int(latest / packet.time_base) + 1
+                latest = packet.dts * packet.time_base
+                packet.stream = video
+                yield latest, 0, packet
+
+
+def _other_packets(container: InputContainer, streams: dict, end: Fraction | None) -> Iterator[tuple]:
+    if not streams:
+        return
+    given, latest = [container.streams[index] for index in streams], {}
+    begin = {stream.index: round(begins(container, stream) / stream.time_base) for stream in given}
+    for number, packet in enumerate(container.demux(given)):
+        index, moment = packet.stream.index, packet.pts if packet.dts is None else packet.dts
+        if moment is None or packet.stream.type == "audio" and moment <= latest.get(index, moment - 1):
+            continue  # it has no time, or goes back a little, which no container accepts
+        latest[index] = moment
+        for name in ("pts", "dts"):
+            if getattr(packet, name) is not None:
+                setattr(packet, name, getattr(packet, name) - begin[index])
+        time = (moment - begin[index]) * packet.time_base
+        if packet.is_discard and time < -PRIMING:  # cut away by an edit list, which not every container has
+            continue
+        if end is None or time < end:
+            packet.stream = streams[index]
+            yield time, 1 + number, packet
+
+
+def _decoded(parts: Sequence[Path]) -> Iterator[av.VideoFrame]:
+    for part in parts:
+        with av.open(located(part)) as container:
+            yield from container.decode(video=0)
+
+
+def _end(part: Path) -> Fraction:
+    return max(frame.pts * frame.time_base for frame in _decoded([part]))
+
+
+def _palette_graph(frame: av.VideoFrame) -> Graph:
+    graph = Graph()
+    buffer = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
+    split, palette, use = (graph.add(*text.split("=", 1)) for text in GIF_FILTERS)
+    sink = graph.add("buffersink")
+    buffer.link_to(split)
+    split.link_to(palette, 0, 0)
+    split.link_to(use, 1, 0)
+    palette.link_to(use, 0, 1)
+    use.link_to(sink)
+    graph.configure()
+    return graph
+
+
+@contextmanager
+def _replacing_folder(out: Path) -> Iterator[Path]:
+    temporary = out.with_name(f".{out.name}.joined")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        shutil.rmtree(out, ignore_errors=True)
+        temporary.replace(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def holds(out: Path, path: str, index: int) -> bool:
+    """Whether the container of `out` can hold a stream of the file `path` as it is: some only refuse it later."""
+    try:
+        with av.open(located(path)) as container, av.open(BytesIO(), "w", muxer(out)) as trial:
+            if container.streams[index].type == ATTACHED:
+                return muxer(out) == "matroska"
+            stream = trial.add_stream_from_template(container.streams[index], opaque=True)
+            packet = next(packet for packet in container.demux(index) if packet.pts is not None or not packet.size)
+            if packet.size:
+                packet.stream = stream
+                trial.mux(packet)
+    except (ValueError, av.FFmpegError):
+        return False
+    return True
+
+
+def left_out(path: str, out: Path) -> Iterator[str]:
+    """A line for each stream of a file that its output cannot hold."""
+    with errors(path), av.open(located(path)) as container:
+        for stream in container.streams:
+            if stream.type in (*COPIED, ATTACHED) and not holds(out, path, stream.index):
+                name = stream.name if stream.type == ATTACHED else stream.codec_context.name
+                kind = f"{stream.type} (stream {stream.index}, {name})"
+                yield f"{out}: {kind} cannot be stored in {out.suffix} and is left out; use .mkv"
