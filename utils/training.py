@@ -187,75 +187,45 @@ def fit(
     steps in a row were not finite.
     """
     schedule = schedule or cosine(recipe.lr_start, recipe.lr_end)
+    folder = Path(folder)
     state = State(model.to(device, memory_format=recipe.layout).train(), recipe, device, config)
     if resume:
         state.load(resume)
-        there = distributed.gather((Path(folder) / checkpoint.BEST).is_file())[0]
-        if state.best > -math.inf and not there:
-            state.best, state.validated = -math.inf, -1  # they belong to a run elsewhere: here nothing is the best yet
-    begun = state.iteration
+        _forget_best_elsewhere(state, folder)
+    begun, validated = state.iteration, state.validated
     network = parallel(state.model, recipe, device)
     goes_on = resume is not None and (begun > 0 or "optimizer" in resume)  # bare weights start a run
     journal = Journal(folder, begun if goes_on else None, recipe.iterations) if distributed.is_main() else None
     quick = quickest_amp(device)
     if device.type == "cpu" and recipe.amp not in ("none", quick):
         _say(journal, f"note: {recipe.amp} takes several times as long on this processor; --amp {quick} does not")
-    meter = Meter(device)
-    judged = False
+    meter, saves = Meter(device), _Saves(state, folder, journal)
     told = None  # the time of the last line, in seconds, the same on all ranks
-    saved, kept = time.monotonic(), begun  # when a save was last tried, and which iteration is in the folder
-
-    def save(forgiving: bool = False) -> None:
-        nonlocal saved, kept
-        try:
-            if journal:
-                checkpoint.save(folder, state.content())
-            kept = state.iteration
-        except OSError as error:  # a full disk may have room again before the run ends
-            if not forgiving:
-                raise
-            journal.say(f"not saved at iteration {state.iteration}, trying again later: {error}")
-        saved = time.monotonic()
-
-    def keep() -> None:
-        if state.iteration > kept:
-            save()
-
-    stream = _together(meter.timed(batches(state.iteration)))
+    stream = _together(meter.timed(batches(begun)))
     try:
-        # Signals stay caught while `keep` saves: where one rank fails, the launcher terminates the one that writes.
-        with _signals() as asked_to_stop, _at_failure(keep):
+        # Signals stay caught while the rest is saved: where one rank fails, the launcher ends the one that writes.
+        with _signals() as asked_to_stop, _at_failure(saves.save_rest):
             while True:
                 signal_number, seconds = _agree(asked_to_stop(), state.seconds)
-                done = state.iteration / recipe.iterations if recipe.iterations else seconds / 60 / recipe.minutes
-                if not (resume or state.iteration):
-                    done = 0.0  # a new run takes a step, however long the start took, so that there is a score
                 if signal_number:
-                    save()
+                    saves.save()
                     name = signal.Signals(signal_number).name
                     _say(journal, f"stopped by {name} after iteration {state.iteration}; --resume auto continues")
                     raise SystemExit(128 + signal_number)
-                in_turn = recipe.eval_every and state.iteration % recipe.eval_every == 0
-                validation_due = done >= 1 or in_turn or state.validated < 0
+                done = _progress(state, seconds, new=resume is None)
                 if done >= 1 and meter.steps:
                     _report(journal, state, meter)
-                if validate and validation_due and state.validated < state.iteration:
+                if validate and _validation_due(state, done):
                     _check(state, meter)
                     with meter.paused():
-                        save(forgiving=True)  # progress must not be lost if a long validation is killed
-                        _examine(state, validate, pictures, journal, Path(folder))
-                    judged = True
+                        saves.save(forgiving=True)  # progress must not be lost if a long validation is killed
+                        _examine(state, validate, pictures, journal, folder)
                 if done >= 1:
-                    if state.iteration == begun:
-                        if before := (resume or {}).get("config"):  # all was made with it, except perhaps the score
-                            anew = {"validation": state.config.get("validation")} if judged else {}
-                            state.config = before | anew
-                        _say(journal, f"nothing to do at iteration {begun}: the run to resume has reached its end")
                     break
 
                 for group in state.optimizer.param_groups:
                     group["lr"] = schedule(done)
-                meter.add(*step(network, state, stream, loss, recipe, done, device))
+                meter.add(*step(network, state, stream, loss, done, device))
                 state.iteration += 1
 
                 if journal:
@@ -264,14 +234,74 @@ def fit(
                 if state.iteration % recipe.log_every == 0 or recipe.minutes and seconds - told > SILENCE:
                     _report(journal, state, meter)
                     told = seconds
-                if time.monotonic() - saved > 60 * recipe.save_every:
-                    save(forgiving=True)
-        save()
+                if saves.due():
+                    saves.save(forgiving=True)
+            if state.iteration == begun:
+                _keep_config(state, resume, judged=state.validated != validated)
+                _say(journal, f"nothing to do at iteration {begun}: the run to resume has reached its end")
+        saves.save()
     finally:
         stream.close()  # ends the reading processes, even if an exception still holds this frame
         if journal:
             journal.close()
     return state
+
+
+class _Saves:
+    """The checkpoints of a run: when one was last tried, and which iteration is in the folder."""
+
+    def __init__(self, state: State, folder: Path, journal: Journal | None):
+        self.state, self.folder, self.journal = state, folder, journal
+        self.tried, self.kept = time.monotonic(), state.iteration
+
+    def due(self) -> bool:
+        return time.monotonic() - self.tried > 60 * self.state.recipe.save_every
+
+    def save(self, forgiving: bool = False) -> None:
+        """forgiving: only tell of an OSError, as a full disk may have room again before the run ends."""
+        try:
+            if self.journal:
+                checkpoint.save(self.folder, self.state.content())
+            self.kept = self.state.iteration
+        except OSError as error:
+            if not forgiving:
+                raise
+            self.journal.say(f"not saved at iteration {self.state.iteration}, trying again later: {error}")
+        self.tried = time.monotonic()
+
+    def save_rest(self) -> None:
+        if self.state.iteration > self.kept:
+            self.save()
+
+
+def _forget_best_elsewhere(state: State, folder: Path) -> None:
+    """Where the best network is not in this folder, the best score belongs to a run elsewhere: nothing is best yet."""
+    there = distributed.gather((folder / checkpoint.BEST).is_file())[0]
+    if state.best > -math.inf and not there:
+        state.best, state.validated = -math.inf, -1
+
+
+def _progress(state: State, seconds: float, new: bool) -> float:
+    """The share of the run that is done. A new run takes a step, however long its start took, for there to be a
+    score."""
+    if new and state.iteration == 0:
+        return 0.0
+    recipe = state.recipe
+    return state.iteration / recipe.iterations if recipe.iterations else seconds / 60 / recipe.minutes
+
+
+def _validation_due(state: State, done: float) -> bool:
+    """Whether the network is to be scored now: at the end, in its turn, or as weights alone; never twice."""
+    every = state.recipe.eval_every
+    in_turn = every > 0 and state.iteration % every == 0
+    return state.validated < state.iteration and (done >= 1 or in_turn or state.validated < 0)
+
+
+def _keep_config(state: State, resume: dict | None, judged: bool) -> None:
+    """After a run without a step, keep the options that made all there is, except perhaps (`judged`) the score."""
+    if before := (resume or {}).get("config"):
+        anew = {"validation": state.config.get("validation")} if judged else {}
+        state.config = before | anew
 
 
 def _examine(
@@ -317,7 +347,6 @@ def step(
     state: State,
     stream: Iterator,
     loss: Callable[..., dict[str, Tensor]],
-    recipe: Recipe,
     progress: float,
     device: torch.device,
 ) -> tuple[dict[str, Tensor], Tensor, Tensor, int]:
@@ -326,6 +355,7 @@ def step(
     network: what `parallel` makes of state.model. Returns the loss's terms, the gradient's norm, whether the step was
     skipped, because one of them was not finite, and the number of samples. Tensors are not read back from the device.
     """
+    recipe = state.recipe
     state.optimizer.zero_grad(set_to_none=True)
     buffers = list(state.model.buffers())  # of BatchNorm: what a forward pass changes
     before = [buffer.clone() for buffer in buffers]
