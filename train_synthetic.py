@@ -35,7 +35,8 @@ from models.weights import bare
 from models.widen import widen
 from utils import checkpoint, cli, distributed, epochs, io, runs
 from utils.batches import stream
-from utils.training import AMP, OPTIMIZERS, Recipe, cosine, fit, quickest_amp
+from utils.step import AMP, OPTIMIZERS, Recipe, quickest_amp
+from utils.training import cosine, fit
 from utils.validation import Validation
 
 SPANS = {3: 0.4, 5: 0.4, 9: 0.2}  # frames per window of footage -> share of the windows: longer ones have faster motion

@@ -44,7 +44,7 @@ from models.interpolator import default_device
 from utils import cli, epochs, io
 from utils.batches import Order, on_device, read
 from utils.meter import Meter
-from utils.training import Recipe, State, parallel, step
+from utils.step import Recipe, State, parallel, step
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -15,7 +15,7 @@ from training_runs import assert_same, start, train, train_here, typed_options, 
 
 import models
 from utils import batches, distributed
-from utils.training import OPTIMIZERS
+from utils.step import OPTIMIZERS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

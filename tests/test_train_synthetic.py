@@ -17,7 +17,7 @@ from datasets import Sample, clips, effects, synthetic, transforms
 from datasets.stencils import drawn_stencils
 from losses.terms import flow_error
 from models.layers import warp
-from utils import checkpoint, io, metrics, training
+from utils import checkpoint, io, metrics, step, training
 
 
 @pytest.fixture(scope="module")
@@ -386,13 +386,14 @@ def write_folder(folder, frames):
 
 def test_a_run_by_the_clock_ends_whole_and_goes_on_to_a_later_horizon(tmp_path, monkeypatch, capsys):
     """By a clock on which every step takes a second, and nothing else takes any time."""
-    clock, step, sides = SimpleNamespace(now=0.0, monotonic=lambda: clock.now), training.step, []
+    clock, sides = SimpleNamespace(now=0.0, monotonic=lambda: clock.now), []
 
     def ticking(network, state, stream, *rest):
         clock.now += 1
-        return step(network, state, (sides.append(b.img0.shape[-1]) or b for b in stream), *rest)
+        return step.step(network, state, (sides.append(b.img0.shape[-1]) or b for b in stream), *rest)
 
-    monkeypatch.setattr(training, "time", clock)
+    for module in (step, training):
+        monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(training, "step", ticking)
     monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
     for name in "abcde":

@@ -19,8 +19,9 @@ import train_gopro
 import train_vimeo90k
 from datasets import Sample, gopro
 from losses import ifrnet_loss
-from utils import batches, checkpoint, distributed, epochs, meter, training
-from utils.training import Recipe, State, cosine, fit
+from utils import batches, checkpoint, distributed, epochs, meter, step, training
+from utils.step import AMP, OPTIMIZERS, Recipe, State, quickest_amp
+from utils.training import cosine, fit
 from utils.validation import Validation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -142,7 +143,7 @@ def test_two_batches_accumulated_are_one_of_twice_the_size(tmp_path):
     assert float(one["loss"]) == pytest.approx(float(two["loss"]), rel=1e-4)
 
 
-@pytest.mark.parametrize("optimizer", training.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_stopped_run_resumed_is_the_uninterrupted_one_bit_for_bit(tmp_path, optimizer):
     recipe = Recipe(iterations=6, log_every=1, eval_every=2, ema=0.9, clip_grad=1.0, optimizer=optimizer)
 
@@ -239,10 +240,10 @@ def test_a_skipped_step_leaves_the_statistics_of_batchnorm_alone(tmp_path):
 
 
 def test_ranks_with_unlike_devices_agree_on_a_precision(monkeypatch):
-    own = training.quickest_amp(CPU)
+    own = quickest_amp(CPU)
     for others, expected in ((["none"], "none"), (["fp16"], "fp16" if own == "bf16" else own), ([own], own)):
         monkeypatch.setattr(distributed, "gather", lambda value, others=others: [value, *others])
-        assert training.quickest_amp(CPU) == expected
+        assert quickest_amp(CPU) == expected
 
 
 def test_too_many_bad_steps_in_a_row_end_the_run_with_what_to_do(tmp_path):
@@ -333,7 +334,7 @@ def test_clipping_bounds_the_gradient(tmp_path):
     assert norms[:2] == pytest.approx([0.01, 0.01], rel=1e-3) and min(norms[2:]) > 0.02
 
 
-@pytest.mark.parametrize("optimizer", training.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("first", [False, True])
 def test_a_run_goes_on_in_another_memory_layout(tmp_path, first, optimizer):
     """A fused optimizer reads its moments in the order in which the weights lie in memory."""
@@ -347,9 +348,9 @@ def test_a_run_goes_on_in_another_memory_layout(tmp_path, first, optimizer):
         torch.testing.assert_close(a, b, atol=5e-5, rtol=0)
 
 
-@pytest.mark.parametrize("optimizer", training.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_run_resumed_with_the_other_optimizer_is_told(tmp_path, optimizer):
-    other = next(name for name in training.OPTIMIZERS if name != optimizer)
+    other = next(name for name in OPTIMIZERS if name != optimizer)
     fit(network(), endless, loss, Recipe(iterations=1, optimizer=optimizer), tmp_path, CPU)
     content = checkpoint.read(tmp_path / checkpoint.LATEST)
     for more, source in (({}, "the run to resume"), ({"source": "a.pth"}, "a.pth")):
@@ -357,14 +358,14 @@ def test_a_run_resumed_with_the_other_optimizer_is_told(tmp_path, optimizer):
             fit(network(), endless, loss, Recipe(iterations=2, optimizer=other), tmp_path, CPU, resume=content | more)
 
 
-@pytest.mark.parametrize("optimizer", training.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_half_precision_trains_almost_as_single(tmp_path, capsys, amp, optimizer):
     half, common = {"amp": amp, "channels_last": True}, {"iterations": 2, "log_every": 2, "optimizer": optimizer}
     for name, options in (("single", {}), ("half", half)):
         state = fit(network(), endless, loss, Recipe(**common, **options), tmp_path / name, CPU)
         assert state.iteration == 2 and all(p.dtype == torch.float32 for p in state.model.parameters())
-    quick = training.quickest_amp(CPU)
+    quick = quickest_amp(CPU)
     told = f"note: {amp} takes several times as long on this processor; --amp {quick} does not\n"
     assert capsys.readouterr().out.count(told) == (amp != quick)
     a, b = (float(rows(tmp_path / name)[0]["loss"]) for name in ("single", "half"))
@@ -419,7 +420,8 @@ def test_a_run_shorter_than_its_start_takes_one_step_and_is_scored(tmp_path):
 def clock(monkeypatch):
     """A clock that goes by a tenth of a second each time it is looked at, however busy the machine is."""
     ticks = itertools.count()
-    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 10))
+    for module in (step, training):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 10))
 
 
 def test_a_run_by_the_clock_ends_at_its_time_with_its_last_learning_rate(tmp_path, clock):
@@ -477,7 +479,7 @@ def test_the_best_that_finds_no_room_is_told_and_the_next_better_one_is_written(
 def test_amp_names_are_the_interpolators():
     from models.interpolator import PRECISIONS
 
-    assert set(training.AMP) - {"none"} == set(PRECISIONS) - {"fp32"}
+    assert set(AMP) - {"none"} == set(PRECISIONS) - {"fp32"}
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -14,7 +14,8 @@ import models
 from models.ifrnet import DIVISOR
 from utils import checkpoint, cli, distributed, io, runs
 from utils.batches import Order, default_workers, on_device, read
-from utils.training import AMP, OPTIMIZERS, Recipe, cosine, fit
+from utils.step import AMP, OPTIMIZERS, Recipe
+from utils.training import cosine, fit
 from utils.validation import Validation
 
 T = TypeVar("T")

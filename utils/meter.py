@@ -40,7 +40,7 @@ class Meter:
             yield batch
 
     def add(self, terms: dict[str, Tensor], norm: Tensor, bad: Tensor, samples: int) -> None:
-        """Count a step. bad: 1 where it was skipped, otherwise 0; see utils.training.step."""
+        """Count a step. bad: 1 where it was skipped, otherwise 0; see utils.step.step."""
         skipped = bad > 0
         for name, term in terms.items():
             self.terms[name] = self.terms.get(name, 0) + term.masked_fill(skipped, 0)

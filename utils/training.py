@@ -8,156 +8,29 @@ resumed ends with the weights of an uninterrupted one; a horizon in minutes neve
 the device only where it logs, validates or saves.
 """
 
-import copy
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from models.fast import cpu_has_bf16
 from utils import checkpoint, distributed
 from utils.journal import Journal
 from utils.meter import Meter
-from utils.muon import Muon
+from utils.step import Recipe, State, parallel, quickest_amp, step
 
-OPTIMIZERS = ("adamw", "muon")
-AMP = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SILENCE = 30  # seconds
 IMPATIENT = 2.0  # seconds: launchers send a signal twice at once; a person who sends it again later means it
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a run trains, whatever its data and loss. The defaults are the paper's or neutral.
-
-    iterations or minutes: the horizon. accumulate: batches per step. amp: precision of the convolutions. ema: decay of
-    the averaged weights, 0: none. clip_grad: largest gradient norm, 0: no limit. optimizer: one of OPTIMIZERS; both
-    take the same learning rates. log_every, eval_every: iterations; eval_every 0: only at the end. A run by the clock
-    also logs after SILENCE seconds. save_every: minutes.
-    max_bad_steps: this many steps in a row, skipped because a number was not finite, end the run.
-    """
-
-    iterations: int | None = None
-    minutes: float | None = None
-    lr_start: float = 1e-4
-    lr_end: float = 1e-5
-    accumulate: int = 1
-    amp: str = "none"
-    channels_last: bool = False
-    compile: bool = False
-    ema: float = 0.0
-    clip_grad: float = 0.0
-    optimizer: str = "adamw"
-    log_every: int = 50
-    eval_every: int = 0
-    save_every: float = 10.0
-    max_bad_steps: int = 20
-
-    def __post_init__(self):
-        if (self.iterations is None) == (self.minutes is None):
-            raise ValueError("a run ends after a number of iterations or of minutes: give one of the two")
-
-    @property
-    def layout(self) -> torch.memory_format:
-        return torch.channels_last if self.channels_last else torch.contiguous_format
-
-
-def quickest_amp(device: torch.device) -> str:
-    """The precision of AMP that the devices of all ranks have instructions for: without them, half precision is many
-    times slower. All ranks must call this."""
-    if device.type == "cuda":
-        own = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    else:
-        own = "bf16" if cpu_has_bf16() else "none"
-    return min(distributed.gather(own), key=("none", "fp16", "bf16").index)
 
 
 def cosine(start: float, end: float) -> Callable[[float], float]:
     """The learning rate at a progress from 0 to 1: from start to end along half a cosine wave."""
     return lambda progress: end + (start - end) * (1 + math.cos(math.pi * min(progress, 1))) / 2
-
-
-class State:
-    """The whole state of a run: what a checkpoint holds, and what a resumed run starts from."""
-
-    def __init__(self, model: nn.Module, recipe: Recipe, device: torch.device, config: dict | None = None):
-        self.model, self.recipe, self.config = model, recipe, config or {}
-        self.ema = copy.deepcopy(model).eval().requires_grad_(False) if recipe.ema else None
-        if recipe.optimizer == "muon":
-            self.optimizer = Muon(model.parameters(), recipe.lr_start, half=quickest_amp(device) == "bf16")
-        else:  # fused: one kernel for all weights, which can also skip a step without the CPU knowing
-            self.optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr_start, weight_decay=0.0, fused=True)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
-        self.iteration, self.validated, self.best = 0, 0, -math.inf
-        self._seconds, self._begun = 0.0, time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """Time spent on this run, including that before an interruption."""
-        return self._seconds + time.monotonic() - self._begun
-
-    @property
-    def judged(self) -> nn.Module:
-        """The network that is validated and written to best.pth: the averaged one where there is one."""
-        return self.ema or self.model
-
-    def content(self) -> dict:
-        return {
-            "model": self.model.state_dict(),
-            "ema": self.ema.state_dict() if self.ema else None,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "iteration": self.iteration,
-            "validated": self.validated,
-            "best": self.best,
-            "seconds": self.seconds,
-            "config": self.config,
-            "random": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
-        }
-
-    def load(self, content: dict) -> None:
-        """Resume from what `content` returned, or from {"model", "iteration"}: weights alone, with a fresh optimizer.
-
-        Weights alone are validated before their first step: they are the ones to beat. ValueError where the
-        content belongs to another network, naming content["source"] if given, or to another optimizer.
-        """
-        source = content.get("source", "the run to resume")
-        try:
-            self.model.load_state_dict(content["model"])
-        except RuntimeError as error:
-            config = content.get("config") or {}
-            theirs = " with ".join(str(config[name]) for name in ("model_name", "activation") if name in config)
-            raise ValueError(
-                f"{source}: weights of {theirs or 'another network'}; give its --model_name and --activation"
-            ) from error
-        if self.ema:
-            self.ema.load_state_dict(content.get("ema") or content["model"])
-        self.iteration, self.validated = content["iteration"], content.get("validated", -1)
-        if "optimizer" not in content:
-            return
-        groups = content["optimizer"]["param_groups"]
-        theirs = "muon" if len(groups) > 1 else "adamw"  # Muon's second group holds what AdamW steps for it
-        if theirs != self.recipe.optimizer:
-            raise ValueError(f"{source}: trained with {theirs}; give --optimizer {theirs}")
-        self.optimizer.load_state_dict(content["optimizer"])
-        for weight, moments in self.optimizer.state.items():  # a fused step reads them in the weight's memory layout
-            for name in moments.keys() - {"step"}:
-                moments[name] = torch.empty_like(weight).copy_(moments[name])
-        if self.scaler.is_enabled() and content["scaler"]:
-            self.scaler.load_state_dict(content["scaler"])
-        self.best = content["best"]
-        self._seconds, self._begun = content["seconds"], time.monotonic()
-        torch.set_rng_state(content["random"]["cpu"])
-        if len(content["random"]["cuda"]) == torch.cuda.device_count() > 0:
-            torch.cuda.set_rng_state_all(content["random"]["cuda"])
 
 
 def fit(
@@ -340,93 +213,6 @@ def _without_search() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
-
-
-def step(
-    network: nn.Module,
-    state: State,
-    stream: Iterator,
-    loss: Callable[..., dict[str, Tensor]],
-    progress: float,
-    device: torch.device,
-) -> tuple[dict[str, Tensor], Tensor, Tensor, int]:
-    """One step of the optimizer, with the next `accumulate` batches of the stream.
-
-    network: what `parallel` makes of state.model. Returns the loss's terms, the gradient's norm, whether the step was
-    skipped, because one of them was not finite, and the number of samples. Tensors are not read back from the device.
-    """
-    recipe = state.recipe
-    state.optimizer.zero_grad(set_to_none=True)
-    buffers = list(state.model.buffers())  # of BatchNorm: what a forward pass changes
-    before = [buffer.clone() for buffer in buffers]
-    samples, total, finite = 0, {}, True
-    for k in range(recipe.accumulate):
-        batch = _to_device(next(stream), device, recipe)
-        samples += len(batch.img0)
-        # Ranks exchange gradients once per step, with its last batch.
-        alone = distributed.world_size() > 1 and k < recipe.accumulate - 1
-        with network.no_sync() if alone else nullcontext():
-            with torch.autocast(device.type, AMP[recipe.amp], enabled=recipe.amp != "none"):
-                out = network(batch.img0, batch.img1, batch.t, batch.imgt)
-            terms = {name: term / recipe.accumulate for name, term in loss(out, batch, progress).items()}
-            if device.type == "cpu":
-                # grid_sample's backward on the CPU reads out of bounds where a coordinate is NaN.
-                broken = ~(sum(terms.values()) + out.flows[0].sum()).detach().isfinite()
-                finite = finite and not distributed.maximum(broken.float())
-            if finite:
-                state.scaler.scale(sum(terms.values())).backward()
-        total = {name: term.detach() + total.get(name, 0) for name, term in terms.items()}
-    if not finite:
-        for buffer, old in zip(buffers, before):
-            buffer.copy_(old)
-        return total, torch.zeros(()), torch.ones(()), samples
-
-    state.scaler.unscale_(state.optimizer)
-    gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
-    bad = distributed.maximum((~torch.isfinite(norm + sum(total.values()))).float())
-    if recipe.clip_grad:
-        nn.utils.clip_grads_with_norm_(state.model.parameters(), recipe.clip_grad, norm)
-    if not state.scaler.is_enabled():
-        state.optimizer.found_inf = bad  # the fused step then changes nothing, and the CPU need not ask
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    for buffer, old in zip(buffers, before):
-        buffer.copy_(torch.where(bad > 0, old, buffer))
-    if state.ema:
-        _average(state.ema, state.model, min(recipe.ema, (1 + state.iteration) / (10 + state.iteration)))
-    return total, norm, bad, samples
-
-
-def _to_device(batch, device: torch.device, recipe: Recipe):
-    """A batch on the device, with its targets and times flat: one per predicted frame."""
-    batch = batch._replace(imgt=batch.imgt.flatten(0, -4), t=batch.t.flatten())
-    move = {
-        name: x.to(device, memory_format=recipe.layout, non_blocking=True)
-        for name, x in batch._asdict().items()
-        if x.ndim == 4
-    }
-    return batch._replace(t=batch.t.to(device, non_blocking=True), **move)
-
-
-@torch.no_grad()
-def _average(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    average = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
-    average(list(ema.parameters()), list(model.parameters()), None)
-    for mine, theirs in zip(ema.buffers(), model.buffers()):
-        mine.copy_(theirs)
-
-
-def parallel(model: nn.Module, recipe: Recipe, device: torch.device) -> nn.Module:
-    """The network as a step calls it: distributed over all ranks, compiled if the recipe says so."""
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # batches have one size, or two
-    network = model
-    if distributed.world_size() > 1:
-        ids = [device.index] if device.type == "cuda" else None
-        network = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
-    # Specialised to the sizes that occur, which are few: code for any size is slower.
-    return torch.compile(network, dynamic=False) if recipe.compile else network
 
 
 def _report(journal: Journal | None, state: State, meter: Meter) -> None:
