@@ -294,9 +294,14 @@ def read_material(args: argparse.Namespace) -> synthetic.Material:
     return synthetic.material(images, args.masks, procedural, args.patch_size, args.seed)
 
 
+def clips_of(footage: dict[int, list]) -> list[clips.Clip]:
+    """All clips of the footage, each once."""
+    return list({windows[0].clip.name: windows[0].clip for of in footage.values() for windows in of}.values())
+
+
 def resident(footage: dict[int, list], args: argparse.Namespace, device: torch.device) -> clips.Resident | None:
     """The footage in the GPU's memory, if it fits there beside the training; None: it is read from disk."""
-    found = list({windows[0].clip.name: windows[0].clip for of in footage.values() for windows in of}.values())
+    found = clips_of(footage)
     if device.type != "cuda" or args.clip_flow != "none" or not found:
         return None
     size = sum(int(np.prod(clip.frames.shape)) for clip in found)
@@ -345,16 +350,15 @@ def run(args: argparse.Namespace, plan: list[Stage], folder: Path, device: torch
     val_set = clips.Windows(val) if val else validation_scenes(material, args)
     args.step_size = distributed.world_size() * args.batch_size
     args.validation = runs.fingerprint(val_set)
-    names = [w.name for by_clip in footage.values() for windows in by_clip for w in windows] + [w.name for w in val]
-    content = runs.settled(content, runs.recorded(args), len(val_set), names)
+    windows = [window for by_clip in footage.values() for of_clip in by_clip for window in of_clip]
+    content = runs.settled(content, runs.recorded(args), len(val_set), [window.name for window in windows + val])
     torch.manual_seed(args.seed)
     model = models.build(args.model_name, args.activation) if content else begin(args)
     if distributed.is_main():
-        real = sum(len(w) for by_clip in footage.values() for w in by_clip)
         cut = len(material.cutouts.picture) if material.cutouts else 0
         print(
             f"{len(material.patches)} patches of photographs and textures, {cut} objects cut out of photographs, "
-            f"{real} windows of footage, {len(val_set)} samples to validate on"
+            f"{len(windows)} windows of footage, {len(val_set)} samples to validate on"
         )
     held = resident(footage, args, device)
     trained = False
@@ -387,8 +391,7 @@ def train(
 ) -> dict:
     """Run one stage: crops of one size, and some of the next stage's. content: the checkpoint to resume from, if any;
     returns the final one."""
-    first = [windows[0] for by_clip in footage.values() for windows in by_clip]
-    small = sorted({window.clip.name for window in first if window.clip.short_side < stage.crop})
+    small = sorted(clip.name for clip in clips_of(footage) if clip.short_side < stage.crop)
     if small and distributed.is_main():
         print(f"crop {stage.crop}: {len(small)} clips are smaller and left out: {', '.join(small)}")
     recipe = Recipe(
@@ -403,16 +406,9 @@ def train(
     rate = cosine(args.lr_start, args.lr_end)
     torch.compiler.reset()  # compiled for the crops of this stage: the sizes of all stages would be too many
 
-    def batches(start: int):
+    def batches(start: int) -> Iterator[Sample]:
         ahead = stage.following and Mixture(material, footage, stage.following, args, start, None, held)
-        mixture = Mixture(material, footage, stage.crop, args, start, ahead, held)
-        if device.type == "cpu":
-            return mixture.batches(stream(mixture, args.workers))
-        # On a GPU this process makes the scenes; workers meanwhile read the footage, or pick its places if resident.
-        real = repeat(None)
-        if mixture.real or ahead and ahead.real:
-            real = stream(Footage(mixture), args.workers, pin=True)
-        return mixture.batches(map(mixture.group, own_groups(start), real))
+        return batches_of(Mixture(material, footage, stage.crop, args, start, ahead, held), args.workers, device)
 
     def loss(out: models.Interpolation, batch: Sample, done: float) -> dict[str, Tensor]:
         progress = 1.0 if args.init else done * stage.end  # weights that see motion already need no flow to lead them
@@ -430,6 +426,17 @@ def train(
         resume=content,
         config=runs.recorded(args),
     ).content()
+
+
+def batches_of(mixture: Mixture, workers: int, device: torch.device) -> Iterator[Sample]:
+    """The batches of a mixture; see `Mixture.batches`."""
+    if device.type == "cpu":
+        return mixture.batches(stream(mixture, workers))
+    # On a GPU this process makes the scenes; workers meanwhile read the footage, or pick its places if resident.
+    real = repeat(None)
+    if mixture.real or mixture.ahead and mixture.ahead.real:
+        real = stream(Footage(mixture), workers, pin=True)
+    return mixture.batches(map(mixture.group, own_groups(mixture.start), real))
 
 
 def parser() -> cli.Parser:

@@ -310,13 +310,18 @@ def _open(path: Path, name: str, longest: int | None, cache: Path) -> Clip:
                 for start in (stem, f".{stem}") if alone else ():
                     for old in cache.glob(f"{glob.escape(start)}-*.npy"):
                         old.unlink(missing_ok=True)
-                times = []
-                with io.replacing(frames) as temporary, open(temporary, "wb") as file:
-                    found = find_breaks(_saved((_shrink(frame, longest) for frame in _decode(path, times)), file))
-                with io.replacing(breaks) as temporary, open(temporary, "wb") as file:
-                    found[[*io.gaps(files), *leaps(times)]] = True
-                    np.save(file, found)
+                _write(path, longest, files, frames, breaks)
     return Clip(name, Frames(frames), np.load(breaks))
+
+
+def _write(path: Path, longest: int | None, files: list[Path], frames: Path, breaks: Path) -> None:
+    """Decode a clip into the files `frames` and `breaks`. files: of the clip."""
+    times = []
+    with io.replacing(frames) as temporary, open(temporary, "wb") as file:
+        found = find_breaks(_saved((_shrink(frame, longest) for frame in _decode(path, times)), file))
+    found[[*io.gaps(files), *leaps(times)]] = True
+    with io.replacing(breaks) as temporary, open(temporary, "wb") as file:
+        np.save(file, found)
 
 
 def _digest(*what: object) -> str:

@@ -81,7 +81,7 @@ def test_who_departs_from_the_papers_iterations_times_learning_rate_is_told(monk
     for batch_size, rate, told in ((24, 1, False), (220, 1, True), (220, 9, False), (24, 2, True)):
         args.lr_start, args.lr_end = rate * 1e-4, rate * 1e-5
         order = batches.Order(51_313, batch_size)
-        epochs.announce(args, order, epochs.horizon(300, order, None), 0, 641_400, 51_313, 1, CPU)
+        epochs.announce(args, order, epochs.horizon(300, order, None), 0, 641_400, 1, CPU)
         assert ("--iterations 641400 keeps the paper's" in capsys.readouterr().out) == told
 
 

@@ -3,6 +3,7 @@
 import argparse
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -137,7 +138,8 @@ def train(
     ranks. prepare: (batch of the training set, device) -> datasets.Sample, on any device. paper: iterations of the
     published recipe, to point out a run that departs from it.
     """
-    order = Order(len(train_set), args.batch_size, args.seed, args.accumulate)
+    ordered = partial(Order, len(train_set), args.batch_size, args.seed, args.accumulate)
+    order = ordered()
     with runs.opened(args, order.per_epoch) as (folder, resume):
         iterations = args.iterations or horizon(args.epochs, order, resume)
         ahead = epochs_ahead(order, resume)
@@ -152,21 +154,10 @@ def train(
         names = [name for each in (train_set, val_set) for name in getattr(each, "names", ())]
         resume = runs.settled(resume, config, len(val_set), names)
         if distributed.is_main():
-            announce(args, order, iterations, ahead, paper, len(train_set), len(val_set), device)
-        recipe = Recipe(
-            iterations=iterations,
-            eval_every=args.eval_iterations or args.eval_interval * order.per_epoch,
-            **{
-                name: getattr(args, name)
-                for name in ("lr_start", "lr_end", "accumulate", "amp", "channels_last", "compile", "ema", "clip_grad")
-                + ("optimizer", "log_every", "save_every", "max_bad_steps")
-            },
-        )
+            announce(args, order, iterations, ahead, paper, len(val_set), device)
 
         def batches(start: int):
-            order = Order(
-                len(train_set), args.batch_size, args.seed, args.accumulate, start, math.ceil(round(ahead, 6))
-            )
+            order = ordered(start, math.ceil(round(ahead, 6)))
             return on_device(read(train_set, order, args.workers, pin=device.type == "cuda"), prepare, device)
 
         validate = Validation(val_set, device, args.workers)
@@ -178,7 +169,7 @@ def train(
             model,
             batches,
             loss,
-            recipe,
+            recipe_of(args, iterations, order.per_epoch),
             folder,
             device,
             validate=validate,
@@ -187,12 +178,25 @@ def train(
             config=config,
         )
     if distributed.is_main():
-        if not (folder / checkpoint.BEST).is_file():
-            raise ValueError(
-                f"{folder}: no {checkpoint.BEST}, so no weights to use: no validation had a finite score, or the disk "
-                f"was full; resume from {checkpoint.LATEST}"
-            )
-        print(f"the run is in {folder}: {checkpoint.BEST}, weights to use; {checkpoint.LATEST}, to resume from")
+        conclude(folder)
+
+
+def recipe_of(args: argparse.Namespace, iterations: int, per_epoch: int) -> Recipe:
+    """How the options say to train."""
+    same = ("lr_start", "lr_end", "accumulate", "amp", "channels_last", "compile", "ema", "clip_grad", "optimizer")
+    same += ("log_every", "save_every", "max_bad_steps")
+    eval_every = args.eval_iterations or args.eval_interval * per_epoch
+    return Recipe(iterations=iterations, eval_every=eval_every, **{name: getattr(args, name) for name in same})
+
+
+def conclude(folder: Path) -> None:
+    """Print what a finished run has left in its folder. ValueError where no weights are there to use."""
+    if not (folder / checkpoint.BEST).is_file():
+        raise ValueError(
+            f"{folder}: no {checkpoint.BEST}, so no weights to use: no validation had a finite score, or the disk "
+            f"was full; resume from {checkpoint.LATEST}"
+        )
+    print(f"the run is in {folder}: {checkpoint.BEST}, weights to use; {checkpoint.LATEST}, to resume from")
 
 
 def horizon(epochs: int, order: Order, content: dict | None) -> int:
@@ -224,7 +228,6 @@ def announce(
     iterations: int,
     ahead: float,
     paper: int | None,
-    train: int,
     val: int,
     device: torch.device,
 ) -> None:
@@ -232,7 +235,7 @@ def announce(
     ranks = f"{distributed.world_size()} x {args.batch_size}" + f" x {args.accumulate}" * (args.accumulate > 1)
     passes = max(0, iterations / order.per_epoch + ahead)  # below 0 where the run is far beyond these iterations
     print(
-        f"{args.model_name} on {distributed.world_size()} {device.type}: {train} samples, {val} to validate on; "
+        f"{args.model_name} on {distributed.world_size()} {device.type}: {order.length} samples, {val} to validate on; "
         f"{iterations} iterations of {order.step_size} ({ranks}), {passes:.1f} epochs, "
         f"learning rate {args.lr_start:g} -> {args.lr_end:g}",
         flush=True,
