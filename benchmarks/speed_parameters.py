@@ -63,6 +63,7 @@ TOLERANCE = 0.15
 MATRICES = {"cpu": 2048, "cuda": 8192}  # their side: large enough for a product at full speed
 SECONDS = 6.0  # for the rounds of one model at one size, of which there are at least LEAST
 HEADS = ("model", "size", "mode", "precision", "s/frame", "quartiles", "ratio", "of matmul", "dB", "peak MB", "V100 s")
+WIDTHS = (9, 9, 9, 9, 8, 15, 6, 9, 5, 8, 6)
 
 
 class Way(NamedTuple):
@@ -204,33 +205,27 @@ def measure(
         }
     moments = [k / (frames + 1) for k in range(1, frames + 1)]
     chosen, calls = list(made), [partial(call, *pair, moments) for call in made.values()]
-    half, peaks = best_precision(device), None
-    if device.type == "cuda":
-        peaks = [peak_memory(call, device) for call in calls]
+    # On a GPU before all else, see peak_memory; on a CPU once the process is warm.
+    peaks = [peak_memory(call, device) for call in calls] if device.type == "cuda" else None
+    half = best_precision(device)
     *times, products = in_turn([*calls, product(device, half)], device, seconds)
+    peaks = peaks or [peak_memory(call, device) for call in calls]
+    alike = list(likeness(chosen, calls)) if trained else [None] * len(calls)
     times = [[took / frames for took in of_way] for of_way in times]
+    reference = dict(zip(chosen, times)).get(EAGER)
     pace = MATRICES[device.type] ** 3 / statistics.median(products)
     work = macs(model, -(-height // 16) * 16, -(-width // 16) * 16, frames) / frames
-    reference = dict(zip(chosen, times)).get(EAGER)
-    peaks = peaks or [peak_memory(call, device) for call in calls]  # on a CPU, once warm
-    alike = list(likeness(chosen, calls)) if trained else [None] * len(calls)
     rows = []
     for way, of_way, peak, near in zip(chosen, times, peaks, alike):
-        low, median, high = statistics.quantiles(of_way, n=4, method="inclusive")
+        speed, comparable = spread(of_way, reference), (way.precision, way.scale) == (half, 1)
         rows.append(
             {
                 "model": name,
                 "size": f"{width}x{height}",
                 "frames": frames,
-                "mode": way.mode,
-                "precision": way.precision,
-                "scale": way.scale,
-                "seconds": median,
-                "low": low,
-                "high": high,
-                "rounds": len(of_way),
-                "ratio": statistics.median(reference) / median if reference else None,
-                "of_matmul": work / median / pace if (way.precision, way.scale) == (half, 1) else None,
+                **way._asdict(),
+                **speed,
+                "of_matmul": work / speed["seconds"] / pace if comparable else None,
                 "db": near,
                 "peak_mb": peak,
                 "macs": round(work),
@@ -241,6 +236,13 @@ def measure(
     if profile:
         rows[-1]["profile"] = kernel_times(calls[-1], device, frames)
     return rows
+
+
+def spread(times: list[float], reference: list[float] | None) -> dict[str, float | None]:
+    """The median and the quartiles of a way's times, and how many times as fast it is as the reference."""
+    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
+    ratio = statistics.median(reference) / median if reference else None
+    return {"seconds": median, "low": low, "high": high, "rounds": len(times), "ratio": ratio}
 
 
 def measure_all(args: argparse.Namespace, chosen: list[Way]) -> Iterator[list[dict] | str]:
@@ -279,19 +281,13 @@ def table(rows: list[dict], head: bool = True) -> str:
     """Rows as text, under their heads."""
     lines, modes = [HEADS] if head else [], max([WIDTHS[2], *(len(mode(row)) for row in rows)])
     widths = (*WIDTHS[:2], modes, *WIDTHS[3:])
+    forms = {"ratio": ".2f", "of_matmul": ".0%", "db": ".1f", "peak_mb": ".0f", "published": ".3f"}
     for row in rows:
-        spread = f"{row['low']:.4f}-{row['high']:.4f}"
-        ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
-        share = "-" if row["of_matmul"] is None else f"{row['of_matmul']:.0%}"
-        near = "-" if row["db"] is None else f"{row['db']:.1f}"
-        memory = "-" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}"
-        published = "-" if row["published"] is None else f"{row['published']:.3f}"
         names = (row["model"], row["size"], mode(row), row["precision"])
-        lines.append((*names, f"{row['seconds']:.4f}", spread, ratio, share, near, memory, published))
+        quartiles = f"{row['low']:.4f}-{row['high']:.4f}"
+        others = ("-" if row[name] is None else format(row[name], form) for name, form in forms.items())
+        lines.append((*names, f"{row['seconds']:.4f}", quartiles, *others))
     return "\n".join(" ".join(f"{cell:>{width}}" for cell, width in zip(line, widths)).rstrip() for line in lines)
-
-
-WIDTHS = (9, 9, 9, 9, 8, 15, 6, 9, 5, 8, 6)
 
 
 def networks(names: list[str]) -> str:
@@ -344,10 +340,8 @@ def to_compare(path: Path, args: argparse.Namespace) -> list[dict]:
     return older["rows"]
 
 
-def main(args: argparse.Namespace) -> None:
-    older = to_compare(args.compare, args) if args.compare else None
-    if args.tolerance is not None and older is None:
-        raise ValueError(f"--tolerance {args.tolerance:g}: has no effect without --compare; give both, or neither")
+def settle(args: argparse.Namespace) -> list[Way]:
+    """The ways to measure; sets the options that were left out. ValueError for options that do not go together."""
     args.model_name = args.model_name or list(models.VARIANTS)
     args.sizes = args.sizes or list(map(size, SIZES))
     args.scales = args.scales or ()
@@ -364,6 +358,27 @@ def main(args: argparse.Namespace) -> None:
     if not chosen:
         known = ", ".join(dict.fromkeys(way.precision for way in suitable))
         raise ValueError(f"--precision {args.precision}: not measured on this {args.device.type}; give one of {known}")
+    return chosen
+
+
+def check_regressions(rows: list[dict], older: list[dict], tolerance: float) -> None:
+    """Print the ratios of both results; ends the program with status 1 where one has fallen or was not measured."""
+    text, fallen = compared(rows, older, tolerance)
+    print(text)
+    again = ratios(rows)
+    missed = [" ".join(key) for key in ratios(older) if key not in again]
+    for what, names in (("slower than before", fallen), ("not measured this time", missed)):
+        if names:
+            print(f"{what}: {', '.join(names)}", file=sys.stderr)
+    if fallen or missed:
+        sys.exit(1)
+
+
+def main(args: argparse.Namespace) -> None:
+    older = to_compare(args.compare, args) if args.compare else None
+    if args.tolerance is not None and older is None:
+        raise ValueError(f"--tolerance {args.tolerance:g}: has no effect without --compare; give both, or neither")
+    chosen = settle(args)
     io.check_writable(args.out)
     name = store.device_name(args.device, threads=True)
     print(networks(args.model_name))
@@ -380,12 +395,12 @@ def main(args: argparse.Namespace) -> None:
     for rows in measure_all(args, chosen):
         if isinstance(rows, str):
             result["left_out"].append(rows)
-        else:
-            print(table(rows, head=not result["rows"]), flush=True)
-            if args.profile:
-                print(told(rows[-1]["profile"]), flush=True)
-            result["rows"] += rows
-            store.write(path, result)  # after each, so that no measurement is lost
+            continue
+        print(table(rows, head=not result["rows"]), flush=True)
+        if args.profile:
+            print(told(rows[-1]["profile"]), flush=True)
+        result["rows"] += rows
+        store.write(path, result)  # after each, so that no measurement is lost
     if not result["rows"]:
         raise ValueError(f"--minutes {args.minutes:g}: not enough to measure anything; give more, or fewer --sizes")
     store.write(path, result)
@@ -393,15 +408,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"left out to stay within --minutes {args.minutes:g}: {', '.join(result['left_out'])}")
     print(f"wrote {path}")
     if older is not None:
-        text, fallen = compared(result["rows"], older, TOLERANCE if args.tolerance is None else args.tolerance)
-        print(text)
-        again = ratios(result["rows"])
-        missed = [" ".join(key) for key in ratios(older) if key not in again]
-        for what, names in (("slower than before", fallen), ("not measured this time", missed)):
-            if names:
-                print(f"{what}: {', '.join(names)}", file=sys.stderr)
-        if fallen or missed:
-            sys.exit(1)
+        check_regressions(result["rows"], older, TOLERANCE if args.tolerance is None else args.tolerance)
 
 
 def file_stem(args: argparse.Namespace, device: str) -> str:
