@@ -123,15 +123,22 @@ def best_of(candidates: dict[str, Callable[[], float]], rounds: int) -> dict[str
     return best
 
 
+def seconds_of(call: Callable[[], None], device: torch.device, wall: bool) -> float:
+    """How long a call takes, until the device has finished too: wall time, or CPU time of this process."""
+    clock = time.perf_counter if wall else time.process_time
+    start = clock()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return clock() - start
+
+
 def loaders(root: Path, packed: Path, args: argparse.Namespace, device: torch.device) -> dict[str, dict]:
     """For every way to read: its time per sample, samples per second, and speed relative to the published way."""
     names, batch = read_list(root), args.batch_size
     augment = Augment(args.crop, 0)
-    published, files, rows = (
-        PublishedWay(root, names, args.crop),
-        Vimeo90K(root, names, augment),
-        Packed(packed, names, augment),
-    )
+    published = PublishedWay(root, names, args.crop)
+    files, rows = Vimeo90K(root, names, augment), Packed(packed, names, augment)
     collated = {
         "PNG, the published way": lambda keys: default_collate([published[index] for index, _ in keys]),
         "PNG": lambda keys: default_collate([files[key] for key in keys]),
@@ -144,14 +151,14 @@ def loaders(root: Path, packed: Path, args: argparse.Namespace, device: torch.de
 
     def measure(name: str, way: Callable, order: Iterator) -> float:
         batches = [next(order) for _ in range(max(args.loader_samples // batch, 1))]
+
+        def read_all() -> None:
+            for keys in batches:
+                way(keys)
+
         # CPU time for what separate reading processes do, wall time for what the GPU does.
-        clock = time.perf_counter if device.type == "cuda" and "augmented" in name else time.process_time
-        start = clock()
-        for keys in batches:
-            way(keys)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return (clock() - start) / (len(batches) * batch)
+        spent = seconds_of(read_all, device, wall=device.type == "cuda" and "augmented" in name)
+        return spent / (len(batches) * batch)
 
     candidates = {name: partial(measure, name, way, iter(Order(len(names), batch))) for name, way in collated.items()}
     seconds = best_of(candidates, args.rounds)
@@ -248,14 +255,12 @@ def scenes(args: argparse.Namespace, device: torch.device) -> dict[str, dict]:
     one = [next(stream) for _ in range(GROUP)][0]
     alone, both = (Run(args, device, measures, batches) for batches in (itertools.repeat(one), stream))
 
-    def making() -> float:
-        clock = time.perf_counter if device.type == "cuda" else time.process_time
-        start = clock()
+    def make() -> None:
         for _ in range(count):
             next(stream)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return (clock() - start) / count
+
+    def making() -> float:
+        return seconds_of(make, device, wall=device.type == "cuda") / count
 
     timed = {"making": making, "a step": lambda: alone.seconds(count), "both": lambda: both.seconds(count)}
     best_of(timed, 1)  # to warm up
@@ -315,9 +320,8 @@ def with_triplets(args: argparse.Namespace, device: torch.device, result: dict) 
             table("reading alone", result["loader"], row)
         if "step" in args.parts:
             result["step"] = steps(root, args, device)
-            row = (
-                "{s:8.3f} s a step {samples_per_s:8.1f} samples a second {times:6.2f} x {recipe_hours:8.0f} h a recipe"
-            )
+            row = "{s:8.3f} s a step {samples_per_s:8.1f} samples a second {times:6.2f} x "
+            row += "{recipe_hours:8.0f} h a recipe"
             table("stepping alone", result["step"], row)
         if "both" in args.parts:
             result["both"] = together(root, packed, args, device)
