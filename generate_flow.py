@@ -247,10 +247,10 @@ def check(
         flow = teachers.labels(teacher, *frames[:, None]) if given else there
         if given and there is not None:
             errors.append(flow_report.error_by_motion(flow, there))
-        score, pictures = flow_report.judge(teacher, frames, flow)
+        score, row = flow_report.judge(teacher, frames, flow)
         print(flow_report.line(name, score), flush=True)
         scores.append(score)
-        rows.append(pictures)
+        rows.append(row)
     print(flow_report.line("mean", np.nanmean(scores, axis=0)))
     print(flow_report.LEGEND)
     if errors:
@@ -278,32 +278,42 @@ def main(args: argparse.Namespace) -> None:
     with distributed.ranks(args) as device:
         lists = [read_list(args.data, part) for part in LISTS[args.split]]
         names = list(dict.fromkeys(name for names in lists for name in names))  # no two processes write one file
-        folder = args.data / "flow"
-        chosen = args.teacher
-        if args.sheet and not args.check:
-            raise ValueError(f"--sheet {args.sheet} needs --check N, the number of triplets")
-        if args.sheet and not io.is_picture(args.sheet):
-            raise ValueError(f"--sheet {args.sheet}: is written as a picture; end the name in {', '.join(io.IMAGES)}")
-        if args.check:
-            making = ("format", "batch_size", "workers")
-            cli.refuse(args, parser(), making, "has no effect on --check, which makes no labels; leave it out")
-        before = read_record(folder)
-        known = before.get("teacher") in teachers.TEACHERS
-        args.teacher = chosen or (before["teacher"] if known else teachers.choose())
-        args.format = args.format or (before["format"] if before.get("format") in FORMATS else FLO)
+        folder, given = args.data / "flow", args.teacher is not None
+        check_options(args)
+        choose(args, read_record(folder))
         teacher = teachers.build(args.teacher, args.weights, device, align_corners=args.align_corners, rgb=args.rgb)
-        if distributed.is_main() and not chosen:
+        if distributed.is_main() and not given:
             print(f"teacher: {args.teacher}, " + why(args.teacher, folder))
         if args.check:
             if distributed.world_size() > 1:
                 raise ValueError("--check runs in one process; start it without torchrun")
-            check(args, names, teacher, device, given=chosen is not None)
+            check(args, names, teacher, device, given)
             return
         with io.only_run(folder):
             with distributed.together():
                 if distributed.is_main():
                     begin(args, folder, names)
             generate(args, names, teacher, device)
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """ValueError for options that do not go together."""
+    if args.sheet and not args.check:
+        raise ValueError(f"--sheet {args.sheet} needs --check N, the number of triplets")
+    if args.sheet and not io.is_picture(args.sheet):
+        raise ValueError(f"--sheet {args.sheet}: is written as a picture; end the name in {', '.join(io.IMAGES)}")
+    if args.check:
+        making = ("format", "batch_size", "workers")
+        cli.refuse(args, parser(), making, "has no effect on --check, which makes no labels; leave it out")
+
+
+def choose(args: argparse.Namespace, record: dict) -> None:
+    """Set teacher and format where they are left out: those of the existing labels, otherwise the best available."""
+    if args.teacher is None:
+        known = record.get("teacher") in teachers.TEACHERS
+        args.teacher = record["teacher"] if known else teachers.choose()
+    if args.format is None:
+        args.format = record["format"] if record.get("format") in FORMATS else FLO
 
 
 def begin(args: argparse.Namespace, folder: Path, names: list[str]) -> None:
