@@ -31,7 +31,7 @@ TRAIN_LISTS, TEST_LISTS = (tuple(f"{of}_{part}list.txt" for of in ("sep", "tri")
 SEQUENCES = "sequences"  # the folder of all of Vimeo90K's
 CACHE = Path(__file__).resolve().parent.parent / "data" / "clips_cache"
 COPIED = 64  # frames copied to a device at a time
-BREAKS = 3  # version of the search for breaks, in the names of cached files: raise it when the search changes
+BREAKS = 4  # version of the search for breaks, in the names of cached files: raise it when the search changes
 
 
 class Frames:

@@ -212,6 +212,16 @@ def test_a_light_that_moves_in_the_dark_is_no_cut(step):
     assert not shots.is_cut(*lamps[:2]) and not shots.is_cut(*lamps[1:])
 
 
+@pytest.mark.parametrize("step", [4, 6])
+def test_a_page_of_text_that_scrolls_is_no_cut(step):
+    """Lines 24 pixels apart, of letters 4 pixels wide: a quarter of a thumbnail's size shows neither."""
+    page = np.full((480, 640, 3), 250, np.uint8)
+    letters = np.random.default_rng(0).random((20, 150)) < 0.6
+    for line, row in zip(range(8, 480, 24), letters):
+        page[line : line + 10, 20:620] = np.where(row.repeat(4), 30, 250)[:, None]
+    assert not shots.is_cut(page[:360], page[step : 360 + step])
+
+
 @pytest.mark.parametrize("target", [0, 255])
 def test_a_fade_has_no_cuts_until_its_end(target):
     frames = moving(25, 144, 256)
