@@ -80,6 +80,31 @@ def test_between_equal_frames_the_network_has_nothing_to_do(tmp_path, monkeypatc
     assert all((images[4 * k + step] == images[4 * k]).all() for k in range(3) for step in (1, 2))
 
 
+@pytest.mark.parametrize("options", [("--fps", "100"), ("--factor", "4"), ("--slow", "2"), ("--dedup",)])
+def test_a_picture_stands_still_while_a_recorder_stores_no_other(tmp_path, options):
+    """As in the same recording with a frame stored 25 times a second, motion begins with the last of these frames."""
+    frames = moving(20)
+    times = [Fraction(k if k < 10 else k + 75, 25) for k in range(20)]
+    source = encode(tmp_path / "in.mkv", frames, times=times, codec="ffv1", pix_fmt="bgr0")
+    run(source, tmp_path / "out.mkv", "--codec", "ffv1", *options)
+    slow = 2 if "--slow" in options else 1
+    shown = [(time / slow, image) for time, image in zip(*decode(tmp_path / "out.mkv"))]
+    still = [image for time, image in shown if times[9] <= time <= times[10] - Fraction(1, 25)]
+    assert still and all((image == frames[9]).all() for image in still)
+    begun = [image for time, image in shown if times[10] - Fraction(1, 25) < time < times[10]]
+    assert len(begun) == (3 if "--fps" in options else 0) and not any((x == frames[9]).all() for x in begun)
+    between = [image for time, image in shown if times[7] < time < times[8]]
+    assert between and not any((image == frames[7]).all() for image in between)
+
+
+@pytest.mark.parametrize("rate", [1, 5, 25])
+def test_frames_that_come_seldom_or_a_little_late_are_no_pause(rate):
+    """Time-lapse; up to three lost frames; frames that --dedup drops."""
+    frames = [Frame(Fraction(k, rate), image) for k, image in zip((0, 1, 2, 6, 7, 8, 9), moving(7))]
+    pairs = list(timeline.steps(frames, Grid(2), Fraction(100), cut=None, usual=Fraction(1, rate)))
+    assert [step.ts for step in pairs[:-1]] == [[0, Fraction(1, 2)]] * 6
+
+
 @pytest.mark.parametrize(
     ("repeats", "told"),
     [((2,), True), ((3,), True), ((1, 1, 1, 2), True), ((1,) * 9 + (2,), False), ((12, 1, 1), False), ((1,), False)],

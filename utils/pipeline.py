@@ -107,7 +107,7 @@ def pictures(
     timeline.steps; scale: see infer; deep: see video.Source.frames."""
     depth = max(2, min(DEEPEST, QUEUED // (source.width * source.height * (9 if deep else 5))))
     frames = ahead(source.frames(start, deep), depth)
-    pairs = ahead(steps(frames, grid, Fraction(segment), stop, cut, repeat, source.hold), 2)
+    pairs = ahead(steps(frames, grid, Fraction(segment), stop, cut, repeat, source.hold, source.usual), 2)
     lasts = None if grid.rate or source.steady else source.hold * grid.slow
     return ahead(infer(pairs, call, segment, scale, lasts), depth)
 

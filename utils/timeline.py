@@ -13,6 +13,7 @@ import numpy as np
 from .shots import is_cut, is_repeat
 
 MOST_REPEATS = 3  # in a row: 15 frames a second stored as 60. A picture that stays longer does so on purpose.
+PAUSE = Fraction(1, 2)  # seconds without a frame, if longer than these: screen recorders store no still pictures
 FEWEST, OFTEN = 8, 0.1  # pauses, and pauses per movement: 25 frames a second stored as 30 have 0.2, some of them hidden
 
 
@@ -73,7 +74,8 @@ def snapped(time: Fraction, rate: Fraction, step: Fraction) -> Fraction:
 
 class Step(NamedTuple):
     """Two neighbours and what is to be shown from the first until the second: output times, and for each the t in
-    [0, 1) of the moment between them. Across a cut, and after the last frame (second is first), all t are 0."""
+    [0, 1) of the moment between them. Across a cut, and after the last frame (second is first), all t are 0; in a pause
+    they are 0 until motion begins."""
 
     first: Frame
     second: Frame
@@ -89,13 +91,16 @@ def steps(
     cut: Callable[[np.ndarray, np.ndarray], bool] | None = is_cut,
     repeat: Callable[[np.ndarray, np.ndarray], bool] | None = None,
     hold: Fraction = Fraction(0),
+    usual: Fraction | None = None,
 ) -> Iterator[Step]:
     """What to show, pair by pair, until the first frame at or after `stop` (None: to the end).
 
     segment: seconds; decisions about the frames of a segment depend only on that segment and the frame after it. cut,
     repeat: predicates on two images; None: never. Where there is a cut, the first of both is shown until the second. A
     frame that repeats the one before is dropped, and the motion goes on from that one to the next; the output's times
-    are still those of all frames. hold: seconds that the last frame is shown for.
+    are still those of all frames. hold: seconds that the last frame is shown for. usual: seconds from most
+    frames to the next; where one comes much later, see PAUSE, the motion to it takes only so long. None: all come in
+    time.
     """
     first, latest, due, dropped = None, None, [], 0
     for frame in frames:
@@ -115,8 +120,10 @@ def steps(
         else:
             dropped = 0
         apart = cut is not None and cut(first.image, frame.image)
-        span = (frame.time - first.time) * grid.slow
-        ts = [Fraction(0) if apart else (time - first.time * grid.slow) / span for time in due]
+        still = usual is not None and frame.time - first.time > max(PAUSE, (MOST_REPEATS + 1) * usual)
+        begin = frame.time - usual if still else first.time
+        span = (frame.time - begin) * grid.slow
+        ts = [Fraction(0) if apart else max(Fraction(0), time - begin * grid.slow) / span for time in due]
         yield Step(first, frame, due, ts)
         if ends:
             return

@@ -86,9 +86,9 @@ class Source:
     paths: the files it is read from. width, height: of upright frames. rate: frames a second, nominal. step: the unit
     of the input's times. origin: time of the first frame in the file; begin: what the file's times count from. count:
     frames, and last: time of the last one; None where only reading can tell. longest: the longest time between two
-    frames, None where all are equal. hold: how long the last one is shown; steady: whether all are shown equally long.
-    aspect: of a pixel. pix_fmt: FFmpeg's name of the pixels' format. light: see hdr. notes: what a user should know,
-    one line each. damaged: frames skipped as damaged so far.
+    frames, and usual: the median of these times; None where all are equal. hold: how long the last one is shown;
+    steady: whether all are shown equally long. aspect: of a pixel. pix_fmt: FFmpeg's name of the pixels' format. light:
+    see hdr. notes: what a user should know, one line each. damaged: frames skipped as damaged so far.
     """
 
     path: str
@@ -101,6 +101,7 @@ class Source:
     count: int | None = None
     last: Fraction | None = None
     longest: Fraction | None = None
+    usual: Fraction | None = None
     hold: Fraction
     steady = True
     colour = Colour()
@@ -318,7 +319,9 @@ class Video(Source):
         if count > len(times) - 1:  # the last frames may have none
             last = max(last, (count - 1) / self.rate)
         apart = [b - a for a, b in zip(times[1:], times[2:])]  # the first is the origin once more
-        self.longest, shortest = max(apart, default=None), min((gap for gap in apart if gap), default=1 / self.rate)
+        steps = sorted(gap for gap in apart if gap)
+        self.usual, shortest = (steps[(len(steps) - 1) // 2], steps[0]) if steps else (None, 1 / self.rate)
+        self.longest = max(apart, default=None)
         if self.longest and self.longest > LEAP_AHEAD:
             before = times[1 + apart.index(self.longest)] - self.origin
             raise ValueError(
