@@ -98,9 +98,8 @@ def steps(
     segment: seconds; decisions about the frames of a segment depend only on that segment and the frame after it. cut,
     repeat: predicates on two images; None: never. Where there is a cut, the first of both is shown until the second. A
     frame that repeats the one before is dropped, and the motion goes on from that one to the next; the output's times
-    are still those of all frames. hold: seconds that the last frame is shown for. usual: seconds from most
-    frames to the next; where one comes much later, see PAUSE, the motion to it takes only so long. None: all come in
-    time.
+    are still those of all frames. hold: seconds that the last frame is shown for. usual: seconds from most frames to
+    the next; where one comes much later, see PAUSE, the motion to it takes only so long. None: all come in time.
     """
     first, latest, due, dropped = None, None, [], 0
     for frame in frames:
