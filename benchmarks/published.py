@@ -45,7 +45,7 @@ IFRNet(re-run)  -             -             36.00    33.99    31.53      30.46
 METRICS = ("psnr", "ssim", "ie")  # the order of the comma-separated values
 RERUN = "(re-run)"
 
-# Which of the protocols in common.py a method's numbers are by; not known for methods that are not here.
+# Which of the protocols in evaluation.py a method's numbers are by; not known for methods that are not here.
 PROTOCOLS = dict.fromkeys(("IFRNet_S", "IFRNet", "IFRNet_L", "repeat", "average", "dis"), "paper")
 PROTOCOLS |= {"RIFE": "uint8", "EMA-VFI(TTA)": "ema"}
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scoring import frame, psnr_by_hand, result
 
-from benchmarks import Clips, common, report
+from benchmarks import Clips, evaluation, report
 from datasets import clips
 from utils import io
 
@@ -71,7 +71,7 @@ def test_scale_auto_follows_the_motion_of_every_case(typed, footage, monkeypatch
         asked.append(np.abs(first.astype(int) - last).mean())
         return 0.5 if len(asked) % 2 else 1.0
 
-    monkeypatch.setattr(common, "scale_by_motion", scale_by_motion)
+    monkeypatch.setattr(evaluation, "scale_by_motion", scale_by_motion)
     found = {}
     for scale in ("auto", 0.5, 1):
         out = score(typed, footage, "--model_name", "IFRNet_S", "--scale", scale)
