@@ -391,45 +391,22 @@ def to_pipe(job: Job) -> None:
 
 def to_parts(job: Job) -> None:
     """Make the missing parts, each rank its share, then join all parts."""
-    args, rank, world, count = job.args, distributed.rank(), distributed.world_size(), job.segments()
+    args, world = job.args, distributed.world_size()
     parts = Parts(Path(args.output), "" if job.kind == "folder" else video_out.PART, settings(job))
     if job.source.count is None and (args.resume or world > 1):
         raise ValueError(f"{job.source.path}: can be read only once, in order; --resume and torchrun need a file")
     if distributed.is_main():
         parts.begin(args.resume)
     distributed.barrier()
-    runs = parts.missing(count * rank // world, count * (rank + 1) // world)
-    kind = video_out.FolderWriter if job.kind == "folder" else video_out.VideoWriter
-    expected = infinity() if job.source.count is None else chain.from_iterable(runs)
     try:
-        with closing(counted(job.pictures(runs), job.count(sum(map(len, runs))), job.form.rate)) as made:
-            for number, segment in groupby(made, key=lambda picture: picture.segment):
-                for passed in expected:
-                    if passed == number:
-                        break
-                    parts.skip(passed)  # no output frame falls into this segment
-                with parts.making(number, lambda path: kind(path, job.form)) as writer:
-                    for picture in segment:
-                        job.write(writer, picture)
+        make(job, parts)
         distributed.barrier()
         found = parts.finished()
         distributed.barrier()  # the main rank removes the parts after joining them
         if not found:
             raise ValueError(NONE.format(job.source.path))
     except KeyboardInterrupt:
-        out, endless = Path(args.output), job.source.count is None
-        old = out.exists() and not parts.part_shown and not (out.is_dir() and not any(out.iterdir()))
-        if world == 1 and parts.unfinished() and (endless or not old):
-            join(job, parts.unfinished(), whole=False)
-            if endless:
-                parts.remove()
-                raise KeyboardInterrupt(f"interrupted; {args.output} holds what is done") from None
-            parts.show_part()
-            raise KeyboardInterrupt(f"interrupted; {args.output} holds what is done, and --resume continues") from None
-        if world == 1 and not parts.finished():
-            parts.remove()
-            raise
-        raise KeyboardInterrupt(f"interrupted; what is done is in {parts.folder}, and --resume continues") from None
+        raise KeyboardInterrupt(interrupted(job, parts)) from None
     except Exception as error:
         if distributed.is_main() and not parts.finished():
             parts.remove()
@@ -438,16 +415,55 @@ def to_parts(job: Job) -> None:
             raise OSError(error.errno, kept, args.output) from error
         raise
     if distributed.is_main():
-        kept = f"all parts are in {parts.folder}, and --resume joins them"
-        try:
-            join(job, parts.finished())
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"interrupted; {kept}") from None
-        except OSError as error:
-            raise OSError(error.errno, f"{error.strerror}; {kept}", args.output) from error
+        finish(job, parts)
+
+
+def make(job: Job, parts: Parts) -> None:
+    """Make this rank's share of the missing parts."""
+    rank, world, count = distributed.rank(), distributed.world_size(), job.segments()
+    runs = parts.missing(count * rank // world, count * (rank + 1) // world)
+    kind = video_out.FolderWriter if job.kind == "folder" else video_out.VideoWriter
+    expected = infinity() if job.source.count is None else chain.from_iterable(runs)
+    with closing(counted(job.pictures(runs), job.count(sum(map(len, runs))), job.form.rate)) as made:
+        for number, segment in groupby(made, key=lambda picture: picture.segment):
+            for passed in expected:
+                if passed == number:
+                    break
+                parts.skip(passed)  # no output frame falls into this segment
+            with parts.making(number, lambda path: kind(path, job.form)) as writer:
+                for picture in segment:
+                    job.write(writer, picture)
+
+
+def interrupted(job: Job, parts: Parts) -> str:
+    """Show what an interrupted job has made, where nothing older is in its place; returns what to tell the user."""
+    alone, endless, out = distributed.world_size() == 1, job.source.count is None, Path(job.args.output)
+    old = out.exists() and not parts.part_shown and not (out.is_dir() and not any(out.iterdir()))
+    if alone and parts.unfinished() and (endless or not old):
+        join(job, parts.unfinished(), whole=False)
+        if endless:
+            parts.remove()
+            return f"interrupted; {job.args.output} holds what is done"
+        parts.show_part()
+        return f"interrupted; {job.args.output} holds what is done, and --resume continues"
+    if alone and not parts.finished():
         parts.remove()
-        width, height = job.form.stored if job.kind in video_out.DEFAULTS else (job.form.width, job.form.height)
-        say(f"wrote {args.output}: {width}x{height}, {float(job.form.rate):.6g} frames a second")
+        return "interrupted"
+    return f"interrupted; what is done is in {parts.folder}, and --resume continues"
+
+
+def finish(job: Job, parts: Parts) -> None:
+    """Join all parts and remove them."""
+    args, kept = job.args, f"all parts are in {parts.folder}, and --resume joins them"
+    try:
+        join(job, parts.finished())
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; {kept}") from None
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}; {kept}", args.output) from error
+    parts.remove()
+    width, height = job.form.stored if job.kind in video_out.DEFAULTS else (job.form.width, job.form.height)
+    say(f"wrote {args.output}: {width}x{height}, {float(job.form.rate):.6g} frames a second")
 
 
 def join(job: Job, parts: list[Path], whole: bool = True) -> None:
