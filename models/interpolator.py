@@ -113,6 +113,23 @@ def check_range(times: Sequence[float]) -> None:
             raise ValueError(f"t = {float(t):g} is out of range; a frame lies between the two at 0 < t < 1")
 
 
+def check_settings(model: IFRNet, precision: str | None, tile: int | str | None, padding: Padding, mode: str) -> None:
+    """ValueError for what an Interpolator cannot be made with."""
+    if precision not in (None, *PRECISIONS):
+        raise ValueError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
+    if mode not in MODES:
+        raise ValueError(f"unknown mode {mode!r}; choose one of {', '.join(MODES)}")
+    if padding.mode not in PADDINGS:
+        raise ValueError(f"unknown padding {padding.mode!r}; choose one of {', '.join(PADDINGS)}")
+    if padding.size is not None and not (len(padding.size) == 2 and all(side > 0 for side in padding.size)):
+        raise ValueError(f"padding to the size {padding.size}; give (height, width), in pixels, or None")
+    if tile not in (None, "auto") and not (isinstance(tile, Integral) and tile >= LEAST_ROWS):
+        raise ValueError(f'tile {tile!r}; give {LEAST_ROWS} rows or more, "auto" or None')
+    if not hasattr(model, "any_time"):
+        what = "models.load gives one, and DataParallel holds one as its .module"
+        raise ValueError(f"model of type {type(model).__name__}; an IFRNet is needed: {what}")
+
+
 def default_device() -> torch.device:
     """The current GPU where there is one, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -159,19 +176,7 @@ class Interpolator:
         mode: str = "eager",
         pixels: float | None = None,
     ):
-        if precision not in (None, *PRECISIONS):
-            raise ValueError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
-        if mode not in MODES:
-            raise ValueError(f"unknown mode {mode!r}; choose one of {', '.join(MODES)}")
-        if padding.mode not in PADDINGS:
-            raise ValueError(f"unknown padding {padding.mode!r}; choose one of {', '.join(PADDINGS)}")
-        if padding.size is not None and not (len(padding.size) == 2 and all(side > 0 for side in padding.size)):
-            raise ValueError(f"padding to the size {padding.size}; give (height, width), in pixels, or None")
-        if tile not in (None, "auto") and not (isinstance(tile, Integral) and tile >= LEAST_ROWS):
-            raise ValueError(f'tile {tile!r}; give {LEAST_ROWS} rows or more, "auto" or None')
-        if not hasattr(model, "any_time"):
-            what = "models.load gives one, and DataParallel holds one as its .module"
-            raise ValueError(f"model of type {type(model).__name__}; an IFRNet is needed: {what}")
+        check_settings(model, precision, tile, padding, mode)
         self.device = torch.device(device or default_device())
         self.model = model.to(self.device).eval()
         self.any_time = model.any_time
