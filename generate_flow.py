@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from datasets.vimeo90k import FLOW, FRAMES, RECORD, TEST_LIST, TRAIN_LIST, Vimeo90K, check_size, find_flow, read_list
 from models import flow as teachers
-from utils import batches, cli, distributed, flow_report, io
+from utils import batches, cli, distributed, flow_files, flow_report, io
 from utils.batches import default_workers
 
 LISTS = {"train": [TRAIN_LIST], "test": [TEST_LIST], "all": [TRAIN_LIST, TEST_LIST]}
@@ -50,8 +50,8 @@ class Format(NamedTuple):
 FLO = "flo"
 FORMATS = {
     FLO: Format(8, np.inf),
-    "png": Format(2, io.KITTI_REACH),
-    "f16": Format(4, io.F16_REACH),
+    "png": Format(2, flow_files.KITTI_REACH),
+    "f16": Format(4, flow_files.F16_REACH),
 }
 
 
@@ -95,7 +95,7 @@ class Batches(Dataset):
         root = self.triplets.root
         try:
             size = io.png_size(root / "sequences" / name / FRAMES[0])
-            return all(io.read_flow(path).shape[:2] == size for path in flow_paths(root, name, self.ending))
+            return all(flow_files.read_flow(path).shape[:2] == size for path in flow_paths(root, name, self.ending))
         except (OSError, ValueError):
             return False
 
@@ -111,7 +111,7 @@ def write(root: Path, name: str, ending: str, flow: np.ndarray) -> tuple[int, in
     for path, part in zip(flow_paths(root, name, ending), np.split(np.where(unknown, np.nan, flow), 2, axis=2)):
         for leftover in path.parent.glob(f".{path.stem}.*"):  # from a run that was killed
             leftover.unlink(missing_ok=True)
-        io.write_flow(path, part)
+        flow_files.write_flow(path, part)
         size += path.stat().st_size
     return size, int(unknown.any(2).sum())
 
@@ -268,7 +268,7 @@ def read_labels(root: Path, name: str, first: np.ndarray, device: torch.device) 
         paths = [find_flow(root / "flow" / name / stem) for stem in FLOW]
     except FileNotFoundError:
         return None
-    both = [io.read_flow(path) for path in paths]
+    both = [flow_files.read_flow(path) for path in paths]
     for path, flow in zip(paths, both):
         check_size(path, flow, first)
     return torch.from_numpy(np.concatenate(both, 2)).movedim(-1, 0)[None].to(device)

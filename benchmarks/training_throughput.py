@@ -41,7 +41,7 @@ from datasets.transforms import Augment, finish
 from datasets.vimeo90k import FLOW, FRAMES, TRAIN_LIST, Vimeo90K, read_list
 from losses import ifrnet_loss
 from models.interpolator import default_device
-from utils import cli, epochs, io
+from utils import cli, epochs, flow_files, io
 from utils.batches import Order, on_device, read
 from utils.meter import Meter
 from utils.step import Recipe, State, parallel, step
@@ -72,7 +72,7 @@ class PublishedWay(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
         name, rng, size = self.names[index], self.rng, self.crop
         frames = [imageio.imread(self.root / "sequences" / name / frame) for frame in FRAMES]
-        flow = np.concatenate([io.read_flo(self.root / "flow" / name / f"{stem}.flo") for stem in FLOW], 2)
+        flow = np.concatenate([flow_files.read_flo(self.root / "flow" / name / f"{stem}.flo") for stem in FLOW], 2)
         flow = flow.astype(np.float64)  # as its arithmetic leaves it
         if rng.random() < 0.1:
             frames = [cv2.resize(frame, None, fx=2, fy=2) for frame in frames]
@@ -109,7 +109,7 @@ def make_set(root: Path, count: int) -> Path:
             imageio.imwrite(folder / frame, photo[top : top + SIZE[0], left + shift : left + shift + SIZE[1]])
         for sign, stem in zip((-1, 1), FLOW):
             flow = sign * np.float32([2, 0]) + rng.normal(0, 0.01, (*SIZE, 2)).astype(np.float32)
-            io.write_flow(root / "flow" / name / f"{stem}.flo", flow)
+            flow_files.write_flow(root / "flow" / name / f"{stem}.flo", flow)
     (root / TRAIN_LIST).write_text("\n".join(names))
     return root
 

@@ -29,7 +29,7 @@ from datasets.scenes import Layer, Motion, Scene, Waves, chart, flow_of, frame_o
 from datasets.stencils import INNER, KINDS, STEPS, THIN, Cutouts, Stencils, cutouts, drawn_stencils
 from datasets.textures import procedural_patches
 from datasets.vimeo90k import RECORD, TEST_LIST, TRAIN_LIST
-from utils import cli, io
+from utils import cli, flow_files, io
 
 # Those of scikit-image's photographs that are in the public domain or CC0 and lie inside the package.
 PHOTOGRAPHS = (
@@ -327,7 +327,7 @@ def write_vimeo90k(out: Path, source: Synthetic, train: int, test: int) -> None:
             io.write_image(out / "sequences" / name / f"im{number}.png", frame)
         for end in (0, 1):
             half = flow[0, 1, 2 * end : 2 * end + 2].movedim(0, -1)
-            io.write_flow(out / "flow" / name / f"flow_t{end}.flo", half.cpu().numpy())
+            flow_files.write_flow(out / "flow" / name / f"flow_t{end}.flo", half.cpu().numpy())
     io.write_bytes(out / "flow" / RECORD, json.dumps({"teacher": "exact", "format": "flo"}).encode())
     for split, part in ((TRAIN_LIST, names[:train]), (TEST_LIST, names[train:])):
         io.write_bytes(out / split, "".join(f"{name}\n" for name in part).encode())

@@ -2,7 +2,7 @@
 
 ROOT/tri_trainlist.txt                           names such as 00001/0001, one a line
 ROOT/sequences/00001/0001/im1.png im2.png im3.png
-ROOT/flow/00001/0001/flow_t0.flo flow_t1.flo     or another of utils.io.FLOWS
+ROOT/flow/00001/0001/flow_t0.flo flow_t1.flo     or another of utils.flow_files.FLOWS
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
-from utils.io import FLOWS, read_flow, read_image, read_text
+from utils.flow_files import FLOWS, read_flow
+from utils.io import read_image, read_text
 
 from . import Sample
 from .transforms import Augment, FlowPair, Raw, Stack, centre_crop

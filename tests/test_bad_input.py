@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from utils import io
+from utils import flow_files, io
 
 SIZE = (48, 64)
 
@@ -34,7 +34,7 @@ def small_set(tmp_path_factory):
         for k in (1, 2, 3):
             io.write_image(root / "set/sequences" / name / f"im{k}.png", rng.integers(0, 256, (*SIZE, 3), np.uint8))
         for k in (0, 1):
-            io.write_flow(root / "set/flow" / name / f"flow_t{k}.flo", rng.normal(size=(*SIZE, 2)))
+            flow_files.write_flow(root / "set/flow" / name / f"flow_t{k}.flo", rng.normal(size=(*SIZE, 2)))
     (root / "set/tri_trainlist.txt").write_text("00001/0001\n00001/0002\n\n")
     (root / "set/tri_testlist.txt").write_text("00001/0003\n")
     return root

@@ -15,7 +15,8 @@ from datasets.clips import Windows
 from datasets.transforms import Augment, finish
 from datasets.vimeo90k import Vimeo90K, find_flow, read_list
 from utils import epochs
-from utils.io import write_flow, write_image
+from utils.flow_files import write_flow
+from utils.io import write_image
 
 HEIGHT, WIDTH = 48, 64
 
@@ -36,7 +37,8 @@ def write_set(root, names=("00001/0001", "00001/0002", "00002/0001"), flow=".flo
 
 @pytest.mark.parametrize("ending", [".flo", ".png", ".pfm"])
 def test_a_sample_holds_the_frames_and_the_flow_of_any_format(tmp_path, ending):
-    from utils.io import read_flow, read_image
+    from utils.flow_files import read_flow
+    from utils.io import read_image
 
     data = Vimeo90K(write_set(tmp_path, flow=ending), read_list(tmp_path))
     assert len(data) == 3

@@ -23,7 +23,7 @@ from datasets.vimeo90k import Vimeo90K, read_list
 from losses import ifrnet_loss
 from models import flow as teachers
 from models.flow.dis import DIS
-from utils import cli, distributed, io
+from utils import cli, distributed, flow_files, io
 
 SIZE, OTHER_SIZE = (64, 96), (48, 64)
 NAMES = [f"00001/{number:04d}" for number in range(1, 8)]
@@ -81,7 +81,7 @@ def contents(folder):
 
 
 def label(data, name, ending="flo"):
-    return np.concatenate([io.read_flow(data / f"flow/{name}/flow_t{end}.{ending}") for end in (0, 1)], 2)
+    return np.concatenate([flow_files.read_flow(data / f"flow/{name}/flow_t{end}.{ending}") for end in (0, 1)], 2)
 
 
 def test_the_files_are_the_flow_from_the_middle_frame_to_both_ends(script, data, capsys):
@@ -298,7 +298,7 @@ def labels_of(**changes):
     def make(data):
         record = {"teacher": "dis", "weights": None, "align_corners": False, "rgb": False, "format": "flo"}
         io.write_bytes(data / "flow/teacher.json", json.dumps(record | changes).encode())
-        io.write_flow(data / f"flow/{NAMES[0]}/flow_t0.flo", np.zeros((48, 64, 2), np.float32))
+        flow_files.write_flow(data / f"flow/{NAMES[0]}/flow_t0.flo", np.zeros((48, 64, 2), np.float32))
 
     return make
 
@@ -353,7 +353,7 @@ def test_what_is_wrong_is_one_line_and_nothing_is_half_written(case, script, dat
     assert message in error and error.count("\n") == 1
     for path in data.glob("flow/*/*/*"):
         assert not path.name.startswith(".")
-        assert io.read_flow(path).shape[:2] in (SIZE, OTHER_SIZE)
+        assert flow_files.read_flow(path).shape[:2] in (SIZE, OTHER_SIZE)
 
 
 def test_two_processes_say_once_what_is_wrong(data, tmp_path):
@@ -391,7 +391,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(script, 
 
 
 def test_a_disk_that_fills_up_is_named_and_leaves_no_half_file(script, data, capsys, monkeypatch):
-    real, calls = io.write_flow, []
+    real, calls = flow_files.write_flow, []
 
     def full(path, flow):
         calls.append(path)
@@ -399,12 +399,12 @@ def test_a_disk_that_fills_up_is_named_and_leaves_no_half_file(script, data, cap
             raise OSError(28, "No space left on device", str(path))
         real(path, flow)
 
-    monkeypatch.setattr(io, "write_flow", full)
+    monkeypatch.setattr(flow_files, "write_flow", full)
     assert script("--teacher", "dis") == 2
     assert "flow_t" in (error := capsys.readouterr().err) and "No space left on device" in error
     monkeypatch.undo()
     for path in data.glob("flow/*/*/*"):
-        io.read_flow(path)
+        flow_files.read_flow(path)
 
 
 def test_ctrl_c_ends_in_one_line_and_leaves_whole_files(data, raft_weights):
@@ -419,7 +419,7 @@ def test_ctrl_c_ends_in_one_line_and_leaves_whole_files(data, raft_weights):
     assert process.returncode == 2
     assert error.splitlines()[-1] == "generate_flow.py: interrupted" and "Traceback" not in error
     files = list(data.glob("flow/*/*/*"))
-    assert files and all(io.read_flow(path).shape == (*SIZE, 2) for path in files)
+    assert files and all(flow_files.read_flow(path).shape == (*SIZE, 2) for path in files)
 
 
 # How good labels are
@@ -430,7 +430,7 @@ def test_check_measures_a_teacher_against_the_flow_that_is_there(script, data, t
         height, width = OTHER_SIZE if name == NAMES[3] else SIZE
         for end in (0, 1):
             truth = np.full((height, width, 2), (3, -2) if end else (-3, 2), np.float32)
-            io.write_flow(data / f"flow/{name}/flow_t{end}.flo", truth)
+            flow_files.write_flow(data / f"flow/{name}/flow_t{end}.flo", truth)
     before = contents(data)
     assert script("--check", 3, "--teacher", "dis", "--sheet", tmp_path / "sheet.png") == 0
     rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.strip()}
@@ -458,7 +458,7 @@ def test_check_judges_the_labels_that_are_there(script, data, tmp_path, capsys):
     assert script("--teacher", "dis") == 0
     folder = data / f"flow/{NAMES[0]}"
     for end in (0, 1):  # good labels and, for the first triplet, ones that point elsewhere
-        io.write_flow(folder / f"flow_t{end}.flo", np.full((*SIZE, 2), 9, np.float32))
+        flow_files.write_flow(folder / f"flow_t{end}.flo", np.full((*SIZE, 2), 9, np.float32))
     capsys.readouterr()
     assert script("--check", 2, "--sheet", tmp_path / "sheet.png") == 0
     rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.strip()}

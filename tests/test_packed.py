@@ -23,7 +23,7 @@ from datasets.packed import Packed, Resident, decode, encode, is_packed, pack
 from datasets.transforms import Augment, finish
 from datasets.vimeo90k import Vimeo90K, read_list
 from utils import batches
-from utils.io import write_flow
+from utils.flow_files import write_flow
 
 NAMES = tuple(f"00001/{k:04}" for k in range(1, 8))
 CPU = torch.device("cpu")

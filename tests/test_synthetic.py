@@ -22,7 +22,7 @@ from datasets.scenes import (
 from datasets.stencils import INNER, STEPS, Cutouts, drawn_stencils, signed_distance
 from datasets.synthetic import Material, Synthetic, photo_patches
 from models.layers import warp
-from utils import io
+from utils import flow_files, io
 
 SIZE = (64, 96)
 
@@ -339,7 +339,7 @@ def test_what_is_written_is_what_was_drawn_each_frame_and_flow_under_its_name(ma
         written = io.read_image(tmp_path / "sequences/00001/0001" / f"im{number}.png")
         assert np.abs(written - 255 * frame.movedim(0, -1).numpy()).max() < 0.501
     for end in (0, 1):
-        written = io.read_flow(tmp_path / f"flow/00001/0001/flow_t{end}.flo")
+        written = flow_files.read_flow(tmp_path / f"flow/00001/0001/flow_t{end}.flo")
         np.testing.assert_array_equal(written, flow[0, 1, 2 * end : 2 * end + 2].movedim(0, -1))
 
 
@@ -351,7 +351,7 @@ def test_the_written_set_has_the_layout_of_vimeo90k(tmp_path):
     frames = [io.read_image(out / "sequences/00001/0003" / f"im{n}.png") for n in (1, 2, 3)]
     assert all(frame.shape == (48, 64, 3) for frame in frames)
     for end, frame in ((0, frames[0]), (1, frames[2])):
-        flow = io.read_flow(out / f"flow/00001/0003/flow_t{end}.flo")
+        flow = flow_files.read_flow(out / f"flow/00001/0003/flow_t{end}.flo")
         assert flow.shape == (48, 64, 2)
         warped = warp(io.to_float(frame)[None], torch.from_numpy(flow).movedim(-1, 0)[None])[0]
         assert (warped - io.to_float(frames[1])).abs().median() < 0.02

@@ -12,7 +12,8 @@ import torch
 from conftest import ROOT, formula_image
 
 import train_vimeo90k
-from utils.io import to_uint8, write_flow, write_image
+from utils.flow_files import write_flow
+from utils.io import to_uint8, write_image
 
 SCRIPT = str(ROOT / "train_vimeo90k.py")
 
