@@ -42,7 +42,7 @@ from tqdm import tqdm
 import models
 from models.baselines import Baseline, interpolator
 from models.interpolator import LEAST_ROWS, Interpolator, scales_for
-from utils import cli, distributed, hdr, io, video, video_join, video_out
+from utils import cli, colours, distributed, hdr, io, video, video_join, video_out
 from utils.motion import scale_by_motion
 from utils.parts import Parts, begun, folder_of
 from utils.pipeline import Picture, between, halves, pictures, to_integers
@@ -264,12 +264,12 @@ def pixels(args: argparse.Namespace, source: video.Source, grid: Grid) -> float 
 
 def output_format(args: argparse.Namespace, source: video.Source, grid: Grid, kind: str) -> video_out.Format:
     shown = grid.rate or source.rate * grid.factor / grid.slow
-    deep = video.bits(source.pix_fmt) > 8
+    deep = colours.bits(source.pix_fmt) > 8
     fixed = {".gif": video_out.LOSSLESS, "pipe": video_out.RAW, "folder": video_out.PNG}.get(kind)
     codec = fixed or args.codec or video_out.default_codec(kind, deep)
     keep = source.pix_fmt
     if args.compare or kind == ".gif":
-        keep = video.DEEP if deep and kind != ".gif" else video.SHALLOW
+        keep = colours.DEEP if deep and kind != ".gif" else colours.SHALLOW
     width = source.width * 2 if args.compare == "side" else source.width
     return video_out.Format(
         width=width,
@@ -313,13 +313,13 @@ def notes(
     if kind in (".mkv", ".webm") and form.aspect != 1 and form.codec in ("ffv1", "vp9", "av1"):
         yield f"{args.output}: the pixel aspect ratio {form.aspect} is not stored in {kind} with {form.codec}; use .mp4"
     told = isinstance(source, video.Folder) and not form.deep  # by utils.io, as wherever pictures are read
-    if video.bits(source.pix_fmt) > form.depth and not told:
+    if colours.bits(source.pix_fmt) > form.depth and not told:
         yield f"{source.path}: more than {form.depth} bits per colour ({source.pix_fmt}), reduced to {form.depth}"
     if source.light != hdr.Light() and form.codec not in hdr.OPTIONS:
         name = f"{args.output}: what HDR10 says of brightness"
         yield f"{name} is not stored with {form.codec}; use {', '.join(hdr.OPTIONS)}"
-    colours = (form.colour.primaries, form.colour.transfer)
-    if kind in video_out.MP4 and form.codec == "ffv1" and form.colour != video.Colour() and video.UNKNOWN in colours:
+    partly = colours.UNKNOWN in (form.colour.primaries, form.colour.transfer) and form.colour != colours.Colour()
+    if kind in video_out.MP4 and form.codec == "ffv1" and partly:
         yield f"{args.output}: the colour description is not stored in {kind} with ffv1; use .mkv"
     if kind in (".gif", "folder") and form.aspect != 1:
         yield f"{args.output}: the pixel aspect ratio {form.aspect} becomes 1, and the picture narrower or wider"

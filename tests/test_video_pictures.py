@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from video_files import HEIGHT, WIDTH, decode, encode, moving, planes, run
 
-from utils import io, video, video_out
+from utils import colours, io, video, video_out
 
 
 @pytest.mark.parametrize("codec", [("--codec", "ffv1"), ("--codec", "h264", "--crf", "0")])
@@ -199,7 +199,7 @@ def test_rgb_becomes_yuv_that_does_not_say_it_is_rgb(tmp_path, name, made_by, pi
     run(source, tmp_path / "out.mkv", "--codec", codec)
     with av.open(str(tmp_path / "out.mkv")) as container:
         frame = next(container.decode(video=0))
-    assert frame.format.name == "yuv420p" and frame.colorspace == video.UNKNOWN and frame.color_range != video.FULL
+    assert frame.format.name == "yuv420p" and frame.colorspace == colours.UNKNOWN and frame.color_range != colours.FULL
 
 
 @pytest.mark.parametrize("name", ["out.mp4", "out.mkv", "out.mov"])

@@ -15,34 +15,24 @@ from contextlib import contextmanager
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import av
 import numpy as np
 from av.filter import Graph
 from av.sidedata.sidedata import Type
-from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 
 from . import io
+from .colours import DEEP, FULL, SHALLOW, Colour, chroma_format, is_rgb, to_rgb, with_chroma
 from .hdr import Light, light_of
 from .timeline import Frame, snapped
 
 PIPE = "-"
-# FFmpeg's own defaults are one to two grey levels off, and do not interpolate chroma.
-ACCURATE_RND, FULL_CHR_H_INT = 0x40000, 0x2000  # FFmpeg's numbers; PyAV names them from 18 on
-TO_RGB = int(Interpolation.BILINEAR) | ACCURATE_RND | FULL_CHR_H_INT
-FROM_RGB = int(Interpolation.AREA) | ACCURATE_RND
-SHALLOW, DEEP = "rgb24", "rgb48le"  # RGB of 8 bits per colour, and of 16
-DEEP_OF_YUV = "gbrp16le"  # gives the same array; FFmpeg's way from 4:2:0 to rgb48 is wrong where chroma is interpolated
 DISCARD_ALL = 48  # FFmpeg's number for a stream that nobody should read
-UNKNOWN, LIMITED, FULL = 2, 1, 2  # FFmpeg's numbers for an unspecified matrix, and for the two ranges
-BT709, BT601 = 1, 5
-MATRICES = {BT709, 4, 7, 9}  # those with a conversion of their own: also FCC, SMPTE 240M, BT.2020
-LARGEST_SD = 576  # rows up to which an unspecified matrix is BT.601, as players assume
 SLACK, NOTED = Fraction(1, 2), Fraction(1, 10)  # seconds that a file may lack; from which a note says so
 LEAP_BACK, LEAP_AHEAD = 1, 6 * 3600  # seconds; no container can hold a frame of seven hours in every unit of time
 COPIED = ("audio", "subtitle")  # streams that are copied to the output
-GREY = re.compile(r"^gray(?=$|\d+[lb]e$)")  # formats without chroma, of any depth
 DTS_ONLY = ("avi",)  # containers that store only when frames are decoded, not when they are shown
 DTS_AT_TIMES, LOOKED_AT = ("asf", "mxf"), 8  # those that may do so, and the frames by which it is told
 FROM_ANYWHERE = ("mpegts", "mpeg", "flv")  # containers of recordings, whose times may start anywhere
@@ -63,21 +53,6 @@ TURNS = {
     (0, 1, 1, 0): ("transpose=cclock_flip",),
     (0, -1, -1, 0): ("transpose=clock_flip",),
 }
-
-
-class Colour(NamedTuple):
-    """FFmpeg's numbers for matrix, range, primaries and transfer, as the input has them."""
-
-    matrix: int = UNKNOWN
-    range: int = 0
-    primaries: int = UNKNOWN
-    transfer: int = UNKNOWN
-
-    def conversion(self, height: int) -> tuple[int, ColorRange]:
-        """The matrix and range that a conversion from or to RGB uses."""
-        guess = BT601 if height <= LARGEST_SD else BT709
-        matrix = guess if self.matrix == UNKNOWN else self.matrix if self.matrix in MATRICES else BT601
-        return matrix, ColorRange.JPEG if self.range == FULL else ColorRange.MPEG
 
 
 class Source:
@@ -268,11 +243,11 @@ class Video(Source):
             self.width, self.height, self.aspect = self.height, self.width, 1 / self.aspect
         self.pix_fmt = frame.format.name.replace("yuvj", "yuv")
         matrix, extent = frame.colorspace, FULL if frame.format.name.startswith("yuvj") else frame.color_range
-        if _is_rgb(frame):  # RGB has no matrix: its tags do not hold for the YUV that an encoder makes of it
+        if is_rgb(frame):  # RGB has no matrix: its tags do not hold for the YUV that an encoder makes of it
             matrix, extent = Colour().matrix, Colour().range
         self.colour = Colour(matrix, extent, frame.color_primaries, frame.color_trc)
         self.light = light_of(frame)
-        self.pix_fmt = _with_chroma(self.pix_fmt, self.colour)
+        self.pix_fmt = chroma_format(self.pix_fmt, self.colour)
         alpha = any(part.is_alpha for part in frame.format.components)
         hidden = stream.metadata.get("alpha_mode") == "1"  # of WebM, beside the frames: FFmpeg does not decode it
         if hidden or alpha and frame.to_ndarray(format="rgba")[..., 3].min() < 255:
@@ -382,7 +357,7 @@ class Pipe(Source):
         self.aspect = self.stream.sample_aspect_ratio or Fraction(1)
         self.pix_fmt = self.stream.pix_fmt.replace("yuvj", "yuv")
         self.colour = Colour(range=FULL if "yuvj" in self.stream.pix_fmt else self.stream.codec_context.color_range)
-        self.pix_fmt = _with_chroma(self.pix_fmt, self.colour)
+        self.pix_fmt = chroma_format(self.pix_fmt, self.colour)
         if re.search(rb" I[tbm]", self.bytes.header):
             self.notes += (INTERLACED.format(self.path),)
 
@@ -413,42 +388,6 @@ class Counted:
         self.header = self.header or data.partition(b"\n")[0]
         self.count += len(data)
         return data
-
-
-def to_rgb(frame: av.VideoFrame, colour: Colour, reformatter: VideoReformatter, deep: bool = False) -> np.ndarray:
-    """RGB uint8 (H, W, 3), by the matrix and range of `colour`, within one grey level; deep: uint16."""
-    if _is_rgb(frame):
-        return reformatter.reformat(frame, format=DEEP if deep else SHALLOW).to_ndarray()
-    matrix, extent = colour.conversion(frame.height)
-    rgb = reformatter.reformat(
-        frame,
-        format=DEEP_OF_YUV if deep else SHALLOW,
-        src_colorspace=matrix,
-        dst_colorspace=matrix,
-        src_color_range=extent,
-        dst_color_range=ColorRange.JPEG,
-        interpolation=TO_RGB,
-    )
-    return rgb.to_ndarray()
-
-
-def with_chroma(frame: av.VideoFrame, colour: Colour, reformatter: VideoReformatter) -> av.VideoFrame:
-    """Grey of the limited range as YUV of the same luma, other frames as they are: FFmpeg converts all grey as if it
-    were of the full range."""
-    name = _with_chroma(frame.format.name, colour)
-    if name == frame.format.name:
-        return frame
-    same = {"src_color_range": ColorRange.JPEG, "dst_color_range": ColorRange.JPEG}
-    return reformatter.reformat(frame, format=name, **same)
-
-
-def _with_chroma(name: str, colour: Colour) -> str:
-    """The format that `with_chroma` gives for one."""
-    return GREY.sub("yuv420p", name) if colour.range == LIMITED else name
-
-
-def _is_rgb(frame: av.VideoFrame) -> bool:
-    return frame.format.is_rgb or frame.format.has_palette
 
 
 @contextmanager
@@ -482,11 +421,6 @@ def _sides(frame: av.VideoFrame) -> tuple[int, int, int, int]:
         sides = np.eye(2) if matrix is None else np.frombuffer(matrix, "<i4", 9).reshape(3, 3)[:2, :2].astype(float)
         sides /= np.maximum(np.linalg.norm(sides, axis=1, keepdims=True), 1)
     return tuple(sides.round().astype(int).ravel().tolist())
-
-
-def bits(pix_fmt: str) -> int:
-    """How many bits the pixels of a format have per colour."""
-    return max(part.bits for part in av.VideoFormat(pix_fmt).components)
 
 
 def begins(container: av.container.InputContainer, stream: av.stream.Stream) -> Fraction:

@@ -19,9 +19,10 @@ import numpy as np
 from av.video.reformatter import ColorRange, VideoReformatter
 
 from . import io
+from .colours import DEEP, FROM_RGB, SHALLOW, Colour, bits
 from .hdr import Light, light_options
 from .timeline import common
-from .video import DEEP, FROM_RGB, PIPE, SHALLOW, Colour, bits, located
+from .video import PIPE, located
 
 
 class Codec(NamedTuple):
@@ -100,7 +101,7 @@ class Format(NamedTuple):
     def tag(self, context: av.VideoCodecContext) -> None:
         """Tag a stream with how its colours are meant."""
         if not self.rgb:
-            full = self.pix_fmt.startswith("gray")  # see video.with_chroma
+            full = self.pix_fmt.startswith("gray")  # see colours.with_chroma
             extent = ColorRange.JPEG if full else self.colour.conversion(self.height)[1]
             context.colorspace, context.color_range = self.colour.matrix, extent
         context.color_primaries, context.color_trc = self.colour.primaries, self.colour.transfer

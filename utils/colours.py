@@ -1,0 +1,76 @@
+"""The colours of video: the numbers that describe them, what is assumed without those, and the conversion to RGB."""
+
+import re
+from typing import NamedTuple
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
+
+# FFmpeg's own defaults are one to two grey levels off, and do not interpolate chroma.
+ACCURATE_RND, FULL_CHR_H_INT = 0x40000, 0x2000  # FFmpeg's numbers; PyAV names them from 18 on
+TO_RGB = int(Interpolation.BILINEAR) | ACCURATE_RND | FULL_CHR_H_INT
+FROM_RGB = int(Interpolation.AREA) | ACCURATE_RND
+SHALLOW, DEEP = "rgb24", "rgb48le"  # RGB of 8 bits per colour, and of 16
+DEEP_OF_YUV = "gbrp16le"  # gives the same array; FFmpeg's way from 4:2:0 to rgb48 is wrong where chroma is interpolated
+UNKNOWN, LIMITED, FULL = 2, 1, 2  # FFmpeg's numbers for an unspecified matrix, and for the two ranges
+BT709, BT601 = 1, 5
+MATRICES = {BT709, 4, 7, 9}  # those with a conversion of their own: also FCC, SMPTE 240M, BT.2020
+LARGEST_SD = 576  # rows up to which an unspecified matrix is BT.601, as players assume
+GREY = re.compile(r"^gray(?=$|\d+[lb]e$)")  # formats without chroma, of any depth
+
+
+class Colour(NamedTuple):
+    """FFmpeg's numbers for matrix, range, primaries and transfer, as the input has them."""
+
+    matrix: int = UNKNOWN
+    range: int = 0
+    primaries: int = UNKNOWN
+    transfer: int = UNKNOWN
+
+    def conversion(self, height: int) -> tuple[int, ColorRange]:
+        """The matrix and range that a conversion from or to RGB uses."""
+        guess = BT601 if height <= LARGEST_SD else BT709
+        matrix = guess if self.matrix == UNKNOWN else self.matrix if self.matrix in MATRICES else BT601
+        return matrix, ColorRange.JPEG if self.range == FULL else ColorRange.MPEG
+
+
+def to_rgb(frame: av.VideoFrame, colour: Colour, reformatter: VideoReformatter, deep: bool = False) -> np.ndarray:
+    """RGB uint8 (H, W, 3), by the matrix and range of `colour`, within one grey level; deep: uint16."""
+    if is_rgb(frame):
+        return reformatter.reformat(frame, format=DEEP if deep else SHALLOW).to_ndarray()
+    matrix, extent = colour.conversion(frame.height)
+    rgb = reformatter.reformat(
+        frame,
+        format=DEEP_OF_YUV if deep else SHALLOW,
+        src_colorspace=matrix,
+        dst_colorspace=matrix,
+        src_color_range=extent,
+        dst_color_range=ColorRange.JPEG,
+        interpolation=TO_RGB,
+    )
+    return rgb.to_ndarray()
+
+
+def with_chroma(frame: av.VideoFrame, colour: Colour, reformatter: VideoReformatter) -> av.VideoFrame:
+    """Grey of the limited range as YUV of the same luma, other frames as they are: FFmpeg converts all grey as if it
+    were of the full range."""
+    name = chroma_format(frame.format.name, colour)
+    if name == frame.format.name:
+        return frame
+    same = {"src_color_range": ColorRange.JPEG, "dst_color_range": ColorRange.JPEG}
+    return reformatter.reformat(frame, format=name, **same)
+
+
+def chroma_format(name: str, colour: Colour) -> str:
+    """The format that `with_chroma` gives for one."""
+    return GREY.sub("yuv420p", name) if colour.range == LIMITED else name
+
+
+def is_rgb(frame: av.VideoFrame) -> bool:
+    return frame.format.is_rgb or frame.format.has_palette
+
+
+def bits(pix_fmt: str) -> int:
+    """How many bits the pixels of a format have per colour."""
+    return max(part.bits for part in av.VideoFormat(pix_fmt).components)
