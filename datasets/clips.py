@@ -145,15 +145,7 @@ def split(
         held = {f"{SEQUENCES}/{name}" if (within / name).is_dir() else name for name in held}
         more = held - {clip.name for clip in clips}  # which the training list leaves out
         clips += open_clips(folder, more, longest=longest) if more else []
-    small = [clip.name for clip in clips if clip.short_side < least]
-    if small:
-        warnings.warn(f"{folder}: left out, smaller than {least}x{least}: {', '.join(small)}", stacklevel=2)
-    clips = [clip for clip in clips if clip.name not in small]
-    counts = {clip.name: len(windows([clip], length, stride)) for clip in clips}
-    none = [name for name in counts if not counts[name]]
-    if len(none) in range(1, len(counts)):  # if it is all of them, an error says so below
-        what = f"left out, no {length} frames, {stride} apart, without a cut, a repeat or a leap in time"
-        warnings.warn(f"{folder}: {what}: {', '.join(none)}", stacklevel=2)
+    clips, counts = _usable(folder, clips, length, stride, least)
     chosen, step = set(_last(counts) if held is None else held), (length - 1) * stride
     if not chosen <= set(counts):
         name = min(chosen - set(counts))
@@ -169,6 +161,22 @@ def split(
         way = "add clips, or give a smaller --crop or --clip_stride"
         raise ValueError(f"{folder}: too few windows of {what}, to train on some and validate on others; {way}")
     return train, val
+
+
+def _usable(
+    folder: str | Path, clips: list[Clip], length: int, stride: int, least: int
+) -> tuple[list[Clip], dict[str, int]]:
+    """The clips that are large enough, and by name how many windows each has; warns of those that give none."""
+    small = [clip.name for clip in clips if clip.short_side < least]
+    if small:
+        warnings.warn(f"{folder}: left out, smaller than {least}x{least}: {', '.join(small)}", stacklevel=3)
+    clips = [clip for clip in clips if clip.name not in small]
+    counts = {clip.name: len(windows([clip], length, stride)) for clip in clips}
+    none = [name for name in counts if not counts[name]]
+    if len(none) in range(1, len(counts)):  # if it is all of them, an error of `split` says so
+        what = f"left out, no {length} frames, {stride} apart, without a cut, a repeat or a leap in time"
+        warnings.warn(f"{folder}: {what}: {', '.join(none)}", stacklevel=3)
+    return clips, counts
 
 
 def _last(counts: dict[str, int]) -> list[str]:
