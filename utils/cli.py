@@ -42,16 +42,19 @@ class Parser(argparse.ArgumentParser):
         end = args.index("--") if "--" in args else len(args)  # no options after it
         args = [underscored(arg) for arg in args[:end]] + list(args[end:])
         parsed, rest = super().parse_known_args(args, namespace)
+        self._check_baselines(parsed, {arg.partition("=")[0] for arg in args})
+        return parsed, rest
+
+    def _check_baselines(self, parsed: argparse.Namespace, given: set[str]) -> None:
+        """An error where only baselines are asked for, and an option that has no meaning for them is given."""
         names = getattr(parsed, "model_name", None)
         if not isinstance(names, list):
             names = [names]
         elif getattr(parsed, "checkpoint", None):
-            names = [*names, None]  # a network, see `asked`
-        given = {arg.partition("=")[0] for arg in args}
+            return  # a network, see `asked`
         for option in OF_NETWORKS:
             if option in given and all(name in BASELINES for name in names):
                 self.error(f"{option} has no effect on {', '.join(names)}; leave it out, or name a network")
-        return parsed, rest
 
     def parse_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
