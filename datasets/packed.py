@@ -174,7 +174,8 @@ class Resident:
         size, rows, columns, dice = self.augment.size, [], [], []
         for index, epoch in keys:
             one = self.augment.dice(index, epoch, height, width)
-            (y, top), (x, left) = (lines(a, one.zoom, n, size) for a, n in ((one.top, height), (one.left, width)))
+            y, top = lines(one.top, one.zoom, height, size)
+            x, left = lines(one.left, one.zoom, width, size)
             rows.append(y)
             columns.append(x)
             dice.append(one._replace(top=top, left=left))
