@@ -121,16 +121,23 @@ def score_batch(
         for place, i in enumerate(indices):
             split, case = members[i]
             scores[i] = Score(split.name, case.name, {name: values[name][place] for name in scorers})
-            for name, of_case in scores[i].values.items():
-                if not all(map(math.isfinite, of_case)):
-                    raise ValueError(
-                        f"{case.img0}: {name} is not finite; check the checkpoint, or try --precision fp32"
-                    )
+            check_finite(case, scores[i])
             if frames is not None:
-                for t, frame in zip(times, io.to_uint8(prediction[place])):
-                    several = f"_t{t:.4f}" if len(times) > 1 else ""
-                    io.write_image(frames / split.name / f"{case.name}{several}.png", frame)
+                write_frames(frames / split.name, case, prediction[place])
     return [scores[i] for i in range(len(members))]
+
+
+def check_finite(case: Case, score: Score) -> None:
+    for name, of_case in score.values.items():
+        if not all(map(math.isfinite, of_case)):
+            raise ValueError(f"{case.img0}: {name} is not finite; check the checkpoint, or try --precision fp32")
+
+
+def write_frames(folder: Path, case: Case, prediction: Tensor) -> None:
+    """The predictions of a case, (T, 3, H, W), as pictures that have its name, and where there are several also t."""
+    for t, frame in zip(case.times, io.to_uint8(prediction)):
+        several = f"_t{t:.4f}" if len(case.times) > 1 else ""
+        io.write_image(folder / f"{case.name}{several}.png", frame)
 
 
 def predict(
