@@ -306,8 +306,7 @@ def resident(footage: dict[int, list], args: argparse.Namespace, device: torch.d
         return None
     size = sum(int(np.prod(clip.frames.shape)) for clip in found)
     held = size <= RESIDENT * torch.cuda.mem_get_info(device)[0]
-    if distributed.is_main():
-        print("footage is", "in the GPU's memory" if held else f"read by {args.workers} worker processes")
+    distributed.say("footage is " + ("in the GPU's memory" if held else f"read by {args.workers} worker processes"))
     return clips.Resident(found, device) if held else None
 
 
@@ -354,12 +353,11 @@ def run(args: argparse.Namespace, plan: list[Stage], folder: Path, device: torch
     content = runs.settled(content, runs.recorded(args), len(val_set), [window.name for window in windows + val])
     torch.manual_seed(args.seed)
     model = models.build(args.model_name, args.activation) if content else begin(args)
-    if distributed.is_main():
-        cut = len(material.cutouts.picture) if material.cutouts else 0
-        print(
-            f"{len(material.patches)} patches of photographs and textures, {cut} objects cut out of photographs, "
-            f"{len(windows)} windows of footage, {len(val_set)} samples to validate on"
-        )
+    cut = len(material.cutouts.picture) if material.cutouts else 0
+    distributed.say(
+        f"{len(material.patches)} patches of photographs and textures, {cut} objects cut out of photographs, "
+        f"{len(windows)} windows of footage, {len(val_set)} samples to validate on"
+    )
     held = resident(footage, args, device)
     trained = False
     for stage in plan:
@@ -368,8 +366,8 @@ def run(args: argparse.Namespace, plan: list[Stage], folder: Path, device: torch
             continue
         trained = True
         content = train(args, stage, model, material, footage, held, val_set, folder, device, content)
-    if not trained and distributed.is_main():
-        print(f"nothing to do: the run has taken {spent / 60:.1f} minutes; a larger --minutes continues it")
+    if not trained:
+        distributed.say(f"nothing to do: the run has taken {spent / 60:.1f} minutes; a larger --minutes continues it")
     if distributed.is_main():
         shipped = folder / f"{args.model_name}.pth"
         halves = {name: (x.half() if x.is_floating_point() else x).cpu() for name, x in bare(content).items()}
@@ -392,8 +390,8 @@ def train(
     """Run one stage: crops of one size, and some of the next stage's. content: the checkpoint to resume from, if any;
     returns the final one."""
     small = sorted(clip.name for clip in clips_of(footage) if clip.short_side < stage.crop)
-    if small and distributed.is_main():
-        print(f"crop {stage.crop}: {len(small)} clips are smaller and left out: {', '.join(small)}")
+    if small:
+        distributed.say(f"crop {stage.crop}: {len(small)} clips are smaller and left out: {', '.join(small)}")
     recipe = Recipe(
         minutes=args.minutes * stage.end,
         eval_every=args.eval_iterations,

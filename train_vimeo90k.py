@@ -56,8 +56,8 @@ def main(args: argparse.Namespace) -> None:
             raise ValueError(f"--teacher_weights {args.teacher_weights} needs --teacher, the network they belong to")
         teacher = models.flow.build(args.teacher, args.teacher_weights, device) if args.teacher else None
         train_set, val_set, paper = sets(args, device, flow=False if teacher else None)
-        if distributed.is_main() and not (teacher or getattr(train_set, "flow", False)):
-            print(
+        if not (teacher or getattr(train_set, "flow", False)):
+            distributed.say(
                 f"no teacher flow in {args.data}: training without flow distillation (see generate_flow.py, --teacher)"
             )
         torch.manual_seed(args.seed)

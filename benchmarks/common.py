@@ -233,5 +233,4 @@ def write_predictions(benchmark: Benchmark, args: argparse.Namespace, pairs: dic
                 )
                 io.write_image(folder / target, io.to_uint8(prediction[0, 0]))
             distributed.barrier()
-            if distributed.is_main():
-                print(f"wrote {len(pairs)} frames to {folder}")
+            distributed.say(f"wrote {len(pairs)} frames to {folder}")

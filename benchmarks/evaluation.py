@@ -70,8 +70,8 @@ def score_all(
     """The scores of all cases, in order, on every rank."""
     batches = Batches(splits, args.batch_size)
     known, name = progress.read(batches.mark), store.called(contender.about)
-    if known and distributed.is_main():
-        print(f"{name}: {len(known)} of {len(batches)} batches were scored before; going on from there")
+    if known:
+        distributed.say(f"{name}: {len(known)} of {len(batches)} batches were scored before; going on from there")
     batches.todo = distributed.shard([batch for batch in batches.todo if batch not in known])
     workers = args.workers if args.workers is not None else 8 if contender.call.device.type == "cuda" else 1
     # Arrays come through a pipe; tensors would come through shared memory, of which containers have little.

@@ -47,6 +47,12 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def say(line: str) -> None:
+    """Print a line, once for all ranks."""
+    if is_main():
+        print(line, flush=True)
+
+
 @contextmanager
 def ranks(args: argparse.Namespace) -> Iterator[torch.device]:
     """Join the other ranks, if there are any, and leave them at the end; yields the device of this rank.

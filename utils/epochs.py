@@ -153,8 +153,7 @@ def train(
         }
         names = [name for each in (train_set, val_set) for name in getattr(each, "names", ())]
         resume = runs.settled(resume, config, len(val_set), names)
-        if distributed.is_main():
-            announce(args, order, iterations, ahead, paper, len(val_set), device)
+        announce(args, order, iterations, ahead, paper, len(val_set), device)
 
         def batches(start: int):
             order = ordered(start, math.ceil(round(ahead, 6)))
@@ -163,8 +162,7 @@ def train(
         validate = Validation(val_set, device, args.workers)
         if resume is None:
             averaging = validate.averaging  # all ranks take part
-            if distributed.is_main():
-                print(f"to beat: the average of both frames scores {averaging:.4f} dB in this validation", flush=True)
+            distributed.say(f"to beat: the average of both frames scores {averaging:.4f} dB in this validation")
         fit(
             model,
             batches,
@@ -234,18 +232,16 @@ def announce(
     """Print what this run will do, and a note where it departs from the paper's recipe."""
     ranks = f"{distributed.world_size()} x {args.batch_size}" + f" x {args.accumulate}" * (args.accumulate > 1)
     passes = max(0, iterations / order.per_epoch + ahead)  # below 0 where the run is far beyond these iterations
-    print(
+    distributed.say(
         f"{args.model_name} on {distributed.world_size()} {device.type}: {order.length} samples, {val} to validate on; "
         f"{iterations} iterations of {order.step_size} ({ranks}), {passes:.1f} epochs, "
-        f"learning rate {args.lr_start:g} -> {args.lr_end:g}",
-        flush=True,
+        f"learning rate {args.lr_start:g} -> {args.lr_end:g}"
     )
     if paper is None:
         return
     ours, theirs = iterations * (args.lr_start + args.lr_end) / 2, paper * cosine(1e-4, 1e-5)(0.5)
     if abs(ours / theirs - 1) > TOLERANCE:
-        print(
+        distributed.say(
             f"note: iterations x learning rate is {ours:.3g}, the paper's {theirs:.3g} ({paper} iterations, 1e-4 -> "
-            f"1e-5); quality follows it. --iterations {paper} keeps the paper's on any number of processes",
-            flush=True,
+            f"1e-5); quality follows it. --iterations {paper} keeps the paper's on any number of processes"
         )

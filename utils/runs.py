@@ -46,8 +46,7 @@ def settled(content: dict | None, config: dict, validated: int, names: Iterable[
     before = {"iteration to resume from": begun, "samples to validate on": validated, "checksum of the lists": digest}
     distributed.agree(before | {name: value for name, value in config.items() if name not in OWN})
     content = judged_anew(content, config)
-    if distributed.is_main():
-        tell_changes(content, config)
+    tell_changes(content, config)
     return content
 
 
@@ -79,8 +78,7 @@ def judged_anew(content: dict | None, config: dict) -> dict | None:
     same = config_of(content).get("validation", config["validation"]) == config["validation"]
     if distributed.gather(same)[0]:  # the main rank's: another machine's decoder may round differently
         return content
-    if distributed.is_main():
-        print(f"note: the validation samples are not those of before: {checkpoint.BEST} starts afresh", flush=True)
+    distributed.say(f"note: the validation samples are not those of before: {checkpoint.BEST} starts afresh")
     return content | {"best": -math.inf, "validated": -1}
 
 
@@ -97,7 +95,7 @@ def tell_changes(content: dict | None, config: dict) -> None:
     before = config_of(content)
     changed = [name for name in config if name not in FREE and before.get(name, config[name]) != config[name]]
     for name in changed:
-        print(f"note: the run used {name} {before[name]} until now, and {config[name]} from here on", flush=True)
+        distributed.say(f"note: the run used {name} {before[name]} until now, and {config[name]} from here on")
 
 
 def newest(folder: Path, recipe: str, instead: str | None = None) -> dict | None:
@@ -114,11 +112,11 @@ def newest(folder: Path, recipe: str, instead: str | None = None) -> dict | None
     theirs = config_of(content).get("recipe", recipe)
     if theirs != recipe:
         raise ValueError(f"{folder}: a run of train_{theirs}.py is here; give another --log_path")
-    for line in warnings if distributed.is_main() else ():
-        print(f"passed over: {line}", flush=True)
-    if content is None and distributed.is_main():
+    for line in warnings:
+        distributed.say(f"passed over: {line}")
+    if content is None:
         then = f"starting from {instead}" if instead else "starting a new one"
-        print(f"{folder}: no run to resume in this folder; {then}", flush=True)
+        distributed.say(f"{folder}: no run to resume in this folder; {then}")
     return content
 
 
@@ -147,11 +145,10 @@ def find_resume(args: argparse.Namespace, folder: Path, per_epoch: int) -> dict 
     if not (own and checkpoint.is_training(content)):  # bare weights start a run of their own
         refuse_overwriting(folder)
     if not checkpoint.is_training(content):
-        start = (args.resume_epoch or 0) * per_epoch
-        if distributed.is_main():
-            begins = f"taken as those of epoch {args.resume_epoch or 0}; the optimizer starts afresh"
-            print(f"{args.resume_path}: weights alone, {begins}", flush=True)
-        return {"model": bare(content), "iteration": start, "source": args.resume_path}
+        epoch = args.resume_epoch or 0
+        begins = f"taken as those of epoch {epoch}; the optimizer starts afresh"
+        distributed.say(f"{args.resume_path}: weights alone, {begins}")
+        return {"model": bare(content), "iteration": epoch * per_epoch, "source": args.resume_path}
     theirs = config_of(content).get("recipe", args.recipe)
     if theirs != args.recipe:
         what = f"of a run of train_{theirs}.py; its {checkpoint.BEST} has weights to start from"
