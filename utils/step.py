@@ -26,7 +26,7 @@ class Recipe:
     iterations or minutes: the horizon. accumulate: batches per step. amp: precision of the convolutions. ema: decay of
     the averaged weights, 0: none. clip_grad: largest gradient norm, 0: no limit. optimizer: one of OPTIMIZERS; both
     take the same learning rates. log_every, eval_every: iterations; eval_every 0: only at the end. A run by the clock
-    also logs where training.SILENCE has passed. save_every: minutes.
+    also logs after training.SILENCE seconds. save_every: minutes.
     max_bad_steps: this many steps in a row, skipped because a number was not finite, end the run.
     """
 

@@ -155,8 +155,7 @@ def _forget_best_elsewhere(state: State, folder: Path) -> None:
 
 
 def _progress(state: State, seconds: float, new: bool) -> float:
-    """The share of the run that is done. A new run takes a step, however long its start took, for there to be a
-    score."""
+    """The share of the run that is done. A new run takes a step however long its start took: it then has a score."""
     if new and state.iteration == 0:
         return 0.0
     recipe = state.recipe
