@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -101,6 +102,19 @@ def raft_weights(tmp_path_factory):
     torch.manual_seed(0)
     torch.save(optical_flow.raft_small().state_dict(), path)
     return path
+
+
+@contextmanager
+def files_up_to(size):
+    """While this lasts, no file grows larger (in bytes), which the system reports as it does a full disk."""
+    import resource  # not on Windows
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.fixture

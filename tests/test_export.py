@@ -1,13 +1,11 @@
 """Exports: the frames of the network, in another runtime, at sizes and times that the export did not see."""
 
-import resource
 import runpy
-import signal
 import sys
 
 import pytest
 import torch
-from conftest import ROOT, formula_image, formula_weights
+from conftest import ROOT, files_up_to, formula_image, formula_weights
 
 import models
 from models import export
@@ -151,13 +149,6 @@ def test_what_cannot_be_exported_is_refused(model, exported, tmp_path):
 
 @pytest.mark.parametrize("form", ["torchscript", "pt2"])
 def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_nothing(form, model, tmp_path):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
-    try:
-        with pytest.raises(OSError, match="small"):
-            export.export(model, form, tmp_path / f"small{export.SUFFIXES[form]}", (64, 48))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, before)
+    with files_up_to(2**16), pytest.raises(OSError, match="small"):
+        export.export(model, form, tmp_path / f"small{export.SUFFIXES[form]}", (64, 48))
     assert not list(tmp_path.iterdir())

@@ -13,6 +13,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from conftest import files_up_to
 from PIL import Image, ImageSequence
 from video_files import HEIGHT, WIDTH, complaint, decode, encode, moving, packets, planes, run, start
 
@@ -85,6 +86,19 @@ def test_y4m_pipes_both_ways(tmp_path):
     times, _ = decode(tmp_path / "out.mp4")
     assert second.returncode == 0 and times == [Fraction(k, 100) for k in range(21)]
     assert all((a == b).all() for a, b in zip(planes(source), planes(tmp_path / "out.mp4")[::4]))
+
+
+@pytest.mark.parametrize("buffering", [-1, 0])  # 0: as with python -u
+def test_a_full_disk_behind_a_pipe_is_one_line_also_where_the_last_bytes_alone_find_no_room(
+    tmp_path, monkeypatch, capsys, buffering
+):
+    source = encode(tmp_path / "in.mkv", [frame[:16, :16] for frame in moving(3)], codec="ffv1")
+    frame = len(b"FRAME\n") + 16 * 16 * 3 // 2
+    for size in (frame, 5 * frame):  # the header makes it a little too much for the whole
+        with files_up_to(size), open(tmp_path / "out.y4m", "wb", buffering) as pipe:
+            monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=pipe))
+            assert "standard output: File too large" in complaint(capsys, source, "-")
+        assert (tmp_path / "out.y4m").stat().st_size == size  # closing it, as Python does at its end, raised nothing
 
 
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv422p", "yuv444p", "gray"])
@@ -252,7 +266,10 @@ def test_outputs_that_cannot_be_are_refused_before_anything_is_done(tmp_path, cl
     assert "100 frames a second; give --fps 50" in complaint(capsys, clip, tmp_path / "out.gif", "--fps", "101")
     assert "'0' is not a whole number" in complaint(capsys, clip, tmp_path / "out.mp4", "--factor", "0")
     assert "not a frame rate" in complaint(capsys, clip, tmp_path / "out.mp4", "--fps", "1/0")
-    assert "not auto, none or a number" in complaint(capsys, clip, tmp_path / "out.mp4", "--tile", "half")
+    for tile in ("half", "31"):
+        assert "not auto, none or a number" in complaint(capsys, clip, tmp_path / "out.mp4", "--tile", tile)
+    assert "1001 is more than 1000 times" in complaint(capsys, clip, tmp_path / "out.mp4", "--factor", "1001")
+    assert "a preview is a picture" in complaint(capsys, clip, tmp_path / "out.mp4", "--preview", "2")
     assert "not allowed with" in complaint(capsys, clip, tmp_path / "out.mp4", "--resume", "--overwrite")
     assert not list(tmp_path.glob("out*"))
     run(clip, tmp_path / "exists.mp4", "--overwrite")

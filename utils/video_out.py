@@ -249,7 +249,9 @@ class FolderWriter:
 
 def pipe_writer(form: Format) -> VideoWriter:
     """y4m on standard output."""
-    return VideoWriter("standard output", form, _Aspect(sys.stdout.buffer, form.aspect), "yuv4mpegpipe")
+    file = sys.stdout.buffer
+    file = getattr(file, "raw", file)  # what is left in a buffer on a full disk would fail once more as Python exits
+    return VideoWriter("standard output", form, _Aspect(file, form.aspect), "yuv4mpegpipe")
 
 
 class _Aspect:
@@ -262,14 +264,13 @@ class _Aspect:
         data = bytes(data)
         if self.aspect:
             data, self.aspect = data.replace(b"A0:0", self.aspect, 1), None
+        left = memoryview(data)
         try:
-            self.file.write(data)
+            while left:  # a file without a buffer takes what the disk has room for
+                left = left[self.file.write(left) :]
         except OSError as error:  # the reader has gone
             raise OSError(error.errno, error.strerror, "standard output") from error
         return len(data)
-
-    def flush(self) -> None:
-        self.file.flush()
 
 
 @contextmanager
