@@ -359,12 +359,17 @@ class Job(NamedTuple):
         """Whether no frames are made between two: across a cut, and where they are equal, as those made would be."""
         return np.array_equal(first, second) or self.args.cuts == "yes" and is_cut(first, second)
 
+    @property
+    def endless(self) -> bool:
+        """Whether the input can be read only once, and its length is not known before."""
+        return self.source.count is None
+
     def segments(self) -> int:
         return 1 if self.source.last is None else int(self.source.last // self.args.segment) + 1
 
     def count(self, segments: int) -> int | None:
         """About how many output frames this many segments make; None if unknown."""
-        if self.source.count is None:
+        if self.endless:
             return None
         return self.grid.count(self.source.count, self.source.rate) * segments // self.segments()
 
@@ -393,7 +398,7 @@ def to_parts(job: Job) -> None:
     """Make the missing parts, each rank its share, then join all parts."""
     args, world = job.args, distributed.world_size()
     parts = Parts(Path(args.output), "" if job.kind == "folder" else video_out.PART, settings(job))
-    if job.source.count is None and (args.resume or world > 1):
+    if job.endless and (args.resume or world > 1):
         raise ValueError(f"{job.source.path}: can be read only once, in order; --resume and torchrun need a file")
     if distributed.is_main():
         parts.begin(args.resume)
@@ -411,8 +416,8 @@ def to_parts(job: Job) -> None:
         if distributed.is_main() and not parts.finished():
             parts.remove()
         elif isinstance(error, OSError) and error.errno in FULL:
-            kept = f"{error.strerror}; what is done is in {parts.folder}, and --resume continues"
-            raise OSError(error.errno, kept, args.output) from error
+            kept = f"what is done is in {parts.folder}" + ", and --resume continues" * (not job.endless)
+            raise OSError(error.errno, f"{error.strerror}; {kept}", args.output) from error
         raise
     if distributed.is_main():
         finish(job, parts)
@@ -423,7 +428,7 @@ def make(job: Job, parts: Parts) -> None:
     rank, world, count = distributed.rank(), distributed.world_size(), job.segments()
     runs = parts.missing(count * rank // world, count * (rank + 1) // world)
     kind = video_out.FolderWriter if job.kind == "folder" else video_out.VideoWriter
-    expected = infinity() if job.source.count is None else chain.from_iterable(runs)
+    expected = infinity() if job.endless else chain.from_iterable(runs)
     with closing(counted(job.pictures(runs), job.count(sum(map(len, runs))), job.form.rate)) as made:
         for number, segment in groupby(made, key=lambda picture: picture.segment):
             for passed in expected:
@@ -437,11 +442,11 @@ def make(job: Job, parts: Parts) -> None:
 
 def interrupted(job: Job, parts: Parts) -> str:
     """Show what an interrupted job has made, where nothing older is in its place; returns what to tell the user."""
-    alone, endless, out = distributed.world_size() == 1, job.source.count is None, Path(job.args.output)
+    alone, out = distributed.world_size() == 1, Path(job.args.output)
     old = out.exists() and not parts.part_shown and not (out.is_dir() and not any(out.iterdir()))
-    if alone and parts.unfinished() and (endless or not old):
+    if alone and parts.unfinished() and (job.endless or not old):
         join(job, parts.unfinished(), whole=False)
-        if endless:
+        if job.endless:
             parts.remove()
             return f"interrupted; {job.args.output} holds what is done"
         parts.show_part()
@@ -454,7 +459,7 @@ def interrupted(job: Job, parts: Parts) -> str:
 
 def finish(job: Job, parts: Parts) -> None:
     """Join all parts and remove them."""
-    args, kept = job.args, f"all parts are in {parts.folder}, and --resume joins them"
+    args, kept = job.args, f"all parts are in {parts.folder}" + ", and --resume joins them" * (not job.endless)
     try:
         join(job, parts.finished())
     except KeyboardInterrupt:

@@ -7,6 +7,9 @@ import subprocess
 import sys
 import time
 from fractions import Fraction
+from io import BytesIO
+from itertools import count
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -194,6 +197,59 @@ def test_a_disk_that_is_full_when_parts_are_joined_leaves_them_to_be_joined(tmp_
     monkeypatch.setattr(interpolate_video.Job, "write", None)  # nothing is made anew
     run(clip, tmp_path / "out.mp4", "--resume")
     assert len(decode(tmp_path / "out.mp4")[0]) == 39
+
+
+def failing(error, function=None, after=0):
+    """The function, which fails after so many calls."""
+    calls = count()
+
+    def call(*args, **kwargs):
+        if next(calls) >= after:
+            raise error
+        return function(*args, **kwargs)
+
+    return call
+
+
+@pytest.mark.parametrize("piped", [False, True])
+def test_what_ends_in_the_work_or_in_the_joining_promises_no_more_than_can_be(tmp_path, monkeypatch, piped):
+    """A pipe, which can be read only once, is not gone on with."""
+    source, out, pipe = encode(tmp_path / "in.mp4", moving(40)), tmp_path / "out.mp4", BytesIO()
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=pipe))
+    run(source, "-", "--factor", "1")
+
+    def go(*words):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=BytesIO(pipe.getvalue())))
+        run("-" if piped else source, out, "--segment", "1", *words)
+
+    full, job = OSError(errno.ENOSPC, "No space left on device", "a part"), interpolate_video.Job
+    for place, name, fails, kept, ways in (
+        (job, "write", failing(full, job.write, 60), "what is done is in ", ", and --resume continues"),
+        (interpolate_video.video_out, "join_videos", failing(full), "all parts are in ", ", and --resume joins them"),
+        (interpolate_video.video_out, "join_videos", failing(KeyboardInterrupt()), "interrupted; all parts", ", and"),
+    ):
+        with monkeypatch.context() as during, pytest.raises((OSError, KeyboardInterrupt)) as told:
+            during.setattr(place, name, fails)
+            go("--overwrite")
+        assert kept in str(told.value) and (ways in str(told.value)) == (not piped) and begun(out)
+    if piped:
+        with pytest.raises(ValueError, match="standard input: can be read only once, in order; --resume and torchrun"):
+            go("--resume")
+    go("--overwrite" if piped else "--resume")
+    assert len(decode(out)[0]) == 79
+
+
+def test_ctrl_c_leaves_of_a_pipe_what_is_done_and_nothing_beside_it(tmp_path, monkeypatch):
+    source, pipe = encode(tmp_path / "in.mp4", moving(40)), BytesIO()
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=pipe))
+    run(source, "-", "--factor", "1")
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=BytesIO(pipe.getvalue())))
+    said = interrupted_after(Fraction(5, 4), monkeypatch, "-", tmp_path / "out.mp4")
+    assert said == f"interrupted; {tmp_path / 'out.mp4'} holds what is done"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.mp4"]
+    times, images = decode(tmp_path / "out.mp4")
+    assert times == [Fraction(k, 50) for k in range(63)]
+    assert np.abs(images[-1].astype(int) - decode(source)[1][31]).mean() < 8
 
 
 def test_a_folder_is_the_same_input_as_long_as_its_pictures_are(tmp_path, monkeypatch):
