@@ -17,6 +17,7 @@ import torch
 from test_datasets import write_set
 from torch.utils.data import default_collate
 from tqdm import tqdm
+from training_runs import assert_same, rows, train_here, weights
 
 from datasets import packed
 from datasets.packed import Packed, Resident, decode, encode, is_packed, pack
@@ -99,6 +100,23 @@ def test_interrupted_packing_goes_on(files, tmp_path, monkeypatch, capsys):
     pack(source, out, workers=1)
     assert f"7 triplets, {written} of them packed before" in capsys.readouterr().out
     assert torch.equal(Packed(out)[4].imgt, source[4].imgt)
+
+
+def test_training_on_what_the_command_packs_is_training_on_the_files(vimeo, tmp_path, typed, one_thread):
+    """Step by step: losses, the flow's among them, validation and weights."""
+    out = tmp_path / "packed"
+    done = typed(packed.main, packed.parser(), "--data", vimeo, "--out", out, "--workers", 1)
+    assert done.status == 0 and f"{out}: 9 triplets with flow, 0.00 GB, every checksum right" in done.out
+    for data in (vimeo, out):
+        train_here(data, tmp_path / data.name, "--batch_size", 4, "--iterations", 2, "--log_every", 1)
+    files, arrays = (rows(tmp_path / data.name / "IFRNet_S") for data in (vimeo, out))
+    assert len(files) == 3 and all(float(row["dis"]) > 0 for row in files[:2])
+    for a, b in zip(files, arrays, strict=True):
+        for name in a.keys() - {"samples_per_s", "wait"}:
+            assert a[name] == b[name] or float(a[name]) == pytest.approx(float(b[name]), rel=1e-5), name
+    assert_same(weights(tmp_path / vimeo.name), weights(tmp_path / out.name), 1e-6)
+    done = typed(packed.main, packed.parser(), "--data", vimeo, "--out", out, "--no_flow")
+    assert done.status == 2 and "another choice of flow is packed here" in done.err
 
 
 @pytest.mark.parametrize(("name", "place"), [("frames.npy", (3, 1, 5, 5, 0)), ("flow.npy", (3, 5, 5, 0))])

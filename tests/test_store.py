@@ -1,10 +1,12 @@
 """Results as files and tables: names, what may stand beside published numbers, what is valid."""
 
+import errno
 import math
 import platform
 
 import pytest
 import torch
+from conftest import files_up_to
 
 from benchmarks import cases, store
 
@@ -34,6 +36,18 @@ def test_a_result_is_valid_json_and_names_the_processor_alone(tmp_path):
     cpu = torch.device("cpu")
     assert store.device_name(cpu) == f"CPU {platform.machine()}"
     assert store.device_name(cpu, threads=True) == f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def test_a_disk_that_fills_up_is_named_and_what_was_recorded_before_is_kept(tmp_path):
+    progress, score = store.Progress(tmp_path, []), store.Score("a", "1", {"psnr": [30.0]})
+    with files_up_to(2**10), pytest.raises(OSError) as full, progress.writer() as record:
+        record(0, "as it was", [score])
+        record(1, "as it was", 99 * [score])
+    assert (full.value.errno, full.value.filename) == (errno.EFBIG, str(progress.folder / "0.jsonl"))
+    assert progress.read(lambda batch: "as it was") == {0: [score]}
+    with pytest.raises(FileNotFoundError) as other, progress.writer():  # of a picture
+        open(tmp_path / "im1.png")
+    assert other.value.filename == str(tmp_path / "im1.png")
 
 
 @pytest.mark.parametrize("changed", ["data", "cases_sha256", "checkpoint_sha256"])

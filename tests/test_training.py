@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, formula_image
+from conftest import ROOT, files_up_to, formula_image
 from training_runs import rows
 
 import models
@@ -171,6 +171,34 @@ def test_a_stopped_run_resumed_is_the_uninterrupted_one_bit_for_bit(tmp_path, op
         [(row["iteration"], row["loss"], row["psnr"]) for row in rows(tmp_path / name)] for name in ("whole", "cut")
     ]
     assert curves[0] == curves[1] and len(curves[0]) == 9
+
+
+def test_a_run_goes_on_with_its_scale_of_gradients_and_with_a_fresh_one_where_it_had_none(tmp_path):
+    for amp, expected in (("fp16", 128), ("none", 2**16)):
+        state = State(network(), Recipe(iterations=1, amp=amp), CPU)
+        state.scaler.scale(torch.ones(()))  # it begins
+        state.scaler.update(128.0)
+        state.iteration = 1
+        checkpoint.save(tmp_path / amp, state.content())
+        recipe, content = Recipe(iterations=1, amp="fp16"), checkpoint.newest(tmp_path / amp)[0]
+        resumed = fit(network(5), endless, loss, recipe, tmp_path / amp, CPU, resume=content)
+        assert resumed.scaler.get_scale() == expected
+
+
+def test_the_best_of_a_run_elsewhere_is_no_bar_where_there_are_no_weights_of_it(tmp_path):
+    scores = iter([30.0, 20.0, 10.0])
+    content = None
+    for folder, end in (("there", 1), ("here", 2)):
+        fit(network(), endless, loss, Recipe(iterations=end), tmp_path / folder, CPU, resume=content,
+            validate=lambda _: {"psnr": next(scores)})  # fmt: skip
+        content = checkpoint.read(tmp_path / folder / "latest.pth")
+    assert [(row["iteration"], row["psnr"]) for row in rows(tmp_path / "here") if row["psnr"]] == [
+        ("1", "20"),
+        ("2", "10"),
+    ]
+    assert content["best"] == 20 and same(
+        models.load(tmp_path / "here" / "best.pth"), models.load(tmp_path / "there" / "latest.pth")
+    )
 
 
 def test_weights_to_start_from_are_the_ones_to_beat(tmp_path):
@@ -458,6 +486,14 @@ def test_a_full_disk_is_told_and_the_run_goes_on_and_saves_when_there_is_room(tm
     fit(network(), endless, loss, Recipe(iterations=3, save_every=0), tmp_path, CPU)
     assert capsys.readouterr().out.count("trying again later: ") == 2
     assert checkpoint.newest(tmp_path)[0]["iteration"] == 3
+
+
+def test_a_disk_that_is_full_at_the_last_save_is_an_error_and_the_checkpoint_before_it_stays(tmp_path):
+    fit(network(), endless, loss, Recipe(iterations=1), tmp_path, CPU)
+    before, content = (tmp_path / "latest.pth").read_bytes(), checkpoint.newest(tmp_path)[0]
+    with files_up_to(2**20), pytest.raises(OSError, match=f"^{tmp_path}: the checkpoint could not be written; is the"):
+        fit(network(), endless, loss, Recipe(iterations=2), tmp_path, CPU, resume=content)
+    assert (tmp_path / "latest.pth").read_bytes() == before and not list(tmp_path.glob(".*"))
 
 
 def test_the_best_that_finds_no_room_is_told_and_the_next_better_one_is_written(tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 
 from benchmarks import kernel_times, store
@@ -32,6 +33,21 @@ def test_a_run_tells_and_keeps_its_times_and_what_they_go_into(typed, tmp_path, 
     calls = {each["name"]: each["calls"] for each in step}
     assert calls["aten::convolution_backward"] == 36 + 6  # the loss compares features of three levels only
     assert done.out.count("\n  of ") == 6 and f"wrote {path}" in done.out
+
+
+def test_what_is_read_packed_costs_less_than_as_published_and_no_step_waits_for_nothing(typed, tmp_path):
+    words = ["--batch_size", 2, "--crop", 32, "--samples", 2, "--loader_samples", 2, "--steps", 1, "--rounds", 1]
+    words += ["--no_compile", "--parts", "loader", "both", "--workers", 0, "--device", "cpu", "--out", tmp_path]
+    done = typed(throughput.main, throughput.parser(), *words)
+    assert done.status == 0, done.err
+    result = json.loads((tmp_path / "training_throughput.json").read_text())
+    published, files, rows, augmented = result["loader"].values()
+    assert published["times"] == 1 and published["ms"] > rows["ms"] > 0 and files["ms"] > rows["ms"]
+    for row in (published, files, rows, augmented):
+        assert row["ms"] * row["samples_per_s"] == pytest.approx(1000)
+        assert row["ms"] * row["times"] == pytest.approx(published["ms"])
+    assert list(result["both"]) == ["PNG", "packed"] and not {"scenes", "step"} & result.keys()
+    assert all(row["samples_per_s"] > 0 and 0 < row["waiting"] < 1 for row in result["both"].values())
 
 
 def test_crops_that_the_triplets_do_not_hold_are_refused(typed, tmp_path):

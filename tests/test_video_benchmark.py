@@ -1,6 +1,7 @@
 """benchmarks/video.py: frames of a video put back, and what it measures of networks alone."""
 
 import re
+import resource
 import shutil
 
 import numpy as np
@@ -10,6 +11,7 @@ from scoring import frame
 import models
 from benchmarks import video
 from utils import io
+from utils.video import open_source
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -32,6 +34,18 @@ def test_frames_of_a_video_are_put_back_as_interpolate_video_would(tmp_path, typ
         expected.append(np.mean([-10 * np.log10(error.item()) for error in errors]))
     assert done.status == 0 and len(asked) == (0 if scale else 2)
     assert [float(value) for value in done.out.split()[-2:]] == pytest.approx(expected, abs=0.006)
+
+
+def test_the_script_is_timed_against_its_network_and_its_memory_taken_from_its_process(tmp_path, typed, monkeypatch):
+    monkeypatch.setitem(video.SIZES, "720p", (64, 96))
+    words = ["--parts", "overhead", "--count", 3, "--rounds", 2, "--device", "cpu"]
+    done = typed(video.main, video.parser(), *words, "--model_name", "IFRNet_S")
+    line = r"2 pairs: network \d+\.\d s, script \d+\.\d s, clock (\d+\.\d+), processor (\d+\.\d+)\n"
+    assert done.status == 0 and re.fullmatch(2 * line, done.out), done
+    source = video.moving_clip(tmp_path / "in.mp4", 32, 64, 3)
+    most = video.peak(source, tmp_path / "out.mp4", "--model_name", "average")
+    assert len(list(open_source(str(tmp_path / "out.mp4")).frames())) == 5
+    assert 0.1 < most <= resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
 
 
 def test_a_baseline_has_no_memory_and_overhead_of_its_own(typed):
