@@ -162,9 +162,6 @@ class _Guarded(Dataset):
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
     def __getitem__(self, key):
         try:
             return self.dataset[key]
