@@ -1,6 +1,7 @@
 """The times of what interpolate_video.py writes, and reads: exact, from wherever it begins."""
 
 from fractions import Fraction
+from itertools import pairwise
 from math import ceil
 
 import av
@@ -95,6 +96,18 @@ def test_times_stay_exact_where_parts_begin_between_milliseconds(tmp_path):
     source = encode(tmp_path / "in.mp4", moving(40), rate)
     run(source, tmp_path / "out.mp4", "--segment", "1")
     assert decode(tmp_path / "out.mp4")[0] == [k / (2 * rate) for k in range(79)]
+
+
+@pytest.mark.parametrize("codec", ["h264", "h265"])
+def test_a_part_that_is_decoded_before_the_last_one_is_shown_is_joined(tmp_path, codec):
+    """Of unequal frames: encoders tell when to decode the first by the time of the third, here a second later."""
+    times = [Fraction(i, 25) for i in (*range(25), 25, 47, 48, 49, 50, 51)]
+    source = encode(tmp_path / "in.mkv", moving(len(times)), times=times)
+    run(source, tmp_path / "out.mp4", "--factor", "1", "--segment", "1", "--codec", codec)
+    assert decode(tmp_path / "out.mp4")[0] == times
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        decoded = [(packet.dts, packet.pts) for packet in container.demux(video=0) if packet.size]
+    assert all(a < b for (a, _), (b, _) in pairwise(decoded)) and all(dts <= pts for dts, pts in decoded)
 
 
 def test_unequal_times_are_honoured(tmp_path):
