@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 
 import demo_2x
@@ -101,6 +102,34 @@ def test_a_warning_is_one_plain_line_but_for_who_looks_for_its_place(debug, tmp_
         assert "script.py:7: UserWarning" in done.stderr and done.stdout == "True\nTrue\n"
     else:
         assert done.stderr == "clips: left out, smaller than 32x32: a.mp4\n" and done.stdout == "False\nTrue\n"
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (
+            torch.cuda.OutOfMemoryError(),
+            "the GPU's memory is full; use a smaller batch, size or scale, or --device cpu",
+        ),
+        (RuntimeError("DataLoader worker (pid 1) was killed. Then"), "DataLoader worker (pid 1) was killed; if memory"),
+        (RuntimeError("a fault of ours"), None),
+        (OSError(28, "No space left", "a.png"), "a.png: No space left"),
+        (ValueError("no\nnumber"), "no number"),
+    ],
+)
+def test_what_a_user_can_cause_is_one_line_but_for_who_looks_for_its_place(typed, monkeypatch, error, line):
+    def main(_):
+        raise error
+
+    for debug in ("0", "1"):
+        monkeypatch.setenv("VFI_DEBUG", debug)
+        if line and (debug == "0" or isinstance(error, torch.cuda.OutOfMemoryError)):
+            done = typed(main, cli.Parser(""))
+            assert (done.status, done.err.count("\n")) == (2, 1) and done.err.startswith(f"script.py: {line}")
+        else:
+            with pytest.raises(type(error)) as raised:
+                typed(main, cli.Parser(""))
+            assert raised.value is error
 
 
 def test_a_name_that_the_output_cannot_hold_is_printed_and_ends_nothing(tmp_path):

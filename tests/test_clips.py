@@ -363,11 +363,26 @@ def test_clips_to_validate_on_are_never_trained_on(tmp_path, monkeypatch):
     assert {window.clip.name for window in train} == {"b"} and {window.clip.name for window in val} == {"a"}
     with pytest.raises(ValueError, match="too few windows"):
         clips.split(tmp_path / "in", 3, held=["a", "b"])
+    write_folder(tmp_path / "in" / "c", moving(12, 24, 24))
+    with (
+        pytest.warns(UserWarning, match="left out, smaller than 32x32: c"),
+        pytest.raises(ValueError, match="in: no clip named c to validate on, 32x32 or larger"),
+    ):
+        clips.split(tmp_path / "in", 3, least=32, held=["a", "c"])
 
 
 def write_undecodable(path):
     encode(path, moving(3), codec="ffv1")
     path.write_bytes(path.read_bytes().replace(b"V_FFV1", b"V_XXX1"))
+
+
+def write_sound(path):
+    with av.open(str(path), "w") as output:
+        sound = output.add_stream("aac", rate=44100, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 44100
+        output.mux(sound.encode(frame))
+        output.mux(sound.encode(None))
 
 
 @pytest.mark.parametrize(
@@ -376,13 +391,16 @@ def write_undecodable(path):
         (lambda folder: None, "no videos"),
         (lambda folder: (folder / "a.mp4").write_bytes(b"no video at all"), "a.mp4: cannot be decoded"),
         (lambda folder: write_folder(folder / "a", [*moving(2), *moving(1, 24, 64)]), "frames of different sizes"),
+        (lambda folder: folder.rmdir(), "in: no such folder of clips"),
+        (lambda folder: write_sound(folder / "a.mp4"), "a.mp4: no video in this file"),
         (lambda folder: write_undecodable(folder / "a.mkv"), "a.mkv: this FFmpeg has no decoder for it"),
     ],
 )
 def test_a_folder_without_whole_clips_is_named(tmp_path, make, message):
-    make(tmp_path)
-    with pytest.raises(ValueError, match=message):
-        clips.open_clips(tmp_path, cache=tmp_path / "cache")
+    (tmp_path / "in").mkdir()
+    make(tmp_path / "in")
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        clips.open_clips(tmp_path / "in", cache=tmp_path / "cache")
 
 
 def test_a_clip_that_was_asked_for_and_is_not_there_is_named(tmp_path):

@@ -130,7 +130,7 @@ def test_what_is_wrong_ends_in_one_line(tmp_path, monkeypatch, capsys, option, v
     assert not list(tmp_path.iterdir())
 
 
-def test_what_cannot_be_exported_is_refused(model, exported, tmp_path):
+def test_what_cannot_be_exported_is_refused(model, exported, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="has one size; give --size"):
         export.export(model, "torchscript", tmp_path / "x.pt")
     with pytest.raises(ValueError, match="30x32: width and height must be multiples of 16"):
@@ -138,11 +138,21 @@ def test_what_cannot_be_exported_is_refused(model, exported, tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(FileNotFoundError, match="none.onnx: no such file"):
         export.runner(tmp_path / "none.onnx")
+    (tmp_path / "text.onnx").write_text("no export")
     for name in ("cut.pt2", "cut.pt", "text.txt"):
         (tmp_path / name).write_text("no export")
         with pytest.raises(ValueError, match=name):
             export.runner(tmp_path / name)
+    with monkeypatch.context() as during:
+        for missing in ("onnxscript", "onnxruntime"):
+            during.setitem(sys.modules, missing, None)
+        with pytest.raises(ValueError, match="ONNX needs the packages onnx and onnxscript"):
+            export.export(model, "onnx", tmp_path / "x.onnx", (32, 32))
+        with pytest.raises(ValueError, match="is checked with the package onnxruntime"):
+            export.runner(tmp_path / "text.onnx")
     pytest.importorskip("onnxruntime")
+    with pytest.raises(ValueError, match="text.onnx: onnxruntime cannot read it"):
+        export.runner(tmp_path / "text.onnx")
     with pytest.raises(ValueError, match="onnxruntime here has no NoProvider; it has .*CPU"):
         export.runner(exported("onnx"), ["NoProvider"])
 

@@ -337,6 +337,12 @@ WRONG = {
     "no batch": (None, ["--batch_size", "0"], "'0' is not a whole number from 1 up"),
     "less than no workers": (None, ["--workers", "-1"], "'-1' is not a whole number from 0 up"),
     "unknown split": (None, ["--split", "val"], "invalid choice: 'val'"),
+    "labels without a record": (
+        lambda data: (labels_of()(data), (data / "flow/teacher.json").unlink()),
+        ["--format", "png"],
+        "made with format = flo, not png",
+    ),
+    "a sheet of no check": (None, ["--sheet", "a.png"], "--sheet a.png needs --check N"),
     "nothing to check": (None, ["--check", "0"], "'0' is not a whole number from 1 up"),
     "ranks that were not started": (None, ["--world_size", "4"], "--world_size 4, but the number of processes is 1"),
 }

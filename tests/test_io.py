@@ -151,6 +151,19 @@ def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path, picture):
         io.write_image(tmp_path / "out.bmp", picture)
 
 
+def test_what_is_no_picture_or_cannot_be_one_is_refused_by_name(tmp_path, picture):
+    io.write_image(tmp_path / "a.jpg", picture)
+    with pytest.raises(ValueError, match="a.jpg: "):
+        io.png_size(tmp_path / "a.jpg")
+    (tmp_path / "a.ppm").write_bytes(b"P6 no numbers")
+    with pytest.raises(ValueError, match="a.ppm: the picture is cut short or damaged"):
+        io.read_image(tmp_path / "a.ppm")
+    for name, shape in (("wide.jpg", (1, 2**16)), ("none.png", (0, 3))):
+        with pytest.raises(ValueError, match=f"{name}: no picture of {shape[1]}x{shape[0]} can be written"):
+            io.write_image(tmp_path / name, np.zeros((*shape, 3), np.uint8))
+        assert not (tmp_path / name).exists()
+
+
 def test_pictures_are_listed_in_the_order_of_their_numbers(tmp_path, picture):
     for name in ("f10.png", "f9.png", "f1.jpg", "1²3.png", "frame².png", ".hidden.png", "notes.txt"):
         (tmp_path / name).touch()

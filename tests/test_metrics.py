@@ -204,6 +204,9 @@ def test_lpips_without_its_weights_says_which_files_it_needs(lpips_weights, tmp_
     torch.save(lines, tmp_path / "alex.pth")
     torch.save(backbone.state_dict(), tmp_path / "alexnet.pth")
     torch.save({name: 0.5 for name in lines}, tmp_path / "numbers.pth")
+    torch.save([1], tmp_path / "list.pth")
+    other = {name: value[:9] for name, value in backbone.state_dict().items()}
+    torch.save(lines | other, tmp_path / "other.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "alex.pth").read_bytes()[:300])
     for paths, complaint in (
         (None, "LPIPS needs weights: --lpips_weights BACKBONE LINEAR"),
@@ -212,6 +215,8 @@ def test_lpips_without_its_weights_says_which_files_it_needs(lpips_weights, tmp_
         (["alexnet.pth"], "alexnet.pth: no linear layers"),
         (["alex.pth"], r"alex.pth: lacks features.0.weight of alexnet"),
         (["numbers.pth"], "numbers.pth: no linear layers"),
+        (["list.pth"], "list.pth: holds no weights by name"),
+        (["other.pth"], "other.pth: the backbone is not alexnet, which the linear layers are for"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=complaint):
             LPIPS(paths and [tmp_path / path for path in paths])

@@ -80,6 +80,8 @@ def test_times_and_true_frames_that_do_not_fit_the_pairs_are_refused():
     for times in ([], [0.2, 0.5, 0.7]):
         with pytest.raises(ValueError, match=f"{len(times)} times for 2 pairs: give one, or the same number"):
             model(*pairs, torch.tensor(times))
+    with pytest.raises(ValueError, match=r"different sizes: \(2, 3, 16, 16\) and \(2, 3, 16, 32\)"):
+        model(pairs[0], torch.rand(2, 3, 16, 32), 0.5)
     for count in (1, 4):
         with pytest.raises(ValueError, match=rf"true frames of shape \({count}, 3, 16, 16\) for \(2, 3, 16, 16\)"):
             model(*pairs, 0.5, torch.rand(count, 3, 16, 16))

@@ -28,6 +28,9 @@ def test_a_compiler_is_a_path_or_a_command(monkeypatch, tmp_path):
         assert native.find_compiler() == command
     monkeypatch.setenv("CC", " ")
     assert native.find_compiler() == ["cc"]
+    with monkeypatch.context() as during, pytest.raises(OSError, match="^there is no C compiler$"):
+        during.setattr(native.shutil, "which", lambda name: None)
+        native.find_compiler()
     monkeypatch.setenv("CC", "gcc -DX='")
     with pytest.raises(OSError, match="CC=gcc -DX='"):
         native.find_compiler()

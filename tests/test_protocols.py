@@ -110,6 +110,9 @@ def test_a_line_of_an_snu_list_without_three_paths_is_named(snu, tmp_path, typed
         file.write("test/a.png test/b.png\n")
     done = score(typed, SNU_FILM.BENCHMARK, snu, tmp_path, "--model_name", "average")
     assert done.status == 2 and "test-hard.txt, line 3: 2 paths, not three" in done.err
+    (snu / "test-hard.txt").write_text("\n \n")
+    done = score(typed, SNU_FILM.BENCHMARK, snu, tmp_path, "--model_name", "average")
+    assert done.status == 2 and "nothing to score here: the split 'hard' has no case" in done.err
     (snu / "test-extreme.txt").unlink()
     (snu / "test-hard.txt").write_text("")
     done = score(typed, SNU_FILM.BENCHMARK, snu, tmp_path, "--model_name", "average")
@@ -207,6 +210,12 @@ def test_a_frame_without_a_centre_to_cut_is_named(tmp_path, typed):
     place([frame(0)], [tmp_path / "Adobe240/video" / f"{k}.png" for k in range(9)])
     done = adobe(typed, tmp_path, "--model_name", "average")
     assert done.status == 2 and "video/0.png: a frame of 64x48 is smaller than the crop of 512x512" in done.err
+
+
+def test_adobe240_without_videos_is_named(tmp_path, typed):
+    (tmp_path / "Adobe240").mkdir()
+    done = adobe(typed, tmp_path, "--model_name", "average")
+    assert done.status == 2 and "Adobe240: no folders of frames; extract one per video" in done.err
 
 
 def test_adobe240_takes_the_videos_that_are_named_and_records_them(tmp_path, typed):

@@ -347,6 +347,8 @@ def test_wrong_input_is_one_line(scored, tmp_path, typed):
     del older["device"]
     store.write(tmp_path / "older.json", older)
     store.write(tmp_path / "times.json", {"benchmark": store.SPEED, "device": "this", "rows": [{"model": "IFRNet"}]})
+    fast = {"benchmark": store.SPEED, "device": "this", "rows": [dict.fromkeys(store.ROW, "")]}
+    store.write(tmp_path / "speed.json", fast)
     (tmp_path / "again").mkdir()
     (tmp_path / "again" / "Vimeo90K-dis.json").write_text((scored / "Vimeo90K-dis.json").read_text())
     for words, line in (
@@ -357,6 +359,7 @@ def test_wrong_input_is_one_line(scored, tmp_path, typed):
         (["other.json"], "other.json: not a result of a benchmark: it lacks model"),
         (["older.json"], "older.json: not a result of a benchmark: it lacks device; move it away"),
         (["times.json"], "times.json: not a result of a benchmark: it lacks size, frames, mode; move it away"),
+        (["speed.json"], "speed.json: only times here, no scores; run a benchmark first"),
         (["list.json"], "list.json: not a result of a benchmark"),
         (["results", "again"], "Vimeo90K-dis.json: a result of this name is in .*results too; rename one"),
     ):

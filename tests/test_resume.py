@@ -351,6 +351,12 @@ def test_a_run_that_goes_on_elsewhere_has_a_best_of_its_own(vimeo, whole, tmp_pa
         (["--data", "nowhere"], "nowhere: no such folder"),
         (["--world_size", "4"], "--nproc_per_node=4"),
         (["--resume_epoch", "4"], "needs --resume_path"),
+        (["--batch_size", "x"], "'x' is not a whole number from 1 up"),
+        (["--lr_start", "x"], "'x' is not a number from 0 up"),
+        (["--device", "cuda:99"], "no device 'cuda:99' here"),
+        (["--cache", "gpu"], "--cache gpu needs a packed set, not "),
+        (["--data", "clips:.", "--val_list", "none.txt"], "none.txt: no such list of names"),
+        (["--data", "clips:.", "--val_list", "blank.txt"], "blank.txt: the list is empty"),
         (["--clip_stride", "2"], "--clip_stride 2 is for clips"),
         (["--resume_path", "missing.pth"], "missing.pth: no such checkpoint"),
         (["--data", "clips:"], "--data clips: names no folder"),
@@ -362,6 +368,7 @@ def test_a_run_that_goes_on_elsewhere_has_a_best_of_its_own(vimeo, whole, tmp_pa
 def test_what_people_get_wrong_is_one_line(vimeo, tmp_path, capsys, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
     shutil.copy(vimeo / "tri_trainlist.txt", tmp_path)
+    (tmp_path / "blank.txt").write_text("\n\n")
     monkeypatch.setattr(sys, "argv", command(vimeo, tmp_path / "run", "--batch_size", 4, *options)[1:])
     with pytest.raises(SystemExit) as stopped:
         cli.run(train_vimeo90k.main, train_vimeo90k.parser())

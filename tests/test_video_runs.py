@@ -248,6 +248,25 @@ def test_no_encoder_makes_a_program_more_important_than_others(tmp_path, clip):
     assert {os.sched_getscheduler(thread) for thread in [0, *every]} == {before}
 
 
+def test_what_a_gif_cannot_hold_is_told(tmp_path, capsys):
+    run(encode(tmp_path / "in.mp4", moving(3), sound="aac", aspect=Fraction(4, 3)), tmp_path / "out.gif")
+    said = capsys.readouterr().err
+    assert "out.gif: without sound and subtitles, which this kind of output cannot hold" in said
+    assert "out.gif: the pixel aspect ratio 4/3 becomes 1, and the picture narrower or wider" in said
+
+
+def test_what_needs_a_file_is_refused_to_a_pipe(tmp_path, clip, monkeypatch):
+    pipe = BytesIO()
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=pipe))
+    run(clip, "-")
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=BytesIO(pipe.getvalue())))
+    with pytest.raises(ValueError, match="standard input: a preview needs to seek; give a file"):
+        run("-", tmp_path / "sheet.png", "--preview", "2")
+    monkeypatch.setattr(interpolate_video.distributed, "world_size", lambda: 2)
+    with pytest.raises(ValueError, match="only one process can write to a pipe; start without torchrun"):
+        run(clip, "-")
+
+
 def test_outputs_that_cannot_be_are_refused_before_anything_is_done(tmp_path, clip, capsys):
     (tmp_path / "file").write_text("")
     (tmp_path / "exists.mp4").write_text("precious")
