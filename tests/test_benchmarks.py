@@ -430,6 +430,16 @@ def test_what_is_wrong_on_one_rank_ends_all_in_one_line(vimeo, tmp_path):
     assert any("0002/im2.png: not a PNG file" in error for error in errors)
 
 
+def test_what_is_listed_twice_is_told_and_frames_too_small_for_a_metric_are_named(vimeo, tmp_path, typed):
+    (vimeo / "tri_testlist.txt").write_text("00001/0001\n00001/0002\n00001/0001\n")
+    for k in (1, 2, 3):
+        io.write_image(vimeo / f"sequences/00001/0001/im{k}.png", frame(k, 8, 8))
+    with pytest.warns(UserWarning, match="listed, and scored, more than once: 00001/0001, 00001/0001"):
+        words = ["--model_name", "average", "--metrics", "ssim_2d"]
+        done = score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path / "out", *words)
+    assert done.status == 2 and "00001/0001/im1.png: an image of 8x8 holds no window of 11x11" in done.err
+
+
 def test_frames_that_are_missing_in_a_video_are_told_of(tmp_path, typed):
     for number in range(1, 11):
         if number != 5:
