@@ -225,8 +225,8 @@ def test_what_ends_in_the_work_or_in_the_joining_promises_no_more_than_can_be(tm
     full, job = OSError(errno.ENOSPC, "No space left on device", "a part"), interpolate_video.Job
     for place, name, fails, kept, ways in (
         (job, "write", failing(full, job.write, 60), "what is done is in ", ", and --resume continues"),
-        (interpolate_video.video_out, "join_videos", failing(full), "all parts are in ", ", and --resume joins them"),
-        (interpolate_video.video_out, "join_videos", failing(KeyboardInterrupt()), "interrupted; all parts", ", and"),
+        (interpolate_video.video_join, "join_videos", failing(full), "all parts are in ", ", and --resume joins them"),
+        (interpolate_video.video_join, "join_videos", failing(KeyboardInterrupt()), "interrupted; all parts", ", and"),
     ):
         with monkeypatch.context() as during, pytest.raises((OSError, KeyboardInterrupt)) as told:
             during.setattr(place, name, fails)
