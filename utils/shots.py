@@ -57,19 +57,21 @@ def unexplained(first: np.ndarray, second: np.ndarray) -> float:
 
 def is_cut(first: np.ndarray, second: np.ndarray) -> bool:
     """Whether two frames, RGB uint8 or uint16 (H, W, 3), belong to two shots: see CUT."""
-    inside = within_bars(thumbnail(first), thumbnail(second), first.shape[:2])
-    return unexplained(thumbnail(first[inside]), thumbnail(second[inside])) > CUT
+    small = [thumbnail(first), thumbnail(second)]
+    if inside := within_bars(*small, first.shape[:2]):
+        small = [thumbnail(first[inside]), thumbnail(second[inside])]
+    return unexplained(*small) > CUT
 
 
-def within_bars(first: np.ndarray, second: np.ndarray, size: tuple[int, int]) -> tuple[slice, slice]:
+def within_bars(first: np.ndarray, second: np.ndarray, size: tuple[int, int]) -> tuple[slice, slice] | None:
     """The rows and columns of frames of this (height, width) that are not bars of both their thumbnails: beside black
-    bars contrast is large, and what differs is small. All of them unless the rest is large and mostly lit: something
-    bright in the dark has no bars around it."""
+    bars contrast is large, and what differs is small. None without bars: what they leave is large and mostly lit, as
+    something bright in the dark is not."""
     lit = np.maximum(first, second) > BAR
     spans = [np.flatnonzero(lit.any(1 - axis)) for axis in (0, 1)]
     area = np.prod([span[-1] + 1 - span[0] if span.size else 0 for span in spans])
-    if area < LEAST_PICTURE * lit.size or lit.sum() < LEAST_LIT * area:
-        return slice(None), slice(None)
+    if area == lit.size or area < LEAST_PICTURE * lit.size or lit.sum() < LEAST_LIT * area:
+        return None
     sides = zip(spans, lit.shape, size)
     return tuple(slice(int(k[0]) * side // of, -(-(int(k[-1]) + 1) * side // of)) for k, of, side in sides)
 
