@@ -2,7 +2,9 @@
 
 import os
 import signal
+import struct
 import sys
+import zlib
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -102,6 +104,26 @@ def raft_weights(tmp_path_factory):
     torch.manual_seed(0)
     torch.save(optical_flow.raft_small().state_dict(), path)
     return path
+
+
+def png_by_hand(picture):
+    """An RGB PNG of 8 or 16 bits, written by its specification."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = picture.shape[:2]
+    rows = b"".join(b"\0" + row.astype(row.dtype.newbyteorder(">")).tobytes() for row in picture)
+    header = struct.pack(">IIBBBBB", width, height, 8 * picture.itemsize, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def sliding(frames=12, height=48, width=64, seed=0, step=2):
+    """A smooth random picture that slides to the left."""
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (height // 8, (width + frames * step) // 8 + 2, 3), dtype=np.uint8)
+    wide = small.repeat(8, 0).repeat(8, 1)
+    return np.stack([wide[:height, i * step : i * step + width] for i in range(frames)])
 
 
 @contextmanager

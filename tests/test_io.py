@@ -4,10 +4,7 @@ import errno
 import mmap
 import multiprocessing
 import os
-import re
-import struct
 import warnings
-import zlib
 from pathlib import Path
 
 import cv2
@@ -15,9 +12,10 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
+from conftest import png_by_hand
 from PIL import Image
 
-from utils import flow_files, io
+from utils import io
 
 SIZE = 20, 28
 
@@ -27,23 +25,6 @@ def picture():
     """A picture with structure, (H, W, 3) uint8; its corners differ, so that turns and flips show."""
     y, x = np.mgrid[: SIZE[0], : SIZE[1]]
     return np.stack([9 * x, 12 * y, 4 * (x + y)], -1).astype(np.uint8)
-
-
-@pytest.fixture
-def flow():
-    return np.random.default_rng(0).normal(0, 20, (*SIZE, 2)).astype(np.float32)
-
-
-def png_by_hand(picture):
-    """An RGB PNG of 8 or 16 bits, written by its specification."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    height, width = picture.shape[:2]
-    rows = b"".join(b"\0" + row.astype(row.dtype.newbyteorder(">")).tobytes() for row in picture)
-    header = struct.pack(">IIBBBBB", width, height, 8 * picture.itemsize, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 # Pictures
@@ -300,107 +281,7 @@ def test_processes_that_read_ahead_tell_once_for_all_of_them(tmp_path, picture, 
     assert capfd.readouterr().err.count("8 are kept") == 1
 
 
-# Optical flow
-
-
-PRECISION = {".flo": 0, ".pfm": 0, ".png": 1 / 128, ".f16": 0.032}  # pixels; of .f16 at lengths up to 128
-
-
-@pytest.mark.parametrize("ending", flow_files.FLOWS)
-def test_flow_comes_back_within_the_precision_of_its_format(tmp_path, flow, ending):
-    flow_files.write_flow(tmp_path / f"a{ending}", flow)
-    read = flow_files.read_flow(tmp_path / f"a{ending}")
-    assert read.dtype == np.float32 and read.shape == flow.shape
-    assert np.abs(read - flow).max() <= PRECISION[ending]
-
-
-def test_flow_files_built_by_hand_are_read(tmp_path, flow):
-    height, width = SIZE
-    (tmp_path / "a.flo").write_bytes(struct.pack("<fii", 202021.25, width, height) + flow.tobytes())
-    np.testing.assert_array_equal(flow_files.read_flow(tmp_path / "a.flo"), flow)
-    # A PFM file begins with the lowest row; a positive scale says that the greater byte comes first.
-    values = np.concatenate([flow, np.zeros((*SIZE, 1), np.float32)], 2)
-    for mark, order in ((b"-1.0", "<f4"), (b"1.0", ">f4")):
-        rows = values[::-1].astype(order).tobytes()
-        (tmp_path / "a.pfm").write_bytes(b"PF\n%d %d\n%s\n" % (width, height, mark) + rows)
-        np.testing.assert_array_equal(flow_files.read_flow(tmp_path / "a.pfm"), flow)
-
-
-def test_a_kitti_file_is_read_as_its_specification_says(tmp_path):
-    # The development kit: u = (R - 2^15) / 64, v = (G - 2^15) / 64, valid where B is not 0.
-    pixels = np.zeros((2, 2, 3), np.uint16)
-    pixels[0, 0] = 32768 + 64 * 3, 32768 - 32, 1
-    pixels[1, 1] = 32768, 32768 + 1, 1
-    (tmp_path / "a.png").write_bytes(png_by_hand(pixels))
-    nan = [np.nan, np.nan]
-    np.testing.assert_array_equal(flow_files.read_flow(tmp_path / "a.png"), [[[3, -0.5], nan], [nan, [0, 1 / 64]]])
-
-
-def test_unknown_pixels_survive_in_a_kitti_file(tmp_path, flow):
-    flow[3, 4] = np.nan
-    flow_files.write_flow(tmp_path / "a.png", flow)
-    read = flow_files.read_flow(tmp_path / "a.png")
-    assert np.isnan(read[3, 4]).all() and np.isnan(read).sum() == 2
-
-
-@pytest.mark.parametrize("ending", flow_files.FLOWS)
-def test_flow_that_is_cut_anywhere_is_refused_by_name(tmp_path, flow, ending):
-    flow_files.write_flow(tmp_path / f"whole{ending}", flow)
-    data = (tmp_path / f"whole{ending}").read_bytes()
-    for length in sorted({len(data) - 1, *range(0, len(data), len(data) // 23)}):
-        (tmp_path / f"cut{ending}").write_bytes(data[:length])
-        with pytest.raises(ValueError, match=f"cut{ending}: "):
-            flow_files.read_flow(tmp_path / f"cut{ending}")
-
-
-@pytest.mark.parametrize("ending", [".flo", ".f16", ".pfm"])
-def test_flow_with_something_behind_it_is_not_called_cut_short(tmp_path, flow, ending):
-    flow_files.write_flow(tmp_path / f"long{ending}", flow)
-    with open(tmp_path / f"long{ending}", "ab") as file:
-        file.write(bytes(8))
-    with pytest.raises(ValueError) as refused:
-        flow_files.read_flow(tmp_path / f"long{ending}")
-    height, width = flow.shape[:2]
-    said = re.search(rf"long{ending}: .*{width}x{height} takes (\d+) bytes.*, not (\d+)$", str(refused.value))
-    assert said and int(said[2]) - int(said[1]) == 8
-
-
-@pytest.mark.parametrize("ending", flow_files.FLOWS)
-def test_flow_under_a_wrong_name_is_refused(tmp_path, flow, ending):
-    for other in set(flow_files.FLOWS) - {ending}:
-        flow_files.write_flow(tmp_path / f"a{other}", flow)
-        (tmp_path / f"a{other}").rename(tmp_path / f"mislabelled{ending}")
-        with pytest.raises(ValueError, match=f"mislabelled{ending}: not a"):
-            flow_files.read_flow(tmp_path / f"mislabelled{ending}")
-
-
-def test_a_picture_is_no_flow_and_a_grey_pfm_neither(tmp_path, picture):
-    io.write_image(tmp_path / "picture.png", picture)
-    with pytest.raises(ValueError, match="picture.png: not a KITTI flow file: 16-bit RGB"):
-        flow_files.read_flow(tmp_path / "picture.png")
-    (tmp_path / "depth.pfm").write_bytes(b"Pf\n5 4\n-1.0\n" + bytes(4 * 5 * 4))
-    with pytest.raises(ValueError, match="depth.pfm: not flow"):
-        flow_files.read_flow(tmp_path / "depth.pfm")
-
-
-def test_a_size_below_one_pixel_is_refused(tmp_path):
-    (tmp_path / "a.flo").write_bytes(struct.pack("<fii", 202021.25, -4, -2) + bytes(64))
-    with pytest.raises(ValueError, match="a.flo: a flow of -4x-2"):
-        flow_files.read_flow(tmp_path / "a.flo")
-
-
-def test_flow_that_a_format_cannot_hold_is_refused_and_nothing_is_written(tmp_path, flow):
-    flow[0, 0] = 600
-    with pytest.raises(ValueError, match="a.png: .* within 512 pixels, not 600; use .flo"):
-        flow_files.write_flow(tmp_path / "a.png", flow)
-    flow[0, 0] = np.inf
-    with pytest.raises(ValueError, match="a.f16: .*use .flo"):
-        flow_files.write_flow(tmp_path / "a.f16", flow)
-    with pytest.raises(ValueError, match="shape .*is needed"):
-        flow_files.write_flow(tmp_path / "a.flo", flow[..., 0])
-    with pytest.raises(ValueError, match="a.npy: unknown flow format"):
-        flow_files.write_flow(tmp_path / "a.npy", flow)
-    assert not list(tmp_path.iterdir())
+# Lists
 
 
 def test_pictures_below_a_folder_are_found_where_asked_for(tmp_path):
