@@ -22,39 +22,28 @@ memory, with 10 bits under 6: see --scale and --tile.
 """
 
 import argparse
-import errno
-import hashlib
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from fractions import Fraction
-from itertools import chain, groupby, islice
-from itertools import count as infinity
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
-import models
 from models.baselines import Baseline, interpolator
 from models.interpolator import LEAST_ROWS, Interpolator, scales_for
 from utils import cli, colours, distributed, hdr, io, video, video_join, video_out
-from utils.motion import scale_by_motion
-from utils.parts import Parts, begun, folder_of
-from utils.pipeline import Picture, between, halves, pictures, to_integers
-from utils.shots import is_cut, is_repeat
+from utils.parts import begun, folder_of
+from utils.pipeline import between, halves, to_integers
+from utils.shots import is_cut
 from utils.timeline import Grid, Pauses
+from utils.video_job import Job, by_motion, say, to_parts, to_pipe
 
 SHEET = 1920  # width of a preview in pixels
 MOST_TIMES, MOST_PLACES = 1000, 100
-NONE = "{}: not a single frame"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk or quota, or a file larger than allowed
-RECORDED = ("model_name", "checkpoint", "scale", "factor", "fps", "slow", "cuts", "dedup", "codec", "crf", "compare")
-RECORDED += ("segment", "input_fps")
 
 
 def rate(text: str) -> Fraction:
@@ -170,11 +159,6 @@ def main(args: argparse.Namespace) -> None:
         if source.damaged:
             frames = f"{source.damaged} frame{'s' * (source.damaged > 1)}"
             say(f"{source.path}: {frames} left out, damaged or cut short; the file may be incomplete")
-
-
-def say(line: str) -> None:
-    if distributed.is_main():
-        tqdm.write(line, file=sys.stderr)  # standard output may carry the video
 
 
 # Checks and settings
@@ -325,198 +309,7 @@ def notes(
         yield f"{args.output}: the pixel aspect ratio {form.aspect} becomes 1, and the picture narrower or wider"
 
 
-def by_motion(args: argparse.Namespace) -> Callable[[np.ndarray, np.ndarray], float] | None:
-    """The function that chooses the scale for a pair of images, or None if --scale is fixed."""
-    return scale_by_motion if args.scale == "auto" else None
-
-
-# The work
-
-
-class Job(NamedTuple):
-    """Everything about the output to make. kind: see video_out.kind_of. pauses: counts those of the input."""
-
-    args: argparse.Namespace
-    source: video.Source
-    grid: Grid
-    call: Interpolator | Baseline
-    form: video_out.Format
-    kind: str
-    pauses: Pauses
-
-    def pictures(self, runs: Sequence[range]) -> Iterator[Picture]:
-        """The output frames of these runs of segments; of the whole input if its length is known only after reading."""
-        args, last = self.args, self.segments()
-        repeat = is_repeat if args.dedup else self.pauses
-        for run in runs:
-            start, stop = (Fraction(number * args.segment) for number in (run.start, run.stop))
-            end = None if run.stop == last else stop
-            how = (self.unbridged, repeat, by_motion(args), self.form.deep)
-            with closing(pictures(self.source, self.grid, self.call, args.segment, start, end, *how)) as made:
-                yield from made
-
-    def unbridged(self, first: np.ndarray, second: np.ndarray) -> bool:
-        """Whether no frames are made between two: across a cut, and where they are equal, as those made would be."""
-        return np.array_equal(first, second) or self.args.cuts == "yes" and is_cut(first, second)
-
-    @property
-    def endless(self) -> bool:
-        """Whether the input can be read only once, and its length is not known before."""
-        return self.source.count is None
-
-    def segments(self) -> int:
-        return 1 if self.source.last is None else int(self.source.last // self.args.segment) + 1
-
-    def count(self, segments: int) -> int | None:
-        """About how many output frames this many segments make; None if unknown."""
-        if self.endless:
-            return None
-        return self.grid.count(self.source.count, self.source.rate) * segments // self.segments()
-
-    def write(self, writer, picture: Picture) -> None:
-        before, image = picture.before, picture.image()
-        if self.args.compare:
-            writer.write(beside(before.image, image, self.args.compare), picture.time, None, picture.lasts)
-        else:
-            original = before.original if picture.made is None else None
-            writer.write(image, picture.time, original, picture.lasts)
-
-
-def to_pipe(job: Job) -> None:
-    if distributed.world_size() > 1:
-        raise ValueError("only one process can write to a pipe; start without torchrun")
-    writer, runs = video_out.pipe_writer(job.form), [range(job.segments())]
-    with closing(counted(job.pictures(runs), job.count(len(runs[0])), job.form.rate)) as made:
-        for picture in made:
-            job.write(writer, picture)
-    if not writer.written:
-        raise ValueError(NONE.format(job.source.path))
-    writer.close()
-
-
-def to_parts(job: Job) -> None:
-    """Make the missing parts, each rank its share, then join all parts."""
-    args, world = job.args, distributed.world_size()
-    parts = Parts(Path(args.output), "" if job.kind == "folder" else video_out.PART, settings(job))
-    if job.endless and (args.resume or world > 1):
-        raise ValueError(f"{job.source.path}: can be read only once, in order; --resume and torchrun need a file")
-    if distributed.is_main():
-        parts.begin(args.resume)
-    distributed.barrier()
-    try:
-        make(job, parts)
-        distributed.barrier()
-        found = parts.finished()
-        distributed.barrier()  # the main rank removes the parts after joining them
-        if not found:
-            raise ValueError(NONE.format(job.source.path))
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(interrupted(job, parts)) from None
-    except Exception as error:
-        if distributed.is_main() and not parts.finished():
-            parts.remove()
-        elif isinstance(error, OSError) and error.errno in FULL:
-            kept = f"what is done is in {parts.folder}" + ", and --resume continues" * (not job.endless)
-            raise OSError(error.errno, f"{error.strerror}; {kept}", args.output) from error
-        raise
-    if distributed.is_main():
-        finish(job, parts)
-
-
-def make(job: Job, parts: Parts) -> None:
-    """Make this rank's share of the missing parts."""
-    rank, world, count = distributed.rank(), distributed.world_size(), job.segments()
-    runs = parts.missing(count * rank // world, count * (rank + 1) // world)
-    kind = video_out.FolderWriter if job.kind == "folder" else video_out.VideoWriter
-    expected = infinity() if job.endless else chain.from_iterable(runs)
-    with closing(counted(job.pictures(runs), job.count(sum(map(len, runs))), job.form.rate)) as made:
-        for number, segment in groupby(made, key=lambda picture: picture.segment):
-            for passed in expected:
-                if passed == number:
-                    break
-                parts.skip(passed)  # no output frame falls into this segment
-            with parts.making(number, lambda path: kind(path, job.form)) as writer:
-                for picture in segment:
-                    job.write(writer, picture)
-
-
-def interrupted(job: Job, parts: Parts) -> str:
-    """Show what an interrupted job has made, where nothing older is in its place; returns what to tell the user."""
-    alone, out = distributed.world_size() == 1, Path(job.args.output)
-    old = out.exists() and not parts.part_shown and not (out.is_dir() and not any(out.iterdir()))
-    if alone and parts.unfinished() and (job.endless or not old):
-        join(job, parts.unfinished(), whole=False)
-        if job.endless:
-            parts.remove()
-            return f"interrupted; {job.args.output} holds what is done"
-        parts.show_part()
-        return f"interrupted; {job.args.output} holds what is done, and --resume continues"
-    if alone and not parts.finished():
-        parts.remove()
-        return "interrupted"
-    return f"interrupted; what is done is in {parts.folder}, and --resume continues"
-
-
-def finish(job: Job, parts: Parts) -> None:
-    """Join all parts and remove them."""
-    args, kept = job.args, f"all parts are in {parts.folder}" + ", and --resume joins them" * (not job.endless)
-    try:
-        join(job, parts.finished())
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted; {kept}") from None
-    except OSError as error:
-        raise OSError(error.errno, f"{error.strerror}; {kept}", args.output) from error
-    parts.remove()
-    width, height = job.form.stored if job.kind in video_out.DEFAULTS else (job.form.width, job.form.height)
-    say(f"wrote {args.output}: {width}x{height}, {float(job.form.rate):.6g} frames a second")
-
-
-def join(job: Job, parts: list[Path], whole: bool = True) -> None:
-    out = Path(job.args.output)
-    if job.kind == "folder":
-        video_join.join_folders(parts, out)
-    elif job.kind == ".gif":
-        video_join.join_gif(parts, out)
-    else:
-        source = job.source.path if isinstance(job.source, video.Video) else None
-        video_join.join_videos(parts, out, job.form, source, whole, timed=job.args.slow == 1)
-
-
-def counted(made: Iterator[Picture], total: int | None, rate: Fraction) -> Iterator[Picture]:
-    """The same pictures; on the first rank a progress bar shows frame rate, speed against real time and time left."""
-    start = time.perf_counter()
-    with tqdm(total=total, unit="frame", disable=not distributed.is_main(), dynamic_ncols=True) as bar, closing(made):
-        for picture in made:
-            yield picture
-            seconds = time.perf_counter() - start
-            bar.set_postfix_str(f"{(bar.n + 1) / float(rate) / seconds:.2f}x real time", refresh=False)
-            bar.update()
-
-
-def beside(repeated: np.ndarray, made: np.ndarray, how: str) -> np.ndarray:
-    """Repeated and interpolated frame side by side, or the left half of one and the right half of the other."""
-    if how == "side":
-        return np.concatenate([repeated, made], 1)
-    middle = made.shape[1] // 2
-    image = np.concatenate([repeated[:, :middle], made[:, middle:]], 1)
-    image[:, middle] = np.iinfo(image.dtype).max
-    return image
-
-
-def settings(job: Job) -> dict[str, str]:
-    """What must not change between a run and the one that resumes it."""
-    args, call = job.args, job.call
-    values = {name: "default" if (value := getattr(args, name)) is None else value for name in RECORDED}
-    values["input"] = args.input
-    if job.source.count is not None:
-        states = [(path.name, (state := path.stat()).st_size, state.st_mtime_ns) for path in job.source.paths]
-        values["the input's state"] = hashlib.sha256(repr(states).encode()).hexdigest()[:16]
-    if isinstance(call, Interpolator):  # as chosen here; another machine may choose otherwise
-        values |= {"fast": "yes" if call.mode == "fast" else "no", "precision": call.precision}
-        values["weights"] = io.sha256(models.checkpoint_path(args.checkpoint or call.model.name))[:16]
-    if job.form.deep:
-        values["pixels"] = f"{job.form.codec} of {job.form.depth} bits"
-    return {name: str(value) for name, value in values.items()}
+# A look before a long run
 
 
 def preview(args: argparse.Namespace, source: video.Source, grid: Grid, call: Interpolator | Baseline) -> None:
