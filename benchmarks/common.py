@@ -24,7 +24,7 @@ from benchmarks import store
 from benchmarks.cases import Split, check_cases
 from benchmarks.evaluation import METRICS, MORE_METRICS, PROTOCOLS, Contender, predict, score_all, scorer, show
 from models import Padding
-from models.baselines import BASELINES, interpolator
+from models.baselines import External, interpolator, is_network
 from utils import cli, distributed, io
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -93,6 +93,8 @@ def run(benchmark: Benchmark, args: argparse.Namespace) -> None:
         # All before the first is scored: a file that is already there may not be a result.
         paths = [store.place(args.out, file_stem(benchmark, args, each), about_run | each.about) for each in contenders]
         store.check_replaced(paths, about_run["metrics"])
+        if twice := [path for path in paths if paths.count(path) > 1]:
+            raise ValueError(f"{twice[0]}: would hold two results; rename the file of one of the methods")
         about_command = {"skip_broken": args.skip_broken, "command": typed()}
         unfinished, results = [], {}
         for contender, path in zip(contenders, paths):
@@ -148,9 +150,14 @@ def make_contender(
 ) -> Contender:
     """The model of a name and weights, with the padding and scale of the protocol. ValueError for weights that cannot
     predict all of `times`: now, not hours later when the models before it are done."""
-    if name in BASELINES:
+    if not is_network(name):
+        call = interpolator(name, device=device)
+        call.check_times(times)
         about = {"model": name, "other_scale": None, "precision": "fp32", "mode": "eager"}
-        return Contender(interpolator(name, device=device), about)
+        if isinstance(call, External):
+            path = call.path.resolve()
+            about |= {"model": path.stem, "code": str(path), "code_sha256": io.sha256(path)}
+        return Contender(call, about)
     scale = benchmark.scale_of(args.protocol) if args.scale is None else args.scale
     options = {"precision": args.precision, "scale": scale, "padding": benchmark.padding}
     call = interpolator(name, checkpoint, device, **options, tile="auto", mode=args.mode)

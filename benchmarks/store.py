@@ -104,9 +104,9 @@ def summary(benchmark: str, model: str, splits: list, scores: list[Score]) -> di
 
 
 def place(out: Path, stem: str, about: dict) -> Path:
-    """The file of a result: OUT/STEM.json, with a hash added if that exists and is of other cases or weights."""
+    """The file of a result: OUT/STEM.json, with a hash added if that exists and is of other cases, weights or code."""
     path = out / f"{stem}.json"
-    scored = {name: about.get(name) for name in ("data", "cases_sha256", "checkpoint_sha256")}
+    scored = {name: about.get(name) for name in ("data", "cases_sha256", "checkpoint_sha256", "code", "code_sha256")}
     if path.exists() and any(read(path).get(name) != value for name, value in scored.items()):
         return out / f"{stem}-{hashlib.sha256(repr(scored).encode()).hexdigest()[:6]}.json"
     return path

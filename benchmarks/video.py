@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import interpolate_video
 from benchmarks import store
 from datasets.clips import VIDEOS
-from models.baselines import BASELINES, interpolator
+from models.baselines import interpolator, is_network
 from utils import cli, io, video, video_out
 from utils.metrics import psnr
 from utils.motion import scale_by_motion
@@ -67,7 +67,7 @@ def options(args: argparse.Namespace) -> list[str]:
 def network(args: argparse.Namespace) -> tuple[str | None, str | None]:
     """The model whose memory and overhead are measured: the last network of those named, or the last baseline."""
     models = cli.asked(args)
-    return ([model for model in models if model[0] not in BASELINES] or models)[-1]
+    return ([model for model in models if is_network(model[0])] or models)[-1]
 
 
 def peak(source: Path, out: Path, *words: str) -> float:
@@ -158,7 +158,7 @@ def main(args: argparse.Namespace) -> None:
         if not args.clips:
             raise ValueError(f"{args.data}: no clips in this folder; name another in --data, or other --parts")
     name, _ = network(args)
-    if set(args.parts) - {"quality"} and name in BASELINES:
+    if set(args.parts) - {"quality"} and not is_network(name):
         raise ValueError(f"{name}: memory and overhead are a network's; name one, or give --parts quality")
     with tempfile.TemporaryDirectory() as folder:
         for part in args.parts:

@@ -1,17 +1,18 @@
-"""Baselines with the interface of Interpolator: what a network must beat.
+"""Baselines with the interface of Interpolator: what a network must beat, and methods from elsewhere.
 
     frames = baselines.interpolator("dis")(img0, img1, times=[0.5])
 
-`interpolator` makes either a network's Interpolator or a baseline from its name, for every script that makes frames.
+`interpolator` makes a network's Interpolator, a baseline or a method from its name, for every script that makes frames.
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from . import load
+from . import external, load
 from .ifrnet import VARIANTS, IFRNet
 from .interpolator import Interpolator, check_pair, check_range, default_device
 
@@ -91,6 +92,36 @@ class Dis(Baseline):
             yield frame.clamp(0, 1)
 
 
+class External(Baseline):
+    """A method from elsewhere, see external.py. path: of its file. Frames are clamped to [0, 1].
+
+    FileNotFoundError or ValueError for a file that does not exist or holds no method; ValueError for frames of a wrong
+    shape.
+    """
+
+    def __init__(self, path: str | Path, device: str | torch.device | None = None):
+        super().__init__(device)
+        self.path = Path(path)
+        self.function = external.load(self.path)
+        self.any_time = len(inspect.signature(self.function).parameters) > 2
+
+    def check_times(self, times: Sequence[float]) -> None:
+        """ValueError where a time is outside (0, 1), or not 0.5 for a function that takes no t."""
+        super().check_times(times)
+        for t in times:
+            if t != 0.5 and not self.any_time:
+                raise ValueError(f"{self.path}: t = {t:g}, but {external.FUNCTION}(img0, img1) knows t = 0.5 only")
+
+    def frames(self, img0: Tensor, img1: Tensor, times: Sequence[float]) -> Iterator[Tensor]:
+        for t in times:
+            with torch.no_grad():
+                frame = self.function(img0, img1, *([t] if self.any_time else ()))
+            if frame.shape != img0.shape:
+                shapes = f"{tuple(frame.shape)} for frames of {tuple(img0.shape)}"
+                raise ValueError(f"{self.path}: {external.FUNCTION} returned {shapes}; the shapes must be the same")
+            yield frame.to(self.device, torch.float32).clamp(0, 1)
+
+
 BASELINES = {"repeat": Repeat, "average": Average, "dis": Dis}
 NAMES = (*VARIANTS, *BASELINES)
 
@@ -103,17 +134,27 @@ def interpolator(
 ) -> Interpolator | Baseline:
     """The Interpolator of a network, or a baseline, by name.
 
-    model_name: one of NAMES; None: the network in the checkpoint, or the shipped IFRNet_S. checkpoint: a path; None:
-    the shipped weights of that name. options: Interpolator's; ignored for baselines. FileNotFoundError or ValueError
-    if the weights do not exist or are those of another network.
+    model_name: one of NAMES, or the .py file of a method; None: the network in the checkpoint, or the shipped IFRNet_S.
+    checkpoint: a path; None: the shipped weights of that name. options: Interpolator's; ignored for all but networks.
+    FileNotFoundError or ValueError if the weights do not exist or are those of another network, and as of External.
     """
-    if model_name in BASELINES:
+    if not is_model(model_name):
+        raise ValueError(f"unknown model {model_name!r}; choose one of {', '.join(NAMES)}, or the .py file of a method")
+    if not is_network(model_name):
         if checkpoint is not None:
             raise ValueError(f"{model_name} has no weights and cannot use {checkpoint}; name a network")
-        return BASELINES[model_name](device)
-    if model_name not in (None, *VARIANTS):
-        raise ValueError(f"unknown model {model_name!r}; choose one of {', '.join(NAMES)}")
+        return BASELINES[model_name](device) if model_name in BASELINES else External(model_name, device)
     return Interpolator(network(model_name, checkpoint), device, **options)
+
+
+def is_network(model_name: str | None) -> bool:
+    """Whether the model of a name, see `interpolator`, is a network of this project."""
+    return model_name in (None, *VARIANTS)
+
+
+def is_model(model_name: str | None) -> bool:
+    """Whether `interpolator` knows the name."""
+    return model_name in (None, *NAMES) or model_name.endswith(external.SUFFIX)
 
 
 def network(model_name: str | None, checkpoint: str | Path | None) -> IFRNet:

@@ -22,7 +22,7 @@ from typing import NoReturn
 
 import torch
 
-from models.baselines import BASELINES, NAMES
+from models.baselines import NAMES, is_model, is_network
 from models.interpolator import NAMED_SCALES, PRECISIONS, nearest_scale
 
 DATA = Path(__file__).resolve().parents[1] / "data"  # where data sets are looked for
@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
         elif getattr(parsed, "checkpoint", None):
             return  # a network, see `asked`
         for option in OF_NETWORKS:
-            if option in given and all(name in BASELINES for name in names):
+            if option in given and not any(map(is_network, names)):
                 self.error(f"{option} has no effect on {', '.join(names)}; leave it out, or name a network")
 
     def parse_args(
@@ -159,9 +159,9 @@ def debugging() -> bool:
 def add_model(parser: argparse.ArgumentParser, several: bool = False, mode: str = "eager") -> None:
     """Add the options that models.baselines.interpolator takes. several: allow several models, see `asked`. mode: see
     `add_mode`."""
-    help = "network or baseline (default: what the checkpoint holds, or IFRNet_S)"
+    help = f"{', '.join(NAMES)}, or a .py file with interpolate(img0, img1, t) (default: the checkpoint's, or IFRNet_S)"
     count = {"nargs": "+", "default": [None]} if several else {}
-    parser.add_argument("--model_name", choices=NAMES, help=help, **count)
+    parser.add_argument("--model_name", type=model, help=help, **count)
     help = "weights: a path (default: those shipped under that name)" + ", or several to compare" * several
     parser.add_argument("--checkpoint", help=help, nargs="+" if several else None)
     add_mode(parser, mode)
@@ -183,10 +183,10 @@ def asked(args: argparse.Namespace) -> list[tuple[str | None, str | None]]:
     names = list(dict.fromkeys(args.model_name))
     if not args.checkpoint:
         return [(name, None) for name in names]
-    networks = [name for name in names if name not in BASELINES]
+    networks = [name for name in names if is_network(name)]
     if len(networks) > 1:
         raise ValueError(f"{args.checkpoint[0]}: a checkpoint fits one network; name one with --model_name, or none")
-    baselines = [(name, None) for name in names if name in BASELINES]
+    baselines = [(name, None) for name in names if not is_network(name)]
     return [*baselines, *((networks[0] if networks else None, path) for path in dict.fromkeys(args.checkpoint))]
 
 
@@ -219,6 +219,13 @@ def device(name: str) -> torch.device:
     if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
         raise argparse.ArgumentTypeError(f"no device {name!r} here ({torch.cuda.device_count()} GPUs); give cpu")
     return wanted
+
+
+def model(text: str) -> str:
+    """The type of --model_name: a name or file that models.baselines.interpolator knows."""
+    if not is_model(text):
+        raise argparse.ArgumentTypeError(f"unknown model {text!r}; choose one of {', '.join(NAMES)}, or a .py file")
+    return text
 
 
 def scale(text: str) -> float | str:

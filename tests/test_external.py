@@ -1,0 +1,123 @@
+"""Methods from elsewhere: what their functions return, and that neither side's modules are taken for the other's."""
+
+import hashlib
+import json
+import sys
+from fractions import Fraction
+
+import pytest
+import torch
+from conftest import formula_image
+from scoring import frame, score
+
+import models
+from benchmarks import Vimeo90K
+from models.baselines import Average, External
+from utils import io
+from utils.pipeline import between
+
+ANY_TIME = "def interpolate(img0, img1, t):\n    return (1 - t) * img0 + t * img1\n"
+PAIR = formula_image(24, 32, 1), formula_image(24, 32, 2)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """Makes a folder of code whose packages have the names of ours, and no __init__.py. factor: of its frames."""
+
+    def make(name, factor):
+        folder = tmp_path / name
+        for package in ("models", "utils"):
+            (folder / package).mkdir(parents=True)
+        (folder / "utils/io.py").write_text(f"FACTOR = {factor}\n")
+        (folder / "models/Net.py").write_text(
+            "from utils.io import FACTOR\n\ndef net(a, b):\n    return FACTOR * (a + b)\n"
+        )
+        path = folder / "method.py"
+        path.write_text("from models.Net import net\n\ndef interpolate(img0, img1):\n    return net(img0, img1)\n")
+        return path
+
+    return make
+
+
+def written(tmp_path, text):
+    path = tmp_path / "method.py"
+    path.write_text(text)
+    return path
+
+
+def test_repositories_with_packages_of_the_same_names_each_find_their_own(repository):
+    before, paths = dict(sys.modules), list(sys.path)
+    half, third = (External(repository(name, factor), "cpu") for name, factor in (("a", 1 / 2), ("b", 1 / 3)))
+    torch.testing.assert_close(half(*PAIR), Average("cpu")(*PAIR))
+    torch.testing.assert_close(third(*PAIR), Average("cpu")(*PAIR) * 2 / 3)
+    assert {name: sys.modules.get(name) for name in before} == before and sys.path == paths
+    assert not [name for name in set(sys.modules) - set(before) if name.startswith(("models", "utils"))]
+
+
+def test_a_folder_that_has_the_name_of_a_standard_module_hides_nothing(tmp_path):
+    (tmp_path / "logging").mkdir()
+    sys.modules.pop("filecmp", None)  # so that it has to be looked for
+    External(written(tmp_path, f"import filecmp\nfrom logging import getLogger\n\n{ANY_TIME}"))
+
+
+def test_a_method_is_asked_for_the_frame_at_t(tmp_path):
+    call, times = External(written(tmp_path, ANY_TIME), "cpu"), [0.25, 0.9]
+    assert call.any_time
+    torch.testing.assert_close(call(*PAIR, times), Average("cpu")(*PAIR, times))
+
+
+def test_a_method_that_takes_no_t_makes_videos_by_halving(repository):
+    call = External(repository("a", 1 / 2), "cpu")
+    with pytest.raises(ValueError, match=r"method.py: t = 0.25, but interpolate\(img0, img1\) knows t = 0.5 only"):
+        call(*PAIR, [0.5, 0.25])
+    times = [Fraction(k, 8) for k in range(1, 8)]
+    expected = Average("cpu").each(*PAIR, [float(t) for t in times])
+    for got, wanted in zip(between(call, *PAIR, times), expected, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_frames_are_clamped_and_have_no_graph(tmp_path):
+    text = "import torch\n\nscale = torch.nn.Parameter(torch.tensor(3.0))\n\n"
+    text += "def interpolate(img0, img1, t):\n    return (scale * (img0 - 0.5)).double()\n"
+    (got,) = External(written(tmp_path, text), "cpu")(*PAIR)
+    assert not got.requires_grad and got.dtype == torch.float32
+    torch.testing.assert_close(got, (3 * (PAIR[0] - 0.5)).clamp(0, 1))
+
+
+def test_what_is_no_method_is_told_by_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none.py: no such file; a method is a Python file with interpolate\("):
+        External(tmp_path / "none.py")
+    with pytest.raises(ValueError, match=r"method.py: has no function interpolate\(img0, img1, t\)"):
+        External(written(tmp_path, "interpolate = 1\n"))
+    small = "def interpolate(img0, img1, t):\n    return img0[..., 1:]\n"
+    with pytest.raises(ValueError, match=r"method.py: interpolate returned \(1, 3, 24, 31\) for frames of \(1, 3"):
+        External(written(tmp_path, small), "cpu")(*PAIR)
+    with pytest.raises(ValueError, match="method.py has no weights and cannot use IFRNet_S"):
+        models.baselines.interpolator(str(tmp_path / "method.py"), "IFRNet_S")
+
+
+def test_a_method_is_scored_beside_others_and_its_code_is_recorded(tmp_path, repository, typed):
+    root, out = tmp_path / "set", tmp_path / "out"
+    for number in (1, 2, 3):
+        io.write_image(root / f"sequences/00001/0001/im{number}.png", frame(number))
+    (root / "tri_testlist.txt").write_text("00001/0001\n")
+    path = repository("a", 1 / 2)
+    done = score(typed, Vimeo90K.BENCHMARK, root, out, "--model_name", "average", path)
+    assert done.status == 0, done.err
+    average, method = (json.loads((out / f"Vimeo90K-{name}.json").read_text()) for name in ("average", "method"))
+    assert method["samples"] == average["samples"] and method["model"] == "method"
+    assert method["code"] == str(path) and method["code_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+    done = score(typed, Vimeo90K.BENCHMARK, root, out / "new", "--model_name", path, repository("b", 1 / 3))
+    assert done.status == 2 and "Vimeo90K-method" in done.err and "would hold two results; rename" in done.err
+    path.write_text(ANY_TIME)
+    assert score(typed, Vimeo90K.BENCHMARK, root, out, "--model_name", path).status == 0
+    assert len(list(out.glob("Vimeo90K-method*.json"))) == 2
+
+
+def test_an_unknown_model_is_told_with_those_that_there_are(typed):
+    from demo_2x import main, parser
+
+    done = typed(main, parser(""), "--model_name", "rife")
+    assert done.status == 2 and done.err.count("\n") == 1
+    assert "unknown model 'rife'; choose one of IFRNet_S, IFRNet, IFRNet_L, repeat, average, dis, or a .py" in done.err
