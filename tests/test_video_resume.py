@@ -132,6 +132,15 @@ def test_a_run_does_not_go_on_with_other_weights_of_the_same_name(tmp_path, monk
         run(source, out, *words, "--resume", model="IFRNet_S")
 
 
+def test_a_run_does_not_go_on_with_another_method_in_the_same_file(tmp_path, monkeypatch):
+    source, out, path = encode(tmp_path / "in.mp4", moving(60)), tmp_path / "out.mp4", tmp_path / "method.py"
+    path.write_text("def interpolate(img0, img1):\n    return img0\n")
+    interrupted_after(1.5, monkeypatch, source, out, model=str(path))
+    path.write_text("def interpolate(img0, img1):\n    return img1\n")
+    with pytest.raises(ValueError, match="was begun with code"):
+        run(source, out, "--segment", "1", "--resume", model=str(path))
+
+
 def test_an_interrupt_behind_a_gap_in_time_leaves_and_resumes_all_that_is_done(tmp_path, monkeypatch):
     """From 9/25 s to 17/5 s one frame is shown: there is nothing for the seconds 1 and 2."""
     times = [Fraction(i, 25) for i in (*range(10), *range(85, 125))]

@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 import models
-from models.baselines import Baseline
+from models.baselines import Baseline, External
 from models.interpolator import Interpolator
 
 from . import distributed, io, video, video_join, video_out
@@ -227,6 +227,8 @@ def settings(job: Job) -> dict[str, str]:
     if isinstance(call, Interpolator):  # as chosen here; another machine may choose otherwise
         values |= {"fast": "yes" if call.mode == "fast" else "no", "precision": call.precision}
         values["weights"] = io.sha256(models.checkpoint_path(args.checkpoint or call.model.name))[:16]
+    elif isinstance(call, External):
+        values["code"] = io.sha256(call.path)[:16]
     if job.form.deep:
         values["pixels"] = f"{job.form.codec} of {job.form.depth} bits"
     return {name: str(value) for name, value in values.items()}
