@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
+from conftest import formula_image
 from video_files import HEIGHT, WIDTH, complaint, decode, encode, moving, run
 
 from utils import io, video
@@ -185,6 +186,32 @@ def test_an_interlaced_video_is_told_of_though_its_first_frames_are_not(tmp_path
         (tmp_path / "in.m2v").write_bytes(data)
         notes = video.open_source(str(tmp_path / "in.m2v")).notes
         assert sum("interlaced" in note and "-vf bwdif" in note for note in notes) == told
+
+
+def woven(even, odd):
+    """Of two frames one with the even rows of the first and the odd ones of the second."""
+    return np.where(np.arange(len(even))[:, None, None] % 2, odd, even)
+
+
+@pytest.mark.parametrize(
+    "how, told",
+    [
+        ("as filmed", None),
+        ("interlaced", "seems to be interlaced, though not marked so; deinterlace it first: ffmpeg -i IN -vf bwdif"),
+        ("telecined", "-vf fieldmatch,yadif=deint=interlaced,decimate OUT"),
+        ("interlaced, too small to tell", None),
+    ],
+)
+def test_what_is_woven_of_two_moments_is_told_of_though_it_is_not_marked(tmp_path, how, told):
+    height = 144 if "small" in how else 240
+    wide = io.to_uint8(formula_image(height, 400, 5))
+    film = [np.ascontiguousarray(wide[:, 4 * k : 4 * k + 320]) for k in range(20)]
+    if "interlaced" in how:
+        film = [woven(*film[k : k + 2]) for k in range(0, 20, 2)]
+    elif how == "telecined":
+        film = [f for k in (0, 4, 8) for a, b, c, d in [film[k : k + 4]] for f in (a, b, woven(b, c), woven(c, d), d)]
+    notes = video.open_source(str(encode(tmp_path / "in.mp4", film))).notes
+    assert notes == () if told is None else told in notes[0]
 
 
 def test_a_size_that_changes_within_a_file_is_named(tmp_path, capsys):

@@ -23,7 +23,7 @@ from av.filter import Graph
 from av.sidedata.sidedata import Type
 from av.video.reformatter import VideoReformatter
 
-from . import io
+from . import fields, io
 from .colours import DEEP, FULL, SHALLOW, Colour, chroma_format, is_rgb, to_rgb, with_chroma
 from .hdr import Light, light_of
 from .timeline import Frame, snapped
@@ -41,7 +41,6 @@ FROM_DECODING = ("flv",)  # containers whose duration counts from where the firs
 GUESSED = ("mpeg",)  # containers where only some frames have times: reading from the middle gets the others wrong
 OTHER_PICTURES = (".bmp", ".webp", ".tif", ".tiff", ".exr", ".heic", ".avif", ".gif")  # which utils.io does not read
 Y4M = "yuv4mpegpipe"  # FFmpeg's name; it skips an incomplete last frame
-INTERLACED = "{}: interlaced; frames are treated as one moment each; deinterlace it first: ffmpeg -i IN -vf bwdif OUT"
 # Filters that make a frame upright, by the signs of its display matrix: where its right and lower sides point.
 TURNS = {
     (1, 0, 0, 1): (),
@@ -151,8 +150,7 @@ class Video(Source):
             shown, kind = [frame.pts for frame in first if frame.pts is not None], container.format.name
             self.dts_only = kind in DTS_ONLY or kind in DTS_AT_TIMES and shown != sorted(shown)
             self._describe(first[0], stream)
-            if any(frame.interlaced_frame for frame in first):  # the very first may be black, or a still
-                self.notes += (INTERLACED.format(path),)
+            self.notes += tuple(filter(None, [fields.note(path, first)]))
         self.damaged = 0  # those before the first frame are met again
         self._scan()
         _check_count(self)
@@ -359,7 +357,7 @@ class Pipe(Source):
         self.colour = Colour(range=FULL if "yuvj" in self.stream.pix_fmt else self.stream.codec_context.color_range)
         self.pix_fmt = chroma_format(self.pix_fmt, self.colour)
         if re.search(rb" I[tbm]", self.bytes.header):
-            self.notes += (INTERLACED.format(self.path),)
+            self.notes += (fields.INTERLACED.format(self.path),)
 
     def frames(self, start: Fraction = Fraction(0), deep: bool = False) -> Iterator[Frame]:
         reformatter, grey = VideoReformatter(), VideoReformatter()
