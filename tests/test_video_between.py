@@ -241,9 +241,12 @@ def test_every_pair_has_the_scale_that_is_asked_for_whatever_a_device_takes_at_o
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-@pytest.mark.parametrize("quick", [False, True], ids=["average", "fast mode"])
-def test_frames_pass_through_a_gpu_unmixed(quick):
-    frames = [Frame(Fraction(i), image) for i, image in enumerate(moving(40))]
+@pytest.mark.parametrize(
+    ("quick", "most"), [(False, 255), (True, 255), (False, 65535)], ids=["average", "fast mode", "16 bits"]
+)
+def test_frames_pass_through_a_gpu_unmixed(quick, most):
+    kind = np.uint8 if most == 255 else np.uint16
+    frames = [Frame(Fraction(i), image.astype(kind) * kind(most // 255)) for i, image in enumerate(moving(40))]
     model = formula_weights(models.build("IFRNet_S"))
 
     def made(device: str) -> list[np.ndarray]:
