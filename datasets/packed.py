@@ -179,8 +179,9 @@ class Resident:
             rows.append(y)
             columns.append(x)
             dice.append(one._replace(top=top, left=left))
-        index = torch.tensor([index for index, _ in keys], device=self.device)[:, None, None]
-        y, x = (torch.from_numpy(np.stack(each)).to(self.device, non_blocking=True) for each in (rows, columns))
+        each = ([index for index, _ in keys], rows, columns)
+        index, y, x = (torch.from_numpy(np.array(numbers)).to(self.device, non_blocking=True) for numbers in each)
+        index = index[:, None, None]
         frames = self.frames[index, :, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2, 4)
         flow = torch.empty((len(keys), 0), device=self.device)
         if self.flows is not None:

@@ -55,6 +55,16 @@ def triton_kernels():
     return triton_kernels, torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@contextmanager
+def not_waiting():
+    """Here it is an error that the processor waits for the GPU."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def formula_image(height, width, seed):
     """A smooth picture made by formula, (3, H, W) uint8 values in [0, 1]: the reference values' own recipe."""
     rng = np.random.default_rng(seed)

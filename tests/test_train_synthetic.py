@@ -1,5 +1,6 @@
 import argparse
 import re
+from contextlib import nullcontext
 from itertools import islice
 from types import SimpleNamespace
 
@@ -7,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, not_waiting
 from processes import run_ranks
 from torch.utils.data import DataLoader
 
@@ -18,6 +19,7 @@ from datasets.stencils import drawn_stencils
 from losses.terms import flow_error
 from models.layers import warp
 from utils import checkpoint, io, metrics, step, training
+from utils.meter import Meter
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +135,30 @@ def test_footage_is_held_where_a_gpu_has_room_for_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * size, 10 * size))
     assert script.resident(footage(*found), options(workers=1, clip_flow="dis"), gpu) is None  # made on the CPU
     assert script.resident({}, options(workers=1), gpu) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_steps_and_the_samples_for_them_do_not_wait_for_a_gpu(material, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)  # put back afterwards
+    gpu, found = torch.device("cuda"), clip("a", size=(112, 144))
+    np.save(tmp_path / "a.npy", found.frames)
+    found = found._replace(frames=clips.Frames(tmp_path / "a.npy"))
+    held, there = clips.Resident([found], gpu), material.to(gpu)
+    mixture = script.Mixture(there, footage(found), 96, options(effects=1.0), 0, resident=held)
+    recipe = step.Recipe(iterations=9, channels_last=True, amp="bf16", ema=0.9, clip_grad=1.0, optimizer="muon")
+    model = models.build("IFRNet_S").to(gpu, memory_format=recipe.layout)
+    state, meter, batches = step.State(model, recipe, gpu), Meter(gpu), script.batches_of(mixture, 0, gpu)
+    network = step.parallel(model, recipe, gpu)
+
+    def loss(out, batch, progress):
+        return script.weighted(script.terms(out, batch.imgt, batch.flow, psnr=0.005), progress)
+
+    for place in (nullcontext(), not_waiting()):  # at first algorithms are tried and kernels compiled
+        with place:
+            for _ in range(2 * script.GROUP):
+                meter.add(*step.step(network, state, batches, loss, 0.7, gpu))
+    assert meter.read()["bad_steps"] == 0
 
 
 @pytest.mark.parametrize("real, unknown", [(0, 0), (1, 8)])
