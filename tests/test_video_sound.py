@@ -18,6 +18,24 @@ def test_sound_is_copied_packet_by_packet(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("rate", ["3/2", "24"])
+def test_sound_keeps_its_beginning_and_its_end_whatever_the_frame_rate(tmp_path, rate):
+    """MP4 counts both in units that were as long as a frame."""
+    plain, source = encode(tmp_path / "plain.mkv", moving(17), sound="aac"), tmp_path / "in.mkv"
+    with av.open(str(plain)) as first, av.open(str(source), "w") as output:
+        streams = [output.add_stream_from_template(stream, opaque=True) for stream in first.streams]
+        for packet in first.demux():
+            if packet.size:
+                if packet.stream.type == "audio":
+                    packet.pts = packet.dts = packet.pts + 137  # milliseconds
+                packet.stream = streams[packet.stream.index]
+                output.mux(packet)
+    run(source, tmp_path / "out.mp4", "--fps", rate)
+    given, found = packets(source, "audio"), packets(tmp_path / "out.mp4", "audio")
+    assert [data for _, data in found] == [data for _, data in given]
+    assert max(abs(a - b) for (a, _), (b, _) in zip(found, given)) <= Fraction(1, 1000)
+
+
 @pytest.mark.parametrize(
     "first, sound, name, kept",
     [

@@ -52,6 +52,7 @@ PNG = "png"  # a folder of pictures
 # Bits per colour that are kept, where not 8: few players take H.264 of 10.
 DEPTHS = {"h265": 10, "av1": 10, LOSSLESS: 10, PNG: 16}
 MOST = 2**31 - 1  # ticks in a second, and from a frame to the next: containers count in 32 bits
+MPEG = 90000  # units in a second, as MPEG counts
 FASTEST_GIF = 100  # frames a second
 PICTURE = re.compile(r"\d{8}\.png")
 
@@ -122,13 +123,14 @@ class Format(NamedTuple):
         """The unit in which the origin is a whole number, too."""
         tick = common(self.tick, self.origin) if self.origin else self.tick
         fits = tick.denominator <= MOST and (self.longest or 1 / self.rate) / tick < MOST / 2
-        return tick if fits else Fraction(1, 90000)  # MPEG's
+        return tick if fits else Fraction(1, MPEG)
 
     @property
     def movie_options(self) -> dict[str, str]:
         """For MP4, which stores when a stream begins and how long it is shown in a unit of its own, by default
-        milliseconds."""
-        return {"movie_timescale": str(self.exact_tick.denominator)}
+        milliseconds: a whole part of the tick, and short enough for sound."""
+        ticks = self.exact_tick.denominator
+        return {"movie_timescale": str(ticks * ceil(MPEG / ticks))}
 
     @property
     def nominal(self) -> Fraction:
