@@ -31,7 +31,7 @@ TRAIN_LISTS, TEST_LISTS = (tuple(f"{of}_{part}list.txt" for of in ("sep", "tri")
 SEQUENCES = "sequences"  # the folder of all of Vimeo90K's
 CACHE = Path(__file__).resolve().parent.parent / "data" / "clips_cache"
 COPIED = 64  # frames copied to a device at a time
-BREAKS = 4  # version of the search for breaks, in the names of cached files: raise it when the search changes
+BREAKS = 5  # version of the search for breaks, in the names of cached files: raise it when the search changes
 
 
 class Frames:
@@ -355,7 +355,7 @@ def _write_header(file: BinaryIO, count: int, shape: tuple[int, ...]) -> None:
 
 
 def _decode(path: Path, times: list) -> Iterator[np.ndarray]:
-    """Yield the frames of a clip; appends a video's times to the list."""
+    """Yield the frames of a clip; a video's times are then in the list, if the file holds them."""
     if path.is_dir():
         frames = map(io.read_image, io.list_images(path))
     else:
@@ -380,10 +380,12 @@ def _decode_video(path: Path, times: list) -> Iterator[np.ndarray]:
                 raise ValueError(f"{path}: no video in this file")
             if container.streams.video[0].codec_context is None:
                 raise ValueError(f"{path}: this FFmpeg has no decoder for it; convert it to another format first")
-            steady = container.format.name == "avi"  # which tells when frames are decoded, not when they are shown
             for frame in container.decode(video=0):
-                times.append(None if steady else frame.pts)
+                times.append(frame.pts)
                 yield frame.to_ndarray(format="rgb24")
+            known, kind = [time for time in times if time is not None], container.format.name
+            if kind == "avi" or kind == "asf" and known != sorted(known):
+                times.clear()  # they tell when frames are decoded, not when they are shown
     except av.FFmpegError as error:
         raise ValueError(f"{path}: cannot be decoded ({error.strerror})") from error
 

@@ -142,9 +142,10 @@ def test_no_window_holds_a_leap_in_a_videos_time(tmp_path):
     assert not clips.windows([uneven], 3)
 
 
-def test_a_container_that_tells_only_when_frames_are_decoded_holds_no_leaps(tmp_path):
+@pytest.mark.parametrize("name", ["a.avi", "a.wmv"])
+def test_a_container_that_tells_only_when_frames_are_decoded_holds_no_leaps(tmp_path, name):
     frames = sliding(24, 96, 128)
-    with av.open(str(tmp_path / "a.avi"), "w") as container:
+    with av.open(str(tmp_path / name), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"bf": "3"})
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
         for pixels in frames:
