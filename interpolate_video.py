@@ -294,6 +294,9 @@ def notes(
     if kind == ".gif" and average_rate(source, grid) > 50:
         quickest = f"{float(average_rate(source, grid)):g} frames a second"
         yield f"{args.output}: {quickest}; most viewers show a GIF at 50 at most"
+    if kind == "pipe" and not grid.rate and source.last is not None:
+        if abs(source.last - (source.count - 1) / source.rate) > 1 / source.rate:
+            yield f"{args.output}: y4m has no times, and the frames of {source.path} come at unequal ones; give --fps"
     if kind in (".mkv", ".webm") and form.aspect != 1 and form.codec in ("ffv1", "vp9", "av1"):
         yield f"{args.output}: the pixel aspect ratio {form.aspect} is not stored in {kind} with {form.codec}; use .mp4"
     told = isinstance(source, video.Folder) and not form.deep  # by utils.io, as wherever pictures are read

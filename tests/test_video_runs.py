@@ -88,6 +88,20 @@ def test_y4m_pipes_both_ways(tmp_path):
     assert all((a == b).all() for a, b in zip(planes(source), planes(tmp_path / "out.mp4")[::4]))
 
 
+@pytest.mark.parametrize("moments, told", [((0, 40, 42, 120, 160), False), ((0, 40, 80, 2080, 2120), True)])
+def test_frames_at_unequal_times_are_all_there_in_a_pipe_and_lost_time_is_told(
+    tmp_path, monkeypatch, capsys, moments, told
+):
+    times = [Fraction(moment, 1000) for moment in moments]
+    source, pipe = encode(tmp_path / "in.mkv", moving(5), 25, times), BytesIO()
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=pipe))
+    run(source, "-")
+    assert pipe.getvalue().count(b"FRAME\n") == 9
+    assert ("y4m has no times" in capsys.readouterr().err) == told
+    run(source, "-", "--fps", "25")
+    assert "y4m has no times" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("buffering", [-1, 0])  # 0: as with python -u
 def test_a_full_disk_behind_a_pipe_is_one_line_also_where_the_last_bytes_alone_find_no_room(
     tmp_path, monkeypatch, capsys, buffering

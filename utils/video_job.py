@@ -100,8 +100,8 @@ def to_pipe(job: Job) -> None:
         raise ValueError("only one process can write to a pipe; start without torchrun")
     writer, runs = video_out.pipe_writer(job.form), [range(job.segments())]
     with closing(counted(job.pictures(runs), job.count(len(runs[0])), job.form.rate)) as made:
-        for picture in made:
-            job.write(writer, picture)
+        for number, picture in enumerate(made):  # y4m has no times, and those of a file may be too close for its rate
+            job.write(writer, picture._replace(time=number / job.form.rate))
     if not writer.written:
         raise ValueError(NONE.format(job.source.path))
     writer.close()
