@@ -321,8 +321,9 @@ def preview(args: argparse.Namespace, source: video.Source, grid: Grid, call: In
         raise ValueError(f"{source.path}: a preview needs to seek; give a file")
     ts = [Fraction(k, grid.factor) for k in range(1, grid.factor)] or [Fraction(1, 2)]
     scale, rows = by_motion(args), []
+    end = source.last * (source.count - 2) / (source.count - 1)  # the last frame but one, at a constant rate
     for i in range(args.preview):
-        place = source.last * (2 * i + 1) / (2 * args.preview)
+        place = min(source.last * (2 * i + 1) / (2 * args.preview), end)
         with closing(source.frames(place)) as frames:
             pair = [frame.image for frame in islice(frames, 2)]
         if not pair:

@@ -197,6 +197,14 @@ def test_a_preview_is_one_picture_of_several_places(tmp_path, clip, capsys):
         assert np.argmin([np.abs(cell.astype(int) - image).mean() for image in images]) == number
 
 
+def test_a_preview_shows_pairs_also_where_the_last_place_is_near_the_end(tmp_path):
+    source = encode(tmp_path / "in.mkv", moving(3), codec="ffv1")
+    run(source, tmp_path / "sheet.png", "--preview", "6")
+    row, (_, images) = io.read_image(tmp_path / "sheet.png")[-HEIGHT:], decode(source)
+    for cell, number in ((row[:, :WIDTH], 1), (row[:, -WIDTH:], 2)):
+        assert np.argmin([np.abs(cell.astype(int) - image).mean() for image in images]) == number
+
+
 # What goes wrong
 
 
