@@ -13,7 +13,9 @@ import numpy as np
 from .shots import is_cut, is_repeat
 
 MOST_REPEATS = 3  # in a row: 15 frames a second stored as 60. A picture that stays longer does so on purpose.
-PAUSE = Fraction(1, 2)  # seconds without a frame, if longer than these: screen recorders store no still pictures
+# A longer time without a frame, in seconds, is a pause, not motion: screen recorders store no still pictures. At low
+# rates it must also be longer than a frame and MOST_REPEATS repeats of it take.
+PAUSE = Fraction(1, 2)
 FEWEST, OFTEN = 8, 0.1  # pauses, and pauses per movement: 25 frames a second stored as 30 have 0.2, some of them hidden
 
 
@@ -99,7 +101,7 @@ def steps(
     repeat: predicates on two images; None: never. Where there is a cut, the first of both is shown until the second. A
     frame that repeats the one before is dropped, and the motion goes on from that one to the next; the output's times
     are still those of all frames. hold: seconds that the last frame is shown for. usual: seconds from most frames to
-    the next; where one comes much later, see PAUSE, the motion to it takes only so long. None: all come in time.
+    the next; after a pause, see PAUSE, the motion to the next frame takes only so long. None: there are no pauses.
     """
     first, latest, due, dropped = None, None, [], 0
     for frame in frames:

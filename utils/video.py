@@ -60,9 +60,10 @@ class Source:
     paths: the files it is read from. width, height: of upright frames. rate: frames a second, nominal. step: the unit
     of the input's times. origin: time of the first frame in the file; begin: what the file's times count from. count:
     frames, and last: time of the last one; None where only reading can tell. longest: the longest time between two
-    frames, and usual: the median of these times; None where all are equal. hold: how long the last one is shown;
-    steady: whether all are shown equally long. aspect: of a pixel. pix_fmt: FFmpeg's name of the pixels' format. light:
-    see hdr. notes: what a user should know, one line each. damaged: frames skipped as damaged so far.
+    frames, and usual: the median of these times; None for pictures and y4m, which come at one rate. hold: how long the
+    last one is shown; steady: whether all are shown equally long. aspect: of a pixel. pix_fmt: FFmpeg's name of the
+    pixels' format. light: see hdr. notes: what a user should know, one line each. damaged: frames skipped as damaged so
+    far.
     """
 
     path: str
