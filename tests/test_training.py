@@ -47,9 +47,16 @@ def endless(start, **kwargs):
     return (sample_batch(iteration, **kwargs) for iteration in itertools.count(start))
 
 
+@pytest.fixture(autouse=True)
+def variant(monkeypatch):
+    """A network so small that the loop around it takes most of the time."""
+    small = models.VARIANTS["IFRNet_S"]._replace(widths=(6, 8, 12, 16), side=6)
+    monkeypatch.setitem(models.VARIANTS, "IFRNet_XS", small)
+
+
 def network(seed=0):
     torch.manual_seed(seed)
-    return models.build("IFRNet_S")
+    return models.build("IFRNet_XS")
 
 
 def same(a, b):
