@@ -6,19 +6,19 @@ import shutil
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from processes import run_ranks
-from training_runs import assert_same, start, train, train_here, typed_options, validations, wait_for, weights
+from training_runs import assert_same, launch, train_here, typed_options, validations, weights
 
 import models
 from utils import batches, distributed
 from utils.step import OPTIMIZERS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -51,9 +51,12 @@ def test_what_one_rank_cannot_read_loses_no_step_of_all(vimeo, tmp_path):
     index = next(itertools.islice(batches.Order(8, 2), 2, None))[1][0]  # as one rank: the second half of the step
     picture = spoilt / "sequences" / f"00001/{index + 1:04}" / "im2.png"
     picture.write_bytes(picture.read_bytes()[:100])
-    done = train(spoilt, tmp_path, "--epochs", 6, "--batch_size", 1, launcher=TORCHRUN)
-    assert done.returncode == 1
-    assert done.stderr.count(f"{picture}: the picture is cut short") == 1 and "train_vimeo90k.py:" in done.stderr
+    launcher, log = ["--standalone", "--nproc_per_node=2"], tmp_path / "out.txt"
+    process = launch(log, launcher, spoilt, tmp_path, "--epochs", 6, "--batch_size", 1)
+    process.join()
+    said = log.read_text()
+    assert process.exitcode == 1, said
+    assert said.count(f"{picture}: the picture is cut short") == 1 and "train_vimeo90k.py:" in said
     assert torch.load(tmp_path / "IFRNet_S" / "latest.pth", weights_only=True)["iteration"] == 2
     shutil.copytree(vimeo, spoilt, dirs_exist_ok=True)
     train_here(spoilt, tmp_path, "--epochs", 6, "--batch_size", 2, "--resume", "auto")
@@ -62,14 +65,16 @@ def test_what_one_rank_cannot_read_loses_no_step_of_all(vimeo, tmp_path):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the process to kill in /proc")
 def test_torchrun_starts_a_killed_process_again_and_nothing_is_lost(vimeo, whole, tmp_path):
     options = ["--epochs", 6, "--batch_size", 4, "--log_every", 1, "--save_every", 0, "--resume", "auto"]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", "--max-restarts=1"]
-    log = tmp_path / "out.txt"
-    process = start(log, vimeo, tmp_path, *options, launcher=launcher)
-    wait_for((tmp_path / "IFRNet_S" / "latest.pth").exists, process, log)
+    launcher, log = ["--standalone", "--nproc_per_node=1", "--max-restarts=1"], tmp_path / "out.txt"
+    process = launch(log, launcher, vimeo, tmp_path, *options)
+    while not (tmp_path / "IFRNet_S" / "latest.pth").exists():
+        assert process.is_alive(), log.read_text()
+        time.sleep(0.002)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     for child in children:
         os.kill(int(child), signal.SIGKILL)
-    assert process.wait() == 0, log.read_text()
+    process.join()
+    assert process.exitcode == 0, log.read_text()
     assert log.read_text().count("IFRNet_S on 1 cpu") == 2
     assert_same(weights(whole), weights(tmp_path))
 
@@ -81,11 +86,12 @@ def test_two_nodes_make_the_weights_of_one_process(vimeo, whole, tmp_path):
     address = ["--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={port}"]
     nodes, logs = [], [tmp_path / f"{rank}.txt" for rank in range(2)]
     for rank, log in enumerate(logs):
-        launcher = ["-m", "torch.distributed.run", *address, f"--node_rank={rank}"]
-        nodes.append(start(log, vimeo, tmp_path, "--epochs", 6, "--batch_size", 2, launcher=launcher))
-    status = [node.wait() for node in nodes]
+        launcher = [*address, f"--node_rank={rank}"]
+        nodes.append(launch(log, launcher, vimeo, tmp_path, "--epochs", 6, "--batch_size", 2))
+    for node in nodes:
+        node.join()
     said, others = (log.read_text() for log in logs)
-    assert status == [0, 0], said + others
+    assert [node.exitcode for node in nodes] == [0, 0], said + others
     assert "IFRNet_S on 2 cpu" in said and "iteration" not in others
     assert_same(weights(whole), weights(tmp_path), 1e-5)
 

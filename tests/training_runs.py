@@ -10,6 +10,7 @@ import time
 import numpy as np
 import torch
 from conftest import ROOT, formula_image
+from processes import begin
 
 import train_vimeo90k
 from utils.flow_files import write_flow
@@ -38,17 +39,12 @@ def typed_options(vimeo, log_path, *options):
     return [str(word) for word in (*fixed, "--log_path", log_path, *options)]
 
 
-def command(*args, launcher=()):
-    return [sys.executable, *launcher, SCRIPT, *typed_options(*args)]
-
-
-def train(*args, **kwargs):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command(*args, **kwargs), capture_output=True, text=True, env=environment, timeout=300)
+def command(*args):
+    return [sys.executable, SCRIPT, *typed_options(*args)]
 
 
 def train_here(*args):
-    """The same in this process: no start to wait for, and errors as they are raised."""
+    """A run in this process: no start to wait for, and errors as they are raised."""
     train_vimeo90k.main(train_vimeo90k.parser().parse_args(typed_options(*args)))
 
 
@@ -63,8 +59,9 @@ def weights(log_path):
 def write_whole_run(vimeo, folder):
     """6 epochs of two steps of four, on one process."""
     options = ["--epochs", 6, "--batch_size", 4, "--log_every", 1, "--val_list", vimeo / "val.txt"]
-    done = train(vimeo, folder, *options)
-    assert done.returncode == 0, done.stderr
+    process = begin("train_vimeo90k", *typed_options(vimeo, folder, *options), log=folder / "said.txt")
+    process.join()
+    assert process.exitcode == 0, (folder / "said.txt").read_text()
     return folder
 
 
@@ -78,13 +75,16 @@ def validations(folder):
     return [float(row["psnr"]) for row in rows(folder / "IFRNet_S") if row["psnr"]]
 
 
-def start(log, *args, **kwargs):
+def launch(log, launcher, *args):
+    """torchrun in the background, with the options `launcher`; it and its ranks write to the file `log`."""
+    return begin("torch.distributed.run", *launcher, SCRIPT, *typed_options(*args), log=log)
+
+
+def start(log, *args):
     """A run in the background that writes to the file `log`, in a session of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(log, "w") as out:
-        return subprocess.Popen(
-            command(*args, **kwargs), env=environment, stdout=out, stderr=out, start_new_session=True
-        )
+        return subprocess.Popen(command(*args), env=environment, stdout=out, stderr=out, start_new_session=True)
 
 
 def wait_for(condition, process, log):
