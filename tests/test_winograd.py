@@ -15,22 +15,28 @@ ROUNDING = {FLOAT: 4e-6, HALF: 6e-3}  # relative to the values' size; bfloat16 h
 OLDER = {"as it is": (), "without AVX-512": ("-mno-avx512f",)}
 
 
-def library(dtype, monkeypatch, tmp_path, flags=()):
+def library(dtype, monkeypatch, folder, flags=()):
     if flags:
         if platform.machine() != "x86_64":
             pytest.skip("flags of another processor")
         monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, *flags))
-        monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+        monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(folder))
     try:
         return native.Library(dtype)
     except OSError as error:
         pytest.skip(str(error))
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """For what is compiled with other flags: once for all tests."""
+    return tmp_path_factory.mktemp("extensions")
+
+
 @pytest.fixture(params=[(FLOAT, "as it is"), (FLOAT, "without AVX-512"), (HALF, "as it is")], ids=str)
-def built(request, monkeypatch, tmp_path):
+def built(request, monkeypatch, folder):
     dtype, name = request.param
-    made = library(dtype, monkeypatch, tmp_path, OLDER[name])
+    made = library(dtype, monkeypatch, folder, OLDER[name])
     if not made.has("winograd"):
         pytest.skip("this processor lacks the instructions")
     before = torch.get_num_threads()
@@ -117,11 +123,11 @@ def test_only_what_it_can_do_is_asked_of_it(conv, serves):
     assert winograd.serves(conv, conv.in_channels) == serves
 
 
-def test_where_it_pays_is_what_the_processor_has(monkeypatch, tmp_path):
-    made = {dtype: library(dtype, monkeypatch, tmp_path) for dtype in (FLOAT, HALF)}
+def test_where_it_pays_is_what_the_processor_has(monkeypatch, folder):
+    made = {dtype: library(dtype, monkeypatch, folder) for dtype in (FLOAT, HALF)}
     for amx in (False, True):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx, raising=False)
         assert winograd.pays(made[FLOAT], FLOAT) == made[FLOAT].has("winograd")
         assert winograd.pays(made[HALF], HALF) == (made[HALF].has("winograd") and not amx)
-    plain = library(FLOAT, monkeypatch, tmp_path, ("-mno-avx2", "-mno-avx512f"))
+    plain = library(FLOAT, monkeypatch, folder, ("-mno-avx2", "-mno-avx512f"))
     assert not winograd.pays(plain, FLOAT)
