@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -17,11 +17,18 @@ from models import kernels
 from utils.metrics import EXACT
 
 CPU = torch.device("cpu")
+MACS = speed.macs
+
+
+@cache
+def macs_once(name, *size):
+    return MACS(models.build(name), *size)
 
 
 @pytest.fixture(autouse=True)
 def no_longer_than_it_takes(monkeypatch):
     monkeypatch.setattr(speed, "SECONDS", 0.3)  # enough to time small frames a few times
+    monkeypatch.setattr(speed, "macs", lambda model, *size: macs_once(model.name, *size))  # counting takes longest
     monkeypatch.setitem(speed.MATRICES, "cpu", 512)  # what the machine is capable of is of no interest here
 
 
