@@ -99,7 +99,8 @@ def test_of_weights_that_ignore_t_it_says_so(model, tmp_path, capsys):
     state = {name: value.clone() for name, value in model.state_dict().items()}
     state["decoder4.convblock.0.0.weight"][:, -1] = 0
     torch.save(state, tmp_path / "half.pth")
-    typed("--format", "pt2", "--checkpoint", tmp_path / "half.pth", "--size", "64x32", "--out", tmp_path / "half.pt2")
+    words = ["--format", "torchscript", "--checkpoint", tmp_path / "half.pth", "--size", "64x32"]
+    typed(*words, "--out", tmp_path / "half.pt")
     assert "t = 0.5 alone" in capsys.readouterr().out
 
 
