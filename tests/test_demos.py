@@ -141,7 +141,7 @@ BAD_INPUT = {
     "infinite weights": ({"checkpoint": "infinite.pth"}, "infinite.pth: .*bias holds NaN or infinity"),
     "weights for a baseline": ({"model_name": "dis", "scale": None}, "dis has no weights"),
     "scale for a baseline": ({"model_name": "dis"}, "--scale has no effect on dis; leave it out, or name a network"),
-    "unknown model": ({"model_name": "IFRNet_M"}, "'IFRNet_M' .*IFRNet_S.*dis"),
+    "unknown model": ({"model_name": "IFRNet_M"}, "'IFRNet_M'; .*IFRNet_S.*dis"),
     "unknown device": ({"device": "tpu9"}, "unknown device 'tpu9'; give cpu"),
     "unknown precision": ({"precision": "fp8"}, "'fp8' .*fp32.*bf16"),
     "scale out of range": ({"scale": -1}, "scale -1 is out of range; give a number from 1/16"),
