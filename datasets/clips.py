@@ -374,6 +374,7 @@ def _decode(path: Path, times: list) -> Iterator[np.ndarray]:
 def _decode_video(path: Path, times: list) -> Iterator[np.ndarray]:
     import av
 
+    av.logging.set_level(None)  # as in utils.video: otherwise a file may never close
     try:
         with av.open(str(path.absolute())) as container:  # a colon in a relative name would end a protocol
             if not container.streams.video:

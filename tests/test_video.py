@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from video_files import NTSC, decode, encode, moving, packets, run
 
+from datasets import clips
 from utils import video
 from utils.timeline import Grid
 
@@ -218,6 +219,15 @@ def test_reading_from_the_middle_gives_the_frames_from_there(tmp_path, name):
         found = list(source.frames(start))
         for a, b in zip([frame for frame in whole if frame.time >= start], found, strict=True):
             assert a.time == b.time and (a.image == b.image).all()
+
+
+def test_threads_of_ffmpeg_do_not_wait_for_python_to_log(tmp_path):
+    path = encode(tmp_path / "in.mp4", moving(5))
+    readers = (lambda: video.open_source(str(path)), lambda: clips.open_clips(tmp_path, cache=tmp_path / "cache"))
+    for read in readers:
+        av.logging.set_level(av.logging.ERROR)  # as torchvision 0.21 does when it is imported
+        read()
+        assert av.logging.get_level() is None
 
 
 def test_reading_from_the_middle_of_a_file_in_which_nobody_can_seek_gives_the_frames_from_there(tmp_path):

@@ -400,6 +400,9 @@ def _errors(path: str) -> Iterator[None]:
 
 @contextmanager
 def _opened(path: str, file) -> Iterator[av.container.InputContainer]:
+    # PyAV's default, which older versions of torchvision change. Otherwise FFmpeg's threads log through Python and wait
+    # for it, while Python, when it closes a file, waits for them.
+    av.logging.set_level(None)
     with _errors(path), av.open(located(file)) as container:
         yield container
 
