@@ -5,7 +5,6 @@
 `interpolator` makes a network's Interpolator, a baseline or a method from its name, for every script that makes frames.
 """
 
-import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -95,15 +94,14 @@ class Dis(Baseline):
 class External(Baseline):
     """A method from elsewhere, see external.py. path: of its file. Frames are clamped to [0, 1].
 
-    FileNotFoundError or ValueError for a file that does not exist or holds no method; ValueError for frames of a wrong
-    shape.
+    Errors are those of external.Method; ValueError also for frames of a wrong shape.
     """
 
     def __init__(self, path: str | Path, device: str | torch.device | None = None):
         super().__init__(device)
         self.path = Path(path)
-        self.function = external.load(self.path)
-        self.any_time = len(inspect.signature(self.function).parameters) > 2
+        self.method = external.Method(self.path)
+        self.any_time = self.method.any_time
 
     def check_times(self, times: Sequence[float]) -> None:
         """ValueError where a time is outside (0, 1), or not 0.5 for a function that takes no t."""
@@ -115,7 +113,7 @@ class External(Baseline):
     def frames(self, img0: Tensor, img1: Tensor, times: Sequence[float]) -> Iterator[Tensor]:
         for t in times:
             with torch.no_grad():
-                frame = self.function(img0, img1, *([t] if self.any_time else ()))
+                frame = self.method(img0, img1, t)
             if frame.shape != img0.shape:
                 shapes = f"{tuple(frame.shape)} for frames of {tuple(img0.shape)}"
                 raise ValueError(f"{self.path}: {external.FUNCTION} returned {shapes}; the shapes must be the same")

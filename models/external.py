@@ -6,52 +6,89 @@
         return ...
 
 img0 and img1 are RGB in [0, 1], (B, 3, H, W), float32 and on one device, of any size: padding, weights and precision
-are up to the method. t is a number in (0, 1). The frame at t has their shape. baselines.External calls the function.
+are up to the method. t is a number in (0, 1). The frame at t is a tensor of their shape and range. baselines.External
+calls the function.
+
+Code in other places can be added to sys.path, but not under the names of our packages (models, utils, ...): these are
+found beside the file only. A result records the hash of the file, not those of the code and weights that it uses.
 """
 
 import importlib.util
+import inspect
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 
+from torch import Tensor
+
 SUFFIX, FUNCTION = ".py", "interpolate"
+ROOT = Path(__file__).resolve().parents[1]
+OURS = (ROOT, ROOT / "benchmarks") if __package__ == "models" else ()  # not where installed, as `ifrnet`
 
 
-def load(path: Path) -> Callable:
-    """The function in a file, which is run for it. FileNotFoundError, or ValueError where it has no such function."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; a method is a Python file with {FUNCTION}(img0, img1, t)")
-    function = getattr(_run(path.resolve()), FUNCTION, None)
-    if not callable(function):
-        raise ValueError(f"{path}: has no function {FUNCTION}(img0, img1, t); models/external.py shows one")
-    return function
+class Method:
+    """The function in a file, which is run for it. any_time: whether it takes t.
+
+    FileNotFoundError, or ValueError where the file has no such function.
+    """
+
+    def __init__(self, path: Path):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; a method is a Python file with {FUNCTION}(img0, img1, t)")
+        self.path, file = path, path.resolve()
+        self.paths = [str(file.parent), *(entry for entry in sys.path if Path(entry).resolve() not in OURS)]
+        spec = importlib.util.spec_from_file_location(f"external_{file.stem}", file)
+        module = importlib.util.module_from_spec(spec)
+        self.names, self.modules = {spec.name, *_beside(file.parent, self.paths)}, {spec.name: module}
+        place, words = os.getcwd(), sys.argv
+        sys.argv = [str(file)]  # it is not its command line that was typed
+        try:
+            with self._at_home():
+                spec.loader.exec_module(module)
+        finally:
+            sys.argv = words
+            os.chdir(place)
+        self.function = getattr(module, FUNCTION, None)
+        if not callable(self.function):
+            raise ValueError(f"{path}: has no function {FUNCTION}(img0, img1, t); models/external.py shows one")
+        self.any_time = len(inspect.signature(self.function).parameters) > 2
+
+    def __call__(self, img0: Tensor, img1: Tensor, t: float) -> Tensor:
+        with self._at_home():
+            return self.function(img0, img1, *([t] if self.any_time else ()))
+
+    @contextmanager
+    def _at_home(self) -> Iterator[None]:
+        """Here imports find what lies beside the file, also under names that are ours or another method's: other
+        repositories have `models` and `utils`, too. What it prints does not get into our output."""
+        hidden, paths = _taken(self.names), sys.path[:]
+        sys.modules.update(self.modules)
+        sys.path[:] = self.paths
+        try:
+            with redirect_stdout(sys.stderr):
+                yield
+        finally:
+            self.paths, self.modules = sys.path[:], _taken(self.names)
+            sys.path[:] = paths
+            sys.modules.update(hidden)
 
 
-def _run(path: Path) -> ModuleType:
-    """The file as a module. While it runs, imports find what lies beside it first, also under names that are loaded
-    already: other repositories have `models` and `utils`, too."""
-    folder = path.parent
-    files = {name: getattr(sys.modules[name], "__file__", None) for name in list(sys.modules) if "." not in name}
-    elsewhere = {name for name, file in files.items() if not (file and folder in Path(file).resolve().parents)}
-    beside = {name for name in elsewhere if (folder / name).is_dir() or (folder / f"{name}{SUFFIX}").is_file()}
-    beside -= sys.stdlib_module_names
-    hidden = _forget(beside)
-    # Without this, a package of theirs that has no __init__.py would not be found before one that has.
-    places = {str(parent) for name in beside for parent in Path(files[name] or "").resolve().parents[:2]}
-    paths = list(sys.path)
-    sys.path[:] = [str(folder), *(entry for entry in paths if str(Path(entry).resolve()) not in places)]
-    spec = importlib.util.spec_from_file_location(f"external_{path.stem}", path)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path[:] = paths
-        _forget(beside)
-        sys.modules.update(hidden)
-    return module
+def _beside(folder: Path, paths: list[str]) -> set[str]:
+    """The names of modules for which these paths lead into the folder; without those that are loaded from there."""
+    found = set()
+    names = {path.stem for path in folder.iterdir() if path.suffix == SUFFIX or path.is_dir()}
+    for name in names - sys.stdlib_module_names:
+        if spec := PathFinder.find_spec(name, paths):
+            place = spec.origin or next(iter(spec.submodule_search_locations))  # the latter without an __init__.py
+            if folder in Path(place).parents and place != getattr(sys.modules.get(name), "__file__", None):
+                found.add(name)
+    return found
 
 
-def _forget(packages: set[str]) -> dict[str, ModuleType]:
-    """Unload packages; returns their modules."""
-    return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in packages}
+def _taken(names: set[str]) -> dict[str, ModuleType]:
+    """The modules of these packages, no longer loaded."""
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in names}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 from fractions import Fraction
 
@@ -52,6 +53,48 @@ def test_repositories_with_packages_of_the_same_names_each_find_their_own(reposi
     torch.testing.assert_close(third(*PAIR), Average("cpu")(*PAIR) * 2 / 3)
     assert {name: sys.modules.get(name) for name in before} == before and sys.path == paths
     assert not [name for name in set(sys.modules) - set(before) if name.startswith(("models", "utils"))]
+
+
+def test_what_a_method_imports_or_loads_only_when_it_is_called_is_its_own_too(tmp_path, repository):
+    lazy = "def interpolate(img0, img1):\n    from models.Net import net\n    import beside\n\n"
+    calls = []
+    for name, factor in (("a", 1 / 2), ("b", 1 / 3)):
+        path = repository(name, factor)
+        path.write_text(lazy + "    return beside.copied(net)(img0, img1)\n")
+        path.with_name("beside.py").write_text(
+            "import pickle\n\ndef copied(x):\n    return pickle.loads(pickle.dumps(x))\n"
+        )
+        calls.append(External(path, "cpu"))
+    before, paths = dict(sys.modules), list(sys.path)
+    for _ in range(2):
+        torch.testing.assert_close(calls[0](*PAIR), Average("cpu")(*PAIR))
+        torch.testing.assert_close(calls[1](*PAIR), Average("cpu")(*PAIR) * 2 / 3)
+    assert {name: sys.modules.get(name) for name in before} == before and sys.path == paths
+    assert not [name for name in set(sys.modules) - set(before) if name.startswith(("models", "utils", "beside"))]
+
+
+def test_a_folder_that_has_the_name_of_an_installed_package_hides_nothing(tmp_path, monkeypatch):
+    (tmp_path / "numpy").mkdir()
+    monkeypatch.delitem(sys.modules, "imageio", raising=False)  # so that it has to be looked for
+    External(written(tmp_path, f"import numpy.linalg\nimport imageio\n\n{ANY_TIME}"))
+
+
+def test_a_method_above_our_checkout_finds_its_own_packages(tmp_path, monkeypatch, repository):
+    path = repository("a", 1 / 2)
+    ours = path.parent / "checkout/models/__init__.py"
+    monkeypatch.setattr(models, "__file__", str(ours))
+    torch.testing.assert_close(External(path, "cpu")(*PAIR), Average("cpu")(*PAIR))
+
+
+def test_what_a_file_does_to_our_process_ends_with_it(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setattr(sys, "argv", words := ["Vimeo90K.py", "--model_name", "method.py"])
+    text = "import argparse, os\n\nargs = argparse.ArgumentParser().parse_args()\nos.chdir('elsewhere')\n"
+    text += "print('loaded')\n\ndef interpolate(img0, img1):\n    print('called')\n    return img0\n"
+    External(written(tmp_path, text))(*PAIR)
+    assert os.getcwd() == str(tmp_path) and sys.argv == words
+    assert capfd.readouterr() == ("", "loaded\ncalled\n")
 
 
 def test_a_folder_that_has_the_name_of_a_standard_module_hides_nothing(tmp_path):
