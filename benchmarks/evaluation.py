@@ -121,16 +121,18 @@ def score_batch(
         for place, i in enumerate(indices):
             split, case = members[i]
             scores[i] = Score(split.name, case.name, {name: values[name][place] for name in scorers})
-            check_finite(case, scores[i])
+            check_finite(contender, case, scores[i])
             if frames is not None:
                 write_frames(frames / split.name, case, prediction[place])
     return [scores[i] for i in range(len(members))]
 
 
-def check_finite(case: Case, score: Score) -> None:
+def check_finite(contender: Contender, case: Case, score: Score) -> None:
+    network = "the checkpoint, or try --precision fp32"
+    check = network if "checkpoint" in contender.about else f"what {contender.about['model']} returns"
     for name, of_case in score.values.items():
         if not all(map(math.isfinite, of_case)):
-            raise ValueError(f"{case.img0}: {name} is not finite; check the checkpoint, or try --precision fp32")
+            raise ValueError(f"{case.img0}: {name} is not finite; check {check}")
 
 
 def write_frames(folder: Path, case: Case, prediction: Tensor) -> None:

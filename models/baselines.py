@@ -113,7 +113,7 @@ class External(Baseline):
     def frames(self, img0: Tensor, img1: Tensor, times: Sequence[float]) -> Iterator[Tensor]:
         for t in times:
             with torch.no_grad():
-                frame = self.method(img0, img1, t)
+                frame = self.method(img0.clone(), img1.clone(), t)  # some change what they are given
             if frame.shape != img0.shape:
                 shapes = f"{tuple(frame.shape)} for frames of {tuple(img0.shape)}"
                 raise ValueError(f"{self.path}: {external.FUNCTION} returned {shapes}; the shapes must be the same")

@@ -33,7 +33,8 @@ OURS = (ROOT, ROOT / "benchmarks") if __package__ == "models" else ()  # not whe
 class Method:
     """The function in a file, which is run for it. any_time: whether it takes t.
 
-    FileNotFoundError, or ValueError where the file has no such function.
+    FileNotFoundError, or ValueError where the file has no such function. What its code raises becomes a RuntimeError:
+    it is no fault in our command line, and its traceback is wanted.
     """
 
     def __init__(self, path: Path):
@@ -55,11 +56,25 @@ class Method:
         self.function = getattr(module, FUNCTION, None)
         if not callable(self.function):
             raise ValueError(f"{path}: has no function {FUNCTION}(img0, img1, t); models/external.py shows one")
-        self.any_time = len(inspect.signature(self.function).parameters) > 2
+        self.any_time = self._takes(3)
+        if not self.any_time and not self._takes(2):
+            raise ValueError(f"{path}: {FUNCTION} takes other arguments than (img0, img1, t) or (img0, img1)")
 
     def __call__(self, img0: Tensor, img1: Tensor, t: float) -> Tensor:
         with self._at_home():
-            return self.function(img0, img1, *([t] if self.any_time else ()))
+            frame = self.function(img0, img1, *([t] if self.any_time else ()))
+        if not isinstance(frame, Tensor):
+            raise ValueError(f"{self.path}: {FUNCTION} returned a {type(frame).__name__}, not a tensor")
+        return frame
+
+    def _takes(self, count: int) -> bool:
+        try:
+            inspect.signature(self.function).bind(*range(count))
+        except TypeError:
+            return False
+        except ValueError:  # TorchScript's functions have no signature
+            return True
+        return True
 
     @contextmanager
     def _at_home(self) -> Iterator[None]:
@@ -71,6 +86,8 @@ class Method:
         try:
             with redirect_stdout(sys.stderr):
                 yield
+        except (ValueError, OSError) as error:
+            raise RuntimeError(f"{self.path}: {error}") from error
         finally:
             self.paths, self.modules = sys.path[:], _taken(self.names)
             sys.path[:] = paths

@@ -135,8 +135,55 @@ def test_what_is_no_method_is_told_by_name(tmp_path):
     small = "def interpolate(img0, img1, t):\n    return img0[..., 1:]\n"
     with pytest.raises(ValueError, match=r"method.py: interpolate returned \(1, 3, 24, 31\) for frames of \(1, 3"):
         External(written(tmp_path, small), "cpu")(*PAIR)
+    for text, told in (
+        ("def interpolate(img0, img1, t):\n    return [img0]\n", "interpolate returned a list, not a tensor"),
+        ("def interpolate(img0):\n    return img0\n", "interpolate takes other arguments than"),
+        ("def interpolate(img0, img1, t, scale):\n    return img0\n", "interpolate takes other arguments than"),
+    ):
+        with pytest.raises(ValueError, match=f"method.py: {told}"):
+            External(written(tmp_path, text), "cpu")(*PAIR)
     with pytest.raises(ValueError, match="method.py has no weights and cannot use IFRNet_S"):
         models.baselines.interpolator(str(tmp_path / "method.py"), "IFRNet_S")
+
+
+NET = """import torch
+
+class Net(torch.nn.Module):
+    def forward(self, a, b, t: float):
+        return a.lerp(b, t)
+
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def interpolate(*given):\n    a, b, t = given\n    return a.lerp(b, t)\n",
+        "def interpolate(a, b, t=0.5, *, scale=1):\n    return a.lerp(b, t)\n",
+        f"{NET}interpolate = Net()\n",
+        f"{NET}interpolate = torch.jit.script(Net()).forward\n",
+    ],
+)
+def test_whatever_can_take_t_is_given_it(tmp_path, text):
+    torch.testing.assert_close(External(written(tmp_path, text), "cpu")(*PAIR, [0.25]), Average("cpu")(*PAIR, [0.25]))
+
+
+def test_a_method_that_changes_its_frames_does_not_change_ours(tmp_path):
+    text = "def interpolate(img0, img1, t):\n    return img0.mul_(1 - t).add_(img1.mul_(t))\n"
+    times = [0.25, 0.5]
+    got = External(written(tmp_path, text), "cpu")(*PAIR, times)
+    torch.testing.assert_close(got, Average("cpu")(*PAIR, times))
+
+
+@pytest.mark.parametrize("raised", ["ValueError('odd')", "FileNotFoundError(2, 'No such file', 'a.pth')"])
+@pytest.mark.parametrize("when", ["at once", "when called"])
+def test_an_error_in_a_methods_code_keeps_its_traceback(tmp_path, typed, raised, when):
+    from demo_2x import main, parser
+
+    text = f"def interpolate(img0, img1):\n    raise {raised}\n" + "\ninterpolate(0, 0)\n" * (when == "at once")
+    with pytest.raises(RuntimeError, match="method.py: .*(odd|No such file)") as error:
+        typed(main, parser(""), "--model_name", written(tmp_path, text), "--out", tmp_path)
+    assert type(error.value.__cause__).__name__ in raised
 
 
 def test_a_method_is_scored_beside_others_and_its_code_is_recorded(tmp_path, repository, typed):
@@ -153,6 +200,9 @@ def test_a_method_is_scored_beside_others_and_its_code_is_recorded(tmp_path, rep
 
     done = score(typed, Vimeo90K.BENCHMARK, root, out / "new", "--model_name", path, repository("b", 1 / 3))
     assert done.status == 2 and "Vimeo90K-method" in done.err and "would hold two results; rename" in done.err
+    path.write_text("def interpolate(img0, img1, t):\n    return img0 * float('nan')\n")
+    done = score(typed, Vimeo90K.BENCHMARK, root, out, "--model_name", path)
+    assert done.status == 2 and "im1.png: psnr is not finite; check what method returns" in done.err
     path.write_text(ANY_TIME)
     assert score(typed, Vimeo90K.BENCHMARK, root, out, "--model_name", path).status == 0
     assert len(list(out.glob("Vimeo90K-method*.json"))) == 2
