@@ -198,8 +198,12 @@ def test_a_method_is_scored_beside_others_and_its_code_is_recorded(tmp_path, rep
     assert method["samples"] == average["samples"] and method["model"] == "method"
     assert method["code"] == str(path) and method["code_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
-    done = score(typed, Vimeo90K.BENCHMARK, root, out / "new", "--model_name", path, repository("b", 1 / 3))
+    other, link = repository("b", 1 / 3), tmp_path / "other.py"
+    done = score(typed, Vimeo90K.BENCHMARK, root, out / "new", "--model_name", path, other)
     assert done.status == 2 and "Vimeo90K-method" in done.err and "would hold two results; rename" in done.err
+    link.symlink_to(other)  # is a name, too
+    assert score(typed, Vimeo90K.BENCHMARK, root, out / "new", "--model_name", path, link).status == 0
+    assert json.loads((out / "new/Vimeo90K-other.json").read_text())["code"] == str(other)
     path.write_text("def interpolate(img0, img1, t):\n    return img0 * float('nan')\n")
     done = score(typed, Vimeo90K.BENCHMARK, root, out, "--model_name", path)
     assert done.status == 2 and "im1.png: psnr is not finite; check what method returns" in done.err
