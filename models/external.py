@@ -95,15 +95,22 @@ class Method:
 
 
 def _beside(folder: Path, paths: list[str]) -> set[str]:
-    """The names of modules for which these paths lead into the folder; without those that are loaded from there."""
+    """The names of modules that these paths, of which the folder is first, lead to in it. Without those that are loaded
+    from there, and packages that are installed and loaded: other threads of ours may need these at any time."""
     found = set()
     names = {path.stem for path in folder.iterdir() if path.suffix == SUFFIX or path.is_dir()}
     for name in names - sys.stdlib_module_names:
-        if spec := PathFinder.find_spec(name, paths):
-            place = spec.origin or next(iter(spec.submodule_search_locations))  # the latter without an __init__.py
-            if folder in Path(place).parents and place != getattr(sys.modules.get(name), "__file__", None):
-                found.add(name)
+        place, installed = _place(name, paths), _place(name, paths[1:])
+        loaded = getattr(sys.modules.get(name), "__file__", None)
+        if place and folder in Path(place).parents and (loaded is None or loaded not in (place, installed)):
+            found.add(name)
     return found
+
+
+def _place(name: str, paths: list[str]) -> str | None:
+    """Where a module is found: its file, or the folder of a package without __init__.py."""
+    spec = PathFinder.find_spec(name, paths)
+    return spec and (spec.origin or next(iter(spec.submodule_search_locations)))
 
 
 def _taken(names: set[str]) -> dict[str, ModuleType]:

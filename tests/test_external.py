@@ -73,10 +73,12 @@ def test_what_a_method_imports_or_loads_only_when_it_is_called_is_its_own_too(tm
     assert not [name for name in set(sys.modules) - set(before) if name.startswith(("models", "utils", "beside"))]
 
 
-def test_a_folder_that_has_the_name_of_an_installed_package_hides_nothing(tmp_path, monkeypatch):
+def test_a_name_of_an_installed_package_hides_nothing(tmp_path, monkeypatch):
     (tmp_path / "numpy").mkdir()
+    (tmp_path / "cv2.py").write_text("")
     monkeypatch.delitem(sys.modules, "imageio", raising=False)  # so that it has to be looked for
-    External(written(tmp_path, f"import numpy.linalg\nimport imageio\n\n{ANY_TIME}"))
+    text = "import cv2\nimport numpy.linalg\nimport imageio\n\ncv2.resize\n\n"
+    External(written(tmp_path, text + ANY_TIME))
 
 
 def test_a_method_above_our_checkout_finds_its_own_packages(tmp_path, monkeypatch, repository):
