@@ -19,7 +19,7 @@ import models
 from models.baselines import Average
 from utils import io, shots, timeline, video
 from utils.ahead import ahead
-from utils.pipeline import between, infer
+from utils.pipeline import between, infer, pictures
 from utils.timeline import Frame, Grid, Step
 
 # Cuts and repeats
@@ -357,6 +357,22 @@ def test_work_ahead_ends_where_its_start_is_interrupted(monkeypatch, begun):
     with pytest.raises(KeyboardInterrupt):
         list(ahead(itertools.count(), 2))
     assert len(threads) == 1 and not threads[0].is_alive()
+
+
+@pytest.mark.parametrize("stage", ["a repeat is looked for", "a frame is made"])
+def test_an_error_in_one_stage_ends_all(tmp_path, stage):
+    def fail(*_, **__):
+        raise ValueError(stage)
+
+    class Failing(Average):
+        frames = fail
+
+    source = video.open_source(str(encode(tmp_path / "in.mp4", moving(40))))
+    call, repeat = (Failing("cpu"), None) if "made" in stage else (Average("cpu"), fail)
+    before = threading.active_count()
+    with pytest.raises(ValueError, match=stage) as error:  # which keeps all that its traceback leads to
+        list(pictures(source, Grid(2), call, 10, repeat=repeat))
+    assert threading.active_count() == before and error.tb
 
 
 MEMORY = """

@@ -5,6 +5,7 @@ with the length. Frames travel to the device and back as bytes, on a GPU while t
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -106,10 +107,13 @@ def pictures(
     """The output from `start` to `stop`, times of the input. segment: seconds per part; cut, repeat: see
     timeline.steps; scale: see infer; deep: see video.Source.frames."""
     depth = max(2, min(DEEPEST, QUEUED // (source.width * source.height * (9 if deep else 5))))
-    frames = ahead(source.frames(start, deep), depth)
-    pairs = ahead(steps(frames, grid, Fraction(segment), stop, cut, repeat, source.hold, source.usual), 2)
     lasts = None if grid.rate or source.steady else source.hold * grid.slow
-    return ahead(infer(pairs, call, segment, scale, lasts), depth)
+    # All are closed here: a stage that fails leaves the one before it running.
+    with closing(ahead(source.frames(start, deep), depth)) as frames:
+        paired = steps(frames, grid, Fraction(segment), stop, cut, repeat, source.hold, source.usual)
+        with closing(ahead(paired, 2)) as pairs:
+            with closing(ahead(infer(pairs, call, segment, scale, lasts), depth)) as made:
+                yield from made
 
 
 def infer(
