@@ -14,7 +14,7 @@ import pytest
 from conftest import formula_image
 from video_files import HEIGHT, WIDTH, complaint, decode, encode, moving, run
 
-from utils import io, video
+from utils import fields, io, video
 from utils.parts import begun
 
 
@@ -212,6 +212,13 @@ def test_what_is_woven_of_two_moments_is_told_of_though_it_is_not_marked(tmp_pat
         film = [f for k in (0, 4, 8) for a, b, c, d in [film[k : k + 4]] for f in (a, b, woven(b, c), woven(c, d), d)]
     notes = video.open_source(str(encode(tmp_path / "in.mp4", film))).notes
     assert notes == () if told is None else told in notes[0]
+
+
+def test_rows_of_colour_that_were_doubled_are_not_taken_for_woven_ones():
+    wide, rows = io.to_uint8(formula_image(240, 400, 5)), np.arange(240) // 2 * 2
+    moments = [np.moveaxis(wide[:, 4 * k : 4 * k + 320], 2, 0) for k in range(8)]
+    planes = [np.stack([y, cb[rows], cr[rows]]) for y, cb, cr in moments]
+    assert fields.note("in.mov", [av.VideoFrame.from_ndarray(each, format="yuv444p") for each in planes]) is None
 
 
 def test_a_size_that_changes_within_a_file_is_named(tmp_path, capsys):
