@@ -48,10 +48,13 @@ class Table(NamedTuple):
 
 
 def labels(results: dict[str, dict]) -> dict[str, str]:
-    """The names of our rows: their files' names without the benchmark's. Where several weights share a name, as after a
-    file was replaced between two benchmarks, the first digits of their hashes follow it."""
+    """The names of our rows: their files' names without the benchmark's. Where several weights or methods share a name,
+    as after a file was replaced between two benchmarks, the first digits of their hashes follow it."""
     named = {
-        stem: (stem.removeprefix(result["benchmark"] + "-"), result.get("checkpoint_sha256", ""))
+        stem: (
+            stem.removeprefix(result["benchmark"] + "-"),
+            result.get("checkpoint_sha256", result.get("code_sha256", "")),
+        )
         for stem, result in results.items()
     }
     count = Counter(name for name, _ in set(named.values()))

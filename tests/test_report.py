@@ -99,13 +99,19 @@ def test_results_of_one_name_and_several_weights_are_not_one_method():
     one = {"average": {"s": {"psnr": 30.5, "cases": 2, "left_out": 0, "full": 2}}, "metrics": ["psnr"]}
     one |= {"protocol": "paper", "other_scale": None, "cases_sha256": "1"}
     results = {
-        f"{benchmark}-{name}": one | {"benchmark": benchmark} | ({"checkpoint_sha256": sha256} if sha256 else {})
-        for benchmark, small in (("Vimeo90K", "1234567"), ("UCF101", "abcdefg"))
-        for name, sha256 in (("IFRNet_S", small), ("IFRNet", "1234567"), ("dis", None))
+        f"{benchmark}-{name}": one | {"benchmark": benchmark} | ({f"{kind}_sha256": sha256} if sha256 else {})
+        for benchmark, changed in (("Vimeo90K", "1234567"), ("UCF101", "abcdefg"))
+        for name, kind, sha256 in (
+            ("IFRNet_S", "checkpoint", changed),
+            ("IFRNet", "checkpoint", "1234567"),
+            ("method", "code", changed),
+            ("dis", "", None),
+        )
     }
     (table,) = tables.make_tables(results)
     ours = {name: len(cells) for name, cells in table.rows.items() if "published" not in name}
-    assert ours == {"IFRNet_S 123456": 1, "IFRNet_S abcdef": 1, "IFRNet": 2, "dis": 2}
+    changed = {f"{name} {sha256}": 1 for name in ("IFRNet_S", "method") for sha256 in ("123456", "abcdef")}
+    assert ours == {**changed, "IFRNet": 2, "dis": 2}
 
 
 def test_names_of_files_mean_nothing_in_markdown_and_latex():
@@ -259,6 +265,7 @@ def test_a_time_at_another_scale_is_not_told_as_that_of_scale_1():
         one = {"model": "IFRNet_S", "precision": "fp32", "scale": scale}
         assert report._seconds({"rows": rows}, one) == seconds
     assert report._seconds({"rows": rows}, one | {"turned": True}) == 1.4, "the network is called twice a frame"
+    assert report._seconds({"rows": rows}, one | {"code": "IFRNet_S.py"}) is None, "it only has the name"
 
 
 # The page
