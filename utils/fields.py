@@ -13,17 +13,20 @@ TELECINED = "{}: seems to be telecined film; restore its frames first: ffmpeg -i
 RESTORE = "fieldmatch,yadif=deint=interlaced,decimate"
 LEAST_ROWS = 240  # interlaced formats have 480 and more; what is found in tiny frames is chance
 CAMERAS = ("yuv", "uyvy")  # the pixel formats of interlaced codecs; FFmpeg cannot convert every other
-# Of the first eight frames. Clips of real footage have none that is woven, and 7 or 8 when woven of their frames.
-WOVEN, REPEATED = 3, 2
+# Of the first eight frames of real footage none seems woven, but 4 or 5 of some that is strongly compressed (H.264, crf
+# 40; in one clip of 39, 7); 7 or 8 do where frames are woven of it, and from 4 on where it is telecined.
+INTERLACED_SHARE, WOVEN, REPEATED = 3 / 4, 3, 2
 
 
 def note(path: str, frames: Sequence[av.VideoFrame]) -> str | None:
     """What a user should know of a video that begins with these frames; None if there is nothing. path: its name."""
     seen, marked = _seen(frames), any(frame.interlaced_frame for frame in frames)
-    woven = sum(kind in ("tff", "bff") for kind, _ in seen) >= WOVEN
-    if woven and sum(repeat != "neither" for _, repeat in seen) >= REPEATED:
+    woven = sum(kind in ("tff", "bff") for kind, _ in seen)
+    if woven >= WOVEN and sum(repeat != "neither" for _, repeat in seen) >= REPEATED:
         return TELECINED.format(path, RESTORE)
-    return INTERLACED.format(path) if marked else SEEMS.format(path) if woven else None
+    if marked:
+        return INTERLACED.format(path)
+    return SEEMS.format(path) if woven >= max(WOVEN, INTERLACED_SHARE * len(frames)) else None
 
 
 def _seen(frames: Sequence[av.VideoFrame]) -> list[tuple[str, str]]:
