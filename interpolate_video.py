@@ -135,7 +135,7 @@ def main(args: argparse.Namespace) -> None:
             mode=args.mode,
             pixels=pixels(args, source, grid),
         )
-        check_grid(call, grid)
+        check_grid(call, source, grid)
         if args.preview:
             preview(args, source, grid, call)
             return
@@ -225,10 +225,12 @@ def check_encoding(args: argparse.Namespace, kind: str) -> None:
         raise ValueError(f"{args.output}: {option} is only for {', '.join(video_out.DEFAULTS)}; leave it out")
 
 
-def check_grid(call: Interpolator | Baseline, grid: Grid) -> None:
-    """ValueError if the weights answer t = 0.5 only and repeated halving does not reach the times either."""
-    if not call.any_time and grid.rate is None and not halves(Fraction(1, grid.factor)):
-        call.check_times([1 / grid.factor])
+def check_grid(call: Interpolator | Baseline, source: video.Source, grid: Grid) -> None:
+    """ValueError if the weights answer t = 0.5 only and repeated halving does not reach the times either, those of
+    frames at the input's nominal rate."""
+    step = source.rate / grid.rate / grid.slow if grid.rate else Fraction(1, grid.factor)
+    if not call.any_time and not halves(step):
+        call.check_times([float(step % 1)])
 
 
 def pixels(args: argparse.Namespace, source: video.Source, grid: Grid) -> float | None:

@@ -163,7 +163,10 @@ class Net(torch.nn.Module):
         "def interpolate(*given):\n    a, b, t = given\n    return a.lerp(b, t)\n",
         "def interpolate(a, b, t=0.5, *, scale=1):\n    return a.lerp(b, t)\n",
         f"{NET}interpolate = Net()\n",
-        f"{NET}interpolate = torch.jit.script(Net()).forward\n",
+        pytest.param(
+            f"{NET}interpolate = torch.jit.script(Net()).forward\n",
+            marks=pytest.mark.filterwarnings("ignore:.*torch.jit.script"),
+        ),
     ],
 )
 def test_whatever_can_take_t_is_given_it(tmp_path, text):

@@ -176,10 +176,14 @@ def test_weights_that_know_the_middle_alone_halve_again_and_again(tmp_path):
     options = interpolate_video.parser().parse_args([str(source), str(out), "--factor", "3", "--checkpoint", str(path)])
     with pytest.raises(ValueError, match="trained at t = 0.5 alone.*IFRNet_S"):
         interpolate_video.main(options)
-    options.factor, options.fps = None, Fraction(30)
-    with pytest.raises(ValueError, match="trained at t = 0.5 alone.*IFRNet_S"):
-        interpolate_video.main(options)
+    encode(source, moving(1) * 3)  # where no frame has to be made: it is told before the run
+    for options.factor, options.fps, options.slow in ((None, Fraction(30), 1), (None, Fraction(25), 3)):
+        with pytest.raises(ValueError, match="trained at t = 0.5 alone.*IFRNet_S"):
+            interpolate_video.main(options)
     assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith(".")) == ["half.pth", "in.mp4"]
+    for options.fps, options.slow in ((Fraction(100), 1), (Fraction(25), 2), (Fraction(25, 2), 1)):
+        interpolate_video.main(options)
+        options.overwrite = True
 
 
 def test_batches_of_pairs_give_the_frames_of_single_ones():
