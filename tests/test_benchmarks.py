@@ -218,6 +218,7 @@ def test_a_score_that_is_not_finite_names_the_case_and_what_to_do(tmp_path):
             return torch.full((len(img0), len(times), *img0.shape[1:]), torch.nan)
 
     contender, (split,), _ = score_by_hand(tmp_path, Broken("cpu"), {"one": [0.0, 0.0]})
+    contender = contender._replace(about={"model": "IFRNet_S", "checkpoint": "weights.pth"})
     members, scorers = [(split, split.cases[0])], {"psnr": evaluation.scorer("psnr", None, contender.call.device)}
     with pytest.raises(ValueError, match=rf"{tmp_path}/0.png: psnr is not finite; check the checkpoint, or try --prec"):
         evaluation.score_batch(contender, members, [cases.read(*members[0])], evaluation.Protocol(), scorers, None)

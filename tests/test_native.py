@@ -164,6 +164,7 @@ def test_prelu_keeps_what_is_not_a_number():
     assert gradients(module, noise(1, 4, 5, 6), above)[1].isnan().sum() == 30
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
 def test_prelu_is_left_to_pytorch_where_it_is_not_trained_or_watched(calls):
     module, x = slopes(8), noise(1, 8, 4, 6)
     with torch.no_grad():
