@@ -10,7 +10,7 @@ import pytest
 from video_files import NTSC, decode, encode, moving, packets, run
 
 from datasets import clips
-from utils import video
+from utils import timeline, video
 from utils.timeline import Grid
 
 
@@ -219,6 +219,13 @@ def test_reading_from_the_middle_gives_the_frames_from_there(tmp_path, name):
         found = list(source.frames(start))
         for a, b in zip([frame for frame in whole if frame.time >= start], found, strict=True):
             assert a.time == b.time and (a.image == b.image).all()
+
+
+def test_a_time_is_that_of_a_frame_rate_only_where_its_unit_can_tell():
+    millisecond, rate = Fraction(1, 1000), Fraction(24000, 1001)
+    assert timeline.snapped(42 * millisecond, rate, millisecond) == 1 / rate
+    assert timeline.snapped(45 * millisecond, rate, millisecond) == 45 * millisecond
+    assert timeline.snapped(3 * millisecond, Fraction(500), millisecond) == 3 * millisecond
 
 
 def test_threads_of_ffmpeg_do_not_wait_for_python_to_log(tmp_path):

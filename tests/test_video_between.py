@@ -186,6 +186,14 @@ def test_weights_that_know_the_middle_alone_halve_again_and_again(tmp_path):
         options.overwrite = True
 
 
+def test_within_a_fiftieth_of_a_frame_that_frame_is_shown():
+    first, second = (Frame(Fraction(i), image) for i, image in enumerate(moving(2)))
+    ts = [Fraction(1, 51), Fraction(1, 50), Fraction(49, 50), Fraction(50, 51)]
+    shown = list(infer([Step(first, second, ts, ts)], Average("cpu"), 10))
+    assert [picture.made is None for picture in shown] == [True, False, False, True]
+    assert shown[0].before is first and shown[3].before is second
+
+
 def test_batches_of_pairs_give_the_frames_of_single_ones():
     class Several(models.Interpolator):
         most = 3

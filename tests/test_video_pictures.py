@@ -249,6 +249,8 @@ def test_odd_sizes_lose_no_row_and_no_column(tmp_path, size, capsys):
     run(tmp_path / "frames", tmp_path / "out.mp4", "--crf", "5")
     _, images = decode(tmp_path / "out.mp4")
     assert images[0].shape == (height + height % 2, width + width % 2, 3)
+    doubled = np.pad(frames[0], ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    assert np.abs(images[0].astype(int) - doubled)[-2:, -2:].mean() < 40  # black instead would be 100 and more away
     told = capsys.readouterr().err
     assert ("is odd" in told) == bool(height % 2 or width % 2)
     assert f"out.mp4: {width + width % 2}x{height + height % 2}, " in told

@@ -76,6 +76,15 @@ def test_the_last_frame_of_a_gif_is_shown_as_long_as_the_others(tmp_path, clip):
         assert [frame.info["duration"] for frame in ImageSequence.Iterator(animation)] == [40] * 20
 
 
+def test_the_encoder_decides_what_is_a_key_frame_whatever_the_input_had(tmp_path):
+    run(encode(tmp_path / "in.mp4", moving(20), g="1"), tmp_path / "out.mp4")
+    keys = []
+    for name in ("in.mp4", "out.mp4"):
+        with av.open(str(tmp_path / name)) as container:
+            keys.append(sum(packet.is_keyframe for packet in container.demux(video=0)))
+    assert keys == [20, 1]
+
+
 def test_y4m_pipes_both_ways(tmp_path):
     source = encode(tmp_path / "in.mp4", moving(6), aspect=Fraction(4, 3))
     first = start(source, "-", stdout=subprocess.PIPE)
