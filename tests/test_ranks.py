@@ -15,8 +15,10 @@ from processes import run_ranks
 from training_runs import assert_same, launch, train_here, typed_options, validations, weights
 
 import models
+from datasets.vimeo90k import Vimeo90K
 from utils import batches, distributed
 from utils.step import OPTIMIZERS
+from utils.validation import Validation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,6 +44,16 @@ def test_two_ranks_make_the_weights_of_one(vimeo, whole, tmp_path, optimizer):
     assert off < 0.1 * moved
     scores = [validations(folder) for folder in (whole, tmp_path)]  # of three samples: neither rank has as many
     assert len(scores[0]) == 6 and scores[1] == pytest.approx(scores[0], abs=1e-3)
+
+
+def test_two_ranks_score_the_statistics_of_batchnorm_that_are_kept(vimeo, tmp_path):
+    options = ["--activation", "gelu+bn", "--epochs", 2, "--batch_size", 2, "--val_list", vimeo / "val.txt"]
+    ended = run_ranks(tmp_path, *[("train_vimeo90k", *typed_options(vimeo, tmp_path, "--world_size", 2, *options))] * 2)
+    assert [status for status, _ in ended] == [0, 0], ended
+    held = Vimeo90K(vimeo, (vimeo / "val.txt").read_text().split(), flow=False)
+    kept = models.load(tmp_path / "IFRNet_S" / "best.pth")
+    score = Validation(held, torch.device("cpu"))(kept)["psnr"]
+    assert score == pytest.approx(max(validations(tmp_path)), abs=1e-4)  # the log has four digits
 
 
 def test_what_one_rank_cannot_read_loses_no_step_of_all(vimeo, tmp_path):

@@ -238,6 +238,18 @@ def test_an_error_of_the_data_loses_no_step(tmp_path):
     assert checkpoint.newest(tmp_path)[0]["iteration"] == 3
 
 
+def test_a_checkpoint_is_due_some_minutes_after_the_last(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    saves = training._Saves(State(network(), Recipe(iterations=1, save_every=2), CPU), tmp_path, None)
+    due = []
+    for now[0] in (60.0, 121.0, 181.0, 242.0):
+        due.append(saves.due())
+        if due[-1]:
+            saves.save()
+    assert due == [False, True, False, True]
+
+
 def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
     def spoilt(start):
         for iteration in itertools.count(start):
