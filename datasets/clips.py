@@ -372,23 +372,14 @@ def _decode(path: Path, times: list) -> Iterator[np.ndarray]:
 
 
 def _decode_video(path: Path, times: list) -> Iterator[np.ndarray]:
-    import av
+    from utils import containers  # here, because other data sets do not need PyAV
 
-    av.logging.set_level(None)  # as in utils.video: otherwise a file may never close
-    try:
-        with av.open(str(path.absolute())) as container:  # a colon in a relative name would end a protocol
-            if not container.streams.video:
-                raise ValueError(f"{path}: no video in this file")
-            if container.streams.video[0].codec_context is None:
-                raise ValueError(f"{path}: this FFmpeg has no decoder for it; convert it to another format first")
-            for frame in container.decode(video=0):
-                times.append(frame.pts)
-                yield frame.to_ndarray(format="rgb24")
-            known, kind = [time for time in times if time is not None], container.format.name
-            if kind == "avi" or kind == "asf" and known != sorted(known):
-                times.clear()  # they tell when frames are decoded, not when they are shown
-    except av.FFmpegError as error:
-        raise ValueError(f"{path}: cannot be decoded ({error.strerror})") from error
+    with containers.opened(path) as container:
+        for frame in container.decode(containers.video_stream(container, path)):
+            times.append(frame.pts)
+            yield frame.to_ndarray(format="rgb24")
+        if containers.tells_decoding(container, times):
+            times.clear()
 
 
 def _shrink(frame: np.ndarray, longest: int | None) -> np.ndarray:

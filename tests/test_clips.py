@@ -263,7 +263,7 @@ def write_sound(path):
     "make, message",
     [
         (lambda folder: None, "no videos"),
-        (lambda folder: (folder / "a.mp4").write_bytes(b"no video at all"), "a.mp4: cannot be decoded"),
+        (lambda folder: (folder / "a.mp4").write_bytes(b"no video at all"), "a.mp4: cannot be read as video"),
         (lambda folder: write_folder(folder / "a", [*sliding(2), *sliding(1, 24, 64)]), "frames of different sizes"),
         (lambda folder: folder.rmdir(), "in: no such folder of clips"),
         (lambda folder: write_sound(folder / "a.mp4"), "a.mp4: no video in this file"),

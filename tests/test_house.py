@@ -20,7 +20,7 @@ SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 ALLOWED = {  # package -> the modules of the project that it may import from
     "models": (),
     "losses": ("models.native", "models.triton_kernels"),
-    "datasets": ("datasets", "utils.io", "utils.flow_files", "utils.shots", "utils.cli"),
+    "datasets": ("datasets", "utils.io", "utils.flow_files", "utils.containers", "utils.shots", "utils.cli"),
     "utils": ("utils", "models"),
 }
 

@@ -11,7 +11,6 @@ first frame. A fault in a file is a ValueError or FileNotFoundError that names i
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -25,6 +24,7 @@ from av.video.reformatter import VideoReformatter
 
 from . import fields, io
 from .colours import DEEP, FULL, SHALLOW, Colour, chroma_format, is_rgb, to_rgb, with_chroma
+from .containers import begins, errors, is_cover, opened, tells_decoding, video_stream
 from .hdr import Light, light_of
 from .timeline import Frame, snapped
 
@@ -33,9 +33,7 @@ DISCARD_ALL = 48  # FFmpeg's number for a stream that nobody should read
 SLACK, NOTED = Fraction(1, 2), Fraction(1, 10)  # seconds that a file may lack; from which a note says so
 LEAP_BACK, LEAP_AHEAD = 1, 6 * 3600  # seconds; no container can hold a frame of seven hours in every unit of time
 COPIED = ("audio", "subtitle")  # streams that are copied to the output
-DTS_ONLY = ("avi",)  # containers that store only when frames are decoded, not when they are shown
-DTS_AT_TIMES, LOOKED_AT = ("asf", "mxf"), 8  # those that may do so, and the frames by which it is told
-FROM_ANYWHERE = ("mpegts", "mpeg", "flv")  # containers of recordings, whose times may start anywhere
+LOOKED_AT = 8  # frames by which it is told what the others are like
 FROM_ZERO = ("matroska,webm", "nut")  # containers whose duration counts from 0, not from their first frame
 FROM_DECODING = ("flv",)  # containers whose duration counts from where the first frame is decoded, before it is shown
 GUESSED = ("mpeg",)  # containers where only some frames have times: reading from the middle gets the others wrong
@@ -148,8 +146,7 @@ class Video(Source):
             first = list(islice(self._decode(container, stream), LOOKED_AT))
             if not first:
                 raise ValueError(f"{path}: not a single frame can be decoded; convert it to another format first")
-            shown, kind = [frame.pts for frame in first if frame.pts is not None], container.format.name
-            self.dts_only = kind in DTS_ONLY or kind in DTS_AT_TIMES and shown != sorted(shown)
+            self.dts_only = tells_decoding(container, [frame.pts for frame in first])
             self._describe(first[0], stream)
             self.notes += tuple(filter(None, [fields.note(path, first)]))
         self.damaged = 0  # those before the first frame are met again
@@ -208,7 +205,7 @@ class Video(Source):
                     self.damaged = before
 
     def _open(self):
-        return _opened(self.path, self.path)
+        return opened(self.path)
 
     def _decode(
         self, container: av.container.InputContainer, stream: av.VideoStream, start: Fraction = Fraction(0)
@@ -362,7 +359,7 @@ class Pipe(Source):
 
     def frames(self, start: Fraction = Fraction(0), deep: bool = False) -> Iterator[Frame]:
         reformatter, grey = VideoReformatter(), VideoReformatter()
-        with _errors(self.path):
+        with errors(self.path):
             for i, frame in enumerate(self._decode()):
                 if i / self.rate >= start:
                     frame = with_chroma(frame, self.colour, grey)
@@ -389,29 +386,6 @@ class Counted:
         return data
 
 
-@contextmanager
-def _errors(path: str) -> Iterator[None]:
-    """Turn FFmpeg's errors into one line that names the file."""
-    try:
-        yield
-    except av.FFmpegError as error:
-        raise ValueError(f"{path}: cannot be read as video ({error.strerror}); copy or make it again") from error
-
-
-@contextmanager
-def _opened(path: str, file) -> Iterator[av.container.InputContainer]:
-    # PyAV's default, which older versions of torchvision change. Otherwise FFmpeg's threads log through Python and wait
-    # for it, while Python, when it closes a file, waits for them.
-    av.logging.set_level(None)
-    with _errors(path), av.open(located(file)) as container:
-        yield container
-
-
-def located(path: str | Path) -> str:
-    """A file's name for FFmpeg, which takes what precedes a colon in a relative one for a protocol."""
-    return str(Path(path).absolute())  # not os.path.abspath, which resolves .. after a link wrongly
-
-
 def _sides(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     """The display matrix of a frame, without its scale and shift: see TURNS."""
     try:
@@ -425,35 +399,13 @@ def _sides(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     return tuple(sides.round().astype(int).ravel().tolist())
 
 
-def begins(container: av.container.InputContainer, stream: av.stream.Stream) -> Fraction:
-    """The time that a container's times count from, in whole steps of a stream's."""
-    if container.format.name not in FROM_ANYWHERE:
-        return Fraction(0)
-    return round(Fraction(container.start_time or 0, av.time_base) / stream.time_base) * stream.time_base
-
-
-def video_stream(container: av.container.InputContainer, path: str) -> av.VideoStream:
-    streams = [stream for stream in container.streams.video if not _is_cover(stream)]
-    if not streams:
-        raise ValueError(f"{path}: no video in this file")
-    taken = next((stream for stream in streams if stream.frames != 1), streams[0])  # AVIF begins with a still picture
-    if taken.codec_context is None:
-        raise ValueError(f"{path}: this FFmpeg has no decoder for it; convert it to another format first")
-    return taken
-
-
-def _is_cover(stream: av.stream.Stream) -> bool:
-    """Whether it is the cover picture of music or of a film."""
-    return bool(stream.disposition & av.stream.Disposition.attached_pic)
-
-
 def _stream_notes(path: str, container: av.container.InputContainer, taken: av.VideoStream) -> tuple[str, ...]:
     others = [each for each in container.streams if each.index != taken.index and each.type in ("video", "data")]
     # FFmpeg's mark for MP4's stream of chapters, which are copied.
     others = [each for each in others if int(each.discard) != DISCARD_ALL]
     if not others:
         return ()
-    what = ", ".join(f"{'cover' if _is_cover(each) else each.type} (stream {each.index})" for each in others)
+    what = ", ".join(f"{'cover' if is_cover(each) else each.type} (stream {each.index})" for each in others)
     return (f"{path}: {what} left out; only one video is taken, with the sound and the subtitles",)
 
 

@@ -17,7 +17,8 @@ from av.container import InputContainer, OutputContainer
 from av.filter import Graph
 
 from . import io
-from .video import COPIED, begins, located, video_stream
+from .containers import begins, located, video_stream
+from .video import COPIED
 from .video_out import MP4, Format, errors, muxer
 
 ATTACHED = "attachment"  # FFmpeg's name for streams such as the fonts of subtitles

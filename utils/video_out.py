@@ -20,9 +20,10 @@ from av.video.reformatter import ColorRange, VideoReformatter
 
 from . import io
 from .colours import DEEP, FROM_RGB, SHALLOW, Colour, bits
+from .containers import located
 from .hdr import Light, light_options
 from .timeline import common
-from .video import PIPE, located
+from .video import PIPE
 
 
 class Codec(NamedTuple):

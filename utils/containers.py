@@ -1,0 +1,65 @@
+"""Video files as containers: how one is opened, which of its streams is the video, and what its times mean."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import av
+
+DTS_ONLY = ("avi",)  # containers that store only when frames are decoded, not when they are shown
+DTS_AT_TIMES = ("asf", "mxf")  # those that may do so
+FROM_ANYWHERE = ("mpegts", "mpeg", "flv")  # containers of recordings, whose times may start anywhere
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[av.container.InputContainer]:
+    """A file to read. ValueError that names it where FFmpeg cannot."""
+    # PyAV's default, which older versions of torchvision change. Otherwise FFmpeg's threads log through Python and wait
+    # for it, while Python, when it closes a file, waits for them.
+    av.logging.set_level(None)
+    with errors(path), av.open(located(path)) as container:
+        yield container
+
+
+@contextmanager
+def errors(path: str | Path) -> Iterator[None]:
+    """Turn FFmpeg's errors into one line that names the file."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise ValueError(f"{path}: cannot be read as video ({error.strerror}); copy or make it again") from error
+
+
+def located(path: str | Path) -> str:
+    """A file's name for FFmpeg, which takes what precedes a colon in a relative one for a protocol."""
+    return str(Path(path).absolute())  # not os.path.abspath, which resolves .. after a link wrongly
+
+
+def video_stream(container: av.container.InputContainer, path: str | Path) -> av.VideoStream:
+    """The video of a file. ValueError where there is none, or no decoder for it."""
+    streams = [stream for stream in container.streams.video if not is_cover(stream)]
+    if not streams:
+        raise ValueError(f"{path}: no video in this file")
+    taken = next((stream for stream in streams if stream.frames != 1), streams[0])  # AVIF begins with a still picture
+    if taken.codec_context is None:
+        raise ValueError(f"{path}: this FFmpeg has no decoder for it; convert it to another format first")
+    return taken
+
+
+def is_cover(stream: av.stream.Stream) -> bool:
+    """Whether it is the cover picture of music or of a film."""
+    return bool(stream.disposition & av.stream.Disposition.attached_pic)
+
+
+def tells_decoding(container: av.container.InputContainer, times: Sequence[int | None]) -> bool:
+    """Whether a container's times are those at which frames are decoded, not shown. times: of frames as shown."""
+    known, kind = [time for time in times if time is not None], container.format.name
+    return kind in DTS_ONLY or kind in DTS_AT_TIMES and known != sorted(known)
+
+
+def begins(container: av.container.InputContainer, stream: av.stream.Stream) -> Fraction:
+    """The time that a container's times count from, in whole steps of a stream's."""
+    if container.format.name not in FROM_ANYWHERE:
+        return Fraction(0)
+    return round(Fraction(container.start_time or 0, av.time_base) / stream.time_base) * stream.time_base
