@@ -34,7 +34,7 @@ class Method:
     """The function in a file, which is run for it. any_time: whether it takes t.
 
     FileNotFoundError, or ValueError where the file has no such function. What its code raises becomes a RuntimeError:
-    it is no fault in our command line, and its traceback is wanted.
+    it is no fault in our command line, and its traceback is wanted. ValueError for a result that is not a frame.
     """
 
     def __init__(self, path: Path):
@@ -62,9 +62,13 @@ class Method:
 
     def __call__(self, img0: Tensor, img1: Tensor, t: float) -> Tensor:
         with self._at_home():
-            frame = self.function(img0, img1, *([t] if self.any_time else ()))
+            pair = img0.clone(), img1.clone()  # some change what they are given
+            frame = self.function(*pair, *([t] if self.any_time else ()))
         if not isinstance(frame, Tensor):
             raise ValueError(f"{self.path}: {FUNCTION} returned a {type(frame).__name__}, not a tensor")
+        if frame.shape != img0.shape:
+            shapes = f"{tuple(frame.shape)} for frames of {tuple(img0.shape)}"
+            raise ValueError(f"{self.path}: {FUNCTION} returned {shapes}; the shapes must be the same")
         return frame
 
     def _takes(self, count: int) -> bool:
