@@ -13,8 +13,8 @@ TELECINED = "{}: seems to be telecined film; restore its frames first: ffmpeg -i
 RESTORE = "fieldmatch,yadif=deint=interlaced,decimate"
 LEAST_ROWS = 240  # interlaced formats have 480 and more; what is found in tiny frames is chance
 CAMERAS = ("yuv", "uyvy")  # the pixel formats of interlaced codecs; FFmpeg cannot convert every other
-# Of the first eight frames of real footage none seems woven, but 4 or 5 of some that is strongly compressed (H.264, crf
-# 40; in one clip of 39, 7); 7 or 8 do where frames are woven of it, and from 4 on where it is telecined.
+# Of the first frames of real footage none seems woven, unless it is strongly compressed, then up to half, rarely more;
+# nearly all do where frames are woven of it, and two in five or more where it is telecined.
 INTERLACED_SHARE, WOVEN, REPEATED = 3 / 4, 3, 2
 
 
