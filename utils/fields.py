@@ -1,6 +1,7 @@
 """Interlaced video: frames that hold two moments, one in their even and one in their odd rows."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from fractions import Fraction
 
 import av
@@ -20,30 +21,37 @@ INTERLACED_SHARE, WOVEN, REPEATED = 3 / 4, 3, 2
 
 def note(path: str, frames: Sequence[av.VideoFrame]) -> str | None:
     """What a user should know of a video that begins with these frames; None if there is nothing. path: its name."""
-    seen, marked = _seen(frames), any(frame.interlaced_frame for frame in frames)
-    woven = sum(kind in ("tff", "bff") for kind, _ in seen)
-    if woven >= WOVEN and sum(repeat != "neither" for _, repeat in seen) >= REPEATED:
+    marked = any(frame.interlaced_frame for frame in frames)
+    woven = _count(frames, "multiple", "ff") if _fit_to_judge(frames) else 0  # "tff" or "bff"
+    if woven >= WOVEN and len(frames) - _count(frames, "repeated", "neither") >= REPEATED:
         return TELECINED.format(path, RESTORE)
     if marked:
         return INTERLACED.format(path)
     return SEEMS.format(path) if woven >= max(WOVEN, INTERLACED_SHARE * len(frames)) else None
 
 
-def _seen(frames: Sequence[av.VideoFrame]) -> list[tuple[str, str]]:
-    """What FFmpeg's filter idet finds in each frame: whether it is "tff" or "bff", woven of two moments, and whether
-    "neither" of its fields repeats one of the frame before. Empty for what it cannot judge."""
+def _fit_to_judge(frames: Sequence[av.VideoFrame]) -> bool:
     first = frames[0]
     alike = all((f.width, f.height, f.format.name) == (first.width, first.height, first.format.name) for f in frames)
-    if not alike or first.height < LEAST_ROWS or not first.format.name.startswith(CAMERAS):
-        return []
-    graph, tick = Graph(), Fraction(1, 1000)
+    return alike and first.height >= LEAST_ROWS and first.format.name.startswith(CAMERAS)
+
+
+def _count(frames: Sequence[av.VideoFrame], what: str, end: str) -> int:
+    """In how many frames what FFmpeg's filter idet finds ends like this. "multiple": whether the frame is woven of two
+    moments. "repeated": which of its fields repeats one of the frame before. Counted by a filter, as PyAV 17 shows no
+    findings."""
+    graph, tick, first = Graph(), Fraction(1, 1000), frames[0]
     source = graph.add_buffer(width=first.width, height=first.height, format=first.format, time_base=tick)
     # Brightness only: rows of colour that were doubled, as on the way from 4:2:0 to 4:2:2, look woven where they move.
-    filters = [graph.add("format", "gray"), graph.add("idet"), graph.add("buffersink")]
+    found = f"select:key=lavfi.idet.{what}.current_frame:value={end}:function=ends_with"
+    filters = [graph.add("format", "gray"), graph.add("idet"), graph.add("metadata", found), graph.add("buffersink")]
     graph.link_nodes(source, *filters).configure()
     for k, frame in enumerate(frames):
         frame.pts, frame.time_base = k, tick  # the filter drops frames without times
         graph.vpush(frame)
     graph.vpush(None)
-    judged = [graph.vpull().metadata for _ in frames]
-    return [tuple(each[f"lavfi.idet.{what}.current_frame"] for what in ("multiple", "repeated")) for each in judged]
+    count = 0
+    with suppress(av.error.EOFError):
+        while graph.vpull():
+            count += 1
+    return count

@@ -99,12 +99,17 @@ def to_pipe(job: Job) -> None:
     if distributed.world_size() > 1:
         raise ValueError("only one process can write to a pipe; start without torchrun")
     writer, runs = video_out.pipe_writer(job.form), [range(job.segments())]
-    with closing(counted(job.pictures(runs), job.count(len(runs[0])), job.form.rate)) as made:
-        for number, picture in enumerate(made):  # y4m has no times, and those of a file may be too close for its rate
-            job.write(writer, picture._replace(time=number / job.form.rate))
-    if not writer.written:
-        raise ValueError(NONE.format(job.source.path))
-    writer.close()
+    try:
+        with closing(counted(job.pictures(runs), job.count(len(runs[0])), job.form.rate)) as made:
+            # y4m has no times, and those of a file may be too close for its rate.
+            for number, picture in enumerate(made):
+                job.write(writer, picture._replace(time=number / job.form.rate))
+        if not writer.written:
+            raise ValueError(NONE.format(job.source.path))
+        writer.close()
+    except BaseException:
+        writer.abandon()
+        raise
 
 
 def to_parts(job: Job) -> None:
