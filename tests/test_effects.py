@@ -5,7 +5,7 @@ import torch
 
 from datasets import Sample, effects
 from datasets.effects import Effects, compress, drift, noise, overlay
-from datasets.stencils import drawn_stencils
+from datasets.stencils import drawn_stencils, signed_distance
 from datasets.synthetic import photo_patches, to_device
 from utils import io
 
@@ -85,9 +85,11 @@ def test_an_overlay_is_what_compositing_says_and_unknown_flow_beside_it_stays_un
 
 def test_marks_are_distances_in_pixels(stencils, monkeypatch):
     monkeypatch.setattr(effects, "LETTERBOX", 0)
-    distance, *_ = seeded(1, stencils)._marks(torch.arange(300), 64, 64)
+    disc = signed_distance(cv2.circle(np.zeros((320, 320), np.uint8), (160, 160), 100, 255, -1), 80)
+    discs = stencils._replace(distance=torch.from_numpy(disc).expand(len(stencils.kind), -1, -1))
+    distance, *_ = seeded(1, discs)._marks(torch.arange(300), 64, 64)
     slope = torch.stack(torch.gradient(distance, dim=(1, 2))).norm(dim=0)
-    assert slope[distance.abs() < 2].median().item() == pytest.approx(1, abs=0.1)
+    assert slope[distance.abs() < 2].median().item() == pytest.approx(1, abs=0.05)
 
 
 def test_a_rim_is_black_and_as_wide_as_asked():

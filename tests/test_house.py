@@ -162,7 +162,7 @@ assert before[1:] == (random.getstate(), torch.get_num_threads(), torch.get_defa
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make here")
 def test_an_older_python_is_refused_before_an_environment_is_made_with_it(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.version_info = (3, 9, 18)")
-    old, venv = f"env PYTHONPATH={tmp_path} {sys.executable}", tmp_path / "venv"
+    old, venv = f'env PYTHONPATH={tmp_path} "{sys.executable}"', tmp_path / "venv"
     command = ["make", "setup", f"PYTHON={old}", f"VENV={venv}"]
     environment = os.environ | {"PIP_NO_INDEX": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
