@@ -375,9 +375,10 @@ def _decode_video(path: Path, times: list) -> Iterator[np.ndarray]:
     from utils import containers  # here, because other data sets do not need PyAV
 
     with containers.opened(path) as container:
-        for frame in container.decode(containers.video_stream(container, path)):
-            times.append(frame.pts)
-            yield frame.to_ndarray(format="rgb24")
+        for packet in containers.packets(container, containers.video_stream(container, path)):
+            for frame in packet.decode():
+                times.append(frame.pts)
+                yield frame.to_ndarray(format="rgb24")
         if containers.tells_decoding(container, times):
             times.clear()
 

@@ -1,7 +1,7 @@
 """Video files as containers: how one is opened, which of its streams is the video, and what its times mean."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,8 +18,14 @@ def opened(path: str | Path) -> Iterator[av.container.InputContainer]:
     # PyAV's default, which older versions of torchvision change. Otherwise FFmpeg's threads log through Python and wait
     # for it, while Python, when it closes a file, waits for them.
     av.logging.set_level(None)
-    with errors(path), av.open(located(path)) as container:
+    with errors(path), opened_as(path) as container:
         yield container
+
+
+def opened_as(path: str | Path, mode: str = "r", **how) -> av.container.Container:
+    """A file to read or to write, with errors as FFmpeg gives them. Titles that are not in UTF-8, as in many an old
+    AVI, come as bytes that one file hands to another."""
+    return av.open(located(path), mode, metadata_errors="surrogateescape", **how)
 
 
 @contextmanager
@@ -34,6 +40,13 @@ def errors(path: str | Path) -> Iterator[None]:
 def located(path: str | Path) -> str:
     """A file's name for FFmpeg, which takes what precedes a colon in a relative one for a protocol."""
     return str(Path(path).absolute())  # not os.path.abspath, which resolves .. after a link wrongly
+
+
+def packets(container: av.container.InputContainer, *streams: av.stream.Stream) -> Iterator[av.Packet]:
+    """The packets of a file, of all streams or of some. Streams that begin later than the file's first megabytes, as in
+    recordings, are left out: PyAV does not know them, and may end in an IndexError because of them."""
+    with suppress(IndexError):
+        yield from container.demux(*streams)
 
 
 def video_stream(container: av.container.InputContainer, path: str | Path) -> av.VideoStream:

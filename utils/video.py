@@ -24,7 +24,7 @@ from av.video.reformatter import VideoReformatter
 
 from . import fields, io
 from .colours import DEEP, FULL, SHALLOW, Colour, chroma_format, is_rgb, to_rgb, with_chroma
-from .containers import begins, errors, is_cover, opened, tells_decoding, video_stream
+from .containers import begins, errors, is_cover, opened, packets, tells_decoding, video_stream
 from .hdr import Light, light_of
 from .timeline import Frame, snapped
 
@@ -211,7 +211,7 @@ class Video(Source):
         self, container: av.container.InputContainer, stream: av.VideoStream, start: Fraction = Fraction(0)
     ) -> Iterator[av.VideoFrame]:
         """All frames from here on; counts those from `start` on that cannot be decoded, all of them if it is 0."""
-        for packet in container.demux(stream):
+        for packet in packets(container, stream):
             try:
                 yield from packet.decode()
             except av.error.MemoryError:
@@ -254,7 +254,7 @@ class Video(Source):
         latest, hold, begun = self.origin, Fraction(0), self.origin
         with self._open() as container:
             video, duration, kind = video_stream(container, self.path), container.duration, container.format.name
-            for packet in container.demux():
+            for packet in packets(container):
                 seen = packet.stream.index == video.index and packet.size and not packet.is_discard
                 count += seen
                 if packet.dts is not None and (seen or packet.stream.type == "audio"):

@@ -17,7 +17,7 @@ from av.container import InputContainer, OutputContainer
 from av.filter import Graph
 
 from . import io
-from .containers import begins, located, video_stream
+from .containers import begins, opened_as, packets, video_stream
 from .video import COPIED
 from .video_out import MP4, Format, errors, muxer
 
@@ -43,7 +43,7 @@ def join_folders(parts: Sequence[Path], out: Path) -> None:
 
 def join_gif(parts: Sequence[Path], out: Path) -> None:
     """One animation that repeats, out of video parts."""
-    with io.replacing(out, parts[0].parent) as temporary, errors(out), av.open(located(temporary), "w") as output:
+    with io.replacing(out, parts[0].parent) as temporary, errors(out), opened_as(temporary, "w") as output:
         stream, graph, ticks = None, None, -1
         for frame in _decoded(parts):
             if stream is None:
@@ -74,25 +74,24 @@ def join_videos(
     mp4 = out.suffix.lower() in MP4
     options = {"movflags": "+faststart"} | form.movie_options if mp4 else {}
     with io.replacing(out, parts[0].parent) as temporary, errors(out):
-        named = located(temporary)
-        copied = nullcontext() if source is None else av.open(located(source))
-        with av.open(named, "w", muxer(out), options=options) as output, copied as container:
+        copied = nullcontext() if source is None else opened_as(source)
+        with opened_as(temporary, "w", format=muxer(out), options=options) as output, copied as container:
             video = _add_video(output, parts[0], form, mp4)
-            packets = [_video_packets(parts, video)]
+            merged = [_video_packets(parts, video)]
             if source is not None:
                 streams = _add_streams(output, container, out, source) if timed else {}
                 _describe(output, video, container, source)
                 if whole and timed:
                     output.set_chapters(container.chapters())
                 end = None if whole else _end(parts[-1])
-                packets.append(_other_packets(container, streams, end))
-            for _, _, packet in heapq.merge(*packets):
+                merged.append(_other_packets(container, streams, end))
+            for _, _, packet in heapq.merge(*merged):
                 output.mux(packet)
 
 
 def _add_video(output: OutputContainer, part: Path, form: Format, mp4: bool) -> av.VideoStream:
     """A stream for the pictures, like that of the part."""
-    with av.open(located(part)) as container:
+    with opened_as(part) as container:
         given = container.streams.video[0]
         video = output.add_stream_from_template(given, opaque=True)
         hevc = given.codec_context.name == "hevc"
@@ -130,10 +129,10 @@ def _describe(output: OutputContainer, video: av.VideoStream, container: InputCo
 def _video_packets(parts: Sequence[Path], video: av.VideoStream) -> Iterator[tuple]:
     latest = None
     for part in parts:
-        with av.open(located(part)) as container:
+        with opened_as(part) as container:
             stream = container.streams.video[0]
             end = (stream.start_time or 0) + (stream.duration or 0)
-            for number, packet in enumerate(container.demux(stream), start=1):
+            for number, packet in enumerate(packets(container, stream), start=1):
                 if not packet.size:
                     continue
                 if number == stream.frames and "vp9" in stream.codec_context.name and packet.pts < end:
@@ -153,7 +152,7 @@ def _other_packets(container: InputContainer, streams: dict, end: Fraction | Non
         return
     given, latest = [container.streams[index] for index in streams], {}
     begin = {stream.index: round(begins(container, stream) / stream.time_base) for stream in given}
-    for number, packet in enumerate(container.demux(given)):
+    for number, packet in enumerate(packets(container, *given)):
         index, moment = packet.stream.index, packet.pts if packet.dts is None else packet.dts
         if moment is None or packet.stream.type == "audio" and moment <= latest.get(index, moment - 1):
             continue  # it has no time, or goes back a little, which no container accepts
@@ -171,7 +170,7 @@ def _other_packets(container: InputContainer, streams: dict, end: Fraction | Non
 
 def _decoded(parts: Sequence[Path]) -> Iterator[av.VideoFrame]:
     for part in parts:
-        with av.open(located(part)) as container:
+        with opened_as(part) as container:
             yield from container.decode(video=0)
 
 
@@ -209,7 +208,7 @@ def _replacing_folder(out: Path) -> Iterator[Path]:
 def holds(out: Path, path: str, index: int) -> bool:
     """Whether the container of `out` can hold a stream of the file `path` as it is: some only refuse it later."""
     try:
-        with av.open(located(path)) as container, av.open(BytesIO(), "w", muxer(out)) as trial:
+        with opened_as(path) as container, av.open(BytesIO(), "w", muxer(out)) as trial:
             if container.streams[index].type == ATTACHED:
                 return muxer(out) == "matroska"
             stream = trial.add_stream_from_template(container.streams[index], opaque=True)
@@ -224,7 +223,7 @@ def holds(out: Path, path: str, index: int) -> bool:
 
 def left_out(path: str, out: Path) -> Iterator[str]:
     """A line for each stream of a file that its output cannot hold."""
-    with errors(path), av.open(located(path)) as container:
+    with errors(path), opened_as(path) as container:
         for stream in container.streams:
             if stream.type in (*COPIED, ATTACHED) and not holds(out, path, stream.index):
                 name = stream.name if stream.type == ATTACHED else stream.codec_context.name
