@@ -92,14 +92,14 @@ def test_subtitles_are_copied_where_they_can_be_stored(tmp_path, capsys):
     assert "cannot be stored in .mp4 and is left out" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name, kept", [("out.mkv", True), ("out.mp4", False)])
-def test_attached_fonts_go_along_and_what_does_not_is_told(tmp_path, capsys, name, kept):
+@pytest.mark.parametrize("name, kept, letters", [("out.mkv", True, "latin-1"), ("out.mp4", False, "utf-8")])
+def test_attached_fonts_go_along_and_what_does_not_is_told(tmp_path, capsys, name, kept, letters):
     source, font = tmp_path / "in.mkv", b"what draws the subtitles"
     plain = encode(tmp_path / "plain.mkv", moving(10), sound="aac")
-    with av.open(str(plain)) as first, av.open(str(source), "w") as output:
+    with av.open(str(plain)) as first, av.open(str(source), "w", metadata_encoding=letters) as output:
         streams = [output.add_stream_from_template(stream, opaque=True) for stream in first.streams]
         output.add_stream_from_template(first.streams.video[0], opaque=True)
-        output.add_attachment("font.ttf", "font/ttf", font)
+        output.add_attachment("font", "font/ttf", font).metadata["filename"] = "fönt.ttf"
         for packet in first.demux():
             if packet.size:
                 packet.stream = streams[packet.stream.index]
@@ -107,7 +107,7 @@ def test_attached_fonts_go_along_and_what_does_not_is_told(tmp_path, capsys, nam
     run(source, tmp_path / name)
     told = capsys.readouterr().err
     assert "in.mkv: video (stream 2) left out" in told
-    assert ("attachment (stream 3, font.ttf) cannot be stored in .mp4" in told) == (not kept)
-    with av.open(str(tmp_path / name)) as container:
-        found = [stream.data for stream in container.streams if stream.type == "attachment"]
-    assert found == [font] * kept
+    assert ("attachment (stream 3, fönt.ttf) cannot be stored in .mp4" in told) == (not kept)
+    with av.open(str(tmp_path / name), metadata_encoding=letters) as container:
+        found = [(stream.name, stream.data) for stream in container.streams if stream.type == "attachment"]
+    assert found == [("fönt.ttf", font)] * kept

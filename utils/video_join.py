@@ -110,8 +110,9 @@ def _add_streams(output: OutputContainer, container: InputContainer, out: Path, 
         if stream.type not in (*COPIED, ATTACHED) or not holds(out, source, stream.index):
             continue
         if stream.type == ATTACHED:
-            name, kind = stream.name or "attachment", stream.mimetype or "application/octet-stream"
-            output.add_attachment(name, kind, stream.data)
+            kind = stream.mimetype or "application/octet-stream"
+            attached = output.add_attachment("attachment", kind, stream.data)
+            attached.metadata.update({"filename": stream.name} if stream.name else {})  # a name of any bytes
             continue
         streams[stream.index] = output.add_stream_from_template(stream, opaque=True)
         streams[stream.index].metadata.update(stream.metadata)
