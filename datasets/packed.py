@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ def _read_plan(path: Path) -> dict:
     """What index.json and begun.json hold."""
     try:
         plan = json.loads(path.read_text())
-        return {"names": list(plan["names"]), "flow": bool(plan["flow"])}
+        return {"names": list(map(str, plan["names"])), "flow": bool(plan["flow"])}
     except (ValueError, TypeError, KeyError) as error:
         raise _damaged(path) from error
 
@@ -64,7 +65,7 @@ def _read_plan(path: Path) -> dict:
 def _load(path: Path, mode: str | None = None) -> np.ndarray:
     try:
         return np.load(path, mmap_mode=mode)
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, TokenError) as error:  # the last from NumPy's reading of a header
         raise _damaged(path) from error
 
 

@@ -3,6 +3,7 @@
 from fractions import Fraction
 
 import av
+import numpy as np
 import pytest
 from video_files import decode, encode, moving, packets, run
 
@@ -54,6 +55,29 @@ def test_sound_that_a_file_cannot_hold_is_left_out_and_told(tmp_path, capsys, fi
     assert ("cannot be stored in" in capsys.readouterr().err) == (not kept)
     with av.open(str(tmp_path / name)) as container:
         assert len(container.streams.audio) == kept
+
+
+@pytest.mark.parametrize("name", ["out.mkv", "out.mp4"])
+@pytest.mark.parametrize("place", [1, 5])
+def test_sound_that_a_recording_lost_costs_that_moment_alone_and_is_told(tmp_path, capsys, name, place):
+    source = encode(tmp_path / "in.ts", moving(40), sound="aac")
+    data = np.frombuffer(source.read_bytes(), np.uint8).reshape(-1, 188).copy()  # MPEG's transport packets
+    sound = np.flatnonzero((data[:, 1] & 0x1F == 1) & (data[:, 2] == 1))  # 13 bits are the number of their stream
+    data[sound[place], 1:3] = 0x1F, 0xFF  # now padding
+    (tmp_path / "lost.ts").write_bytes(data.tobytes())
+    run(tmp_path / "lost.ts", tmp_path / name)
+    assert "lost.ts: 1 packet of sound or subtitles left out, damaged" in capsys.readouterr().err
+    given, kept = packets(tmp_path / "lost.ts", "audio"), packets(tmp_path / name, "audio")
+    assert len(kept) == len(given) - 1 and len(decode(tmp_path / name)[0]) == 79
+
+
+def test_sound_of_a_codec_that_ffmpeg_does_not_know_is_told(tmp_path, capsys):
+    source = encode(tmp_path / "in.mov", moving(6), sound="aac")
+    source.write_bytes(source.read_bytes().replace(b"mp4a", b"apac").replace(b"esds", b"free"))
+    run(source, tmp_path / "out.mkv")
+    assert "audio (stream 1, unknown) cannot be stored in .mkv and is left out\n" in capsys.readouterr().err
+    with av.open(str(tmp_path / "out.mkv")) as container:
+        assert [stream.type for stream in container.streams] == ["video"]
 
 
 def test_names_in_capitals_are_names_all_the_same(tmp_path):

@@ -7,9 +7,10 @@ keeps the exact times of frames. Joining copies packets without encoding again, 
 import heapq
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from fractions import Fraction
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -24,6 +25,7 @@ from .video_out import MP4, Format, errors, muxer
 ATTACHED = "attachment"  # FFmpeg's name for streams such as the fonts of subtitles
 OF_THE_FILE = ("encoder", "major_brand", "minor_version", "compatible_brands", "duration")  # not of its content
 PRIMING = Fraction(1, 20)  # seconds before the start that audio decoders need
+TRIED = 8  # packets by which it is told whether a container takes a stream
 GIF_TICK = Fraction(1, 100)
 # A palette of its own for every frame, so that memory does not grow with the length.
 GIF_FILTERS = ("split", "palettegen=stats_mode=single", "paletteuse=new=1")
@@ -64,14 +66,14 @@ def join_gif(parts: Sequence[Path], out: Path) -> None:
 
 def join_videos(
     parts: Sequence[Path], out: Path, form: Format, source: str | None = None, whole: bool = True, timed: bool = True
-) -> None:
-    """One file out of parts, packet by packet.
+) -> int:
+    """One file out of parts, packet by packet; returns how many packets of sound and subtitles are left out, damaged.
 
     source: the file whose metadata, chapters, sound and subtitles are copied, as far as the output can hold them.
     whole: False leaves out chapters, and ends sound and subtitles where the pictures end. timed: False leaves out all
     that has a time, because times have changed.
     """
-    mp4 = out.suffix.lower() in MP4
+    mp4, damaged = out.suffix.lower() in MP4, 0
     options = {"movflags": "+faststart"} | form.movie_options if mp4 else {}
     with io.replacing(out, parts[0].parent) as temporary, errors(out):
         copied = nullcontext() if source is None else opened_as(source)
@@ -86,7 +88,13 @@ def join_videos(
                 end = None if whole else _end(parts[-1])
                 merged.append(_other_packets(container, streams, end))
             for _, _, packet in heapq.merge(*merged):
-                output.mux(packet)
+                try:
+                    output.mux(packet)
+                except av.error.InvalidDataError:
+                    if packet.stream.index == video.index:
+                        raise
+                    damaged += 1
+    return damaged
 
 
 def _add_video(output: OutputContainer, part: Path, form: Format, mp4: bool) -> av.VideoStream:
@@ -213,13 +221,17 @@ def holds(out: Path, path: str, index: int) -> bool:
             if container.streams[index].type == ATTACHED:
                 return muxer(out) == "matroska"
             stream = trial.add_stream_from_template(container.streams[index], opaque=True)
-            packet = next(packet for packet in container.demux(index) if packet.pts is not None or not packet.size)
-            if packet.size:
+            found = (packet for packet in container.demux(index) if packet.pts is not None or not packet.size)
+            for packet in islice(found, TRIED):
+                if not packet.size:  # PyAV's end of the stream
+                    return True
                 packet.stream = stream
-                trial.mux(packet)
+                with suppress(av.error.InvalidDataError):  # the packet is damaged
+                    trial.mux(packet)
+                    return True
     except (ValueError, av.FFmpegError):
-        return False
-    return True
+        pass
+    return False
 
 
 def left_out(path: str, out: Path) -> Iterator[str]:
@@ -227,6 +239,7 @@ def left_out(path: str, out: Path) -> Iterator[str]:
     with errors(path), opened_as(path) as container:
         for stream in container.streams:
             if stream.type in (*COPIED, ATTACHED) and not holds(out, path, stream.index):
-                name = stream.name if stream.type == ATTACHED else stream.codec_context.name
-                kind = f"{stream.type} (stream {stream.index}, {name})"
-                yield f"{out}: {kind} cannot be stored in {out.suffix} and is left out; use .mkv"
+                codec = stream.codec_context.name if stream.codec_context else "unknown"
+                kind = f"{stream.type} (stream {stream.index}, {stream.name if stream.type == ATTACHED else codec})"
+                way = "; use .mkv" if muxer(out) != "matroska" else ""
+                yield f"{out}: {kind} cannot be stored in {out.suffix} and is left out{way}"
