@@ -71,6 +71,19 @@ def test_sound_that_a_recording_lost_costs_that_moment_alone_and_is_told(tmp_pat
     assert len(kept) == len(given) - 1 and len(decode(tmp_path / name)[0]) == 79
 
 
+def test_a_track_without_content_that_a_file_cannot_hold_is_left_out_and_told(tmp_path, capsys):
+    plain, source = encode(tmp_path / "plain.mkv", moving(4), sound="libopus"), tmp_path / "in.mkv"
+    with av.open(str(plain)) as first, av.open(str(source), "w") as output:
+        video, _ = [output.add_stream_from_template(stream, opaque=True) for stream in first.streams]
+        for packet in first.demux(video=0):
+            if packet.size:
+                packet.stream = video
+                output.mux(packet)
+    run(source, tmp_path / "out.mov")
+    assert "audio (stream 1, opus) cannot be stored in .mov" in capsys.readouterr().err
+    assert len(decode(tmp_path / "out.mov")[0]) == 7
+
+
 def test_sound_of_a_codec_that_ffmpeg_does_not_know_is_told(tmp_path, capsys):
     source = encode(tmp_path / "in.mov", moving(6), sound="aac")
     source.write_bytes(source.read_bytes().replace(b"mp4a", b"apac").replace(b"esds", b"free"))

@@ -221,6 +221,7 @@ def holds(out: Path, path: str, index: int) -> bool:
             if container.streams[index].type == ATTACHED:
                 return muxer(out) == "matroska"
             stream = trial.add_stream_from_template(container.streams[index], opaque=True)
+            trial.start_encoding()  # a stream may have no packets
             found = (packet for packet in container.demux(index) if packet.pts is not None or not packet.size)
             for packet in islice(found, TRIED):
                 if not packet.size:  # PyAV's end of the stream
