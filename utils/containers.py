@@ -18,13 +18,12 @@ def opened(path: str | Path) -> Iterator[av.container.InputContainer]:
     # PyAV's default, which older versions of torchvision change. Otherwise FFmpeg's threads log through Python and wait
     # for it, while Python, when it closes a file, waits for them.
     av.logging.set_level(None)
-    with errors(path), opened_as(path) as container:
+    with errors(path), av_open(path) as container:
         yield container
 
 
-def opened_as(path: str | Path, mode: str = "r", **how) -> av.container.Container:
-    """A file to read or to write, with errors as FFmpeg gives them. Titles that are not in UTF-8, as in many an old
-    AVI, come as bytes that one file hands to another."""
+def av_open(path: str | Path, mode: str = "r", **how) -> av.container.Container:
+    """av.open, but titles that are not in UTF-8, as in many an old AVI, come as bytes that one file hands to another."""
     return av.open(located(path), mode, metadata_errors="surrogateescape", **how)
 
 

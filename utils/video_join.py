@@ -18,7 +18,7 @@ from av.container import InputContainer, OutputContainer
 from av.filter import Graph
 
 from . import io
-from .containers import begins, opened_as, packets, video_stream
+from .containers import av_open, begins, packets, video_stream
 from .video import COPIED
 from .video_out import MP4, Format, errors, muxer
 
@@ -45,7 +45,7 @@ def join_folders(parts: Sequence[Path], out: Path) -> None:
 
 def join_gif(parts: Sequence[Path], out: Path) -> None:
     """One animation that repeats, out of video parts."""
-    with io.replacing(out, parts[0].parent) as temporary, errors(out), opened_as(temporary, "w") as output:
+    with io.replacing(out, parts[0].parent) as temporary, errors(out), av_open(temporary, "w") as output:
         stream, graph, ticks = None, None, -1
         for frame in _decoded(parts):
             if stream is None:
@@ -76,8 +76,8 @@ def join_videos(
     mp4, damaged = out.suffix.lower() in MP4, 0
     options = {"movflags": "+faststart"} | form.movie_options if mp4 else {}
     with io.replacing(out, parts[0].parent) as temporary, errors(out):
-        copied = nullcontext() if source is None else opened_as(source)
-        with opened_as(temporary, "w", format=muxer(out), options=options) as output, copied as container:
+        copied = nullcontext() if source is None else av_open(source)
+        with av_open(temporary, "w", format=muxer(out), options=options) as output, copied as container:
             video = _add_video(output, parts[0], form, mp4)
             merged = [_video_packets(parts, video)]
             if source is not None:
@@ -99,7 +99,7 @@ def join_videos(
 
 def _add_video(output: OutputContainer, part: Path, form: Format, mp4: bool) -> av.VideoStream:
     """A stream for the pictures, like that of the part."""
-    with opened_as(part) as container:
+    with av_open(part) as container:
         given = container.streams.video[0]
         video = output.add_stream_from_template(given, opaque=True)
         hevc = given.codec_context.name == "hevc"
@@ -138,7 +138,7 @@ def _describe(output: OutputContainer, video: av.VideoStream, container: InputCo
 def _video_packets(parts: Sequence[Path], video: av.VideoStream) -> Iterator[tuple]:
     latest = None
     for part in parts:
-        with opened_as(part) as container:
+        with av_open(part) as container:
             stream = container.streams.video[0]
             end = (stream.start_time or 0) + (stream.duration or 0)
             for number, packet in enumerate(packets(container, stream), start=1):
@@ -179,7 +179,7 @@ def _other_packets(container: InputContainer, streams: dict, end: Fraction | Non
 
 def _decoded(parts: Sequence[Path]) -> Iterator[av.VideoFrame]:
     for part in parts:
-        with opened_as(part) as container:
+        with av_open(part) as container:
             yield from container.decode(video=0)
 
 
@@ -217,12 +217,13 @@ def _replacing_folder(out: Path) -> Iterator[Path]:
 def holds(out: Path, path: str, index: int) -> bool:
     """Whether the container of `out` can hold a stream of the file `path` as it is: some only refuse it later."""
     try:
-        with opened_as(path) as container, av.open(BytesIO(), "w", muxer(out)) as trial:
+        with av_open(path) as container, av.open(BytesIO(), "w", muxer(out)) as trial:
             if container.streams[index].type == ATTACHED:
                 return muxer(out) == "matroska"
-            stream = trial.add_stream_from_template(container.streams[index], opaque=True)
+            given = container.streams[index]
+            stream = trial.add_stream_from_template(given, opaque=True)
             trial.start_encoding()  # a stream may have no packets
-            found = (packet for packet in container.demux(index) if packet.pts is not None or not packet.size)
+            found = (packet for packet in packets(container, given) if packet.pts is not None or not packet.size)
             for packet in islice(found, TRIED):
                 if not packet.size:  # PyAV's end of the stream
                     return True
@@ -237,7 +238,7 @@ def holds(out: Path, path: str, index: int) -> bool:
 
 def left_out(path: str, out: Path) -> Iterator[str]:
     """A line for each stream of a file that its output cannot hold."""
-    with errors(path), opened_as(path) as container:
+    with errors(path), av_open(path) as container:
         for stream in container.streams:
             if stream.type in (*COPIED, ATTACHED) and not holds(out, path, stream.index):
                 codec = stream.codec_context.name if stream.codec_context else "unknown"
