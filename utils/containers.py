@@ -23,7 +23,7 @@ def opened(path: str | Path) -> Iterator[av.container.InputContainer]:
 
 
 def av_open(path: str | Path, mode: str = "r", **how) -> av.container.Container:
-    """av.open, but titles that are not in UTF-8, as in many an old AVI, come as bytes that one file hands to another."""
+    """av.open, but titles that are not in UTF-8, as in many an old AVI, come as bytes, to be handed to another file."""
     return av.open(located(path), mode, metadata_errors="surrogateescape", **how)
 
 
