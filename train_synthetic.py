@@ -485,7 +485,7 @@ def parser() -> cli.Parser:
     add("--ema", type=cli.decay, default=0.999, help="decay of the averaged weights (default: %(default)s)")
     add("--clip_grad", type=cli.amount, default=1.0, help="maximum gradient norm (default: %(default)s)")
     add("--optimizer", choices=OPTIMIZERS, default="muon", help="the paper's adamw, or muon: sooner here (%(default)s)")
-    add("--seed", type=cli.whole, default=0, help="seed of weights and data (default: %(default)s)")
+    add("--seed", type=cli.seed, default=0, help="seed of weights and data (default: %(default)s)")
     add(
         "--workers",
         type=cli.whole,

@@ -357,7 +357,7 @@ def parser() -> cli.Parser:
     options.add_argument("--width", type=cli.positive, default=448, help="of the frames, pixels")
     options.add_argument("--height", type=cli.positive, default=256, help="of the frames, pixels")
     options.add_argument("--speed", type=cli.amount, default=4.0, help="median motion of an object, im1 to im3, pixels")
-    options.add_argument("--seed", type=cli.whole, default=0, help="seed of the random scenes")
+    options.add_argument("--seed", type=cli.seed, default=0, help="seed of the random scenes")
     options.add_argument("--overwrite", action="store_true", help="replace the set that is in the folder")
     return options
 

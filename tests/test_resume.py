@@ -349,6 +349,7 @@ def test_a_run_that_goes_on_elsewhere_has_a_best_of_its_own(vimeo, whole, tmp_pa
         (["--lr_start", "nan"], "argument --lr_start: 'nan' is not a number from 0 up"),
         (["--ema", "2"], "argument --ema: '2' is not a number from 0 to below 1"),
         (["--seed", "-1"], "argument --seed: '-1' is not a whole number from 0 up"),
+        (["--seed", str(2**63)], f"argument --seed: '{2**63}' is too large for a seed"),
         (["--workers", "-1"], "argument --workers: '-1' is not a whole number from 0 up"),
         (["--data", "nowhere"], "nowhere: no such folder"),
         (["--world_size", "4"], "--nproc_per_node=4"),

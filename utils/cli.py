@@ -252,6 +252,14 @@ def whole(text: str) -> int:
     return _whole(text, 0)
 
 
+def seed(text: str) -> int:
+    """The type of --seed: a whole number that PyTorch's generators take."""
+    value = whole(text)
+    if value >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is too large for a seed; give less than 2^63")
+    return value
+
+
 def _whole(text: str, least: int) -> int:
     try:
         value = int(text)

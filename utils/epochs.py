@@ -42,7 +42,7 @@ def add_options(
     add("--lr_start", type=cli.amount, default=1e-4, help="learning rate at the start (default: %(default)s)")
     add("--lr_end", type=cli.amount, default=1e-5, help="learning rate at the end of the cosine (default: %(default)s)")
     add("--crop", type=crop, default=224, help="side of the training crops, a multiple of 16 (default: %(default)s)")
-    add("--seed", type=cli.whole, default=0, help="of weights, order and augmentation (default: %(default)s)")
+    add("--seed", type=cli.seed, default=0, help="of weights, order and augmentation (default: %(default)s)")
     add("--workers", type=cli.whole, default=default_workers(), help="worker processes per rank (default: %(default)s)")
     add("--amp", choices=AMP, default="none", help="precision of the convolutions (default: float32)")
     add("--channels_last", action="store_true", help="memory layout that is faster with --amp")
