@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -102,6 +103,12 @@ def test_a_warning_is_one_plain_line_but_for_who_looks_for_its_place(debug, tmp_
         assert "script.py:7: UserWarning" in done.stderr and done.stdout == "True\nTrue\n"
     else:
         assert done.stderr == "clips: left out, smaller than 32x32: a.mp4\n" and done.stdout == "False\nTrue\n"
+
+
+@pytest.mark.parametrize("library", [np, torch])
+def test_more_memory_than_there_is_is_one_line(typed, library):
+    done = typed(lambda _: library.empty(2**50), cli.Parser(""))
+    assert (done.status, done.err) == (2, "script.py: the memory is full; use a smaller batch, size or scale\n")
 
 
 @pytest.mark.parametrize(

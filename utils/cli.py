@@ -97,11 +97,10 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
         message = str(interrupt) or "interrupted"
     except torch.cuda.OutOfMemoryError:
         message = "the GPU's memory is full; use a smaller batch, size or scale, or --device cpu"
-    except RuntimeError as error:
-        if debugging() or not str(error).startswith("DataLoader worker"):
+    except (MemoryError, RuntimeError) as error:
+        message = short_of_memory(error)
+        if debugging() or message is None:
             raise
-        way = "if memory is short, or shared memory in a container (docker run --shm-size), give fewer --workers"
-        message = f"{str(error).partition('. ')[0]}; {way}; --workers 0 shows any other cause"
     except OSError as error:
         if debugging():
             raise
@@ -115,6 +114,18 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
     finally:
         warnings.formatwarning = usual
     sys.exit(complain(f"{Path(sys.argv[0]).name}: {message}"))
+
+
+def short_of_memory(error: MemoryError | RuntimeError) -> str | None:
+    """What to say of an error that too little memory causes; None if it is another."""
+    text = str(error)
+    # Of a tensor on the CPU PyTorch says so in these words, the latter on Windows.
+    if isinstance(error, MemoryError) or "can't allocate memory" in text or "not enough memory" in text:
+        return "the memory is full; use a smaller batch, size or scale"
+    if text.startswith("DataLoader worker"):
+        way = "if memory is short, or shared memory in a container (docker run --shm-size), give fewer --workers"
+        return f"{text.partition('. ')[0]}; {way}; --workers 0 shows any other cause"
+    return None
 
 
 @contextmanager
