@@ -9,6 +9,7 @@ import hashlib
 import math
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from ctypes import c_int, c_void_p
 from functools import cache
@@ -224,6 +225,17 @@ def built(macros: dict[str, int], capability: tuple[int, int], anew: bool = Fals
         file = cache_folder() / f"convolution-{digest}.cubin"
         if not anew:
             return file.read_bytes()
+    with ThreadPoolExecutor(1) as alone:  # NVRTC 12 leaves its thread in the C locale, where all text is ASCII
+        code = alone.submit(_compiled, source, options).result()
+    if file:
+        with suppress(OSError):
+            write(file, code)
+    return code
+
+
+def _compiled(source: bytes, options: list[bytes]) -> bytes:
+    from cuda.bindings import nvrtc
+
     program = check(nvrtc.nvrtcCreateProgram(source, SOURCE.name.encode(), 0, [], []))
     result = nvrtc.nvrtcCompileProgram(program, len(options), options)
     if int(result[0]):
@@ -234,9 +246,6 @@ def built(macros: dict[str, int], capability: tuple[int, int], anew: bool = Fals
     code = bytes(check(nvrtc.nvrtcGetCUBINSize(program)))
     check(nvrtc.nvrtcGetCUBIN(program, code))
     check(nvrtc.nvrtcDestroyProgram(program))
-    if file:
-        with suppress(OSError):
-            write(file, code)
     return code
 
 

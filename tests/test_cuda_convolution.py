@@ -1,6 +1,7 @@
 """Convolutions of fast mode on GPUs against PyTorch's: the kernel itself, run by a GPU or emulated by a CPU."""
 
 import ctypes
+import locale
 import shutil
 import subprocess
 import sys
@@ -206,8 +207,9 @@ def test_it_compiles_for_gpus_that_are_not_here_and_is_kept(capability, tmp_path
     pytest.importorskip("cuda.bindings.nvrtc")
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     macros = cuda_convolution.plan_for(3, 1, 1, 1, 360, 640, 72).macros(torch.float16)
+    letters = locale.getpreferredencoding(False)
     code = cuda_convolution.built(macros, capability)
-    assert code[:4] == b"\x7fELF"
+    assert code[:4] == b"\x7fELF" and locale.getpreferredencoding(False) == letters
     (kept,) = (path for path in tmp_path.rglob("*") if path.is_file())
     kept.write_bytes(b"kept")
     assert cuda_convolution.built(macros, capability) == b"kept"
