@@ -206,9 +206,10 @@ def test_flow_beyond_fixed_point_is_unknown_and_counted(files, tmp_path, capsys)
     assert torch.equal(flow.isfinite(), known) and flow[known].abs().max() < 512
 
 
-def test_an_array_that_was_cut_is_named(packed_set):
-    with open(packed_set / packed.FRAMES, "r+b") as file:
-        file.truncate(1000)
+@pytest.mark.parametrize("hurt", [lambda data: data[:1000], lambda data: data.replace(b")", b" ", 1)])
+def test_an_array_that_was_cut_or_whose_header_is_damaged_is_named(packed_set, hurt):
+    path = packed_set / packed.FRAMES
+    path.write_bytes(hurt(path.read_bytes()))
     with pytest.raises(ValueError, match="frames.npy: cut short or damaged; copy it again"):
         Packed(packed_set)
 

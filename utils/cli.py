@@ -1,7 +1,7 @@
 """The command line of all scripts: options in, one line out when something is wrong.
 
-A ValueError or OSError that reaches the top is about input: one line on standard error, exit status 2. Set
-VFI_DEBUG=1 to see where it was raised. Anything else is a bug and keeps its traceback.
+A ValueError or OSError that reaches the top is about input, a MemoryError about the machine: one line on standard
+error, exit status 2. Set VFI_DEBUG=1 to see where it was raised. Anything else is a bug and keeps its traceback.
 """
 
 import argparse
