@@ -158,6 +158,13 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def small_network(monkeypatch):
+    """IFRNet_XS, a network so small that the loop around it takes most of the time."""
+    small = models.VARIANTS["IFRNet_S"]._replace(widths=(6, 8, 12, 16), side=6)
+    monkeypatch.setitem(models.VARIANTS, "IFRNet_XS", small)
+
+
 @pytest.fixture(params=[torch.float64, torch.float16, torch.device("meta")], ids=str)
 def unless_told(request):
     """Make it what PyTorch takes, unless told, as the type or the device of a tensor."""

@@ -229,48 +229,6 @@ def test_a_gif_of_unequal_times_is_judged_by_their_mean_and_keeps_its_last(tmp_p
     assert "frames a second; most viewers" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("letters", ["utf-8", "latin-1"])  # FFmpeg passes on what old files hold
-def test_what_belongs_to_the_content_goes_along(tmp_path, letters):
-    source = encode(tmp_path / "plain.mkv", moving(50), sound="aac", bf="0")
-    with av.open(str(source)) as given, av.open(str(tmp_path / "in.mkv"), "w", metadata_encoding=letters) as output:
-        streams = {s.index: output.add_stream_from_template(s, opaque=True) for s in given.streams}
-        streams[1].disposition = av.stream.Disposition.forced
-        streams[0].metadata.update({"language": "fra", "title": "une forêt"})
-        output.metadata.update({"ARTIST": "somebody", "COMMENT": "a word", "title": "a näme"})
-        chapters = [{"id": 1, "start": 0, "end": 1000, "time_base": Fraction(1, 1000), "metadata": {"title": "één"}}]
-        output.set_chapters(chapters)
-        for packet in given.demux():
-            if packet.size:
-                packet.stream = streams[packet.stream.index]
-                output.mux(packet)
-    for slow in (1, 2):
-        run(tmp_path / "in.mkv", tmp_path / "out.mkv", "--slow", slow, "--overwrite")
-        with av.open(str(tmp_path / "out.mkv"), metadata_encoding=letters) as container:
-            assert {"ARTIST": "somebody", "COMMENT": "a word", "title": "a näme"}.items() <= container.metadata.items()
-            chapters = [(c["end"] * c["time_base"], c["metadata"]) for c in container.chapters()]
-            assert chapters == ([(1, {"title": "één"})] if slow == 1 else [])
-            assert len(container.streams) == (2 if slow == 1 else 1)
-            assert {"language": "fra", "title": "une forêt"}.items() <= container.streams.video[0].metadata.items()
-            assert slow > 1 or container.streams[1].disposition & av.stream.Disposition.forced
-
-
-def test_chapters_that_go_along_are_not_told_to_be_left_out(tmp_path, capsys):
-    """MP4 holds them as a stream of data, too."""
-    chapters = [{"id": 1, "start": 0, "end": 300, "time_base": Fraction(1, 1000), "metadata": {"title": "one"}}]
-    with av.open(str(encode(tmp_path / "a.mp4", moving(8)))) as given, av.open(str(tmp_path / "in.mp4"), "w") as output:
-        stream = output.add_stream_from_template(given.streams.video[0], opaque=True)
-        output.set_chapters(chapters)
-        for packet in given.demux(video=0):
-            if packet.size:
-                packet.stream = stream
-                output.mux(packet)
-    run(tmp_path / "in.mp4", tmp_path / "out.mp4")
-    with av.open(str(tmp_path / "in.mp4")) as before, av.open(str(tmp_path / "out.mp4")) as after:
-        assert [each.type for each in before.streams] == ["video", "data"]
-        assert [chapter["metadata"] for chapter in after.chapters()] == [{"title": "one"}]
-    assert "left out" not in capsys.readouterr().err
-
-
 @pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="this system has other priorities")
 def test_no_encoder_makes_a_program_more_important_than_others(tmp_path, clip):
     """SVT-AV1 does for root."""
