@@ -225,7 +225,7 @@ def built(macros: dict[str, int], capability: tuple[int, int], anew: bool = Fals
         file = cache_folder() / f"convolution-{digest}.cubin"
         if not anew:
             return file.read_bytes()
-    with ThreadPoolExecutor(1) as alone:  # NVRTC 12 leaves its thread in the C locale, where all text is ASCII
+    with ThreadPoolExecutor(1) as alone:  # NVRTC 12.4 leaves its thread in the C locale: ASCII alone
         code = alone.submit(_compiled, source, options).result()
     if file:
         with suppress(OSError):

@@ -120,7 +120,8 @@ def _add_streams(output: OutputContainer, container: InputContainer, out: Path, 
         if stream.type == ATTACHED:
             kind = stream.mimetype or "application/octet-stream"
             attached = output.add_attachment("attachment", kind, stream.data)
-            attached.metadata.update({"filename": stream.name} if stream.name else {})  # a name of any bytes
+            if stream.name:
+                attached.metadata["filename"] = stream.name  # of any bytes, unlike the name above
             continue
         streams[stream.index] = output.add_stream_from_template(stream, opaque=True)
         streams[stream.index].metadata.update(stream.metadata)
@@ -141,7 +142,7 @@ def _video_packets(parts: Sequence[Path], video: av.VideoStream) -> Iterator[tup
         with av_open(part) as container:
             stream = container.streams.video[0]
             end = (stream.start_time or 0) + (stream.duration or 0)
-            for number, packet in enumerate(packets(container, stream), start=1):
+            for number, packet in enumerate(container.demux(stream), start=1):
                 if not packet.size:
                     continue
                 if number == stream.frames and "vp9" in stream.codec_context.name and packet.pts < end:
