@@ -12,9 +12,8 @@ continues. checkpoints/README.md describes the weights made with this script.
 """
 
 import argparse
-import copy
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import count, pairwise, repeat
+from collections.abc import Iterator, Sequence
+from itertools import pairwise, repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,12 +21,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset, get_worker_info
 
 import models
 import models.flow
-from datasets import Sample, clips, effects, synthetic, transforms
-from datasets.synthetic import GROUP
+from datasets import Sample, clips, synthetic
+from datasets.mixture import SPANS, Footage, Mixture, own_groups
 from losses import ifrnet_loss
 from losses.terms import flow_error, full_size, log_error
 from models.layers import warp
@@ -39,150 +37,15 @@ from utils.step import AMP, OPTIMIZERS, Recipe, quickest_amp
 from utils.training import cosine, fit
 from utils.validation import Validation
 
-SPANS = {3: 0.4, 5: 0.4, 9: 0.2}  # frames per window of footage -> share of the windows: longer ones have faster motion
 FLOW_START, FLOW_END = 0.1, 0.002  # weight of the exact-flow term: it leads at first, the picture decides in the end
 GEOMETRY_FROM = 0.5  # share of the run after which the geometry term joins: see `weighted`
 CROP = 96  # the side that --batch_size and --speed refer to; smaller crops: more samples, slower motion, no effects
-FORETASTE = 4  # one group in this many has the next stage's crops: a network that saw only small crops fails on large
-MARGIN = 48  # pixels that DIS sees around a crop
 TRUSTED = 0.06  # DIS flow is trusted where colour changes by less than this along it and by more than this nearby
 LONGEST = 640  # footage is halved until its longer side is at most this, which also reduces compression artefacts
 RESIDENT = 0.4  # share of a GPU's free memory that footage may take; crops are then cut on the GPU
-HALVED = 0.5  # share of the windows that are halved once more if a crop still fits: more content, half the motion
 LEAST_PATCH = 32
 VALIDATION_SEED = -1
 VALIDATION_SCENES, VALIDATION_WINDOWS = 24, 2  # scenes if there is no footage; windows per clip if there is
-
-
-class Unseeded(torch.Generator):
-    """A generator that is pickled without its state: another process must seed it before drawing from it."""
-
-    def __reduce__(self) -> tuple:
-        return Unseeded, ()
-
-
-class Mixture(IterableDataset):
-    """Endless groups, each the Samples of GROUP batches, determined by (seed, rank, group number): see `batches`.
-
-    material: what scenes are made of. footage: for each span its windows, by clip; empty: scenes only. start: the
-    iteration to begin at. ahead: a mixture of larger crops that supplies every FORETASTE-th group. resident: the
-    footage in the memory of the material's device; None: footage is read from disk.
-    """
-
-    def __init__(
-        self,
-        material: synthetic.Material,
-        footage: dict[int, list],
-        crop: int,
-        args: argparse.Namespace,
-        start: int,
-        ahead: "Mixture | None" = None,
-        resident: clips.Resident | None = None,
-    ):
-        size, strength = batch_size(args, crop), args.effects * (crop >= CROP)
-        speed = args.speed * min(1, crop / CROP)
-        self.source = synthetic.Synthetic(material, (crop, crop), speed=speed, blur=effects.BLUR * strength)
-        self.source.random = Unseeded()
-        self.effects = effects.Effects(strength, material.stencils, self.source.random)
-        self.clip_flow = args.clip_flow
-        usable = {span: [w for w in by_clip if w[0].clip.short_side >= crop] for span, by_clip in footage.items()}
-        self.footage = {span: by_clip for span, by_clip in usable.items() if by_clip}
-        shares = np.array([SPANS[span] for span in self.footage])
-        self.shares = shares / shares.sum()
-        self.crop, self.seed, self.start = crop, args.seed, start
-        self.real = GROUP * round(args.real * size) if self.footage else 0
-        self.scenes = GROUP * size - self.real
-        self.rank, self.ahead, self.resident = distributed.rank(), ahead, resident
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (self.group(number, self.windows(number)) for number in own_groups(self.start))
-
-    def batches(self, groups: Iterable[Sample]) -> Iterator[Sample]:
-        """Split groups, the first with iteration `start` in it, into batches from `start` on: scenes, then footage."""
-        first = self.start % GROUP
-        for group in groups:
-            yield from (Sample(*(x[k::GROUP] for x in group)) for k in range(first, GROUP))
-            first = 0
-
-    def dice(self, number: int) -> tuple[int, np.random.Generator]:
-        """The seed of a group's scenes, and the generator to draw its footage with."""
-        rng = np.random.default_rng((self.seed, self.rank, number))
-        return int(rng.integers(2**62)), rng
-
-    def goes_ahead(self, number: int) -> bool:
-        return self.ahead is not None and number % FORETASTE == FORETASTE - 1
-
-    def windows(self, number: int) -> transforms.Raw | clips.Places | None:
-        """A group's footage, or where it lies in the resident footage; None without footage."""
-        if self.goes_ahead(number):
-            return self.ahead.windows(number)
-        _, rng = self.dice(number)
-        crops = [self.draw(rng) for _ in range(self.real)]
-        if crops and self.resident:
-            return self.resident.places(crops, self.crop)
-        return transforms.Raw(*map(torch.stack, zip(*map(self.read, crops)))) if crops else None
-
-    def group(self, number: int, real: transforms.Raw | clips.Places | None) -> Sample:
-        """The scenes of a group, on the material's device, and its footage."""
-        if self.goes_ahead(number):
-            return self.ahead.group(number, real)
-        self.source.random.manual_seed(self.dice(number)[0])
-        parts = [self.source.batch(self.scenes, any_time=True)] if self.scenes else []
-        if real is not None:
-            raw = self.resident.take(real) if self.resident else real
-            parts.append(transforms.finish(raw, self.source.device))
-        return self.effects(Sample(*map(torch.cat, zip(*parts))))
-
-    def draw(self, rng: np.random.Generator) -> clips.Crop:
-        """A random crop of three frames of a window: both ends and one between. Every clip is equally likely."""
-        span = int(rng.choice(list(self.footage), p=self.shares))
-        windows = self.footage[span][rng.integers(len(self.footage[span]))]
-        window = windows[rng.integers(len(windows))]
-        k = int(rng.integers(1, span - 1))
-        sides = window.clip.frames.shape[1:3]
-        halved = rng.random() < HALVED and min(sides) >= 2 * self.crop
-        sides = [side // (1 + halved) for side in sides]
-        return clips.Crop(window, (0, k, span - 1), halved, transforms.roll(rng, *sides, self.crop))
-
-    def read(self, crop: clips.Crop) -> transforms.Raw:
-        stack, dice = crop.stack(), crop.dice
-        if self.clip_flow == "dis":
-            stack, dice = surroundings(stack, dice, self.crop)
-            stack = stack._replace(flow=dis_flow(stack.frames))
-        return transforms.take(stack, dice, self.crop)
-
-
-class Footage(IterableDataset):
-    """The footage of a mixture alone, for worker processes beside a GPU: reading a window takes a millisecond, and a
-    batch has tens of them."""
-
-    def __init__(self, mixture: Mixture):
-        self.mixture = copy.copy(mixture)
-        self.mixture.source = self.mixture.effects = None  # tensors on a GPU stay out of other processes
-        if mixture.resident:
-            self.mixture.resident = copy.copy(mixture.resident)
-            self.mixture.resident.pixels = None
-        if mixture.ahead:
-            self.mixture.ahead = Footage(mixture.ahead).mixture
-
-    def __iter__(self) -> Iterator[transforms.Raw | clips.Places | None]:
-        return map(self.mixture.windows, own_groups(self.mixture.start))
-
-
-def own_groups(start: int) -> Iterator[int]:
-    """Numbers of the groups that this process makes, from that of iteration `start` on: all, or 1 in n of n workers."""
-    worker = get_worker_info()
-    first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-    return count(start // GROUP + first, step)
-
-
-def surroundings(stack: transforms.Stack, dice: transforms.Dice, crop: int) -> tuple[transforms.Stack, transforms.Dice]:
-    """The crop of a stack without flow together with MARGIN pixels around it, and the dice relative to that part."""
-    factor = 1 + dice.zoom
-    top, left = (max(start // factor - MARGIN, 0) for start in (dice.top, dice.left))
-    side = crop // factor + 2 * MARGIN + 1
-    part = np.stack([frame[top : top + side, left : left + side] for frame in stack.frames])
-    return stack._replace(frames=part), dice._replace(top=dice.top - factor * top, left=dice.left - factor * left)
 
 
 def dis_flow(frames: np.ndarray) -> np.ndarray:
@@ -310,6 +173,35 @@ def resident(footage: dict[int, list], args: argparse.Namespace, device: torch.d
     return clips.Resident(found, device) if held else None
 
 
+class Data(NamedTuple):
+    """What a run trains and validates on. material: of scenes. footage: windows by span and clip, empty without any;
+    resident: the same in a GPU's memory, if it is there."""
+
+    material: synthetic.Material
+    footage: dict[int, list]
+    resident: clips.Resident | None
+    val_set: Sequence[Sample]
+
+
+def mixture_of(args: argparse.Namespace, data: Data, crop: int, start: int, ahead: Mixture | None = None) -> Mixture:
+    """The batches of crops of one size from iteration `start` on, those of `ahead` among them."""
+    return Mixture(
+        data.material,
+        data.footage,
+        crop,
+        batch_size(args, crop),
+        real=args.real,
+        speed=args.speed * min(1, crop / CROP),
+        strength=args.effects * (crop >= CROP),
+        label=dis_flow if args.clip_flow == "dis" else None,
+        seed=args.seed,
+        rank=distributed.rank(),
+        start=start,
+        ahead=ahead,
+        resident=data.resident,
+    )
+
+
 def validation_scenes(material: synthetic.Material, args: argparse.Namespace) -> list[Sample]:
     """Scenes that training does not draw, to validate on without footage. Something moves in every one."""
     source = synthetic.Synthetic(material, (192, 256), speed=args.speed, seed=VALIDATION_SEED)
@@ -358,14 +250,14 @@ def run(args: argparse.Namespace, plan: list[Stage], folder: Path, device: torch
         f"{len(material.patches)} patches of photographs and textures, {cut} objects cut out of photographs, "
         f"{len(windows)} windows of footage, {len(val_set)} samples to validate on"
     )
-    held = resident(footage, args, device)
+    data = Data(material, footage, resident(footage, args, device), val_set)
     trained = False
     for stage in plan:
         spent = max(distributed.gather(content["seconds"] if content else 0.0))  # the same on every rank
         if content and spent >= args.minutes * 60 * stage.end:
             continue
         trained = True
-        content = train(args, stage, model, material, footage, held, val_set, folder, device, content)
+        content = train(args, stage, model, data, folder, device, content)
     if not trained:
         distributed.say(f"nothing to do: the run has taken {spent / 60:.1f} minutes; a larger --minutes continues it")
     if distributed.is_main():
@@ -379,17 +271,14 @@ def train(
     args: argparse.Namespace,
     stage: Stage,
     model: models.IFRNet,
-    material: synthetic.Material,
-    footage: dict[int, list],
-    held: clips.Resident | None,
-    val_set: Sequence[Sample],
+    data: Data,
     folder: Path,
     device: torch.device,
     content: dict | None,
 ) -> dict:
     """Run one stage: crops of one size, and some of the next stage's. content: the checkpoint to resume from, if any;
     returns the final one."""
-    small = sorted(clip.name for clip in clips_of(footage) if clip.short_side < stage.crop)
+    small = sorted(clip.name for clip in clips_of(data.footage) if clip.short_side < stage.crop)
     if small:
         distributed.say(f"crop {stage.crop}: {len(small)} clips are smaller and left out: {', '.join(small)}")
     recipe = Recipe(
@@ -405,8 +294,8 @@ def train(
     torch.compiler.reset()  # compiled for the crops of this stage: the sizes of all stages would be too many
 
     def batches(start: int) -> Iterator[Sample]:
-        ahead = stage.following and Mixture(material, footage, stage.following, args, start, None, held)
-        return batches_of(Mixture(material, footage, stage.crop, args, start, ahead, held), args.workers, device)
+        ahead = mixture_of(args, data, stage.following, start) if stage.following else None
+        return batches_of(mixture_of(args, data, stage.crop, start, ahead), args.workers, device)
 
     def loss(out: models.Interpolation, batch: Sample, done: float) -> dict[str, Tensor]:
         progress = 1.0 if args.init else done * stage.end  # weights that see motion already need no flow to lead them
@@ -420,7 +309,7 @@ def train(
         folder,
         device,
         schedule=lambda progress: rate(progress * stage.end),
-        validate=Validation(val_set, device),
+        validate=Validation(data.val_set, device),
         resume=content,
         config=runs.recorded(args),
     ).content()

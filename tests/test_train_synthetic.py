@@ -1,7 +1,6 @@
 import argparse
 import re
 from contextlib import nullcontext
-from itertools import islice
 from types import SimpleNamespace
 
 import cv2
@@ -10,33 +9,20 @@ import pytest
 import torch
 from conftest import ROOT, not_waiting
 from processes import run_ranks
-from torch.utils.data import DataLoader
+from small_footage import clip, footage, same, small_material, take
 
 import models
 import train_synthetic as script
-from datasets import Sample, clips, effects, synthetic, transforms
+from datasets import Sample, clips, synthetic
 from datasets.stencils import drawn_stencils
 from losses.terms import flow_error
-from models.layers import warp
 from utils import checkpoint, io, metrics, step, training
 from utils.meter import Meter
 
 
 @pytest.fixture(scope="module")
 def material():
-    windows = synthetic.photo_patches(side=96)
-    return synthetic.Material(windows, torch.ones(len(windows)), drawn_stencils(40))
-
-
-def clip(name, frames=12, size=(64, 80), seed=0):
-    noise = np.random.default_rng(seed).integers(0, 256, (size[0] // 8, (size[1] + 2 * frames) // 8 + 1, 3), np.uint8)
-    wide = noise.repeat(8, 0).repeat(8, 1)
-    moving = np.stack([wide[:, 2 * i : 2 * i + size[1]] for i in range(frames)])
-    return clips.Clip(name, moving, np.zeros(frames - 1, bool))
-
-
-def footage(*found):
-    return {span: [clips.windows([c], span) for c in found] for span in script.SPANS}
+    return small_material()
 
 
 def options(**changes):
@@ -52,75 +38,9 @@ def options(**changes):
     return argparse.Namespace(**plain | changes)
 
 
-def take(mixture, count, workers=0):
-    return list(islice(mixture.batches(DataLoader(mixture, batch_size=None, num_workers=workers)), count))
-
-
-def take_beside(mixture, count, workers=0):
-    """As on a GPU, where other processes read the footage."""
-    read = DataLoader(script.Footage(mixture), batch_size=None, num_workers=workers)
-    return list(islice(mixture.batches(map(mixture.group, script.own_groups(mixture.start), read)), count))
-
-
-def drawn(mixture, seed):
-    """A window of footage as a Sample."""
-    raw = transforms.Raw(*(part[None] for part in mixture.read(mixture.draw(np.random.default_rng(seed)))))
-    return Sample(*(part[0] for part in transforms.finish(raw, torch.device("cpu"))))
-
-
-def same(one, other):
-    return all(torch.equal(a.nan_to_num(7), b.nan_to_num(7)) for a, b in zip(one, other))
-
-
-def test_batches_are_a_function_of_seed_and_iteration_whatever_the_workers(material, one_thread):
-    windows = footage(clip("a"), clip("b", seed=1))
-    here = take(script.Mixture(material, windows, 48, options(), start=0), 10)
-    beside = take(script.Mixture(material, windows, 48, options(), start=0), 10, workers=2)
-    later = take(script.Mixture(material, windows, 48, options(), start=3), 7)
-    assert all(map(same, here, beside)) and all(map(same, here[3:], later))
-    assert not any(same(here[i], here[j]) for i in range(10) for j in range(i))
-    other = take(script.Mixture(material, windows, 48, options(seed=1), start=0), 1)
-    assert not same(here[0], other[0])
-
-
-def test_batches_come_the_same_from_a_spawned_worker(material, one_thread):
-    """As on systems that do not fork processes."""
-    mixture = script.Mixture(material, footage(clip("a")), 96, options(effects=1.0), start=0)
-    read = DataLoader(mixture, batch_size=None, num_workers=1, multiprocessing_context="spawn")
-    there = list(islice(mixture.batches(read), 2))
-    assert all(map(same, take(mixture, 2), there))
-
-
-def test_footage_has_its_share_and_no_flow_and_scenes_have_theirs(material):
-    batch = take(script.Mixture(material, footage(clip("a")), 48, options(), start=0), 1)[0]
-    assert batch.img0.shape == (8, 3, 48, 48) and batch.t.shape == (8,)  # 4 of 96x96 are 8 of half the side
-    assert batch.flow[:4].isfinite().all() and batch.flow[4:].isnan().all()
-    k = batch.t[4:] * 8
-    assert torch.equal(k, k.round())  # k / (N - 1) for windows of 3, 5 or 9 frames
-
-
-def test_footage_read_beside_a_gpu_makes_the_same_batches(material, one_thread):
-    windows = footage(clip("a"), clip("b", seed=1))
-    mixture = script.Mixture(material, windows, 48, options(), start=3)
-    assert all(map(same, take(mixture, 6), take_beside(mixture, 6, workers=2)))
-
-
-@pytest.mark.filterwarnings("error")
-def test_footage_in_the_memory_of_a_device_makes_the_same_batches(material, tmp_path, monkeypatch):
-    """So it does on a GPU, by the same code. Clips of several sizes, zoomed and halved windows among them."""
-    monkeypatch.setattr(clips, "COPIED", 5)
-    found = []
-    for seed, size in enumerate([(112, 144), (64, 80), (101, 99), (150, 97)]):
-        made = clip(f"clip {seed}", size=size, seed=seed)
-        np.save(tmp_path / f"{seed}.npy", made.frames)
-        found.append(made._replace(frames=clips.Frames(tmp_path / f"{seed}.npy")))
-    read, resident = (
-        script.Mixture(material, footage(*found), 48, options(real=1, batch_size=16), 0, resident=held)
-        for held in (None, clips.Resident(found, torch.device("cpu")))
-    )
-    expected = take(read, 8)
-    assert all(map(same, expected, take(resident, 8))) and all(map(same, expected, take_beside(resident, 8, workers=2)))
-    assert script.Footage(resident).mixture.resident.pixels is None  # other processes do without
+def scenes(material, crop, **changes):
+    """The batches of scenes with crops of one size, as these options ask for them."""
+    return script.mixture_of(options(**changes), script.Data(material, {}, None, []), crop, 0)
 
 
 def test_footage_is_held_where_a_gpu_has_room_for_it(monkeypatch):
@@ -145,7 +65,7 @@ def test_steps_and_the_samples_for_them_do_not_wait_for_a_gpu(material, tmp_path
     np.save(tmp_path / "a.npy", found.frames)
     found = found._replace(frames=clips.Frames(tmp_path / "a.npy"))
     held, there = clips.Resident([found], gpu), material.to(gpu)
-    mixture = script.Mixture(there, footage(found), 96, options(effects=1.0), 0, resident=held)
+    mixture = script.mixture_of(options(effects=1.0), script.Data(there, footage(found), held, []), 96, 0)
     recipe = step.Recipe(iterations=9, channels_last=True, amp="bf16", ema=0.9, clip_grad=1.0, optimizer="muon")
     model = models.build("IFRNet_S").to(gpu, memory_format=recipe.layout)
     state, meter, batches = step.State(model, recipe, gpu), Meter(gpu), script.batches_of(mixture, 0, gpu)
@@ -156,91 +76,14 @@ def test_steps_and_the_samples_for_them_do_not_wait_for_a_gpu(material, tmp_path
 
     for place in (nullcontext(), not_waiting()):  # at first algorithms are tried and kernels compiled
         with place:
-            for _ in range(2 * script.GROUP):
+            for _ in range(2 * synthetic.GROUP):
                 meter.add(*step.step(network, state, batches, loss, 0.7, gpu))
     assert meter.read()["bad_steps"] == 0
 
 
-@pytest.mark.parametrize("real, unknown", [(0, 0), (1, 8)])
-def test_batches_may_be_of_scenes_or_of_footage_alone(material, real, unknown):
-    batch = take(script.Mixture(material, footage(clip("a")), 48, options(real=real), start=0), 1)[0]
-    assert batch.img0.shape == (8, 3, 48, 48)
-    assert batch.flow.isnan().flatten(1).all(1).sum() == unknown
-
-
-def test_half_of_the_windows_are_halved_where_a_crop_is_left(material):
-    """A halved window is that of a halved clip, which is too small to be halved again."""
-    large = clip("a", size=(64, 96))
-    small = large._replace(frames=np.stack([clips.halved(frame) for frame in large.frames]))
-    mixtures = [script.Mixture(material, footage(one), 32, options(), start=0) for one in (large, small)]
-    seen = [[mixture.read(mixture.draw(np.random.default_rng(k))) for k in range(60)] for mixture in mixtures]
-    halved = sum(map(same, *seen))
-    assert 15 < halved < 45
-
-
-def test_every_fourth_group_of_batches_is_one_of_the_next_stage(material, one_thread):
-    windows = footage(clip("a"))
-    following = script.Mixture(material, windows, 48, options(), 0)
-    mixture = script.Mixture(material, windows, 32, options(), 0, following)
-    here, beside, on_gpu = take(mixture, 20), take(mixture, 20, workers=2), take_beside(mixture, 20)
-    alone, larger = (take(script.Mixture(material, windows, side, options(), 0), 20) for side in (32, 48))
-    for i in range(20):
-        expected = (larger if i // script.GROUP % 4 == 3 else alone)[i]
-        assert same(here[i], expected) and same(beside[i], expected) and same(on_gpu[i], expected)
-
-
-def test_effects_0_leaves_scenes_as_they_are_drawn_and_1_does_not(material, one_thread):
-    scenes = synthetic.Synthetic(material, (96, 96), speed=4.0)
-    seed = np.random.default_rng((0, 0, 0)).integers(2**62)
-    scenes.random.manual_seed(int(seed))
-    expected = Sample(*(x[:: script.GROUP] for x in scenes.batch(8 * script.GROUP, any_time=True)))
-    without, having = (
-        take(script.Mixture(material, {}, 96, options(batch_size=8, effects=strength), 0), 1)[0] for strength in (0, 4)
-    )
-    assert same(expected, without) and not same(without, having)
-    again = take(script.Mixture(material, {}, 96, options(batch_size=8, effects=4), 0), 1, workers=1)[0]
-    assert same(having, again)
-
-
 def test_small_crops_have_no_effects(material):
-    small, smaller = (script.Mixture(material, {}, 48, options(effects=strength), 0) for strength in (0, 4))
+    small, smaller = (scenes(material, 48, effects=strength) for strength in (0, 4))
     assert same(take(small, 1)[0], take(smaller, 1)[0])
-
-
-def test_effects_come_to_footage_too(material, monkeypatch):
-    for share in ("DRIFT", "NOISE", "OVERLAY"):
-        monkeypatch.setattr(effects, share, 0.0)
-    windows = footage(clip("a", size=(112, 128)))
-    plain, having = (
-        take(script.Mixture(material, windows, 96, options(effects=strength, batch_size=8), 0), 1)[0]
-        for strength in (0, 5)  # compression of everything
-    )
-    assert torch.equal(plain.flow[4:].isnan(), having.flow[4:].isnan())
-    assert all((plain.imgt[i] != having.imgt[i]).any() for i in range(4, 8))
-
-
-@pytest.mark.parametrize("halved, lengths", [(0, (8, 16)), (1, (4, 8))])
-def test_dis_finds_the_motion_of_footage_through_every_turn_of_it(material, monkeypatch, halved, lengths):
-    """The clip moves by 2 pixels a frame; flow that is not known is NaN."""
-    smooth = clip("a", size=(160, 200))
-    smooth = smooth._replace(frames=np.stack([cv2.GaussianBlur(frame, (0, 0), 3) for frame in smooth.frames]))
-    monkeypatch.setattr(script, "SPANS", {5: 1.0})
-    monkeypatch.setattr(script, "HALVED", halved)
-    mixture = script.Mixture(material, {5: [clips.windows([smooth], 5)]}, 48, options(clip_flow="dis", real=1), 0)
-    for seed in range(12):
-        sample = drawn(mixture, seed)
-        both = sample.flow[:2] - sample.flow[2:]  # along one axis; twice as long where it was zoomed
-        known = both.isfinite().all(0)
-        length = both[:, known].norm(dim=0).median().item()
-        assert known.float().mean() > 0.8
-        assert min(abs(length - expected) for expected in lengths) < 0.5
-        back = sample.flow[:2].norm(dim=0)[known].median().item()
-        assert back == pytest.approx(sample.t.item() * length, abs=0.5)
-        warped = warp(sample.img0[None], sample.flow[None, :2].nan_to_num(0))[0]
-        y, x = torch.meshgrid(torch.arange(48), torch.arange(48), indexing="ij")
-        from_here = torch.stack([x, y]) + sample.flow[:2]  # in the first frame, which is not seen beyond the crop
-        inside = ((from_here >= 0) & (from_here <= 47)).all(0)
-        assert (warped - sample.imgt).abs()[:, known & inside].mean() < 0.01
 
 
 def test_dis_flow_is_unknown_where_it_leads_to_another_colour():
@@ -260,21 +103,6 @@ def test_dis_flow_is_unknown_where_there_is_nothing_to_find_it_by():
     assert np.isnan(flow[:, 60:]).all() and np.isnan(flow[10:-10, 10:40]).mean() < 0.02
 
 
-def test_crops_with_flow_are_cut_as_those_without(material):
-    windows = footage(clip("a", size=(150, 170)))
-    plain, having = (script.Mixture(material, windows, 48, options(clip_flow=kind), 0) for kind in ("none", "dis"))
-    for seed in range(20):
-        one, other = (drawn(mixture, seed) for mixture in (plain, having))
-        assert (one.imgt - other.imgt).abs().max() <= 2 / 255 and one.t == other.t
-
-
-def test_clips_smaller_than_the_crop_are_left_to_smaller_crops(material):
-    windows = footage(clip("small", size=(40, 48)), clip("large", size=(72, 96)))
-    assert len(script.Mixture(material, windows, 32, options(), 0).footage[3]) == 2
-    assert len(script.Mixture(material, windows, 64, options(), 0).footage[3]) == 1
-    assert script.Mixture(material, windows, 80, options(), 0).real == 0
-
-
 def test_flow_error_is_the_mean_distance_in_pixels_of_the_full_frame():
     target, fine, coarse = (torch.full((2, 4, side, side), flow) for side, flow in ((16, 8.0), (16, 9.0), (4, 1.5)))
     assert flow_error((coarse,), target).item() == pytest.approx(2)  # 1.5 of these are 6 pixels
@@ -284,7 +112,7 @@ def test_flow_error_is_the_mean_distance_in_pixels_of_the_full_frame():
 
 
 def test_exact_flow_leads_at_first_and_the_picture_in_the_end(material):
-    batch = take(script.Mixture(material, {}, 48, options(), 0), 1)[0]
+    batch = take(scenes(material, 48), 1)[0]
     out = models.build("IFRNet_S")(batch.img0, batch.img1, batch.t, batch.imgt)
     terms = script.terms(out, batch.imgt, batch.flow)
     first, last = (script.weighted(terms, progress)["flow"].item() for progress in (0, 1))
@@ -312,11 +140,12 @@ def test_a_run_begins_with_the_weights_it_is_told_of_in_its_own_network_or_a_wid
 def test_weights_that_see_motion_are_not_led_to_it_again(material, monkeypatch, tmp_path):
     losses = []
     monkeypatch.setattr(script, "fit", lambda *given, **_: losses.append(given[2]) or SimpleNamespace(content=dict))
-    model, batch = models.build("IFRNet_S"), take(script.Mixture(material, {}, 32, options(), 0), 1)[0]
+    model, batch = models.build("IFRNet_S"), take(scenes(material, 32), 1)[0]
     for words in ([], ["--init", "IFRNet_S"]):
         args = script.parser().parse_args(words)
         stage = script.Stage(32, 1.0, None)
-        script.train(args, stage, model, material, {}, None, [batch], tmp_path, torch.device("cpu"), None)
+        data = script.Data(material, {}, None, [batch])
+        script.train(args, stage, model, data, tmp_path, torch.device("cpu"), None)
     out = model(batch.img0, batch.img1, batch.t, batch.imgt)
     fresh, known = (loss(out, batch, 0.0) for loss in losses)
     assert fresh["geo"] == 0 < known["geo"]
@@ -351,7 +180,7 @@ def test_counts_of_batchnorm_do_not_become_infinite_in_16_bits(material, monkeyp
 
 
 def test_signals_stay_alive_through_a_fresh_network_and_its_flow_begins_near_zero(material):
-    batch = take(script.Mixture(material, {}, 64, options(), 0), 1)[0]
+    batch = take(scenes(material, 64), 1)[0]
     torch.manual_seed(0)
     model = models.build("IFRNet_S")
     script.initialise(model)
@@ -395,14 +224,6 @@ def test_one_clip_is_not_enough_to_train_and_validate_on(tmp_path, monkeypatch):
     write_folder(tmp_path / "clips" / "a", clip("a").frames)
     with pytest.raises(ValueError, match="all 1 clips are for validation; add another"):
         script.read_footage(script.parser().parse_args(["--clips", str(tmp_path / "clips")]))
-
-
-def test_clips_too_short_for_some_windows_still_give_the_others():
-    args = script.parser().parse_args(["--batch_size", "4", "--real", "0.5"])
-    material = script.synthetic.material(None, None, 0.0, 96, 0)
-    short = [[clips.Window(clip("short", 4), 0, 3, 1)]]
-    mixture = script.Mixture(material, {3: short, 5: [], 9: []}, 32, args, 0)
-    assert mixture.real == 6 * script.GROUP and drawn(mixture, 0).img0.shape == (3, 32, 32)
 
 
 def write_folder(folder, frames):
