@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import NoneType
 from typing import NamedTuple
 
 import torch
@@ -23,10 +24,20 @@ from utils import distributed, io
 UNITS = {"psnr": "PSNR", "ssim": "SSIM", "ssim_2d": "SSIM 2-D", "ie": "IE", "lpips": "LPIPS", "warp": "warp error"}
 DIGITS = {"psnr": 2, "ie": 3, "warp": 6}  # of the table; the others have 4
 SPEED, THROUGHPUT = "speed_parameters", "training_throughput"  # the `benchmark` of results that are times
-ROW = ("model", "size", "frames", "mode", "precision", "scale", "seconds")  # what every row of a SPEED result has
-NEEDED = ("benchmark", "model", "protocol", "metrics", "precision", "other_scale", "device", "data", "cases_sha256")
-NEEDED += ("average", "samples", "shown", "versions", "command")  # of all other results
 HIGHER_IS_BETTER = ("psnr", "ssim", "ssim_2d")
+
+# The form of a result, as far as it is read again: a type or several; [form], a list of such; {name: form}, these names
+# and others besides; {..., str: form}, where the others have a form too.
+NUMBER, TEXT = (int, float), (str, NoneType)
+ROW = {"model": str, "size": str, "frames": int, "mode": str, "precision": str, "scale": (*NUMBER, str)}
+TIMES = {"benchmark": str, "device": str, "rows": [ROW | {"seconds": NUMBER, "ratio": (*NUMBER, NoneType)}]}
+AVERAGE = {"cases": int, "left_out": int, "full": (int, NoneType), str: NUMBER}  # and the metrics
+SAMPLE = {"name": str, "times": [NUMBER], "broken": TEXT, str: [NUMBER]}  # and, unless broken, the metrics
+SHOWN = {"split": str, "name": str, "why": str, "t": NUMBER, "psnr": NUMBER, "prediction": str, "target": str}
+SCORES = {"benchmark": str, "model": str, "protocol": str, "metrics": [str], "precision": str}
+SCORES |= {"other_scale": (*NUMBER, *TEXT), "device": str, "data": str, "cases_sha256": str, "average": {str: AVERAGE}}
+SCORES |= {"samples": {str: [SAMPLE]}, "shown": [SHOWN | {"flow": TEXT}], "versions": {str: str}, "command": str}
+CHECKPOINT = {"checkpoint": str, "checkpoint_sha256": str, "parameters": int}  # of a network
 
 
 class Score(NamedTuple):
@@ -137,14 +148,40 @@ def read(path: Path) -> dict:
         result = json.loads(io.read_bytes(path))
     except ValueError as error:
         raise ValueError(f"{path}: not a whole JSON file; move it away") from error
-    result = result if isinstance(result, dict) else {}
-    needed = {SPEED: ("device", "rows"), THROUGHPUT: ("device",)}.get(result.get("benchmark"), NEEDED)
-    missing = [name for name in needed if name not in result]
-    if not missing and result["benchmark"] == SPEED:
-        missing = [name for name in ROW if any(name not in row for row in result["rows"])]
-    if missing:
-        raise ValueError(f"{path}: not a result of a benchmark: it lacks {', '.join(missing[:3])}; move it away")
+    kind = result.get("benchmark") if isinstance(result, dict) else None
+    if kind == THROUGHPUT:
+        return result
+    form = TIMES if kind == SPEED else SCORES
+    form = form | CHECKPOINT if kind and "checkpoint" in result else form
+    faults = list(misfits(result, form)) or ([] if kind == SPEED else list(unscored(result)))
+    if faults:
+        lacking = ", ".join(faults[:3])
+        raise ValueError(f"{path}: not a result of a benchmark: it lacks a usable {lacking}; mend it or move it away")
     return result
+
+
+def misfits(value: object, form: object, place: str = "") -> Iterator[str]:
+    """Where a value of JSON lacks what a form asks for, such as "average.test.cases"; see SCORES."""
+    kind = type(form) if isinstance(form, dict | list) else form
+    if not isinstance(value, kind) or isinstance(value, bool):
+        yield place or "names"
+    elif kind is list:
+        for k, part in enumerate(value):
+            yield from misfits(part, form[0], f"{place}.{k}")
+    elif kind is dict:
+        forms = (dict.fromkeys(value, form[str]) if str in form else {}) | form
+        forms.pop(str, None)
+        for name in forms:
+            yield from misfits(value.get(name, ...), forms[name], f"{place}.{name}".removeprefix("."))
+
+
+def unscored(result: dict) -> Iterator[str]:
+    """Where a result lacks scores that others of its parts tell of."""
+    yield from (f"metrics named {name}" for name in result["metrics"] if name not in UNITS)
+    for split, average in result["average"].items():
+        samples, metrics = result["samples"].get(split), [name for name in result["metrics"] if name in average]
+        if samples is None or any(not s.get(name) for s in samples if not s["broken"] for name in metrics):
+            yield f"samples.{split}"
 
 
 def table(results: list[dict]) -> str:

@@ -10,7 +10,7 @@ import browser
 import numpy as np
 import pytest
 from PIL import Image
-from scoring import frame, result, score
+from scoring import frame, result, score, unscored
 
 from benchmarks import GoPro, Vimeo90K, plots, published, report, store, tables
 from utils import io
@@ -218,6 +218,7 @@ def test_plots_of_cases_times_size_and_speed(scored, tmp_path, typed):
             "seconds": seconds,
             "frames": 1,
             "scale": 1,
+            "ratio": None,
         }
         for size, mode, seconds in (("1280x720", "eager", 0.5), ("1280x720", "fast", 0.2), ("448x256", "eager", 0.1))
     ]
@@ -248,8 +249,7 @@ def test_curves_run_over_all_cases_and_are_means_over_them():
 
 
 def test_times_of_training_are_passed_over(tmp_path):
-    score = dict.fromkeys(store.NEEDED, "") | {"benchmark": "Xiph"}
-    store.write(tmp_path / "Xiph-IFRNet.json", score)
+    store.write(tmp_path / "Xiph-IFRNet.json", unscored())
     store.write(tmp_path / "training.json", {"benchmark": store.THROUGHPUT, "device": "this GPU"})
     scores, speeds = report.read_results([tmp_path])
     assert list(scores) == ["Xiph-IFRNet"] and speeds == []
@@ -354,22 +354,67 @@ def test_wrong_input_is_one_line(scored, tmp_path, typed):
     del older["device"]
     store.write(tmp_path / "older.json", older)
     store.write(tmp_path / "times.json", {"benchmark": store.SPEED, "device": "this", "rows": [{"model": "IFRNet"}]})
-    fast = {"benchmark": store.SPEED, "device": "this", "rows": [dict.fromkeys(store.ROW, "")]}
-    store.write(tmp_path / "speed.json", fast)
+    store.write(tmp_path / "speed.json", {"benchmark": store.SPEED, "device": "this", "rows": []})
     (tmp_path / "again").mkdir()
     (tmp_path / "again" / "Vimeo90K-dis.json").write_text((scored / "Vimeo90K-dis.json").read_text())
+    lacks = "not a result of a benchmark: it lacks a usable"
     for words, line in (
         (["empty"], "empty: no results here; run a benchmark"),
         (["missing"], "missing: no results here; run a benchmark"),  # as results/ is before the first benchmark
         (["gone.json"], "gone.json: no such file"),
         (["cut.json"], "cut.json: not a whole JSON file"),
-        (["other.json"], "other.json: not a result of a benchmark: it lacks model"),
-        (["older.json"], "older.json: not a result of a benchmark: it lacks device; move it away"),
-        (["times.json"], "times.json: not a result of a benchmark: it lacks size, frames, mode; move it away"),
+        (["other.json"], f"other.json: {lacks} model"),
+        (["older.json"], f"older.json: {lacks} device; mend it or move it away"),
+        (["times.json"], f"times.json: {lacks} rows.0.size, rows.0.frames, rows.0.mode; mend"),
         (["speed.json"], "speed.json: only times here, no scores; run a benchmark first"),
-        (["list.json"], "list.json: not a result of a benchmark"),
+        (["list.json"], f"list.json: {lacks} names; mend"),
         (["results", "again"], "Vimeo90K-dis.json: a result of this name is in .*results too; rename one"),
     ):
         done = make(typed, *(tmp_path / word for word in words), "--out", tmp_path / "report")
         assert done.status == 2 and re.search(line, done.err) and done.err.count("\n") == 1
     assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize(
+    "place, value",
+    [
+        ("benchmark", None),
+        ("device", 3),
+        ("average.test", []),
+        ("average.test.psnr", "36.6"),
+        ("average.test.cases", True),
+        ("metrics.0", {}),
+        ("samples.test", None),
+        ("samples.test.1.times.0", "half"),
+        ("shown.0.t", None),
+        ("shown.0.target", 1),
+        ("checkpoint_sha256", None),
+    ],
+)
+def test_a_result_edited_into_another_form_is_named_with_the_place(scored, tmp_path, typed, place, value):
+    path = next(scored.glob("Vimeo90K-IFRNet_S-*.json"))
+    content = at = json.loads(path.read_text())
+    *way, last = (int(name) if name.isdecimal() else name for name in place.split("."))
+    for name in way:
+        at = at[name]
+    at[last] = value
+    store.write(path, content)
+    done = make(typed, path, "--out", tmp_path / "report")
+    line = f"{path}: not a result of a benchmark: it lacks a usable {place}; mend it or move it away\n"
+    assert done.status == 2 and done.err.endswith(line) and done.err.count("\n") == 1
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize("place, edit", [
+    ("metrics named lpisp", lambda content: content["metrics"].append("lpisp")),
+    ("samples.test", lambda content: content["samples"].clear()),
+    ("samples.test", lambda content: content["samples"]["test"][1].pop("ssim")),
+    ("samples.test", lambda content: content["samples"]["test"][0]["psnr"].clear()),
+])  # fmt: skip
+def test_a_result_whose_parts_do_not_fit_is_named_with_the_place(scored, tmp_path, typed, place, edit):
+    path = scored / "Vimeo90K-dis.json"
+    content = json.loads(path.read_text())
+    edit(content)
+    store.write(path, content)
+    done = make(typed, path, "--out", tmp_path / "report")
+    assert done.status == 2 and f"{path}: not a result of a benchmark: it lacks a usable {place};" in done.err

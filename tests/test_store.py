@@ -7,6 +7,7 @@ import platform
 import pytest
 import torch
 from conftest import files_up_to
+from scoring import unscored
 
 from benchmarks import cases, store
 
@@ -54,7 +55,7 @@ def test_a_disk_that_fills_up_is_named_and_what_was_recorded_before_is_kept(tmp_
 def test_a_result_of_other_data_cases_or_weights_has_a_file_of_its_own(tmp_path, changed):
     about = {"data": "/a", "cases_sha256": "b", "checkpoint_sha256": "c"}
     path = store.place(tmp_path, "Xiph-IFRNet", about)
-    store.write(path, dict.fromkeys(store.NEEDED, "") | about)
+    store.write(path, unscored(**about))
     assert path.name == "Xiph-IFRNet.json" and store.place(tmp_path, "Xiph-IFRNet", about) == path
     other = store.place(tmp_path, "Xiph-IFRNet", about | {changed: "d"})
     assert other.name.startswith("Xiph-IFRNet-") and other.suffix == ".json"
