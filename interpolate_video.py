@@ -290,7 +290,7 @@ def notes(
         yield f"{args.output}: without sound and subtitles, which this kind of output cannot hold"
     elif source.has_sound:
         yield from video_join.left_out(source.path, Path(args.output))
-    if kind in video_out.DEFAULTS and form.even and (form.width % 2 or form.height % 2):
+    if kind in video_out.DEFAULTS and form.stored != (form.width, form.height):
         name = f"{args.output}: {form.width}x{form.height} is odd"
         yield f"{name}; the last row or column is doubled, because {form.codec} needs even sizes"
     if kind == ".gif" and average_rate(source, grid) > 50:

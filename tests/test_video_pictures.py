@@ -232,9 +232,9 @@ def test_the_shape_of_pixels_survives_or_is_told_to_be_lost(tmp_path, capfd, nam
     ],
 )
 def test_chroma_is_kept_where_nothing_is_lost_and_only_there(keep, lossless, raw):
-    made = [video_out.Format(64, 48, 25, Fraction(1, 25), codec=codec, keep=keep) for codec in ("ffv1", "y4m", "h264")]
+    made = [video_out.Format(63, 47, 25, Fraction(1, 25), codec=codec, keep=keep) for codec in ("ffv1", "y4m", "h264")]
     assert [form.pix_fmt for form in made] == [lossless, raw, "yuv420p"]
-    assert [form.even for form in made] == [False, False, True]
+    assert [form.stored for form in made] == [(63, 47), (63, 47), (64, 48)]
 
 
 @pytest.mark.parametrize("size", [(47, 64), (48, 63), (33, 65), (16, 16)])

@@ -19,7 +19,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, VideoReformatter
 
 from . import io
-from .colours import DEEP, FROM_RGB, SHALLOW, Colour, bits
+from .colours import DEEP, FROM_RGB, SHALLOW, Colour, bits, is_rgb
 from .containers import located
 from .hdr import Light, light_options
 from .timeline import common
@@ -109,15 +109,11 @@ class Format(NamedTuple):
         context.color_primaries, context.color_trc = self.colour.primaries, self.colour.transfer
 
     @property
-    def even(self) -> bool:
-        """Whether sides must be even numbers."""
-        return self.codec not in (LOSSLESS, RAW)
-
-    @property
     def stored(self) -> tuple[int, int]:
-        """Width and height in a file of this codec."""
-        more = int(self.even)
-        return self.width + more * (self.width % 2), self.height + more * (self.height % 2)
+        """Width and height in a file of this codec: even numbers, except of a lossless one and of raw frames."""
+        if self.codec in (LOSSLESS, RAW):
+            return self.width, self.height
+        return self.width + self.width % 2, self.height + self.height % 2
 
     @property
     def exact_tick(self) -> Fraction:
@@ -210,9 +206,8 @@ class VideoWriter:
 
     def _converted(self, image: np.ndarray, original: av.VideoFrame | None) -> av.VideoFrame:
         form = self.form
-        odd = form.even and (form.width % 2 or form.height % 2)
-        usable = original is not None and not odd and not form.rgb
-        if usable and not original.format.is_rgb and not original.format.has_palette:
+        odd = form.stored != (form.width, form.height)
+        if original is not None and not odd and not form.rgb and not is_rgb(original):
             extent = {"src_color_range": self.range, "dst_color_range": self.range}
             return self.reformatter.reformat(
                 original, format=form.pix_fmt, src_colorspace=self.matrix, dst_colorspace=self.matrix, **extent
