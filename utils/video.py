@@ -136,7 +136,7 @@ class Video(Source):
 
     def __init__(self, path: str):
         self.path, self.paths = path, [Path(path)]
-        with self._open() as container:
+        with opened(self.path) as container:
             stream = video_stream(container, path)
             self.rate = stream.guessed_rate or stream.average_rate or Fraction(25)
             self.step = stream.time_base
@@ -172,7 +172,7 @@ class Video(Source):
         # Seek indices are approximate: where one leads past `start`, or to nothing at all, seek further back.
         for back in [back for back in (0, 2, 10) if back < start and self.timed] + [None]:
             before, found, latest = self.damaged, False, None
-            with self._open() as container:
+            with opened(self.path) as container:
                 stream = video_stream(container, self.path)
                 stream.thread_type = threads
                 if back is not None:
@@ -204,9 +204,6 @@ class Video(Source):
                         return
                     self.damaged = before
 
-    def _open(self):
-        return opened(self.path)
-
     def _decode(
         self, container: av.container.InputContainer, stream: av.VideoStream, start: Fraction = Fraction(0)
     ) -> Iterator[av.VideoFrame]:
@@ -237,13 +234,12 @@ class Video(Source):
         self.coded = (frame.width, frame.height, frame.format.name)
         if self.filters and not sides[0]:  # lies on its side
             self.width, self.height, self.aspect = self.height, self.width, 1 / self.aspect
-        self.pix_fmt = frame.format.name.replace("yuvj", "yuv")
         matrix, extent = frame.colorspace, FULL if frame.format.name.startswith("yuvj") else frame.color_range
         if is_rgb(frame):  # RGB has no matrix: its tags do not hold for the YUV that an encoder makes of it
             matrix, extent = Colour().matrix, Colour().range
         self.colour = Colour(matrix, extent, frame.color_primaries, frame.color_trc)
         self.light = light_of(frame)
-        self.pix_fmt = chroma_format(self.pix_fmt, self.colour)
+        self.pix_fmt = chroma_format(frame.format.name.replace("yuvj", "yuv"), self.colour)
         alpha = any(part.is_alpha for part in frame.format.components)
         hidden = stream.metadata.get("alpha_mode") == "1"  # of WebM, beside the frames: FFmpeg does not decode it
         if hidden or alpha and frame.to_ndarray(format="rgba")[..., 3].min() < 255:
@@ -252,7 +248,7 @@ class Video(Source):
     def _scan(self) -> None:
         count, times, end, read, decoded = 0, [self.origin], Fraction(0), 0, {}
         latest, hold, begun = self.origin, Fraction(0), self.origin
-        with self._open() as container:
+        with opened(self.path) as container:
             video, duration, kind = video_stream(container, self.path), container.duration, container.format.name
             for packet in packets(container):
                 seen = packet.stream.index == video.index and packet.size and not packet.is_discard
@@ -351,9 +347,8 @@ class Pipe(Source):
         self.step = self.hold = 1 / self.rate
         self.width, self.height = self.stream.width, self.stream.height
         self.aspect = self.stream.sample_aspect_ratio or Fraction(1)
-        self.pix_fmt = self.stream.pix_fmt.replace("yuvj", "yuv")
         self.colour = Colour(range=FULL if "yuvj" in self.stream.pix_fmt else self.stream.codec_context.color_range)
-        self.pix_fmt = chroma_format(self.pix_fmt, self.colour)
+        self.pix_fmt = chroma_format(self.stream.pix_fmt.replace("yuvj", "yuv"), self.colour)
         if re.search(rb" I[tbm]", self.bytes.header):
             self.notes += (fields.INTERLACED.format(self.path),)
 
