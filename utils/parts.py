@@ -94,7 +94,7 @@ class Parts:
         return self.folder / "settings.part_shown"  # a name that `begun` passes over
 
     def finished(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob(f"[0-9]*{self.suffix}"))
+        return sorted(self.folder.glob(f"[0-9]*{self.suffix}"))
 
     def unfinished(self) -> list[Path]:
         """All complete parts up to the first gap, and the one that an interrupt closed early, if it comes next."""
