@@ -201,14 +201,14 @@ def horizon(epochs: int, order: Order, content: dict | None) -> int:
     """The iterations that this many epochs take. ValueError where the run to resume made steps of another size: its
     count of iterations would stand for other epochs."""
     before = runs.config_of(content).get("step_size", order.step_size)
+    count = round((epochs - epochs_ahead(order, content)) * order.per_epoch)
     if before != order.step_size and content["iteration"]:
-        left = epochs - runs.epochs_done(content, max(1, order.length // before))
-        count = content["iteration"] + max(0, round(left * order.per_epoch))
         raise ValueError(
             f"--epochs {epochs}: the run made steps of {before} samples until now, not of {order.step_size}; make "
-            f"processes x --batch_size x --accumulate {before} again, or go on to that epoch with --iterations {count}"
+            f"processes x --batch_size x --accumulate {before} again, or go on to that epoch with --iterations "
+            f"{max(content['iteration'], count)}"
         )
-    return max(1, round((epochs - epochs_ahead(order, content)) * order.per_epoch))
+    return max(1, count)
 
 
 def epochs_ahead(order: Order, content: dict | None) -> float:
