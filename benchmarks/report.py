@@ -105,10 +105,9 @@ def _seconds(speed: dict, result: dict) -> float | None:
     twice that where the protocol predicts every frame twice."""
     if "code" in result:
         return None  # a method from elsewhere, whatever the name of its file
-    wanted = {"model": result["model"], "precision": result["precision"], "size": "1280x720"}
-    scale = result.get("scale", 1)
-    single = [row for row in speed["rows"] if row["frames"] == 1 and row["scale"] == scale]
-    found = [row["seconds"] for row in single if all(row[key] == value for key, value in wanted.items())]
+    wanted = {"size": "1280x720", "frames": 1, "scale": result.get("scale", 1)}
+    wanted |= {name: result[name] for name in ("model", "precision")}
+    found = [row["seconds"] for row in speed["rows"] if wanted.items() <= row.items()]
     return min(found) * (1 + bool(result.get("turned"))) if found else None
 
 
