@@ -286,10 +286,10 @@ class FastIFRNet:
             among = ((before, feature), (feature, feature))
             self.encoder.append([Conv(*stage[i], kernel, to, *channels) for i, channels in enumerate(among)])
             features.append(before := feature)
-        self.decoders = {
-            level: FastDecoder(decoder, level, kernel, to, features[level], features[level - 1])
-            for level, decoder in ((level, getattr(model, f"decoder{level}")) for level in range(1, LEVELS + 1))
-        }
+        self.decoders: dict[int, FastDecoder] = {}
+        for level in range(1, LEVELS + 1):
+            decoder = getattr(model, f"decoder{level}")
+            self.decoders[level] = FastDecoder(decoder, level, kernel, to, features[level], features[level - 1])
 
     @property
     def convs(self) -> list[Conv]:
