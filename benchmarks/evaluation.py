@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -20,7 +19,6 @@ from benchmarks.store import Score
 from models import Interpolator
 from models.baselines import Baseline, Dis
 from models.flow.dis import DIS
-from models.interpolator import PADDINGS
 from models.strips import StripIFRNet
 from utils import distributed, io, metrics
 from utils.flow_check import flow_colours
@@ -238,8 +236,8 @@ def flow_to_first(
     scale, *more = call.scales(*img0.shape[-2:], scale)
     if more:
         return None
-    left, right, top, bottom = call.padding.amounts(*img0.shape[-2:], scale)
-    padded = [F.pad(x, (left, right, top, bottom), PADDINGS[call.padding.mode]) for x in (img0, img1)]
+    left, _, top, _ = amounts = call.padding.amounts(*img0.shape[-2:], scale)
+    padded = [call.padding.pad(x, amounts) for x in (img0, img1)]
     too_large = call.memory(padded[0].shape, scale) > call.budget()
     model = StripIFRNet(call.model, STRIP_ROWS) if too_large else call.model
     flow = model.decode(model.encode(*padded, scale), t).flows[0][:, :2]

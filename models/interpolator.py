@@ -51,6 +51,10 @@ class Padding(NamedTuple):
         before = [m // 2 if self.centred else 0 for m in more]
         return before[0], more[0] - before[0], before[1], more[1] - before[1]
 
+    def pad(self, x: Tensor, amounts: tuple[int, int, int, int]) -> Tensor:
+        """Frames with these pixels added, as of `amounts`."""
+        return F.pad(x, amounts, mode=PADDINGS[self.mode]) if any(amounts) else x  # F.pad would copy
+
 
 def smallest_divisor(scale: float) -> int:
     """The smallest n such that n * scale is a multiple of the network's divisor: 16 at 1, 20 at 0.8, 32 at 0.5."""
@@ -260,7 +264,7 @@ class Interpolator:
         `alone`."""
         height, width = img0.shape[-2:]
         amounts = self.padding.amounts(height, width, scale)
-        img0, img1 = (self._pad(x, amounts) for x in (img0, img1))
+        img0, img1 = (self.padding.pad(x, amounts) for x in (img0, img1))
         model = self._fitting(img0.shape, scale)
         decode = partial(model.decode, flow=True) if self.fast is not None and not alone else model.decode
         left, _, top, _ = amounts
@@ -324,8 +328,3 @@ class Interpolator:
         if self.fast is not None:
             return self.fast.in_strips(rows)
         return StripIFRNet(self.model, rows) if rows else self.model
-
-    def _pad(self, x: Tensor, amounts: tuple[int, int, int, int]) -> Tensor:
-        if not any(amounts):
-            return x  # F.pad would copy
-        return F.pad(x, amounts, mode=PADDINGS[self.padding.mode])
