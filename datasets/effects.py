@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import Sample
-from .scenes import chart, pixels, read
+from .scenes import pixels, read, stencil_chart
 from .stencils import INNER, OUTLINE, STEPS, Stencils
 from .synthetic import to_device
 
@@ -93,9 +93,8 @@ class Effects:
         number = torch.randint(len(self.marks), (n,), generator=self.random)
         stencil = self.marks[to_device(number, which.device)][:, None].float()
         radius = short * 0.08 * 4 ** self._uniform(0, 1, which)
-        place = chart(
-            self._uniform(-0.5, 0.5, which, 2) * extent, 0 * radius, radius[:, None].expand(-1, 2) / (2 * INNER)
-        )
+        centre = self._uniform(-0.5, 0.5, which, 2) * extent
+        place = stencil_chart(centre, 0 * radius, radius[:, None].expand(-1, 2))
         distance = (read(stencil, place, p.expand(n, 1, -1, -1), "border")[:, 0, 0] - OUTLINE) / STEPS
         distance = distance * (radius / (INNER * stencil.shape[-1]))[:, None]
         # Bars are at both ends of x or of y.

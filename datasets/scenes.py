@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .stencils import OUTLINE
+from .stencils import INNER, OUTLINE
 
 
 class Motion(NamedTuple):
@@ -195,3 +195,8 @@ def chart(centre: Tensor, turn: Tensor, scale: Tensor) -> Tensor:
     a, b = turn.cos(), turn.sin()
     matrix = torch.stack([a, b, -b, a], -1).unflatten(-1, (2, 2)) / scale[..., None]
     return torch.cat([matrix, -matrix @ centre[..., None]], -1)
+
+
+def stencil_chart(centre: Tensor, turn: Tensor, radius: Tensor) -> Tensor:
+    """The chart on which a stencil's shape, turned by `turn` (n,), reaches `radius` (n, 2) pixels from `centre`."""
+    return chart(centre, turn, radius / (2 * INNER))

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets import Sample
-from datasets.scenes import Layer, Motion, Scene, Waves, chart, flow_of, frame_of, view_at
+from datasets.scenes import Layer, Motion, Scene, Waves, chart, flow_of, frame_of, stencil_chart, view_at
 from datasets.stencils import INNER, KINDS, STEPS, THIN, Cutouts, Stencils, cutouts, drawn_stencils
 from datasets.textures import procedural_patches
 from datasets.vimeo90k import RECORD, TEST_LIST, TRAIN_LIST
@@ -203,22 +203,18 @@ class Synthetic:
             which = to_device(self._index(len(cutouts.picture), n), self.device)
             texture, stencil = cutouts.picture[which].movedim(-1, 1), cutouts.distance[which]
             radius = short * 0.1 * 7**size
-            view = place = self._place(centre, 0.2 * self._normal(n), radius[:, None] * self._mirror(n))
+            view = place = stencil_chart(centre, 0.2 * self._normal(n), radius[:, None] * self._mirror(n))
         else:
             which = self._index(len(self.thin), n)
             stencil = stencils.distance[to_device(which, self.device)]
             radius = short * torch.where(self.thin[which], 0.3 * 3**size, 0.06 * 8**size)
             stretch = torch.exp(0.3 * self._normal(n, 2))
-            place = self._place(centre, self._uniform(0, 2 * math.pi, n), radius[:, None] * stretch)
+            place = stencil_chart(centre, self._uniform(0, 2 * math.pi, n), radius[:, None] * stretch)
             texture, view = self._texture(n)
         soft = torch.exp(self._uniform(math.log(0.2), math.log(1.5), n))  # pixels
         sharpness = radius / (INNER * stencil.shape[1] * STEPS * soft)
         motion = self._motion(n, self.speed, centre + 0.5 * radius[:, None] * self._normal(n, 2), radius, still=0.15)
         return Layer(texture, view, self._gain(n), motion, self._waves(n), stencil, place, sharpness)
-
-    def _place(self, centre: Tensor, turn: Tensor, radius: Tensor) -> Tensor:
-        """The chart on which a stencil's shape, turned by `turn`, reaches `radius` (n, 2) pixels from `centre`."""
-        return chart(centre, turn, radius / (2 * INNER))
 
     def scenes(self, batch: int) -> Scene:
         """A batch of random scenes."""
@@ -245,8 +241,7 @@ class Synthetic:
     def _samples(self, n: int, any_time: bool, blur: bool) -> Sample:
         scene = self.scenes(n)
         t = self._uniform(0.05, 0.95, n) if any_time else torch.full((n,), 0.5)
-        times = torch.stack([torch.zeros(n), t, torch.ones(n)], 1)
-        times = to_device(times, self.device)
+        times = to_device(torch.stack([torch.zeros(n), t, torch.ones(n)], 1), self.device)
         view = view_at(scene, times)
         if blur:  # the mean over the exposure; its flow is that at the middle of this time
             exposed = to_device(self._uniform(*SHUTTER, n, 1), self.device)
