@@ -113,7 +113,9 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
         return
     finally:
         warnings.formatwarning = usual
-    sys.exit(complain(f"{Path(sys.argv[0]).name}: {message}"))
+    line = one_line(f"{Path(sys.argv[0]).name}: {message}")
+    print("\n" * sys.stderr.isatty() + line, file=sys.stderr, flush=True)  # below any progress bar
+    sys.exit(2)
 
 
 def short_of_memory(error: MemoryError | RuntimeError) -> str | None:
@@ -151,12 +153,6 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def complain(line: str) -> int:
-    """Print one line to standard error, below any progress bar; returns the exit status of a user's error."""
-    print("\n" * sys.stderr.isatty() + one_line(line), file=sys.stderr, flush=True)
-    return 2
 
 
 def one_line(text: str) -> str:
