@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .shots import is_cut, is_repeat
+from .shots import is_repeat
 
 MOST_REPEATS = 3  # in a row: 15 frames a second stored as 60. A picture that stays longer does so on purpose.
 # A longer time without a frame, in seconds, is a pause, not motion: screen recorders store no still pictures. At low
@@ -90,7 +90,7 @@ def steps(
     grid: Grid,
     segment: Fraction,
     stop: Fraction | None = None,
-    cut: Callable[[np.ndarray, np.ndarray], bool] | None = is_cut,
+    cut: Callable[[np.ndarray, np.ndarray], bool] | None = None,
     repeat: Callable[[np.ndarray, np.ndarray], bool] | None = None,
     hold: Fraction = Fraction(0),
     usual: Fraction | None = None,
