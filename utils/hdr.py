@@ -63,4 +63,4 @@ def light_options(codec: str, light: Light, options: dict[str, str]) -> dict[str
         words.append(f"{option.screen}=G({green})B({blue})R({red})WP({white})L({luminance})")
     if light.content:
         words.append("{}={},{}".format(option.content, *light.content))
-    return options | {option.name: ":".join([*filter(None, [options.get(option.name)]), *words])}
+    return options | {option.name: ":".join(filter(None, [options.get(option.name), *words]))}

@@ -227,7 +227,7 @@ def settings(job: Job) -> dict[str, str]:
     args, call = job.args, job.call
     values = {name: "default" if (value := getattr(args, name)) is None else value for name in RECORDED}
     values["input"] = args.input
-    if job.source.count is not None:
+    if not job.endless:
         states = [(path.name, (state := path.stat()).st_size, state.st_mtime_ns) for path in job.source.paths]
         values["the input's state"] = hashlib.sha256(repr(states).encode()).hexdigest()[:16]
     if isinstance(call, Interpolator):  # as chosen here; another machine may choose otherwise
