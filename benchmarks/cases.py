@@ -13,6 +13,8 @@ from torch.utils.data import Dataset
 
 from utils import io
 
+WINDOW = 9  # frames, of the benchmarks of 8x
+
 
 class Case(NamedTuple):
     """Picture files: two frames, and the true ones between them at `times`. `name` identifies it within a split."""
@@ -72,15 +74,15 @@ def find_folder(parent: Path, name: str, page: str) -> Path:
     return parent / name
 
 
-def windows(folder: Path, length: int = 9) -> list[Case]:
+def windows(folder: Path) -> list[Case]:
     """A video as windows that share their outer frames: the first and the last of each are given, the rest predicted.
     ValueError where the video is shorter than one window."""
-    frames, steps = io.list_images(folder), length - 1
-    if len(frames) < length:
-        raise ValueError(f"{folder}: {len(frames)} frames, but a window takes {length}")
+    frames, steps = io.list_images(folder), WINDOW - 1
+    if len(frames) < WINDOW:
+        raise ValueError(f"{folder}: {len(frames)} frames, but a window takes {WINDOW}")
     io.warn_of_gaps(frames)
     times = tuple(k / steps for k in range(1, steps))
-    parts = [frames[i : i + length] for i in range(0, len(frames) - steps, steps)]
+    parts = [frames[i : i + WINDOW] for i in range(0, len(frames) - steps, steps)]
     return [Case(f"{folder.name}/{part[0].stem}", part[0], part[-1], tuple(part[1:-1]), times) for part in parts]
 
 

@@ -11,10 +11,12 @@ from torch.autograd.function import once_differentiable
 
 from models import native
 
+EPS2, BETA = 1e-6, 0.3  # the paper's
 
-def charbonnier(difference: Tensor, eps2: float = 1e-6) -> Tensor:
+
+def charbonnier(difference: Tensor) -> Tensor:
     """mean(sqrt(d^2 + eps^2)): L1 that is smooth at zero (equation 8)."""
-    return (difference**2 + eps2).sqrt().mean()
+    return (difference**2 + EPS2).sqrt().mean()
 
 
 def log_error(prediction: Tensor, target: Tensor) -> Tensor:
@@ -154,7 +156,7 @@ def full_size(flow: Tensor, size: torch.Size) -> Tensor:
     return F.interpolate(size[-1] / flow.shape[-1] * flow, size, mode="bilinear", align_corners=False)
 
 
-def flow_distillation(flows: tuple[Tensor, ...], teacher: Tensor, beta: float = 0.3) -> Tensor:
+def flow_distillation(flows: tuple[Tensor, ...], teacher: Tensor) -> Tensor:
     """Task-oriented flow distillation (equations 9 to 11): follow the teacher where the final flow agrees with it.
 
     flows: fine to coarse, (B, 4, h, w), pixels of their level, the first of full size. teacher: (B, 4, H, W) in pixels,
@@ -166,7 +168,7 @@ def flow_distillation(flows: tuple[Tensor, ...], teacher: Tensor, beta: float = 
     known = both(known[:, 0::2] & known[:, 1::2])
     target = torch.where(known, target, final)  # not a product with zero: NaN would survive it
     difference = final - target
-    w = torch.exp(-beta * torch.hypot(difference[:, 0::2], difference[:, 1::2]))
+    w = torch.exp(-BETA * torch.hypot(difference[:, 0::2], difference[:, 1::2]))
     eps2 = both(10 ** ((1 - 10 * w) * (2 / 3)))  # the square of equation 11's eps; its exponent is half of w
     half, known = both(w / 2), known.to(w.dtype)
     total = 0

@@ -21,6 +21,7 @@ warped dB: PSNR of the mean of both warped frames; averaged dB: the same without
 contradict: pixels that fail the forward-backward test (hidden in the other frame, or wrong)
 leave: pixels whose flow ends outside the frame"""
 RANGES = np.array([0, 1, 2, 4, 8, 16, 32])  # of motion, in pixels; the last one has no end
+WIDTH, GAP = 224, 4  # of the pictures of a contact sheet, and between them, in pixels
 
 
 def line(name: str, values: Iterable[str | float]) -> str:
@@ -72,12 +73,12 @@ def error_table(sums: np.ndarray) -> str:
     return "\n".join(lines)
 
 
-def contact_sheet(rows: list[list[Tensor]], width: int = 224, gap: int = 4) -> Tensor:
-    """Pictures (1, 3, H, W) in rows and columns, each fitted to `width`, on white: (3, H', W')."""
-    cells = [[F.pad(_fit(picture, width), [0, gap, 0, gap], value=1.0) for picture in row] for row in rows]
+def contact_sheet(rows: list[list[Tensor]]) -> Tensor:
+    """Pictures (1, 3, H, W) in rows and columns, each WIDTH wide, on white: (3, H', W')."""
+    cells = [[F.pad(_fit(picture), [0, GAP, 0, GAP], value=1.0) for picture in row] for row in rows]
     return torch.cat([torch.cat(row, 3) for row in cells], 2)[0].clamp(0, 1)
 
 
-def _fit(picture: Tensor, width: int) -> Tensor:
-    height = max(round(picture.shape[-2] * width / picture.shape[-1]), 1)
-    return F.interpolate(picture, (height, width), mode="bilinear", antialias=True)
+def _fit(picture: Tensor) -> Tensor:
+    height = max(round(picture.shape[-2] * WIDTH / picture.shape[-1]), 1)
+    return F.interpolate(picture, (height, WIDTH), mode="bilinear", antialias=True)
