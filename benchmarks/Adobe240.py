@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.cases import Split, centre_512, find_folder, windows
 from benchmarks.common import Benchmark, parser, start
+from utils import cli
 from utils.io import natural
 
 PAGE = "http://www.cs.ubc.ca/labs/imager/tr/2017/DeepVideoDeblurring"
@@ -33,7 +34,7 @@ def splits(root: Path, args: argparse.Namespace) -> list[Split]:
 BENCHMARK = Benchmark("Adobe240", "Adobe240", "", PAGE, splits, options=("videos",))
 
 
-def command_line() -> argparse.ArgumentParser:
+def command_line() -> cli.Parser:
     options = parser(__doc__)
     options.add_argument("--videos", nargs="+", help="folders of the test videos (default: all in --data)")
     return options

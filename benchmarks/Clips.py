@@ -90,7 +90,8 @@ def main(args: argparse.Namespace) -> None:
     if args.frames < 3:
         raise ValueError(f"--frames {args.frames}: give 3 or more, the outer two and at least one between them")
     name = f"Clips_{args.frames - 1}x" + "_by_motion" * args.by_motion  # results that differ have different names
-    run(BENCHMARK._replace(name=name), argparse.Namespace(**vars(args) | {"data": cut(args)}))
+    args.data = cut(args)
+    run(BENCHMARK._replace(name=name), args)
 
 
 def command_line() -> cli.Parser:

@@ -61,7 +61,7 @@ def main(args: argparse.Namespace) -> None:
     write_predictions(EVALUATION, args, pairs)
 
 
-def command_line() -> argparse.ArgumentParser:
+def command_line() -> cli.Parser:
     options = parser(__doc__)
     options.add_argument("--submission", action="store_true", help="write the frames that the online benchmark wants")
     return options
