@@ -37,7 +37,6 @@ from tqdm import tqdm
 from datasets.vimeo90k import FLOW, FRAMES, RECORD, TEST_LIST, TRAIN_LIST, Vimeo90K, check_size, find_flow, read_list
 from models import flow as teachers
 from utils import batches, cli, distributed, flow_files, flow_report, io
-from utils.batches import default_workers
 
 LISTS = {"train": [TRAIN_LIST], "test": [TEST_LIST], "all": [TRAIN_LIST, TEST_LIST]}
 
@@ -344,7 +343,7 @@ def parser() -> cli.Parser:
     options.add_argument(
         "--workers",
         type=cli.whole,
-        default=default_workers(),
+        default=batches.default_workers(),
         help="number of decoding processes and of writing threads (default: %(default)s)",
     )
     options.add_argument("--split", choices=LISTS, default="train", help="list of triplets (default: %(default)s)")

@@ -148,7 +148,8 @@ class Video(Source):
                 raise ValueError(f"{path}: not a single frame can be decoded; convert it to another format first")
             self.dts_only = tells_decoding(container, [frame.pts for frame in first])
             self._describe(first[0], stream)
-            self.notes += tuple(filter(None, [fields.note(path, first)]))
+            if note := fields.note(path, first):
+                self.notes += (note,)
         self.damaged = 0  # those before the first frame are met again
         self._scan()
         _check_count(self)
