@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import subprocess
 import sys
 import threading
 import time
@@ -11,11 +10,12 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, formula_image, formula_weights
+from conftest import formula_image, formula_weights
 from video_files import decode, encode, moving, run
 
 import interpolate_video
 import models
+from benchmarks.video import peak
 from models.baselines import Average
 from utils import io, shots, timeline, video
 from utils.ahead import ahead
@@ -387,22 +387,11 @@ def test_an_error_in_one_stage_ends_all(tmp_path, stage):
     assert threading.active_count() == before and error.tb
 
 
-MEMORY = """
-import sys
-sys.path.insert(0, {root!r})
-import interpolate_video
-interpolate_video.main(interpolate_video.parser().parse_args(sys.argv[1:]))
-print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
-"""
-
-
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of memory from /proc")
 def test_memory_does_not_grow_with_the_length(tmp_path):
     frames, peaks = [frame.repeat(2, 0).repeat(2, 1) for frame in moving(150)], []
     for count in (150, 750):  # 60 MB of frames more
         source = encode(tmp_path / f"{count}.mp4", frames * (count // 150), preset="ultrafast")
-        command = [sys.executable, "-c", MEMORY.format(root=str(ROOT)), str(source), str(tmp_path / f"out{count}.mkv")]
-        options = ["--model_name", "average", "--segment", "5", "--codec", "ffv1"]
-        done = subprocess.run([*command, *options], capture_output=True, timeout=120, check=True)
-        peaks.append(int(done.stdout.split()[-1]))
+        words = ["--model_name", "average", "--segment", "5", "--codec", "ffv1"]
+        peaks.append(peak(source, tmp_path / f"out{count}.mkv", *words))
     assert peaks[1] < 1.05 * peaks[0], peaks

@@ -145,17 +145,9 @@ def test_an_interrupt_behind_a_gap_in_time_leaves_and_resumes_all_that_is_done(t
     """From 9/25 s to 17/5 s one frame is shown: there is nothing for the seconds 1 and 2."""
     times = [Fraction(i, 25) for i in (*range(10), *range(85, 125))]
     source = encode(tmp_path / "in.mp4", moving(50), times=times)
-    out, write = tmp_path / "out.mp4", interpolate_video.Job.write
-
-    def interrupted(job, writer, picture):
-        if picture.time > Fraction(9, 2):
-            raise KeyboardInterrupt
-        write(job, writer, picture)
-
+    out = tmp_path / "out.mp4"
     run(source, tmp_path / "whole.mp4", "--segment", "1")
-    with monkeypatch.context() as during, pytest.raises(KeyboardInterrupt, match="--resume continues"):
-        during.setattr(interpolate_video.Job, "write", interrupted)
-        run(source, out, "--segment", "1")
+    assert "--resume continues" in interrupted_after(Fraction(9, 2), monkeypatch, source, out)
     assert decode(out)[0] == [time for time in decode(tmp_path / "whole.mp4")[0] if time <= Fraction(9, 2)]
     assert Parts(out, ".mp4", {}).missing(0, 5) == [range(4, 5)]
     run(source, out, "--segment", "1", "--resume")
@@ -197,11 +189,9 @@ def test_a_full_disk_is_one_line_and_what_is_complete_stays(tmp_path):
 
 
 def test_a_disk_that_is_full_when_parts_are_joined_leaves_them_to_be_joined(tmp_path, clip, monkeypatch):
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device", "out.mp4")
-
+    full = OSError(errno.ENOSPC, "No space left on device", "out.mp4")
     with monkeypatch.context() as during, pytest.raises(OSError, match="No space left .* and --resume joins them"):
-        during.setattr(interpolate_video.video_join, "join_videos", full)
+        during.setattr(interpolate_video.video_join, "join_videos", failing(full))
         run(clip, tmp_path / "out.mp4")
     monkeypatch.setattr(interpolate_video.Job, "write", None)  # nothing is made anew
     run(clip, tmp_path / "out.mp4", "--resume")
@@ -311,16 +301,7 @@ def test_what_a_killed_run_has_done_for_an_empty_folder_is_not_thrown_away_eithe
 
 def test_a_run_is_gone_on_with_in_the_mode_that_it_was_begun_in(tmp_path, monkeypatch, capsys):
     source, out = encode(tmp_path / "in.mp4", moving(60)), tmp_path / "out.mp4"
-    write = interpolate_video.Job.write
-
-    def interrupted(job, writer, picture):
-        if picture.time > 1:
-            raise KeyboardInterrupt
-        write(job, writer, picture)
-
-    with monkeypatch.context() as during, pytest.raises(KeyboardInterrupt):
-        during.setattr(interpolate_video.Job, "write", interrupted)
-        run(source, out, "--segment", "1", "--no_fast", model="IFRNet_S")
+    interrupted_after(1, monkeypatch, source, out, "--no_fast", model="IFRNet_S")
     line = complaint(capsys, source, out, "--segment", "1", "--resume", "--fast", model="IFRNet_S")
     assert "was begun with fast no, not yes" in line
     monkeypatch.setattr(fast, "PAYS", 1e15)
@@ -329,10 +310,7 @@ def test_a_run_is_gone_on_with_in_the_mode_that_it_was_begun_in(tmp_path, monkey
 
 
 def test_an_interrupt_before_anything_is_done_leaves_nothing(tmp_path, clip, capsys, monkeypatch):
-    def interrupted(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(interpolate_video.Job, "write", interrupted)
+    monkeypatch.setattr(interpolate_video.Job, "write", failing(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         run(clip, tmp_path / "out.mp4")
     assert not list(tmp_path.glob("*out*"))
