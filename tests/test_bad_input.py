@@ -78,7 +78,7 @@ TRAIN = (
 )
 
 CASES = {
-    "a data set that is not there": (SCORE.replace("set", "none"), None, "none"),
+    "a data set that is not there": (SCORE.replace("set", "none"), None, "none: no Vimeo90K here"),
     "an empty test list": (SCORE, lambda f: (f / "set/tri_testlist.txt").write_text("\n\n"), "tri_testlist.txt"),
     "a list with a name that is not there": (
         SCORE,
@@ -97,11 +97,11 @@ CASES = {
         lambda f: (f / "set/flow/00001/0001/flow_t0.flo").unlink(),
         "00001/0001/flow_t0",
     ),
-    "a crop larger than the frames": (TRAIN.replace("--crop 32", "--crop 256"), None, "256"),
-    "a crop that the network cannot take": (TRAIN.replace("--crop 32", "--crop 40"), None, "40"),
+    "a crop larger than the frames": (TRAIN.replace("--crop 32", "--crop 256"), None, "no crop of 256x256"),
+    "a crop that the network cannot take": (TRAIN.replace("--crop 32", "--crop 40"), None, "40 is not a multiple"),
     "a batch size of nothing": (TRAIN.replace("--batch_size 1", "--batch_size 0"), None, "--batch_size"),
     "a run to resume that is not there": (TRAIN + " --resume_path none.pth", None, "none.pth"),
-    "a world size that the launcher did not make": (TRAIN + " --world_size 4", None, "4"),
+    "a world size that the launcher did not make": (TRAIN + " --world_size 4", None, "--world_size 4"),
     "made-up scenes that stand still": ("datasets/synthetic.py --out made --speed 0", None, "--speed 0"),
     "a made-up set of no size": ("datasets/synthetic.py --out made --width 1 --height 1", None, "1x1"),
     "a made-up set in place of another": ("datasets/synthetic.py --out set", None, "set: a set is there"),

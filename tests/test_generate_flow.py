@@ -315,7 +315,7 @@ WRONG = {
     "missing frame": (lambda data: (data / f"sequences/{NAMES[4]}/im1.png").unlink(), [], "0005/im1.png: no such file"),
     "broken frame": (broken_frame, [], "0002/im3.png: the picture is cut short"),
     "frames of two sizes": (resized_frame, [], "0002/im2.png: 30x20"),
-    "a file in the folder's place": (lambda data: (data / "flow").write_text(""), [], "flow"),
+    "a file in the folder's place": (lambda data: (data / "flow").write_text(""), [], "set/flow: File exists"),
     "labels of another teacher": (labels_of(teacher="raft_small"), [], "made with teacher = raft_small, not dis"),
     "exact flow": (labels_of(teacher="exact"), [], "made with teacher = exact, not dis"),
     "labels in another format": (labels_of(), ["--format", "png"], "made with format = flo, not png"),
