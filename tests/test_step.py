@@ -154,7 +154,7 @@ def test_averaged_weights_follow_their_formula_and_are_the_ones_judged(tmp_path)
     assert same(models.load(tmp_path / "latest.pth"), state.ema)  # the weights that one would use
 
 
-def test_clipping_bounds_the_gradient(tmp_path):
+def test_clipping_bounds_the_gradient(tmp_path, monkeypatch):
     norms = []
     original = torch.optim.AdamW.step
 
@@ -162,12 +162,9 @@ def test_clipping_bounds_the_gradient(tmp_path):
         norms.append(torch.nn.utils.get_total_norm([p.grad for p in self.param_groups[0]["params"]]).item())
         return original(self, *args, **kwargs)
 
-    torch.optim.AdamW.step = step
-    try:
-        fit(network(), endless, loss, Recipe(iterations=2, clip_grad=0.01), tmp_path / "a", CPU)
-        fit(network(), endless, loss, Recipe(iterations=2), tmp_path / "b", CPU)
-    finally:
-        torch.optim.AdamW.step = original
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    fit(network(), endless, loss, Recipe(iterations=2, clip_grad=0.01), tmp_path / "a", CPU)
+    fit(network(), endless, loss, Recipe(iterations=2), tmp_path / "b", CPU)
     assert norms[:2] == pytest.approx([0.01, 0.01], rel=1e-3) and min(norms[2:]) > 0.02
 
 
