@@ -131,13 +131,13 @@ def pyramid(seed, channels_last=False):
     return tuple(flow.requires_grad_(True) for flow in flows), teacher
 
 
-def distillation_by_definition(flows, teacher, beta=0.3):
+def distillation_by_definition(flows, teacher):
     """Equations 9 to 11, one flow after the other, pixels picked by their index."""
     total = 0
     for pair in (slice(0, 2), slice(2, 4)):
         final, target = flows[0][:, pair].detach(), teacher[:, pair]
         known = target.isfinite().all(1)
-        w = torch.exp(-beta * (final - target).movedim(1, -1)[known].norm(dim=-1, keepdim=True))
+        w = torch.exp(-0.3 * (final - target).movedim(1, -1)[known].norm(dim=-1, keepdim=True))
         alpha, eps = w / 2, 10 ** (-(10 * w - 1) / 3)
         for level in flows[1:]:
             factor = teacher.shape[-1] // level.shape[-1]
