@@ -338,7 +338,7 @@ def test_fast_mode_is_the_default_where_it_pays(tmp_path, monkeypatch):
         monkeypatch.setattr(fast, "PAYS", patience)
         run(source, tmp_path / f"{number}.mkv", "--codec", "ffv1", *words, model="IFRNet_S")
     assert asked == [pixels := 2 * HEIGHT * WIDTH, None, pixels, pixels]
-    default, quick, small, eager = (np.stack(decode(tmp_path / f"{number}.mkv")[0]) for number in range(4))
+    default, quick, small, eager = (np.stack(decode(tmp_path / f"{number}.mkv")[1]) for number in range(4))
     np.testing.assert_array_equal(small, eager)
     if torch.backends.cpu.get_cpu_capability().startswith("AVX"):
         np.testing.assert_array_equal(default, quick)
