@@ -15,8 +15,8 @@ from datasets.clips import Windows
 from datasets.transforms import Augment, finish
 from datasets.vimeo90k import Vimeo90K, find_flow, read_list
 from utils import epochs
-from utils.flow_files import write_flow
-from utils.io import write_image
+from utils.flow_files import read_flow, write_flow
+from utils.io import read_image, write_image
 
 HEIGHT, WIDTH = 48, 64
 
@@ -37,9 +37,6 @@ def write_set(root, names=("00001/0001", "00001/0002", "00002/0001"), flow=".flo
 
 @pytest.mark.parametrize("ending", [".flo", ".png", ".pfm"])
 def test_a_sample_holds_the_frames_and_the_flow_of_any_format(tmp_path, ending):
-    from utils.flow_files import read_flow
-    from utils.io import read_image
-
     data = Vimeo90K(write_set(tmp_path, flow=ending), read_list(tmp_path))
     assert len(data) == 3
     sample = data[1]
@@ -74,51 +71,47 @@ def test_without_augmentation_odd_frames_are_cropped_to_what_the_network_takes(t
     assert data[0].img0.shape == (3, 48, 64) and data[0].flow.shape == (4, 48, 64)
 
 
-def wrong(name):
-    """What a user may have, by name: a change to a good set, and what the one line must say."""
-
-    def cut_frame(root):
-        path = root / "sequences/00001/0001/im2.png"
-        path.write_bytes(path.read_bytes()[:-40])
-
-    def other_size(root):
-        write_image(root / "sequences/00001/0001/im3.png", np.zeros((32, 64, 3), np.uint8))
-
-    def other_flow(root):
-        write_flow(root / "flow/00001/0001/flow_t1.flo", np.zeros((48, 32, 2), np.float32))
-
-    def cut_flow(root):
-        path = root / "flow/00001/0001/flow_t0.flo"
-        path.write_bytes(path.read_bytes()[:-8])
-
-    return {
-        "no set": (lambda root: root.rename(root.with_name("gone")), "no such folder"),
-        "no list": (lambda root: (root / "tri_trainlist.txt").unlink(), "tri_trainlist.txt: no such list"),
-        "empty list": (lambda root: (root / "tri_trainlist.txt").write_text("\n\n"), "the list is empty"),
-        "cut list": (
-            lambda root: (root / "tri_trainlist.txt").write_text("00001/0001\n00001/00"),
-            "line 2: '00001/00'",
-        ),
-        "no frame": (lambda root: (root / "sequences/00001/0001/im2.png").unlink(), "im2.png: no such file"),
-        "cut frame": (cut_frame, "im2.png: the picture is cut short"),
-        "other size": (other_size, "im3.png: 64x32, but the triplet's first frame is 64x48"),
-        "no flow": (lambda root: (root / "flow/00001/0001/flow_t1.flo").unlink(), "flow_t1: no teacher flow"),
-        "cut flow": (cut_flow, "flow_t0.flo: a flow of 64x48"),
-        "other flow": (
-            other_flow,
-            "flow_t1.flo: 32x48, but the triplet's first frame is 64x48; make it again with generate_flow.py",
-        ),
-    }[name]
+def cut_frame(root):
+    path = root / "sequences/00001/0001/im2.png"
+    path.write_bytes(path.read_bytes()[:-40])
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["no set", "no list", "empty list", "cut list", "no frame", "cut frame", "other size"]
-    + ["no flow", "cut flow", "other flow"],
-)
-def test_what_is_wrong_is_named_in_one_line(tmp_path, name):
+def other_size(root):
+    write_image(root / "sequences/00001/0001/im3.png", np.zeros((32, 64, 3), np.uint8))
+
+
+def other_flow(root):
+    write_flow(root / "flow/00001/0001/flow_t1.flo", np.zeros((48, 32, 2), np.float32))
+
+
+def cut_flow(root):
+    path = root / "flow/00001/0001/flow_t0.flo"
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+WRONG = {  # what a user may have, by name: a change to a good set, and what the one line must say
+    "no set": (lambda root: root.rename(root.with_name("gone")), "no such folder"),
+    "no list": (lambda root: (root / "tri_trainlist.txt").unlink(), "tri_trainlist.txt: no such list"),
+    "empty list": (lambda root: (root / "tri_trainlist.txt").write_text("\n\n"), "the list is empty"),
+    "cut list": (
+        lambda root: (root / "tri_trainlist.txt").write_text("00001/0001\n00001/00"),
+        "line 2: '00001/00'",
+    ),
+    "no frame": (lambda root: (root / "sequences/00001/0001/im2.png").unlink(), "im2.png: no such file"),
+    "cut frame": (cut_frame, "im2.png: the picture is cut short"),
+    "other size": (other_size, "im3.png: 64x32, but the triplet's first frame is 64x48"),
+    "no flow": (lambda root: (root / "flow/00001/0001/flow_t1.flo").unlink(), "flow_t1: no teacher flow"),
+    "cut flow": (cut_flow, "flow_t0.flo: a flow of 64x48"),
+    "other flow": (
+        other_flow,
+        "flow_t1.flo: 32x48, but the triplet's first frame is 64x48; make it again with generate_flow.py",
+    ),
+}
+
+
+@pytest.mark.parametrize("spoil, message", WRONG.values(), ids=WRONG)
+def test_what_is_wrong_is_named_in_one_line(tmp_path, spoil, message):
     root = write_set(tmp_path / "set")
-    spoil, message = wrong(name)
     spoil(root)
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
         Vimeo90K(root, read_list(root), flow=True)[0]
