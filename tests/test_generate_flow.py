@@ -1,6 +1,5 @@
 """Labels from end to end: list, frames, teacher, files; ranks, interruptions, wrong input; how good they are."""
 
-import csv
 import json
 import shutil
 import signal
@@ -15,6 +14,7 @@ import pytest
 import torch
 from conftest import ROOT, formula_weights
 from processes import begin, run_ranks
+from training_runs import rows
 
 import generate_flow
 import models
@@ -256,15 +256,13 @@ def test_training_takes_its_flow_from_a_teacher_as_it_goes(data, tmp_path, monke
     monkeypatch.setitem(teachers.TEACHERS, "dis", lambda weights, device: Watched())
     command = ["train_vimeo90k.py", "--data", data, "--model_name", "IFRNet_S", "--iterations", 2, "--log_every", 1]
     command += ["--batch_size", 2, "--crop", 48, "--workers", 0, "--device", "cpu", "--teacher", "dis"]
-    rows = {}
+    found = {}
     for name, options in (("with", command), ("without", command[:-2])):
         options = [*options, "--log_path", tmp_path / name]
         monkeypatch.setattr(sys, "argv", [str(part) for part in options])
         cli.run(train_vimeo90k.main, train_vimeo90k.parser())
-        with open(tmp_path / name / "IFRNet_S/metrics.csv", newline="") as file:
-            rows[name] = [row for row in csv.DictReader(file) if row["dis"]]
-    assert [float(row["dis"]) for row in rows["without"]] == [0, 0]
-    assert all(float(row["dis"]) > 0 for row in rows["with"])
+        found[name] = [float(row["dis"]) for row in rows(tmp_path / name / "IFRNet_S") if row["dis"]]
+    assert found["without"] == [0, 0] and len(found["with"]) == 2 and min(found["with"]) > 0
     assert len(seen) == 2
     for img0, img1, flow in seen:
         assert img0.shape == (4, 3, 48, 48) and torch.equal(img0[:2], img0[2:]) and not torch.equal(img0, img1)
@@ -274,7 +272,7 @@ def test_training_takes_its_flow_from_a_teacher_as_it_goes(data, tmp_path, monke
     torch.manual_seed(0)
     out = models.build("IFRNet_S")(img0, img1, 0.5, middle)
     expected = ifrnet_loss(out, middle, torch.cat(flow, 1))["dis"].item()
-    assert float(rows["with"][0]["dis"]) == pytest.approx(expected, rel=1e-3)
+    assert found["with"][0] == pytest.approx(expected, rel=1e-3)
 
     monkeypatch.setattr(sys, "argv", [*map(str, command[:-2]), "--teacher_weights", "a.pth"])
     with pytest.raises(SystemExit, match="2"):

@@ -1,6 +1,5 @@
 """The training script as people run it: killed and gone on with, and given what is wrong."""
 
-import csv
 import os
 import random
 import shutil
@@ -15,7 +14,18 @@ import torch
 from conftest import formula_image
 from processes import begin
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from training_runs import assert_same, command, start, train_here, typed_options, wait_for, weights, weights_and_all
+from training_runs import (
+    assert_same,
+    command,
+    rows,
+    start,
+    train_here,
+    typed_options,
+    validations,
+    wait_for,
+    weights,
+    weights_and_all,
+)
 
 import models
 import train_gopro
@@ -32,9 +42,7 @@ def test_a_run_leaves_what_it_learnt_and_what_it_said(whole):
     assert {"best.pth", "latest.pth", "train.log", "metrics.csv"} <= {path.name for path in folder.iterdir()}
     board = EventAccumulator(str(folder)).Reload().Tags()
     assert {"loss", "lr", "psnr"} <= set(board["scalars"]) and board["images"] == [f"validation/{k}" for k in range(3)]
-    lines = (folder / "metrics.csv").read_text().splitlines()
-    columns = lines[0].split(",")
-    losses = [float(line.split(",")[columns.index("loss")]) for line in lines[1:] if line.split(",")[2]]
+    losses = [float(row["loss"]) for row in rows(folder) if row["loss"]]
     assert len(losses) == 12 and np.mean(losses[-4:]) < 0.9 * np.mean(losses[:4])
     best = models.load(folder / "best.pth")
     assert sum(p.numel() for p in best.parameters()) == 2_803_610
@@ -394,11 +402,6 @@ def write_frames(folder, seed, count=25):
         write_image(folder / f"{k:06}.png", picture[:, k : k + 64])
 
 
-def read_columns(folder, *names):
-    with open(folder / "metrics.csv", newline="") as file:
-        return [[row[name] for name in names] for row in csv.DictReader(file)]
-
-
 def run(script, *options):
     script.main(script.parser().parse_args([str(option) for option in options]))
 
@@ -443,10 +446,10 @@ def test_gopro_trains_on_all_seven_frames_without_distillation(tmp_path, monkeyp
         write_frames(tmp_path / "set" / layout / video, seed)
     options = ["--data", tmp_path / "set", "--model_name", "IFRNet_S", "--crop", 32, "--workers", 0, "--device", "cpu"]
     run(train_gopro, *options, "--log_path", tmp_path, "--iterations", 3, "--batch_size", 2, "--log_every", 3)
-    loss, rec, geo = read_columns(tmp_path / "IFRNet_S", "loss", "rec", "geo")[0]
-    assert float(loss) == pytest.approx(float(rec) + float(geo), rel=1e-3) and float(geo) > 0
-    assert "dis" not in (tmp_path / "IFRNet_S" / "metrics.csv").read_text().splitlines()[0]
-    assert float(read_columns(tmp_path / "IFRNet_S", "psnr")[-1][0]) > 5
+    row = rows(tmp_path / "IFRNet_S")[0]
+    loss, rec, geo = (float(row[name]) for name in ("loss", "rec", "geo"))
+    assert loss == pytest.approx(rec + geo, rel=1e-3) and geo > 0 and "dis" not in row
+    assert validations(tmp_path)[-1] > 5
 
 
 @pytest.mark.parametrize("script", [train_vimeo90k, train_gopro], ids=lambda script: script.__name__)
