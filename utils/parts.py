@@ -124,10 +124,11 @@ class Parts:
 
     def remove(self) -> None:
         """Remove the parts, and the folder unless this run holds it."""
-        for path in self.folder.iterdir() if self.folder.is_dir() else ():
-            self._clear(path)
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
-            self.folder.rmdir()
+        if self.folder.is_dir():
+            for path in self.folder.iterdir():
+                self._clear(path)
+            if not any(self.folder.iterdir()):
+                self.folder.rmdir()
 
 
 def _remove(path: Path) -> None:

@@ -199,10 +199,8 @@ class VideoWriter:
             self.output.close()
 
     def abandon(self) -> None:
-        try:
+        with suppress(av.FFmpegError):  # it is thrown away anyway
             self.output.close()
-        except av.FFmpegError:
-            pass  # it is thrown away anyway
 
     def _converted(self, image: np.ndarray, original: av.VideoFrame | None) -> av.VideoFrame:
         form = self.form
