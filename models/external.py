@@ -6,11 +6,12 @@
         return ...
 
 img0 and img1 are RGB in [0, 1], (B, 3, H, W), float32 and on one device, of any size: padding, weights and precision
-are up to the method. t is a number in (0, 1). The frame at t is a tensor of their shape and range. baselines.External
-calls the function.
+are up to the method. t is a number in (0, 1). The frame at t is a tensor of floats of their shape and range.
+baselines.External calls the function.
 
 Code in other places can be added to sys.path, but not under the names of our packages (models, utils, ...): these are
-found beside the file only. A result records the hash of the file, not those of the code and weights that it uses.
+found beside the file only. A result records the hash of the file, not those of the code and weights that it uses. If
+these change while a benchmark is interrupted, delete .unfinished-* in its --out: it would go on with older scores.
 """
 
 import importlib.util
@@ -24,6 +25,8 @@ from pathlib import Path
 from types import ModuleType
 
 from torch import Tensor
+
+from .interpolator import BRIGHTEST
 
 SUFFIX, FUNCTION = ".py", "interpolate"
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,6 +72,11 @@ class Method:
         if frame.shape != img0.shape:
             shapes = f"{tuple(frame.shape)} for frames of {tuple(img0.shape)}"
             raise ValueError(f"{self.path}: {FUNCTION} returned {shapes}; the shapes must be the same")
+        if not frame.is_floating_point():
+            raise ValueError(f"{self.path}: {FUNCTION} returned {frame.dtype}; floats in [0, 1] are needed")
+        mean = frame.float().mean().item()  # as single values may overshoot
+        if abs(mean) > BRIGHTEST:
+            raise ValueError(f"{self.path}: {FUNCTION} returned values that are {mean:g} on average, not in [0, 1]")
         return frame
 
     def _takes(self, count: int) -> bool:

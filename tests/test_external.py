@@ -139,6 +139,10 @@ def test_what_is_no_method_is_told_by_name(tmp_path):
         External(written(tmp_path, small), "cpu")(*PAIR)
     for text, told in (
         ("def interpolate(img0, img1, t):\n    return [img0]\n", "interpolate returned a list, not a tensor"),
+        ("def interpolate(img0, img1, t):\n    return (255 * img0).byte()\n", "interpolate returned torch.uint8; fl"),
+        ("def interpolate(img0, img1, t):\n    return img0 > 0.5\n", "interpolate returned torch.bool; floats in"),
+        ("def interpolate(img0, img1, t):\n    return 255 * img0\n", r"interpolate returned values that are 1\d\d\."),
+        ("def interpolate(img0, img1, t):\n    return img0 - 9e9\n", "interpolate returned values that are -9e"),
         ("def interpolate(img0):\n    return img0\n", "interpolate takes other arguments than"),
         ("def interpolate(img0, img1, t, scale):\n    return img0\n", "interpolate takes other arguments than"),
     ):

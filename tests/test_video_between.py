@@ -314,6 +314,14 @@ def test_a_step_across_a_cut_asks_for_nothing_in_between():
     assert [picture.made is not None for picture in made] == [False, True, False, False, False, False, False]
 
 
+def test_a_method_that_returns_nan_does_not_become_black_frames(tmp_path):
+    (tmp_path / "method.py").write_text("def interpolate(img0, img1, t):\n    return img0 * float('nan')\n")
+    encode(tmp_path / "in.mp4", moving(3))
+    with pytest.raises(ValueError, match="a new frame holds NaN; check the model or method"):
+        run(tmp_path / "in.mp4", tmp_path / "out.mp4", model=str(tmp_path / "method.py"))
+    assert not (tmp_path / "out.mp4").exists()
+
+
 def test_work_ahead_keeps_the_order_and_waits_when_enough_is_ready():
     made = []
 

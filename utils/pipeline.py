@@ -204,6 +204,8 @@ def halves(t: Fraction) -> bool:
 
 
 def to_integers(frame: Tensor, deep: bool = False) -> Tensor:
-    """Float in [0, 1] -> uint8, or uint16 where `deep`, rounded, on the same device."""
+    """Float in [0, 1] -> uint8, or uint16 where `deep`, rounded, on the same device. ValueError for NaN on a CPU."""
+    if frame.device.type == "cpu" and frame.isnan().any():  # on a GPU this would synchronise
+        raise ValueError("a new frame holds NaN; check the model or method, or try --precision fp32")
     most, kind = (65535, torch.uint16) if deep else (255, torch.uint8)
     return frame.mul(most).round_().clamp_(0, most).to(kind)
