@@ -5,7 +5,7 @@ from fractions import Fraction
 from functools import partial
 from itertools import chain
 from numbers import Integral, Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -148,7 +148,8 @@ class Interpolator:
     """Frames between two frames.
 
     model: an IFRNet, which is itself moved to `device` and put into evaluation mode. Fast mode copies its weights, and
-        whether they read t is checked, on construction: after load_state_dict make a new Interpolator.
+        whether they read t is checked, on construction: after load_state_dict make a new Interpolator. A copy, also one
+        that is sent to another process, is constructed anew from the weights that the model then has.
     device: default the GPU, where there is one.
     precision: of the convolutions, "fp32", "bf16" or "fp16" (default: see default_precision); flow and coordinates are
         always float32.
@@ -196,11 +197,22 @@ class Interpolator:
         self.scale = scale if scale in NAMED_SCALES else nearest_scale(scale)
         self.padding, self.tile = padding, tile
         self._budget: int | None = None
+        # With "auto" nobody asked for fast mode: a missing compiler is then no reason to warn.
+        self._start(tell=not unasked)
+
+    def _start(self, tell: bool) -> None:
         self.fast = self.recorder = None
-        if mode == "fast":
-            # With "auto" nobody asked for fast mode: a missing compiler is then no reason to warn.
-            self.fast = fast.FastIFRNet(self.model, self.device, PRECISIONS[self.precision], tell=not unasked)
+        if self.mode == "fast":
+            self.fast = fast.FastIFRNet(self.model, self.device, PRECISIONS[self.precision], tell)
             self.recorder = Recorder() if self.device.type == "cuda" else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copy and pickle take: fast mode's library and recordings are this process's, and are made anew."""
+        return self.__dict__ | {"_budget": None, "fast": None, "recorder": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._start(tell=False)
 
     def check_times(self, times: Sequence[float]) -> None:
         """ValueError where a time is outside (0, 1), or not 0.5 for weights that ignore t."""

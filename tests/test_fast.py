@@ -2,6 +2,7 @@
 
 import copy
 import os
+import pickle
 import subprocess
 import sys
 
@@ -147,6 +148,14 @@ def text(height, width):
         colour = (255, 255, 255) if line % 2 else (0, 0, 0)
         cv2.putText(img, f"Still text {line} " * (width // 180), (6, y), cv2.FONT_HERSHEY_SIMPLEX, 0.8, colour, 1)
     return io.to_float(img)
+
+
+def test_copies_and_pickles_of_an_interpolator_are_as_quick_and_give_the_same_frames(small):
+    call = models.Interpolator(small, "cpu", mode="fast", scale="multi")
+    pair = formula_image(48, 64, 1), formula_image(48, 64, 2)
+    for other in (copy.copy(call), copy.deepcopy(call), pickle.loads(pickle.dumps(call))):
+        assert other.mode == "fast" and other.fast is not call.fast
+        assert torch.equal(other(*pair, times=[0.25, 0.5]), call(*pair, times=[0.25, 0.5]))
 
 
 def test_still_text_stays_still_as_the_shipped_weights_see_it():
