@@ -1,10 +1,12 @@
 """Runs of interpolate_video.py that end early, resume or meet: complete parts stay, and the result is the same."""
 
+import _thread
 import errno
 import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from fractions import Fraction
 from io import BytesIO
@@ -21,7 +23,7 @@ from video_files import complaint, decode, encode, interrupted_after, moving, pa
 import interpolate_video
 import models
 from models import fast
-from utils import io
+from utils import io, video_out
 from utils.parts import Parts, begun
 
 
@@ -139,6 +141,25 @@ def test_a_run_does_not_go_on_with_another_method_in_the_same_file(tmp_path, mon
     path.write_text("def interpolate(img0, img1):\n    return img1\n")
     with pytest.raises(ValueError, match="was begun with code"):
         run(source, out, "--segment", "1", "--resume", model=str(path))
+
+
+def test_an_interrupt_while_a_frame_is_encoded_does_not_lose_it(tmp_path, monkeypatch):
+    """Later frames may refer to it. Lossless encoding of noise takes long enough to be interrupted."""
+    noise = np.random.default_rng(0).integers(0, 256, (2160, 4096, 3), np.uint8)
+    form = video_out.Format(4096, 2160, Fraction(25), Fraction(1, 25), codec="ffv1")
+    writer, convert = video_out.VideoWriter(tmp_path / "a.mkv", form), video_out.VideoWriter._converted
+
+    def soon(*args):
+        frame = convert(*args)
+        threading.Timer(0.02, _thread.interrupt_main).start()
+        return frame
+
+    writer.write(noise, Fraction(0))
+    monkeypatch.setattr(video_out.VideoWriter, "_converted", soon)
+    with pytest.raises(KeyboardInterrupt):
+        writer.write(noise, Fraction(1, 25))
+    writer.close()
+    assert len(decode(tmp_path / "a.mkv")[1]) == 2
 
 
 def test_an_interrupt_behind_a_gap_in_time_leaves_and_resumes_all_that_is_done(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from io import BytesIO
+from itertools import chain
 from math import ceil
 from pathlib import Path
 from typing import NamedTuple
@@ -140,6 +141,7 @@ class VideoWriter:
 
     def __init__(self, path: Path | str, form: Format, file=None, container: str | None = None):
         self.path, self.form, self.written, self.end = path, form, 0, None
+        self.packets: list[av.Packet] = []  # encoded, not yet stored
         self.reformatter = VideoReformatter()
         codec = CODECS[form.codec] if file is None else Codec("wrapped_avframe", None, {})
         options = form.movie_options if file is None else {}
@@ -180,7 +182,9 @@ class VideoWriter:
         frame.pict_type = 0  # the encoder decides
         self.end = frame.pts + frame.duration if lasts else None
         with errors(self.path):
-            packets = self.stream.encode(frame)
+            # In one call: an interrupt, which comes as encode returns, must not lose what other frames refer to.
+            self.packets.extend(chain.from_iterable(map(self.stream.encode, [frame])))
+            packets, self.packets = self.packets, []
             for packet in packets:
                 if packet.pts == frame.pts:  # encoders with delay do not set it, nor do all without
                     packet.duration = frame.duration
@@ -189,7 +193,7 @@ class VideoWriter:
 
     def close(self) -> None:
         with errors(self.path):
-            packets = self.stream.encode(None)
+            packets = self.packets + self.stream.encode(None)
             if self.written <= 2 and self.form.codec == "h265":  # x265 makes up their times of decoding
                 for packet in packets:
                     packet.dts = packet.pts
