@@ -18,6 +18,7 @@ import importlib.util
 import inspect
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from importlib.machinery import PathFinder
@@ -31,6 +32,7 @@ from .interpolator import BRIGHTEST
 SUFFIX, FUNCTION = ".py", "interpolate"
 ROOT = Path(__file__).resolve().parents[1]
 OURS = (ROOT, ROOT / "benchmarks") if __package__ == "models" else ()  # not where installed, as `ifrnet`
+ALONE = threading.RLock()  # held while a method's code runs: what it finds in `sys` belongs to the whole process
 
 
 class Method:
@@ -92,18 +94,19 @@ class Method:
     def _at_home(self) -> Iterator[None]:
         """Here imports find what lies beside the file, also under names that are ours or another method's: other
         repositories have `models` and `utils`, too. What it prints does not get into our output."""
-        hidden, paths = _taken(self.names), sys.path[:]
-        sys.modules.update(self.modules)
-        sys.path[:] = self.paths
-        try:
-            with redirect_stdout(sys.stderr):
-                yield
-        except (ValueError, OSError) as error:
-            raise RuntimeError(f"{self.path}: {error}") from error
-        finally:
-            self.paths, self.modules = sys.path[:], _taken(self.names)
-            sys.path[:] = paths
-            sys.modules.update(hidden)
+        with ALONE:
+            hidden, paths = _taken(self.names), sys.path[:]
+            sys.modules.update(self.modules)
+            sys.path[:] = self.paths
+            try:
+                with redirect_stdout(sys.stderr):
+                    yield
+            except (ValueError, OSError) as error:
+                raise RuntimeError(f"{self.path}: {error}") from error
+            finally:
+                self.paths, self.modules = sys.path[:], _taken(self.names)
+                sys.path[:] = paths
+                sys.modules.update(hidden)
 
 
 def _beside(folder: Path, paths: list[str]) -> set[str]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import pytest
@@ -97,6 +98,16 @@ def test_what_a_file_does_to_our_process_ends_with_it(tmp_path, monkeypatch, cap
     External(written(tmp_path, text))(*PAIR)
     assert os.getcwd() == str(tmp_path) and sys.argv == words
     assert capfd.readouterr() == ("", "loaded\ncalled\n")
+
+
+def test_methods_that_are_called_in_several_threads_leave_our_process_as_it_was(repository):
+    calls = [External(repository(name, factor), "cpu") for name, factor in (("a", 1 / 2), ("b", 1 / 3))]
+    expected = [call(*PAIR) for call in calls]
+    before = sys.stdout, sys.path[:], sys.modules["models"], sys.modules["utils"]
+    with ThreadPoolExecutor(4) as threads:
+        got = list(threads.map(lambda number: calls[number % 2](*PAIR), range(200)))
+    assert all(torch.equal(frames, expected[number % 2]) for number, frames in enumerate(got))
+    assert (sys.stdout, sys.path, sys.modules["models"], sys.modules["utils"]) == before
 
 
 def test_a_folder_that_has_the_name_of_a_standard_module_hides_nothing(tmp_path):
