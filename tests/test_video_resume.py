@@ -6,11 +6,12 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
 import time
 from fractions import Fraction
+from functools import partial
 from io import BytesIO
 from itertools import count
+from operator import methodcaller
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +19,7 @@ import pytest
 import torch
 from conftest import ROOT
 from processes import run_ranks
-from video_files import complaint, decode, encode, interrupted_after, moving, packets, run, start
+from video_files import HEIGHT, WIDTH, complaint, decode, encode, interrupted_after, moving, packets, run, start
 
 import interpolate_video
 import models
@@ -144,20 +145,23 @@ def test_a_run_does_not_go_on_with_another_method_in_the_same_file(tmp_path, mon
 
 
 def test_an_interrupt_while_a_frame_is_encoded_does_not_lose_it(tmp_path, monkeypatch):
-    """Later frames may refer to it. Lossless encoding of noise takes long enough to be interrupted."""
-    noise = np.random.default_rng(0).integers(0, 256, (2160, 4096, 3), np.uint8)
-    form = video_out.Format(4096, 2160, Fraction(25), Fraction(1, 25), codec="ffv1")
+    """Later frames may refer to it."""
+    form = video_out.Format(WIDTH, HEIGHT, Fraction(25), Fraction(1, 25), codec="ffv1")
     writer, convert = video_out.VideoWriter(tmp_path / "a.mkv", form), video_out.VideoWriter._converted
+    stream = writer.stream
 
-    def soon(*args):
+    def interrupted(*args):
         frame = convert(*args)
-        threading.Timer(0.02, _thread.interrupt_main).start()
+        # One call from Python, during which nothing is raised: the interrupt comes first, and the packets are returned.
+        calls = map(methodcaller("__call__"), [_thread.interrupt_main, partial(stream.encode, frame)])
+        writer.stream = SimpleNamespace(encode=partial(next, filter(None, calls)))
         return frame
 
-    writer.write(noise, Fraction(0))
-    monkeypatch.setattr(video_out.VideoWriter, "_converted", soon)
+    writer.write(moving(2)[0], Fraction(0))
+    monkeypatch.setattr(video_out.VideoWriter, "_converted", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        writer.write(noise, Fraction(1, 25))
+        writer.write(moving(2)[1], Fraction(1, 25))
+    writer.stream = stream
     writer.close()
     assert len(decode(tmp_path / "a.mkv")[1]) == 2
 
