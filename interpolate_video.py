@@ -28,6 +28,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from fractions import Fraction
 from itertools import islice
+from math import ceil
 from pathlib import Path
 
 import cv2
@@ -58,10 +59,21 @@ def rate(text: str) -> Fraction:
 
 
 def times(text: str) -> int:
-    """The type of --factor and --slow."""
+    """The type of --factor."""
     value = cli.positive(text)
     if value > MOST_TIMES:
         raise argparse.ArgumentTypeError(f"{value} is more than {MOST_TIMES} times; give less")
+    return value
+
+
+def stretch(text: str) -> Fraction:
+    """The type of --slow: 4, 2.5 or 5/2."""
+    try:
+        value = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        value = Fraction(0)
+    if not 1 <= value <= MOST_TIMES:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MOST_TIMES}, such as 4 or 2.5")
     return value
 
 
@@ -86,10 +98,11 @@ def parser() -> cli.Parser:
     options = cli.Parser(__doc__)
     options.add_argument("input", help="a video file, a folder of pictures, a GIF, or - for y4m")
     options.add_argument("output", help=f"{', '.join(video_out.DEFAULTS)}, .gif, a folder for PNG, or - for y4m")
-    options.add_argument("--factor", type=times, help="output frames per input frame (default: 2, or --slow if larger)")
+    about = "output frames per input frame (default: 2, or --slow if larger, rounded up)"
+    options.add_argument("--factor", type=times, help=about)
     options.add_argument("--fps", type=rate, help="frames per second, 60 or 60000/1001, instead of --factor")
     about = "stretch time by this factor; drops sound, subtitles and chapters"
-    options.add_argument("--slow", type=times, default=1, help=about)
+    options.add_argument("--slow", type=stretch, default=Fraction(1), help=about)
     options.add_argument("--input_fps", type=rate, help="frame rate of a folder of pictures (default: 24)")
     options.add_argument("--cuts", choices=("yes", "no"), default="yes", help="detect cuts (default: yes)")
     about = "put motion in place of repeated frames, as of animation; output times stay the same"
@@ -123,7 +136,7 @@ def main(args: argparse.Namespace) -> None:
     if args.input_fps and not Path(args.input).is_dir():
         raise ValueError(f"--input_fps {args.input_fps}: {args.input} is not a folder of pictures; leave it out")
     source = video.open_source(args.input, args.input_fps or Fraction(24))
-    grid = Grid(args.factor or (1 if args.fps else max(2, args.slow)), args.fps, args.slow)
+    grid = Grid(args.factor or (1 if args.fps else max(2, ceil(args.slow))), args.fps, args.slow)
     with distributed.ranks(args) as device, cli.terminated_as_interrupted():
         call = interpolator(
             args.model_name,
@@ -278,14 +291,14 @@ def average_rate(source: video.Source, grid: Grid) -> Fraction:
     if grid.rate:
         return grid.rate
     rate = (source.count - 1) / source.last if source.last else source.rate
-    return Fraction(rate * grid.factor, grid.slow)
+    return rate * grid.factor / grid.slow
 
 
 def notes(
     args: argparse.Namespace, source: video.Source, grid: Grid, form: video_out.Format, kind: str
 ) -> Iterator[str]:
     if args.slow > 1 and source.has_sound:
-        yield f"{args.output}: without sound and subtitles, because --slow {args.slow} stretches time"
+        yield f"{args.output}: without sound and subtitles, because --slow {float(args.slow):g} stretches time"
     elif source.has_sound and kind not in video_out.DEFAULTS:
         yield f"{args.output}: without sound and subtitles, which this kind of output cannot hold"
     elif source.has_sound:
@@ -304,6 +317,10 @@ def notes(
     told = isinstance(source, video.Folder) and not form.deep  # by utils.io, as wherever pictures are read
     if colours.bits(source.pix_fmt) > form.depth and not told:
         yield f"{source.path}: more than {form.depth} bits per colour ({source.pix_fmt}), reduced to {form.depth}"
+    chroma = video_out.KEPT.match(source.pix_fmt)
+    if chroma and chroma[2] in ("422", "444") and form.pix_fmt.startswith("yuv420p"):
+        name = f"{source.path}: chroma of 4:{chroma[2][1]}:{chroma[2][2]} ({source.pix_fmt})"
+        yield f"{name}, reduced to 4:2:0, which every player plays; --codec ffv1 keeps it"
     if source.light != hdr.Light() and form.codec not in hdr.OPTIONS:
         name = f"{args.output}: what HDR10 says of brightness"
         yield f"{name} is not stored with {form.codec}; use {', '.join(hdr.OPTIONS)}"

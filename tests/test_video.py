@@ -15,7 +15,9 @@ from utils.timeline import Grid
 
 
 @pytest.mark.parametrize("rate", [24, 25, NTSC])
-@pytest.mark.parametrize("option", ["--factor 2", "--factor 3", "--factor 8", "--fps 60", "--fps 50", "--slow 2"])
+@pytest.mark.parametrize(
+    "option", ["--factor 2", "--factor 3", "--factor 8", "--fps 60", "--fps 50", "--slow 2", "--slow 2.5"]
+)
 def test_every_time_is_exact(tmp_path, rate, option):
     frames, (name, value) = 13, option.split()
     source = encode(tmp_path / "in.mp4", moving(frames), rate)
@@ -25,7 +27,8 @@ def test_every_time_is_exact(tmp_path, rate, option):
     if name == "--factor":
         expected = [k / (rate * value) for k in range((frames - 1) * int(value) + 1)]
     elif name == "--slow":
-        expected = [k / Fraction(rate) for k in range((frames - 1) * int(value) + 1)]
+        factor = ceil(value)
+        expected = [k * value / (rate * factor) for k in range((frames - 1) * factor + 1)]
     else:
         expected = [k / value for k in range(1000) if k / value < length]
     assert times == expected
@@ -43,7 +46,7 @@ def shown_until(path):
         return max((p.pts + p.duration) * p.time_base for p in packets)
 
 
-@pytest.mark.parametrize("option", ["--factor 3", "--slow 2", "--fps 60", "--factor 2 --codec ffv1"])
+@pytest.mark.parametrize("option", ["--factor 3", "--slow 2", "--slow 5/4", "--fps 60", "--factor 2 --codec ffv1"])
 @pytest.mark.parametrize("name", ["out.mp4", "out.mkv", "out.webm", "out.gif"])
 def test_the_output_lasts_as_long_as_the_input(tmp_path, name, option):
     if name in ("out.gif", "out.webm") and "codec" in option:
@@ -51,7 +54,7 @@ def test_the_output_lasts_as_long_as_the_input(tmp_path, name, option):
     moments = [Fraction(k, 25) for k in (0, 1, 2, 4, 5)]
     source = encode(tmp_path / "in.mp4", moving(5), 25, moments, bf="0", crf="5")
     run(source, tmp_path / name, *option.split())
-    slow = 2 if "slow" in option else 1
+    slow = Fraction(option.split()[1]) if "slow" in option else 1
     tolerance = {
         "out.mp4": 0,
         "out.mkv": Fraction(2, 1000),

@@ -237,6 +237,15 @@ def test_chroma_is_kept_where_nothing_is_lost_and_only_there(keep, lossless, raw
     assert [form.stored for form in made] == [(63, 47), (63, 47), (64, 48)]
 
 
+@pytest.mark.parametrize("pix_fmt, name", [("yuv444p", "4:4:4"), ("yuv422p10le", "4:2:2"), ("yuv420p", None)])
+def test_chroma_that_is_reduced_is_told(tmp_path, capsys, pix_fmt, name):
+    source = encode(tmp_path / "in.mkv", moving(3), codec="ffv1", pix_fmt=pix_fmt)
+    told = f"in.mkv: chroma of {name} ({pix_fmt}), reduced to 4:2:0"
+    for codec in ("h264", "h265", "ffv1"):
+        run(source, tmp_path / f"{codec}.mkv", "--codec", codec)
+        assert (told in capsys.readouterr().err) == (name is not None and codec != "ffv1")
+
+
 @pytest.mark.parametrize("size", [(47, 64), (48, 63), (33, 65), (16, 16)])
 def test_odd_sizes_lose_no_row_and_no_column(tmp_path, size, capsys):
     height, width = size

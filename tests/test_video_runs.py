@@ -275,6 +275,10 @@ def test_outputs_that_cannot_be_are_refused_before_anything_is_done(tmp_path, cl
     assert "100 frames a second; give --fps 50" in complaint(capsys, clip, tmp_path / "out.gif", "--fps", "101")
     assert "'0' is not a whole number" in complaint(capsys, clip, tmp_path / "out.mp4", "--factor", "0")
     assert "not a frame rate" in complaint(capsys, clip, tmp_path / "out.mp4", "--fps", "1/0")
+    for slow in ("0.5", "1/0", "nan", "1001"):
+        assert f"'{slow}' is not a number from 1 to 1000" in complaint(
+            capsys, clip, tmp_path / "out.mp4", "--slow", slow
+        )
     for tile in ("half", "31"):
         assert "not auto, none or a number" in complaint(capsys, clip, tmp_path / "out.mp4", "--tile", tile)
     assert "1001 is more than 1000 times" in complaint(capsys, clip, tmp_path / "out.mp4", "--factor", "1001")

@@ -33,7 +33,7 @@ class Grid(NamedTuple):
 
     factor: int = 1
     rate: Fraction | None = None
-    slow: int = 1
+    slow: Fraction = Fraction(1)
 
     def times(self, start: Fraction, stop: Fraction) -> list[Fraction]:
         """Output times in [start, stop), where start and stop are the input's times of two neighbours."""
