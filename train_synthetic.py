@@ -174,8 +174,8 @@ def resident(footage: dict[int, list], args: argparse.Namespace, device: torch.d
 
 
 class Data(NamedTuple):
-    """What a run trains and validates on. material: of scenes. footage: windows by span and clip, empty without any;
-    resident: the same in a GPU's memory, if it is there."""
+    """What a run trains on. material: of scenes. footage: windows by span and clip, empty without any; resident: the
+    same in a GPU's memory, if it is there. val_set: what it validates on."""
 
     material: synthetic.Material
     footage: dict[int, list]

@@ -1,6 +1,6 @@
 """Endless training batches in which procedural scenes and real footage are mixed.
 
-    mixture = Mixture(material, footage, crop=96, size=8, real=0.25, seed=1)
+    mixture = Mixture(material, footage, crop=96, size=8, real=0.25, speed=4, strength=1)
     for batch in mixture.batches(DataLoader(mixture, batch_size=None)):
         batch.img0  # (8, 3, 96, 96): six scenes, then two crops of footage
 
@@ -38,10 +38,10 @@ class Mixture(IterableDataset):
 
     material: what scenes are made of. footage: for each of SPANS its windows, by clip; empty: scenes only. Clips that
     are smaller than a crop are left out. crop: side of the samples in pixels. size: samples per batch; real: share of
-    footage among them. speed, strength: see Synthetic and Effects. label: from the
-    three frames (3, H, W, 3) uint8 of a crop and MARGIN pixels around it to their flow (H, W, 4); None: unknown. start:
-    the iteration to begin at. ahead: a mixture of larger crops that supplies every FORETASTE-th group. resident: the
-    footage in the memory of the material's device; None: footage is read from disk.
+    footage among them. speed, strength: see Synthetic and Effects. label: from the three frames (3, H, W, 3) uint8 of a
+    crop and MARGIN pixels around it to their flow (H, W, 4); None: unknown. start: the iteration to begin at. ahead: a
+    mixture of larger crops that supplies every FORETASTE-th group. resident: the footage in the memory of the
+    material's device; None: footage is read from disk.
     """
 
     def __init__(
@@ -51,9 +51,9 @@ class Mixture(IterableDataset):
         crop: int,
         size: int,
         *,
-        real: float = 1 / 3,
-        speed: float = 4.0,
-        strength: float = 1.0,
+        real: float,
+        speed: float,
+        strength: float,
         label: Callable[[np.ndarray], np.ndarray] | None = None,
         seed: int = 0,
         rank: int = 0,

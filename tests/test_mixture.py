@@ -21,7 +21,7 @@ def material():
 
 
 def mixed(material, windows, crop=48, size=8, **changes):
-    return Mixture(material, windows, crop, size, **{"real": 0.5, "strength": 0.0} | changes)
+    return Mixture(material, windows, crop, size, **{"real": 0.5, "speed": 4.0, "strength": 0.0} | changes)
 
 
 def take_beside(mixture, count, workers=0):
