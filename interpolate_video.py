@@ -49,12 +49,21 @@ MOST_TIMES, MOST_PLACES = 1000, 100
 
 def rate(text: str) -> Fraction:
     """The type of a frame rate: 60, 59.94 or 60000/1001."""
+    return _fraction(text, Fraction(1, 1000), 10000, "a frame rate; give one such as 60, 23.976 or 60000/1001")
+
+
+def stretch(text: str) -> Fraction:
+    """The type of --slow: 4, 2.5 or 5/2."""
+    return _fraction(text, 1, MOST_TIMES, f"a number from 1 to {MOST_TIMES}, such as 4 or 2.5")
+
+
+def _fraction(text: str, least: Fraction | int, most: int, what: str) -> Fraction:
     try:
         value = Fraction(text)
     except (ValueError, ZeroDivisionError):
         value = Fraction(0)
-    if not Fraction(1, 1000) <= value <= 10000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a frame rate; give one such as 60, 23.976 or 60000/1001")
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
     return value
 
 
@@ -63,17 +72,6 @@ def times(text: str) -> int:
     value = cli.positive(text)
     if value > MOST_TIMES:
         raise argparse.ArgumentTypeError(f"{value} is more than {MOST_TIMES} times; give less")
-    return value
-
-
-def stretch(text: str) -> Fraction:
-    """The type of --slow: 4, 2.5 or 5/2."""
-    try:
-        value = Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        value = Fraction(0)
-    if not 1 <= value <= MOST_TIMES:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MOST_TIMES}, such as 4 or 2.5")
     return value
 
 
@@ -320,7 +318,7 @@ def notes(
     chroma = video_out.KEPT.match(source.pix_fmt)
     if chroma and chroma[2] in ("422", "444") and form.pix_fmt.startswith("yuv420p"):
         name = f"{source.path}: chroma of 4:{chroma[2][1]}:{chroma[2][2]} ({source.pix_fmt})"
-        yield f"{name}, reduced to 4:2:0, which every player plays; --codec ffv1 keeps it"
+        yield f"{name}, reduced to 4:2:0, which every player plays; .mkv with --codec ffv1 keeps it"
     if source.light != hdr.Light() and form.codec not in hdr.OPTIONS:
         name = f"{args.output}: what HDR10 says of brightness"
         yield f"{name} is not stored with {form.codec}; use {', '.join(hdr.OPTIONS)}"

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from models import native
 
-EPS2, BETA = 1e-6, 0.3  # the paper's
+EPS2, BETA = 1e-6, 0.3  # the paper's eps^2 of equation 8, and beta of the distillation's weight
 
 
 def charbonnier(difference: Tensor) -> Tensor:
