@@ -6,12 +6,10 @@ import shutil
 import signal
 import sys
 import time
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from conftest import formula_image
 from processes import begin
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_runs import (
@@ -21,7 +19,6 @@ from training_runs import (
     start,
     train_here,
     typed_options,
-    validations,
     wait_for,
     weights,
     weights_and_all,
@@ -30,9 +27,8 @@ from training_runs import (
 import models
 import train_gopro
 import train_vimeo90k
-from datasets import Sample, clips, gopro
 from utils import batches, cli, epochs, runs
-from utils.io import only_run, to_uint8, write_image
+from utils.io import only_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -393,80 +389,3 @@ def test_a_run_of_another_network_is_named(vimeo, whole, tmp_path):
         path = whole / "IFRNet_S" / name
         with pytest.raises(ValueError, match=f"{path}: weights of {whose}; give its --model_name and --activation"):
             train_here(vimeo, tmp_path, "--batch_size", 4, "--model_name", "IFRNet", "--resume_path", path)
-
-
-def write_frames(folder, seed, count=25):
-    """A smooth picture that moves a pixel a frame."""
-    picture = to_uint8(formula_image(48, 64 + count, seed))
-    for k in range(count):
-        write_image(folder / f"{k:06}.png", picture[:, k : k + 64])
-
-
-def run(script, *options):
-    script.main(script.parser().parse_args([str(option) for option in options]))
-
-
-class Plain(torch.utils.data.Dataset):
-    """A set of one's own, as CONTRIBUTING.md describes it: unaugmented Samples, by i or (i, epoch)."""
-
-    def __init__(self, seeds):
-        self.seeds, self.asked = seeds, []
-
-    def __len__(self):
-        return len(self.seeds)
-
-    def __getitem__(self, key):
-        self.asked.append(key)
-        i, _ = key if isinstance(key, tuple) else (key, 0)
-        frames = (formula_image(32, 32, self.seeds[i] + k) for k in range(3))
-        return Sample(*frames, torch.tensor(0.5), torch.full((4, 32, 32), torch.nan))
-
-
-def test_a_set_of_ones_own_is_trained_on_by_index_and_epoch_and_validated_by_index(tmp_path):
-    train_set, val_set = Plain(range(4)), Plain([9])
-
-    def trained(*words):
-        fixed = ["--model_name", "IFRNet_S", "--workers", "0", "--device", "cpu", "--log_path", str(tmp_path)]
-        args = train_vimeo90k.parser().parse_args([*fixed, *words])
-        to_sample, loss = lambda batch, _: batch, train_vimeo90k.loss_with(None)
-        epochs.train(args, torch.device("cpu"), models.build("IFRNet_S"), train_set, val_set, to_sample, loss, None)
-
-    trained("--epochs", "2", "--batch_size", "2")
-    assert sorted(train_set.asked) == [(i, epoch) for i in range(4) for epoch in range(2)]
-    assert set(val_set.asked) == {0} and weights_and_all(tmp_path)["iteration"] == 4
-    train_set.asked.clear()
-    trained("--iterations", "6", "--batch_size", "1", "--resume", "auto")  # the third epoch, whatever the size of steps
-    assert [epoch for _, epoch in train_set.asked] == [2, 2]
-
-
-@pytest.mark.parametrize("layout", ["train", ""])
-def test_gopro_trains_on_all_seven_frames_without_distillation(tmp_path, monkeypatch, layout):
-    monkeypatch.setattr(gopro, "windows", partial(gopro.windows, videos=gopro.TRAIN_VIDEOS[:2]))
-    for seed, video in enumerate(gopro.TRAIN_VIDEOS[:2]):
-        write_frames(tmp_path / "set" / layout / video, seed)
-    options = ["--data", tmp_path / "set", "--model_name", "IFRNet_S", "--crop", 32, "--workers", 0, "--device", "cpu"]
-    run(train_gopro, *options, "--log_path", tmp_path, "--iterations", 3, "--batch_size", 2, "--log_every", 3)
-    row = rows(tmp_path / "IFRNet_S")[0]
-    loss, rec, geo = (float(row[name]) for name in ("loss", "rec", "geo"))
-    assert loss == pytest.approx(rec + geo, rel=1e-3) and geo > 0 and "dis" not in row
-    assert validations(tmp_path)[-1] > 5
-
-
-@pytest.mark.parametrize("script", [train_vimeo90k, train_gopro], ids=lambda script: script.__name__)
-def test_both_scripts_train_on_a_folder_of_clips(tmp_path, monkeypatch, script):
-    monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
-    for seed, name in enumerate(["a", "b"]):
-        write_frames(tmp_path / "clips" / name, seed)
-    data = ["--data", f"clips:{tmp_path / 'clips'}", "--clip_stride", 2, "--model_name", "IFRNet_S", "--crop", 32]
-    run(script, *data, "--workers", 0, "--device", "cpu", "--log_path", tmp_path, "--iterations", 2, "--batch_size", 2)
-    assert models.load(tmp_path / "IFRNet_S" / "best.pth")
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names are text here, on Linux any bytes")
-def test_a_clip_to_train_on_may_have_a_name_that_is_no_utf_8(tmp_path, monkeypatch):
-    monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
-    for seed, name in enumerate([b"caf\xe9", b"b"]):
-        write_frames(tmp_path / "clips" / os.fsdecode(name), seed)
-    data = ["--data", f"clips:{tmp_path / 'clips'}", "--model_name", "IFRNet_S", "--crop", 32, "--batch_size", 1]
-    run(train_vimeo90k, *data, "--workers", 0, "--device", "cpu", "--log_path", tmp_path, "--iterations", 1)
-    assert models.load(tmp_path / "IFRNet_S" / "best.pth")

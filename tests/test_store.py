@@ -1,6 +1,7 @@
 """Results as files and tables: names, what may stand beside published numbers, what is valid."""
 
 import errno
+import json
 import math
 import platform
 
@@ -60,6 +61,63 @@ def test_a_result_of_other_data_cases_or_weights_has_a_file_of_its_own(tmp_path,
     other = store.place(tmp_path, "Xiph-IFRNet", about | {changed: "d"})
     assert other.name.startswith("Xiph-IFRNet-") and other.suffix == ".json"
     assert other == store.place(tmp_path, "Xiph-IFRNet", about | {changed: "d"})
+
+
+@pytest.fixture
+def scored():
+    """A result of two cases."""
+    scores = [store.Score("test", name, {"psnr": [30.0], "ssim": [0.9]}) for name in ("a", "b")]
+    splits = [cases.Split("test", [cases.Case(score.name, None, None, ()) for score in scores])]
+    shown = {"split": "test", "name": "a", "why": "worst", "t": 0.5, "psnr": 30.0, "prediction": "p.png"}
+    shown |= {"target": "t.png", "flow": None}
+    checkpoint = {"checkpoint": "a.pth", "checkpoint_sha256": "0", "parameters": 1}
+    about = unscored(benchmark="Vimeo90K", metrics=["psnr", "ssim"], shown=[shown], **checkpoint)
+    return json.loads(json.dumps(about | store.summary("Vimeo90K", "IFRNet_S", splits, scores)))
+
+
+@pytest.mark.parametrize(
+    "place, value",
+    [
+        ("benchmark", None),
+        ("device", 3),
+        ("average.test", []),
+        ("average.test.psnr", "36.6"),
+        ("average.test.cases", True),
+        ("metrics.0", {}),
+        ("samples.test", None),
+        ("samples.test.1.times.0", "half"),
+        ("shown.0.t", None),
+        ("shown.0.target", 1),
+        ("checkpoint_sha256", None),
+    ],
+)
+def test_a_result_edited_into_another_form_is_named_with_the_place(scored, tmp_path, place, value):
+    path = tmp_path / "edited.json"
+    store.write(path, scored)
+    assert store.read(path) == scored
+    *way, last = (int(name) if name.isdecimal() else name for name in place.split("."))
+    at = scored
+    for name in way:
+        at = at[name]
+    at[last] = value
+    store.write(path, scored)
+    with pytest.raises(ValueError) as told:
+        store.read(path)
+    lacks = f"it lacks a usable {place}; mend it or move it away"
+    assert str(told.value) == f"{path}: not a result of a benchmark: {lacks}"
+
+
+@pytest.mark.parametrize("place, edit", [
+    ("metrics named lpisp", lambda scored: scored["metrics"].append("lpisp")),
+    ("samples.test", lambda scored: scored["samples"].clear()),
+    ("samples.test", lambda scored: scored["samples"]["test"][1].pop("ssim")),
+    ("samples.test", lambda scored: scored["samples"]["test"][0]["psnr"].clear()),
+])  # fmt: skip
+def test_a_result_whose_parts_do_not_fit_is_named_with_the_place(scored, tmp_path, place, edit):
+    edit(scored)
+    store.write(tmp_path / "edited.json", scored)
+    with pytest.raises(ValueError, match=f"edited.json: not a result of a benchmark: it lacks a usable {place};"):
+        store.read(tmp_path / "edited.json")
 
 
 def test_of_errors_lower_is_better_and_of_all_other_metrics_higher():
