@@ -8,15 +8,12 @@ from conftest import formula_image, formula_weights
 
 import models
 
+PAIR = formula_image(64, 96, 0), formula_image(64, 96, 1)
+
 
 @pytest.fixture(scope="module")
 def model():
     return formula_weights(models.build("IFRNet_S"))
-
-
-@pytest.fixture(scope="module")
-def pair():
-    return formula_image(64, 96, 0), formula_image(64, 96, 1)
 
 
 def saved(path, state):
@@ -24,7 +21,7 @@ def saved(path, state):
     return path
 
 
-def test_published_and_own_files_load_alike(model, pair, tmp_path):
+def test_published_and_own_files_load_alike(model, tmp_path):
     state = model.state_dict()
     files = [
         saved(tmp_path / "bare.pth", state),
@@ -41,9 +38,9 @@ def test_published_and_own_files_load_alike(model, pair, tmp_path):
         ),
         saved(tmp_path / "net.pth", {"params": {"lr": 1e-4}, "net": state}),
     ]
-    expected = models.Interpolator(model, "cpu")(*pair)
+    expected = models.Interpolator(model, "cpu")(*PAIR)
     for path in files:
-        assert torch.equal(models.Interpolator(models.load(path), "cpu")(*pair), expected), path.name
+        assert torch.equal(models.Interpolator(models.load(path), "cpu")(*PAIR), expected), path.name
 
 
 def test_a_half_precision_file_becomes_single_precision(model, tmp_path):
@@ -54,12 +51,12 @@ def test_a_half_precision_file_becomes_single_precision(model, tmp_path):
         assert torch.equal(value, model.state_dict()[name].half().float())
 
 
-def test_weights_are_single_precision_whatever_pytorch_takes_unless_told(model, pair, tmp_path, unless_told):
-    path, expected = saved(tmp_path / "whole.pth", model.state_dict()), models.Interpolator(model, "cpu")(*pair)
+def test_weights_are_single_precision_whatever_pytorch_takes_unless_told(model, tmp_path, unless_told):
+    path, expected = saved(tmp_path / "whole.pth", model.state_dict()), models.Interpolator(model, "cpu")(*PAIR)
     unless_told()
     loaded = models.load(path)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
-    assert torch.equal(models.Interpolator(loaded, "cpu")(*pair), expected)
+    assert torch.equal(models.Interpolator(loaded, "cpu")(*PAIR), expected)
 
 
 class Runs:
