@@ -88,5 +88,5 @@ def test_a_network_is_found_by_its_checkpoint_and_refused_under_a_wrong_name(tmp
         baselines.interpolator("IFRNet_L", path, "cpu")
     with pytest.raises(ValueError, match="average has no weights"):
         baselines.interpolator("average", path, "cpu")
-    with pytest.raises(ValueError, match="unknown model 'IFRNet_M'; choose one of IFRNet_S, .*dis"):
-        baselines.interpolator("IFRNet_M", device="cpu")
+    with pytest.raises(ValueError, match="unknown model 'IFRNet_0'; choose one of IFRNet_S, .*dis"):
+        baselines.interpolator("IFRNet_0", device="cpu")

@@ -237,4 +237,5 @@ def test_an_unknown_model_is_told_with_those_that_there_are(typed):
 
     done = typed(main, parser(""), "--model_name", "rife")
     assert done.status == 2 and done.err.count("\n") == 1
-    assert "unknown model 'rife'; choose one of IFRNet_S, IFRNet, IFRNet_L, repeat, average, dis, or a .py" in done.err
+    known = ", ".join([*models.VARIANTS, "repeat", "average", "dis"])
+    assert f"unknown model 'rife'; choose one of {known}, or a .py" in done.err

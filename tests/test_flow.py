@@ -281,7 +281,7 @@ def test_teachers_are_asked_for_by_name(tmp_path, raft_weights, monkeypatch):
     assert isinstance(flow.build("raft_small", raft_weights), RAFT)
     monkeypatch.setattr(flow, "LITEFLOWNET", tmp_path / "network-default.pytorch")
     wrong = [
-        (("farneback",), ValueError, "unknown teacher 'farneback'; choose one of liteflownet, raft_large"),
+        (("no_flow",), ValueError, f"unknown teacher 'no_flow'; choose one of {', '.join(flow.TEACHERS)}"),
         (("dis", raft_weights), ValueError, "small.pth: dis has no weights"),
         (("liteflownet",), FileNotFoundError, "--weights FILE"),
         (("raft_small", tmp_path / "gone.pth"), FileNotFoundError, "gone.pth: no such checkpoint"),

@@ -327,7 +327,7 @@ WRONG = {
         [],
         "teacher.json: not readable",
     ),
-    "unknown teacher": (None, ["--teacher", "farneback"], "invalid choice: 'farneback'"),
+    "unknown teacher": (None, ["--teacher", "no_flow"], "invalid choice: 'no_flow'"),
     "weights for a teacher without": (None, ["--weights", "a.pth"], "a.pth: dis has no weights"),
     "missing weights": (None, ["--teacher", "raft_small", "--weights", "a.pth"], "a.pth: no such checkpoint"),
     "options of another teacher": (None, ["--rgb"], "rgb: for liteflownet alone"),

@@ -126,7 +126,9 @@ def test_gelu_takes_the_place_of_every_prelu(kind):
     assert len(here) == len(there) == 32
 
 
-@pytest.mark.parametrize("asked, named", [("IFRNet_M", "IFRNet_S, IFRNet, IFRNet_L"), ("relu", "prelu, gelu, gelu+bn")])
+@pytest.mark.parametrize(
+    "asked, named", [("IFRNet_0", ", ".join(models.VARIANTS)), ("no_act", ", ".join(models.ACTIVATIONS))]
+)
 def test_what_there_is_none_of_is_answered_with_what_there_is(asked, named):
     words = [asked] if asked.startswith("IFRNet") else ["IFRNet_S", asked]
     with pytest.raises(ValueError, match=f"^unknown .* '{asked}'; choose one of {re.escape(named)}$"):

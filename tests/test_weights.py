@@ -105,5 +105,5 @@ def test_broken_and_foreign_files_are_named(model, tmp_path):
             assert path.name in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(FileNotFoundError, match="missing.pth"):
         models.load(tmp_path / "missing.pth")
-    with pytest.raises(ValueError, match="IFRNet_S, IFRNet, IFRNet_L"):
-        models.build("IFRNet_XL")
+    with pytest.raises(ValueError, match=", ".join(models.VARIANTS)):
+        models.build("IFRNet_0")

@@ -55,8 +55,8 @@ def test_widening_is_the_same_whatever_pytorchs_defaults(unless_told):
 
 
 def test_a_network_does_not_become_narrower():
-    with pytest.raises(ValueError, match="unknown model 'IFRNet_M'; choose one of IFRNet_S, "):
-        widen(models.build("IFRNet_S"), "IFRNet_M")
+    with pytest.raises(ValueError, match="unknown model 'IFRNet_0'; choose one of IFRNet_S, "):
+        widen(models.build("IFRNet_S"), "IFRNet_0")
     with pytest.raises(ValueError, match="IFRNet_L cannot be widened to IFRNet_S, which is narrower"):
         widen(models.build("IFRNet_L"), "IFRNet_S")
 
