@@ -54,6 +54,7 @@ def parser() -> cli.Parser:
     about = "folder of the set, or clips:FOLDER (default: %(default)s)"
     parser.add_argument("--data", default=str(cli.DATA / "GOPRO"), help=about)
     epochs.add_options(parser, epochs=600, batch_size=2, eval_interval=8, recipe="gopro")
+    epochs.add_clip_options(parser)
     return parser
 
 

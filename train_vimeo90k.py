@@ -117,6 +117,7 @@ def parser() -> cli.Parser:
     parser.add_argument("--teacher", choices=models.flow.TEACHERS, help="estimate flow per batch, do not read it")
     parser.add_argument("--teacher_weights", help="the teacher's weights file (default: its own)")
     epochs.add_options(parser, epochs=300, batch_size=6, eval_interval=1, recipe="vimeo90k")
+    epochs.add_clip_options(parser)
     return parser
 
 

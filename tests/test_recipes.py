@@ -17,7 +17,7 @@ import models
 import train_gopro
 import train_vimeo90k
 from datasets import Sample, clips, gopro
-from utils import epochs
+from utils import cli, epochs
 from utils.io import to_uint8, write_image
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -65,6 +65,16 @@ def test_a_set_of_ones_own_is_trained_on_by_index_and_epoch_and_validated_by_ind
     train_set.asked.clear()
     trained("--iterations", "6", "--batch_size", "1", "--resume", "auto")  # the third epoch, whatever the size of steps
     assert [epoch for _, epoch in train_set.asked] == [2, 2]
+
+
+def test_a_recipe_of_ones_own_has_no_options_about_clips_unless_it_takes_clips(typed):
+    """They would have no effect, and nothing would say so."""
+    options = cli.Parser("")
+    epochs.add_options(options, epochs=1, batch_size=1, eval_interval=1, recipe="own")
+    done = typed(lambda args: None, options, "--clip_stride", 2)
+    assert done.status == 2 and "unknown option --clip_stride" in done.err
+    epochs.add_clip_options(options)
+    assert typed(lambda args: None, options, "--clip_stride", 2, "--clip_longest", 320).status == 0
 
 
 @pytest.mark.parametrize("layout", ["train", ""])

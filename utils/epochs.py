@@ -28,7 +28,8 @@ TOLERANCE = 0.1  # relative deviation from the paper's iterations x learning rat
 def add_options(
     parser: argparse.ArgumentParser, *, epochs: int, batch_size: int, eval_interval: int, recipe: str
 ) -> None:
-    """Add the options of a recipe; the keywords are the paper's values where recipes differ."""
+    """Add the options of a recipe, the script train_RECIPE.py; the other keywords are the paper's values where recipes
+    differ. See `add_clip_options`, too."""
     parser.set_defaults(recipe=recipe)
     add = parser.add_argument
     add("--model_name", choices=models.VARIANTS, default="IFRNet", help="network (default: %(default)s)")
@@ -51,11 +52,6 @@ def add_options(
     add("--clip_grad", type=cli.amount, default=0.0, help="largest gradient norm (default: no limit)")
     add("--optimizer", choices=OPTIMIZERS, default="adamw", help="the paper's adamw (default) or muon, an experiment")
     add("--val_list", help="text file of triplets, videos or clips to validate on (default: last 1 %% of the set)")
-    stride, longest = CLIP_OPTIONS.values()
-    about = "take every N-th frame of a clip (default: %(default)s)"
-    add("--clip_stride", type=cli.positive, default=stride, help=about)
-    about = "clips are halved until no side is longer, pixels (default: %(default)s)"
-    add("--clip_longest", type=cli.positive, default=longest, help=about)
     turns = parser.add_mutually_exclusive_group()
     about = "epochs between validations (default: %(default)s)"
     turns.add_argument("--eval_interval", type=cli.positive, default=eval_interval, help=about)
@@ -72,6 +68,15 @@ def add_options(
     add("--resume_epoch", type=cli.whole, help="epoch of the weights of --resume_path (default: 0)")
     distributed.add_options(parser)
     cli.add_device(parser)
+
+
+def add_clip_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a recipe that also takes --data clips:FOLDER, see `clips_folder`."""
+    stride, longest = CLIP_OPTIONS.values()
+    about = "take every N-th frame of a clip (default: %(default)s)"
+    parser.add_argument("--clip_stride", type=cli.positive, default=stride, help=about)
+    about = "clips are halved until no side is longer, pixels (default: %(default)s)"
+    parser.add_argument("--clip_longest", type=cli.positive, default=longest, help=about)
 
 
 def crop(text: str) -> int:
