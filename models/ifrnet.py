@@ -17,7 +17,7 @@ DIVISOR = 2**LEVELS  # every level halves the frame once
 
 
 class Variant(NamedTuple):
-    """widths: channels of the encoder's levels; stem: kernel of the first convolution; side: see ResBlock."""
+    """widths: channels of the encoder's levels; stem: kernel of the first convolution, odd; side: see ResBlock."""
 
     widths: tuple[int, int, int, int]
     stem: int
