@@ -100,13 +100,15 @@ def footing(result: dict, split: str) -> str:
 
 
 def best(table: Table) -> set[tuple[str, tuple]]:
-    """(label, column) of the best values of each column among comparable ones, where there are at least two."""
+    """(label, column) of the best values of each column among comparable ones, where there are at least two.
+    Values that are shown alike are equal: published ones have no more digits."""
     winners = set()
     for column in table.columns:
         by_footing: dict[str, list[tuple[float, str]]] = {}
         for name, cells in table.rows.items():
             if column in cells and cells[column].footing:
-                value = cells[column].value if column[2] in store.HIGHER_IS_BETTER else -cells[column].value
+                value = float(store.shown(column[2], cells[column].value))
+                value = value if column[2] in store.HIGHER_IS_BETTER else -value
                 by_footing.setdefault(cells[column].footing, []).append((value, name))
         for values in by_footing.values():
             if len(values) > 1:

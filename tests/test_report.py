@@ -135,6 +135,15 @@ def test_lower_is_better_for_errors_and_ties_are_all_bold():
     assert tables.best(tables.Table("", [column], rows)) == {("b", column), ("c", column)}
 
 
+def test_values_that_are_shown_alike_are_best_together():
+    """Published ones have no more digits, and between the same network's in two modes the rest is rounding."""
+    for metric, ours, theirs, other in (("psnr", 36.2041, 36.2, 36.19), ("ie", 1.84649, 1.846, 1.847)):
+        column = "Vimeo90K", "test", metric
+        values = {"ours": ours, "theirs": theirs, "other": other}
+        rows = {name: {column: tables.Cell(value, "paper")} for name, value in values.items()}
+        assert tables.best(tables.Table("", [column], rows)) == {("ours", column), ("theirs", column)}
+
+
 def test_another_protocol_scale_or_part_of_the_cases_is_not_comparable(scored):
     content = result(scored, "Vimeo90K-average")
     content["average"]["test"]["cases"] = 3782
