@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from utils import checkpoint, distributed
+from utils.batches import STOPPING
 from utils.journal import Journal
 from utils.meter import Meter
 from utils.step import Recipe, State, parallel, quickest_amp, step
@@ -56,8 +57,8 @@ def fit(
     best.pth. pictures: network -> RGB images by name, on the main rank. folder: where everything is written. resume: a
     checkpoint's content to resume from. config: numbers and strings to keep with it.
 
-    SIGTERM and SIGINT end the run after the current step: it is saved, and SystemExit raised. ValueError where too many
-    steps in a row were not finite.
+    A signal of STOPPING ends the run after the current step: it is saved, and SystemExit raised. ValueError where too
+    many steps in a row were not finite.
     """
     schedule = schedule or cosine(recipe.lr_start, recipe.lr_end)
     folder = Path(folder)
@@ -277,7 +278,8 @@ def _agree(signal_number: int, seconds: float) -> tuple[int, float]:
 
 @contextmanager
 def _signals() -> Iterator[Callable[[], int]]:
-    """Catch SIGTERM and SIGINT; yields a function that returns the signal's number, or 0. A later Ctrl-C interrupts."""
+    """Catch the signals of STOPPING; yields a function that returns the signal's number, or 0. A later Ctrl-C
+    interrupts."""
     number, since = 0, 0.0
 
     def note(received: int, _frame) -> None:
@@ -289,7 +291,9 @@ def _signals() -> Iterator[Callable[[], int]]:
     if threading.current_thread() is not threading.main_thread():  # Python allows signal handlers only there
         yield lambda: 0
         return
-    before = {kind: signal.signal(kind, note) for kind in (signal.SIGTERM, signal.SIGINT)}
+    hangup = getattr(signal, "SIGHUP", None)
+    kept = [hangup] if hangup and signal.getsignal(hangup) == signal.SIG_IGN else []  # as nohup wants it
+    before = {kind: signal.signal(kind, note) for kind in STOPPING if kind not in kept}
     try:
         yield lambda: number
     finally:
