@@ -90,6 +90,20 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
     assert (counted["bad_steps"], clean["bad_steps"]) == ("2", "0") and counted["loss"] == clean["loss"]
 
 
+def test_steps_that_were_all_skipped_have_no_loss(tmp_path):
+    """Rather than one of 0, which would be the best of the curve."""
+
+    def spoilt(start):
+        for iteration in itertools.count(start):
+            batch = sample_batch(iteration)
+            yield batch._replace(imgt=batch.imgt * torch.nan) if iteration in (0, 1) else batch
+
+    fit(network(), spoilt, loss, Recipe(iterations=3, log_every=2), tmp_path, CPU)
+    nothing, one = rows(tmp_path)
+    assert {nothing[name] for name in ("loss", "rec", "grad_norm")} == {"nan"} and nothing["bad_steps"] == "2"
+    assert float(one["loss"]) > 0 and one["bad_steps"] == "0"
+
+
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
 def test_a_skipped_step_leaves_the_statistics_of_batchnorm_alone(tmp_path, bad):
     """Of a loss that is NaN, and of one that is 0 and has a gradient of NaN: that of a square root."""

@@ -1,5 +1,6 @@
 """Sums of loss terms, gradient norm and throughput between log lines, kept on the device so that no step waits."""
 
+import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -51,13 +52,14 @@ class Meter:
         self.steps, self.samples = self.steps + 1, self.samples + samples
 
     def read(self) -> dict[str, float]:
-        """Means over the steps not skipped and over all ranks, which the CPU waits for; starts again."""
+        """Means over the steps not skipped (NaN where all were) and over all ranks, which the CPU waits for; starts
+        again."""
         names = [*self.terms, "grad_norm", "bad_steps"]
         values = torch.stack([*self.terms.values(), self.norm, self.bad]).tolist()
         seconds = time.monotonic() - self.begun
         mine = {**dict(zip(names, values)), "samples_per_s": self.samples / seconds, "wait": self.waited / seconds}
         ranks, total = distributed.world_size(), distributed.sums(mine)
-        counted = max(self.steps - mine["bad_steps"], 1)
+        counted = (self.steps - mine["bad_steps"]) or math.nan
         result = {name: total[name] / ranks / counted for name in (*self.terms, "grad_norm")}
         result |= {"bad_steps": mine["bad_steps"]}
         result |= {"samples_per_s": total["samples_per_s"], "wait": total["wait"] / ranks}
