@@ -193,6 +193,20 @@ def test_epochs_are_counted_on_after_steps_of_another_size(vimeo, whole, tmp_pat
     assert epochs.epochs_ahead(batches.Order(8, 2), older) == 3
 
 
+def test_epochs_are_counted_on_in_a_set_of_another_size(vimeo, whole, tmp_path, capsys):
+    """Of 8 samples, 12 steps of 4 are 6 epochs; of 4 samples, 2 more steps are the seventh and eighth."""
+    shutil.copytree(whole / "IFRNet_S", tmp_path / "IFRNet_S")
+    fewer = shutil.copytree(vimeo, tmp_path / "fewer")
+    names = (fewer / "tri_trainlist.txt").read_text().splitlines()
+    (fewer / "tri_trainlist.txt").write_text("\n".join(names[4:]))
+    options = ["--batch_size", 4, "--val_list", fewer / "val.txt", "--resume", "auto"]
+    train_here(fewer, tmp_path, "--epochs", 8, *options)
+    assert "14 iterations of 4 (1 x 4), 8.0 epochs" in capsys.readouterr().out
+    assert weights_and_all(tmp_path)["iteration"] == 14
+    train_here(vimeo, tmp_path, "--epochs", 9, *options)
+    assert "16 iterations of 4 (1 x 4), 9.0 epochs" in capsys.readouterr().out
+
+
 def test_a_run_stands_at_its_own_epoch_whatever_the_size_of_steps_now(vimeo, whole, tmp_path):
     latest, options = whole / "IFRNet_S" / "latest.pth", ["--batch_size", 2, "--iterations", 13]
     with pytest.raises(ValueError, match="stands at epoch 6, not 3"):

@@ -217,12 +217,13 @@ def horizon(epochs: int, order: Order, content: dict | None) -> int:
 
 
 def epochs_ahead(order: Order, content: dict | None) -> float:
-    """By how many epochs a run is ahead of iterations / order.per_epoch, because it made steps of another size."""
+    """By how many epochs a run is ahead of iterations / order.per_epoch, because its epochs had another number of steps
+    before: they were of another size, or the set was."""
     config = runs.config_of(content)
-    before = config.get("step_size", order.step_size)
-    if before == order.step_size:
+    per_epoch = max(1, config.get("samples", order.length) // config.get("step_size", order.step_size))
+    if per_epoch == order.per_epoch:
         return config.get("epochs_ahead", 0.0)
-    return runs.epochs_done(content, max(1, order.length // before)) - content["iteration"] / order.per_epoch
+    return runs.epochs_done(content, per_epoch) - content["iteration"] / order.per_epoch
 
 
 def announce(
