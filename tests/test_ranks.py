@@ -70,6 +70,7 @@ def test_what_one_rank_cannot_read_loses_no_step_of_all(vimeo, tmp_path):
     assert process.exitcode == 1, said
     assert said.count(f"{picture}: the picture is cut short") == 1 and "train_vimeo90k.py:" in said
     assert torch.load(tmp_path / "IFRNet_S" / "latest.pth", weights_only=True)["iteration"] == 2
+    assert (tmp_path / "IFRNet_S" / "train.log").read_text().endswith("iteration 2: another process has an error\n")
     shutil.copytree(vimeo, spoilt, dirs_exist_ok=True)
     train_here(spoilt, tmp_path, "--epochs", 6, "--batch_size", 2, "--resume", "auto")
 

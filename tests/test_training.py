@@ -160,6 +160,16 @@ def test_an_error_of_the_data_loses_no_step(tmp_path):
     with pytest.raises(ValueError, match="cut short"):
         fit(network(), broken, loss, Recipe(iterations=9), tmp_path, CPU)
     assert checkpoint.newest(tmp_path)[0]["iteration"] == 3
+    assert (tmp_path / "train.log").read_text().endswith("ended after iteration 3: im2.png: cut short\n")
+
+
+def test_the_log_of_a_run_holds_its_options_each_time_it_begins(tmp_path):
+    given = {"config": {"seed": 3, "val_list": None}}
+    fit(network(), endless, loss, Recipe(iterations=1), tmp_path, CPU, **given)
+    given = {"config": {"seed": 4, "val_list": None}, "resume": checkpoint.newest(tmp_path)[0]}
+    fit(network(), endless, loss, Recipe(iterations=2), tmp_path, CPU, **given)
+    said = [line for line in (tmp_path / "train.log").read_text().splitlines() if "begins" in line]
+    assert [line[20:] for line in said] == ["begins at iteration 0: seed 3", "begins at iteration 1: seed 4"]
 
 
 def test_a_checkpoint_is_due_some_minutes_after_the_last(tmp_path, monkeypatch):

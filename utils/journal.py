@@ -37,6 +37,10 @@ class Journal:
         """One line, on the screen and, with its time, in train.log."""
         with self._forgiving():
             self._show(line)
+        self.log(line)
+
+    def log(self, line: str) -> None:
+        """One line in train.log alone, with its time."""
         with self._forgiving(), open(self.folder / LOG, "a", encoding="utf-8", errors="backslashreplace") as log:
             log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}\n")
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from utils import checkpoint, distributed
+from utils import checkpoint, cli, distributed
 from utils.batches import STOPPING
 from utils.journal import Journal
 from utils.meter import Meter
@@ -73,12 +73,15 @@ def fit(
     quick = quickest_amp(device)
     if device.type == "cpu" and recipe.amp not in ("none", quick):
         _say(journal, f"note: {recipe.amp} takes several times as long on this processor; --amp {quick} does not")
+    if journal:
+        options = ", ".join(f"{name} {value}" for name, value in state.config.items() if value is not None)
+        journal.log(f"begins at iteration {begun}: {options}")
     meter, saves = Meter(device), _Saves(state, folder, journal)
     told = None  # the time of the last line, in seconds, the same on all ranks
     stream = _together(meter.timed(batches(begun)))
     try:
         # Signals stay caught while the rest is saved: where one rank fails, the launcher ends the one that writes.
-        with _signals() as asked_to_stop, _at_failure(saves.save_rest):
+        with _signals() as asked_to_stop, _at_failure(saves):
             while True:
                 signal_number, seconds = _agree(asked_to_stop(), state.seconds)
                 if signal_number:
@@ -251,11 +254,16 @@ def _say(journal: Journal | None, line: str) -> None:
 
 
 @contextmanager
-def _at_failure(act: Callable[[], None]) -> Iterator[None]:
+def _at_failure(saves: _Saves) -> Iterator[None]:
+    """Save what is not saved yet, and log why the run ends: the screen may be gone when somebody asks."""
     try:
         yield
-    except (Exception, SystemExit):
-        act()
+    except (Exception, SystemExit) as error:
+        signalled = isinstance(error, SystemExit) and error.code >= 128  # which was told
+        if saves.journal and not signalled:
+            why = "another process has an error" if isinstance(error, SystemExit) else cli.one_line(str(error))
+            saves.journal.log(f"ended after iteration {saves.state.iteration}: {why}")
+        saves.save_rest()
         raise
 
 
