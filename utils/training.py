@@ -259,9 +259,10 @@ def _at_failure(saves: _Saves) -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:
-        signalled = isinstance(error, SystemExit) and error.code >= 128  # which was told
-        if saves.journal and not signalled:
-            why = "another process has an error" if isinstance(error, SystemExit) else cli.one_line(str(error))
+        why = cli.one_line(str(error))
+        if isinstance(error, SystemExit):  # 2: see distributed.together; others are of a signal, which was told
+            why = "another process has an error" if error.code == 2 else ""
+        if saves.journal and why:
             saves.journal.log(f"ended after iteration {saves.state.iteration}: {why}")
         saves.save_rest()
         raise
