@@ -158,11 +158,14 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+# IFRNet_XS, a network so small that the loop around it takes most of the time.
+SMALL = {"IFRNet_XS": models.VARIANTS["IFRNet_S"]._replace(widths=(6, 8, 12, 16), side=6)}
+
+
 @pytest.fixture
 def small_network(monkeypatch):
-    """IFRNet_XS, a network so small that the loop around it takes most of the time."""
-    small = models.VARIANTS["IFRNet_S"]._replace(widths=(6, 8, 12, 16), side=6)
-    monkeypatch.setitem(models.VARIANTS, "IFRNet_XS", small)
+    for name, variant in SMALL.items():
+        monkeypatch.setitem(models.VARIANTS, name, variant)
 
 
 @pytest.fixture(params=[torch.float64, torch.float16, torch.device("meta")], ids=str)

@@ -1,4 +1,5 @@
 """Scripts in processes of their own that begin at once: one process imports, and all others are its copies.
+They know the small network.
 
 Under a launcher each process imports for seconds; what launchers tell ranks is tested in test_distributed.py.
 """
@@ -12,9 +13,13 @@ from functools import cache
 from multiprocessing import forkserver
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SMALL
+from torch.distributed import run
 
-IMPORTED = ["processes", "av", "cv2", "torch._dynamo", "torch.utils.tensorboard", "train_vimeo90k"]  # what takes long
+import models
+
+SLOW = ["av", "cv2", "torch._dynamo", "torch.utils.tensorboard"]  # what takes long to import
+IMPORTED = ["processes", *SLOW, "train_vimeo90k", "interpolate_video"]
 
 
 @cache
@@ -29,34 +34,55 @@ def forks():
     return context
 
 
-def typed(script, options, log, environment):
+def typed(script, *options):
     """In the new process: what the script does when it is typed."""
-    os.environ.update(environment)
-    with open(log, "w") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
     sys.argv[1:] = options
     runpy.run_module(script, run_name="__main__", alter_sys=True)
 
 
-def begin(script, *options, log=os.devnull, **environment):
+def torchrun(*words):
+    """In the new process: what torchrun does when it is typed, but that its ranks are copies, too."""
+    make = run.config_from_args
+
+    def of_copies(args):
+        config, *_ = make(args)
+        config.start_method = "fork"
+        return config, typed, (args.training_script, *args.training_script_args)
+
+    run.config_from_args = of_copies
+    run.main(words)
+
+
+def apart(work, words, log, environment):
+    multiprocessing.set_start_method(None, force=True)  # the usual one of a process that nobody forked
+    os.setsid()  # signals to it and to its reading processes are none to the tests
+    os.environ.update(environment)
+    models.VARIANTS.update(SMALL)
+    with open(log, "w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    work(*words)
+
+
+def begin(script, *options, log=os.devnull, work=typed, **environment):
     """Start a script by the name of its module. log: the file for all that it says."""
-    process = forks().Process(target=typed, args=(script, [*map(str, options)], log, environment))
+    open(log, "w").close()  # it is read at once
+    process = forks().Process(target=apart, args=(work, [*map(str, (script, *options))], log, environment))
     process.start()
     return process
 
 
-def run_ranks(folder, *ranks):
+def run_ranks(folder, *ranks, work=typed):
     """Run a script on several ranks; of each, how it ended and what it said, which is kept in the folder.
 
-    ranks: of each, the name of the script's module and the options.
+    ranks: of each, the name of the script's module and the options, or what `work` takes.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(len(ranks))}
     logs = [folder / f"rank{k}.txt" for k in range(len(ranks))]
     started = [
-        begin(*words, log=log, RANK=str(k), LOCAL_RANK=str(k), **shared)
+        begin(*words, log=log, work=work, RANK=str(k), LOCAL_RANK=str(k), **shared)
         for k, (words, log) in enumerate(zip(ranks, logs))
     ]
     for process in started:

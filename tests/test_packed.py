@@ -18,7 +18,7 @@ from conftest import not_waiting
 from test_datasets import write_set
 from torch.utils.data import default_collate
 from tqdm import tqdm
-from training_runs import assert_same, rows, train_here, weights
+from training_runs import NAME, assert_same, rows, train_here, weights
 
 from datasets import packed
 from datasets.packed import Packed, Resident, decode, encode, is_packed, pack
@@ -103,14 +103,14 @@ def test_interrupted_packing_goes_on(files, tmp_path, monkeypatch, capsys):
     assert torch.equal(Packed(out)[4].imgt, source[4].imgt)
 
 
-def test_training_on_what_the_command_packs_is_training_on_the_files(vimeo, tmp_path, typed, one_thread):
+def test_training_on_what_the_command_packs_is_training_on_the_files(vimeo, tmp_path, typed, one_thread, small_network):
     """Step by step: losses, the flow's among them, validation and weights."""
     out = tmp_path / "packed"
     done = typed(packed.main, packed.parser(), "--data", vimeo, "--out", out, "--workers", 1)
     assert done.status == 0 and f"{out}: 9 triplets with flow, 0.00 GB, every checksum right" in done.out
     for data in (vimeo, out):
         train_here(data, tmp_path / data.name, "--batch_size", 4, "--iterations", 2, "--log_every", 1)
-    files, arrays = (rows(tmp_path / data.name / "IFRNet_S") for data in (vimeo, out))
+    files, arrays = (rows(tmp_path / data.name / NAME) for data in (vimeo, out))
     assert len(files) == 3 and all(float(row["dis"]) > 0 for row in files[:2])
     for a, b in zip(files, arrays, strict=True):
         for name in a.keys() - {"samples_per_s", "wait"}:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import run_ranks
-from training_runs import assert_same, launch, train_here, typed_options, validations, weights
+from training_runs import NAME, assert_same, launch, train_here, typed_options, validations, weights
 
 import models
 from datasets.vimeo90k import Vimeo90K
@@ -20,7 +20,7 @@ from utils import batches, distributed
 from utils.step import OPTIMIZERS
 from utils.validation import Validation
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "small_network")
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -34,8 +34,8 @@ def test_two_ranks_make_the_weights_of_one(vimeo, whole, tmp_path, optimizer):
     assert status == other == 0, said + others
     one, two = weights(whole), weights(tmp_path)
     torch.manual_seed(0)
-    fresh = models.build("IFRNet_S").state_dict()
-    assert max((one[name] - fresh[name]).abs().max() for name in one) > 5e-4  # twelve steps of 1e-4 and less
+    fresh = models.build(NAME).state_dict()
+    assert max((one[name] - fresh[name]).abs().max() for name in one) > 5e-3  # twelve steps of 1e-3 and less
     if optimizer == "adamw":
         assert_same(one, two, tolerance=1e-5)
     # Muon turns small differences into larger ones, in directions that have hardly any gradient.
@@ -51,7 +51,7 @@ def test_two_ranks_score_the_statistics_of_batchnorm_that_are_kept(vimeo, tmp_pa
     ended = run_ranks(tmp_path, *[("train_vimeo90k", *typed_options(vimeo, tmp_path, "--world_size", 2, *options))] * 2)
     assert [status for status, _ in ended] == [0, 0], ended
     held = Vimeo90K(vimeo, (vimeo / "val.txt").read_text().split(), flow=False)
-    kept = models.load(tmp_path / "IFRNet_S" / "best.pth")
+    kept = models.load(tmp_path / NAME / "best.pth")
     score = Validation(held, torch.device("cpu"))(kept)["psnr"]
     assert score == pytest.approx(max(validations(tmp_path)), abs=1e-4)  # the log has four digits
 
@@ -69,8 +69,8 @@ def test_what_one_rank_cannot_read_loses_no_step_of_all(vimeo, tmp_path):
     said = log.read_text()
     assert process.exitcode == 1, said
     assert said.count(f"{picture}: the picture is cut short") == 1 and "train_vimeo90k.py:" in said
-    assert torch.load(tmp_path / "IFRNet_S" / "latest.pth", weights_only=True)["iteration"] == 2
-    assert (tmp_path / "IFRNet_S" / "train.log").read_text().endswith("iteration 2: another process has an error\n")
+    assert torch.load(tmp_path / NAME / "latest.pth", weights_only=True)["iteration"] == 2
+    assert (tmp_path / NAME / "train.log").read_text().endswith("iteration 2: another process has an error\n")
     shutil.copytree(vimeo, spoilt, dirs_exist_ok=True)
     train_here(spoilt, tmp_path, "--epochs", 6, "--batch_size", 2, "--resume", "auto")
 
@@ -80,7 +80,7 @@ def test_torchrun_starts_a_killed_process_again_and_nothing_is_lost(vimeo, whole
     options = ["--epochs", 6, "--batch_size", 4, "--log_every", 1, "--save_every", 0, "--resume", "auto"]
     launcher, log = ["--standalone", "--nproc_per_node=1", "--max-restarts=1"], tmp_path / "out.txt"
     process = launch(log, launcher, vimeo, tmp_path, *options)
-    while not (tmp_path / "IFRNet_S" / "latest.pth").exists():
+    while not (tmp_path / NAME / "latest.pth").exists():
         assert process.is_alive(), log.read_text()
         time.sleep(0.002)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -88,7 +88,7 @@ def test_torchrun_starts_a_killed_process_again_and_nothing_is_lost(vimeo, whole
         os.kill(int(child), signal.SIGKILL)
     process.join()
     assert process.exitcode == 0, log.read_text()
-    assert log.read_text().count("IFRNet_S on 1 cpu") == 2
+    assert log.read_text().count("IFRNet_XS on 1 cpu") == 2
     assert_same(weights(whole), weights(tmp_path))
 
 
@@ -105,7 +105,7 @@ def test_two_nodes_make_the_weights_of_one_process(vimeo, whole, tmp_path):
         node.join()
     said, others = (log.read_text() for log in logs)
     assert [node.exitcode for node in nodes] == [0, 0], said + others
-    assert "IFRNet_S on 2 cpu" in said and "iteration" not in others
+    assert "IFRNet_XS on 2 cpu" in said and "iteration" not in others
     assert_same(weights(whole), weights(tmp_path), 1e-5)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import formula_image
 from training_runs import (
+    NAME,
     rows,
     validations,
     weights_and_all,
@@ -20,7 +21,7 @@ from datasets import Sample, clips, gopro
 from utils import cli, epochs
 from utils.io import to_uint8, write_image
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "small_network")
 
 
 def write_frames(folder, seed, count=25):
@@ -54,10 +55,10 @@ def test_a_set_of_ones_own_is_trained_on_by_index_and_epoch_and_validated_by_ind
     train_set, val_set = Plain(range(4)), Plain([9])
 
     def trained(*words):
-        fixed = ["--model_name", "IFRNet_S", "--workers", "0", "--device", "cpu", "--log_path", str(tmp_path)]
+        fixed = ["--model_name", NAME, "--workers", "0", "--device", "cpu", "--log_path", str(tmp_path)]
         args = train_vimeo90k.parser().parse_args([*fixed, *words])
         to_sample, loss = lambda batch, _: batch, train_vimeo90k.loss_with(None)
-        epochs.train(args, torch.device("cpu"), models.build("IFRNet_S"), train_set, val_set, to_sample, loss, None)
+        epochs.train(args, torch.device("cpu"), models.build(NAME), train_set, val_set, to_sample, loss, None)
 
     trained("--epochs", "2", "--batch_size", "2")
     assert sorted(train_set.asked) == [(i, epoch) for i in range(4) for epoch in range(2)]
@@ -82,9 +83,9 @@ def test_gopro_trains_on_all_seven_frames_without_distillation(tmp_path, monkeyp
     monkeypatch.setattr(gopro, "windows", partial(gopro.windows, videos=gopro.TRAIN_VIDEOS[:2]))
     for seed, video in enumerate(gopro.TRAIN_VIDEOS[:2]):
         write_frames(tmp_path / "set" / layout / video, seed)
-    options = ["--data", tmp_path / "set", "--model_name", "IFRNet_S", "--crop", 32, "--workers", 0, "--device", "cpu"]
+    options = ["--data", tmp_path / "set", "--model_name", NAME, "--crop", 32, "--workers", 0, "--device", "cpu"]
     run(train_gopro, *options, "--log_path", tmp_path, "--iterations", 3, "--batch_size", 2, "--log_every", 3)
-    row = rows(tmp_path / "IFRNet_S")[0]
+    row = rows(tmp_path / NAME)[0]
     loss, rec, geo = (float(row[name]) for name in ("loss", "rec", "geo"))
     assert loss == pytest.approx(rec + geo, rel=1e-3) and geo > 0 and "dis" not in row
     assert validations(tmp_path)[-1] > 5
@@ -95,9 +96,9 @@ def test_both_scripts_train_on_a_folder_of_clips(tmp_path, monkeypatch, script):
     monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
     for seed, name in enumerate(["a", "b"]):
         write_frames(tmp_path / "clips" / name, seed)
-    data = ["--data", f"clips:{tmp_path / 'clips'}", "--clip_stride", 2, "--model_name", "IFRNet_S", "--crop", 32]
+    data = ["--data", f"clips:{tmp_path / 'clips'}", "--clip_stride", 2, "--model_name", NAME, "--crop", 32]
     run(script, *data, "--workers", 0, "--device", "cpu", "--log_path", tmp_path, "--iterations", 2, "--batch_size", 2)
-    assert models.load(tmp_path / "IFRNet_S" / "best.pth")
+    assert models.load(tmp_path / NAME / "best.pth")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names are text here, on Linux any bytes")
@@ -105,6 +106,6 @@ def test_a_clip_to_train_on_may_have_a_name_that_is_no_utf_8(tmp_path, monkeypat
     monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
     for seed, name in enumerate([b"caf\xe9", b"b"]):
         write_frames(tmp_path / "clips" / os.fsdecode(name), seed)
-    data = ["--data", f"clips:{tmp_path / 'clips'}", "--model_name", "IFRNet_S", "--crop", 32, "--batch_size", 1]
+    data = ["--data", f"clips:{tmp_path / 'clips'}", "--model_name", NAME, "--crop", 32, "--batch_size", 1]
     run(train_vimeo90k, *data, "--workers", 0, "--device", "cpu", "--log_path", tmp_path, "--iterations", 1)
-    assert models.load(tmp_path / "IFRNet_S" / "best.pth")
+    assert models.load(tmp_path / NAME / "best.pth")

@@ -13,10 +13,9 @@ import torch
 from processes import begin
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_runs import (
+    NAME,
     assert_same,
-    command,
     rows,
-    start,
     train_here,
     typed_options,
     wait_for,
@@ -30,18 +29,18 @@ import train_vimeo90k
 from utils import batches, cli, epochs, runs
 from utils.io import only_run
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "small_network")
 
 
 def test_a_run_leaves_what_it_learnt_and_what_it_said(whole):
-    folder = whole / "IFRNet_S"
+    folder = whole / NAME
     assert {"best.pth", "latest.pth", "train.log", "metrics.csv"} <= {path.name for path in folder.iterdir()}
     board = EventAccumulator(str(folder)).Reload().Tags()
     assert {"loss", "lr", "psnr"} <= set(board["scalars"]) and board["images"] == [f"validation/{k}" for k in range(3)]
     losses = [float(row["loss"]) for row in rows(folder) if row["loss"]]
     assert len(losses) == 12 and np.mean(losses[-4:]) < 0.9 * np.mean(losses[:4])
     best = models.load(folder / "best.pth")
-    assert sum(p.numel() for p in best.parameters()) == 2_803_610
+    assert sum(p.numel() for p in best.parameters()) == sum(p.numel() for p in models.build(NAME).parameters())
     assert not best.any_time  # of what was trained at t = 0.5 alone
 
 
@@ -62,7 +61,7 @@ def test_weights_that_know_t_go_on_as_those_of_one_half():
 def test_killed_and_resumed_is_uninterrupted_bit_for_bit(vimeo, whole, tmp_path, capsys):
     """Killed with no chance to save: in the first save, in a later one, and a moment after one, in a step."""
     options = ["--epochs", 6, "--batch_size", 4, "--log_every", 1, "--save_every", 0, "--resume", "auto"]
-    folder = tmp_path / "IFRNet_S"
+    folder = tmp_path / NAME
 
     def saving():
         return any(folder.glob(".latest.*.pth"))
@@ -99,11 +98,11 @@ def test_killed_at_ten_random_moments_and_always_resumed_is_uninterrupted(vimeo,
     """A run that is killed at random, each third time in the save that comes next, and gone on with until it is done;
     as many of them as ten kills take."""
     options = ["--epochs", 6, "--batch_size", 4, "--log_every", 1, "--save_every", 0, "--resume", "auto"]
-    seconds = torch.load(whole / "IFRNet_S" / "latest.pth", weights_only=True)["seconds"]
+    seconds = torch.load(whole / NAME / "latest.pth", weights_only=True)["seconds"]
     folder, kills, in_saves, done = tmp_path / "0", 0, 0, True
 
     def save():
-        return any((folder / "IFRNet_S").glob(f".*.{process.pid}.pth"))
+        return any((folder / NAME).glob(f".*.{process.pid}.pth"))
 
     while not done or kills < 10 or not in_saves:
         folder = tmp_path / str(kills) if done else folder
@@ -123,8 +122,8 @@ def test_killed_at_ten_random_moments_and_always_resumed_is_uninterrupted(vimeo,
 
 
 def test_a_cut_checkpoint_is_passed_over_for_the_one_before_it(vimeo, whole, tmp_path, capsys):
-    folder = tmp_path / "IFRNet_S"
-    shutil.copytree(whole / "IFRNet_S", folder)
+    folder = tmp_path / NAME
+    shutil.copytree(whole / NAME, folder)
     kept = torch.load(folder / "latest.pth", weights_only=True)
     torch.save({**kept, "iteration": 8}, folder / "previous.pth")
     (folder / "latest.pth").write_bytes((folder / "latest.pth").read_bytes()[:-1000])
@@ -135,7 +134,7 @@ def test_a_cut_checkpoint_is_passed_over_for_the_one_before_it(vimeo, whole, tmp
 
 
 def test_a_run_without_a_whole_checkpoint_is_not_begun_anew_over_what_is_left(vimeo, tmp_path):
-    folder = tmp_path / "IFRNet_S"
+    folder = tmp_path / NAME
     folder.mkdir()
     for name in ("latest.pth", "best.pth"):
         (folder / name).write_bytes(b"PK cut")
@@ -145,20 +144,20 @@ def test_a_run_without_a_whole_checkpoint_is_not_begun_anew_over_what_is_left(vi
 
 
 def test_a_run_that_has_reached_its_end_says_so(vimeo, whole, tmp_path, capsys):
-    shutil.copytree(whole / "IFRNet_S", tmp_path / "IFRNet_S")
-    iteration = torch.load(tmp_path / "IFRNet_S/latest.pth", weights_only=True)["iteration"]
+    shutil.copytree(whole / NAME, tmp_path / NAME)
+    iteration = torch.load(tmp_path / NAME / "latest.pth", weights_only=True)["iteration"]
     train_here(vimeo, tmp_path, "--batch_size", 4, "--iterations", 2, "--resume", "auto")
     assert f"nothing to do at iteration {iteration}" in capsys.readouterr().out
-    assert torch.load(tmp_path / "IFRNet_S/latest.pth", weights_only=True)["config"]["iterations"] == 12
+    assert torch.load(tmp_path / NAME / "latest.pth", weights_only=True)["config"]["iterations"] == 12
 
 
 def test_a_resumed_run_says_which_options_are_others_now(vimeo, whole, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(epochs, "fit", lambda *args, **kwargs: None)
-    shutil.copytree(whole / "IFRNet_S", tmp_path / "IFRNet_S")
+    shutil.copytree(whole / NAME, tmp_path / NAME)
     same = ["--batch_size", 4, "--val_list", vimeo / "val.txt", "--resume", "auto"]
     for options, expected in (
         (["--epochs", 6, "--log_every", 5], set()),
-        (["--epochs", 6, "--lr_start", 3e-4], {"lr_start 0.0001 until now, and 0.0003 from here on"}),
+        (["--epochs", 6, "--lr_start", 3e-3], {"lr_start 0.001 until now, and 0.003 from here on"}),
         # Half the batch is twice the steps an epoch: another horizon, another place on the cosine.
         (["--batch_size", 2, "--iterations", 24], {f"{name} until now, and {now} from here on" for name, now in
                                                    (("batch_size 4", 2), ("step_size 4", 2), ("iterations 12", 24))}),
@@ -170,16 +169,16 @@ def test_a_resumed_run_says_which_options_are_others_now(vimeo, whole, tmp_path,
 
 def test_epochs_are_not_told_in_steps_of_another_size(vimeo, whole, tmp_path):
     """Of 8 samples in steps of 4, 12 iterations are 6 epochs, and of two more 8 in steps of 2."""
-    shutil.copytree(whole / "IFRNet_S", tmp_path / "IFRNet_S")
-    before = (tmp_path / "IFRNet_S/latest.pth").read_bytes()
+    shutil.copytree(whole / NAME, tmp_path / NAME)
+    before = (tmp_path / NAME / "latest.pth").read_bytes()
     with pytest.raises(ValueError, match="steps of 4 samples until now, not of 2; .* with --iterations 20$"):
         train_here(vimeo, tmp_path, "--epochs", 8, "--batch_size", 2, "--resume", "auto")
-    assert (tmp_path / "IFRNet_S/latest.pth").read_bytes() == before
+    assert (tmp_path / NAME / "latest.pth").read_bytes() == before
 
 
 def test_epochs_are_counted_on_after_steps_of_another_size(vimeo, whole, tmp_path, capsys):
     """Of 8 samples, 12 steps of 4 are 6 epochs, 4 more steps of 2 are the seventh, and 4 more the eighth."""
-    shutil.copytree(whole / "IFRNet_S", tmp_path / "IFRNet_S")
+    shutil.copytree(whole / NAME, tmp_path / NAME)
     options = ["--batch_size", 2, "--val_list", vimeo / "val.txt", "--resume", "auto"]
     train_here(vimeo, tmp_path, "--iterations", 16, *options)
     assert "16 iterations of 2 (1 x 2), 7.0 epochs" in capsys.readouterr().out
@@ -195,7 +194,7 @@ def test_epochs_are_counted_on_after_steps_of_another_size(vimeo, whole, tmp_pat
 
 def test_epochs_are_counted_on_in_a_set_of_another_size(vimeo, whole, tmp_path, capsys):
     """Of 8 samples, 12 steps of 4 are 6 epochs; of 4 samples, 2 more steps are the seventh and eighth."""
-    shutil.copytree(whole / "IFRNet_S", tmp_path / "IFRNet_S")
+    shutil.copytree(whole / NAME, tmp_path / NAME)
     fewer = shutil.copytree(vimeo, tmp_path / "fewer")
     names = (fewer / "tri_trainlist.txt").read_text().splitlines()
     (fewer / "tri_trainlist.txt").write_text("\n".join(names[4:]))
@@ -208,7 +207,7 @@ def test_epochs_are_counted_on_in_a_set_of_another_size(vimeo, whole, tmp_path, 
 
 
 def test_a_run_stands_at_its_own_epoch_whatever_the_size_of_steps_now(vimeo, whole, tmp_path):
-    latest, options = whole / "IFRNet_S" / "latest.pth", ["--batch_size", 2, "--iterations", 13]
+    latest, options = whole / NAME / "latest.pth", ["--batch_size", 2, "--iterations", 13]
     with pytest.raises(ValueError, match="stands at epoch 6, not 3"):
         train_here(vimeo, tmp_path, *options, "--resume_path", latest, "--resume_epoch", 3)
     train_here(vimeo, tmp_path, *options, "--resume_path", latest, "--resume_epoch", 6)
@@ -216,13 +215,13 @@ def test_a_run_stands_at_its_own_epoch_whatever_the_size_of_steps_now(vimeo, who
 
 def test_a_run_without_weights_to_use_does_not_end_well(vimeo, tmp_path, monkeypatch):
     monkeypatch.setattr(epochs, "fit", lambda *args, **kwargs: None)
-    with pytest.raises(ValueError, match="IFRNet_S: no best.pth, so no weights to use"):
+    with pytest.raises(ValueError, match="IFRNet_XS: no best.pth, so no weights to use"):
         train_here(vimeo, tmp_path, "--batch_size", 4)
 
 
 def test_a_resumed_run_says_that_its_data_are_others_now(vimeo, whole, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(epochs, "fit", lambda *args, **kwargs: None)
-    shutil.copytree(whole / "IFRNet_S", tmp_path / "IFRNet_S")
+    shutil.copytree(whole / NAME, tmp_path / NAME)
     moved = shutil.copytree(vimeo, tmp_path / "moved", ignore=shutil.ignore_patterns("flow"))
     names = (moved / "tri_trainlist.txt").read_text().splitlines()
     (moved / "tri_trainlist.txt").write_text("\n".join(names[1:]))
@@ -237,12 +236,13 @@ def test_a_resumed_run_says_that_its_data_are_others_now(vimeo, whole, tmp_path,
 def test_a_signal_saves_and_ends_with_its_own_status(vimeo, whole, tmp_path, kind):
     options = ["--epochs", 6, "--batch_size", 4, "--log_every", 1, "--workers", 1]
     log = tmp_path / "out.txt"
-    process = start(log, vimeo, tmp_path, *options)
+    process = begin("train_vimeo90k", *typed_options(vimeo, tmp_path, *options), log=log)
     wait_for(lambda: "iteration 3/12" in log.read_text(), process, log)
     for _ in range(2):  # at once, as launchers do
         os.killpg(process.pid, kind)  # as a terminal or a scheduler does: to the reading processes too
         time.sleep(0.02)
-    assert process.wait() == 128 + kind, log.read_text()
+    process.join()
+    assert process.exitcode == 128 + kind, log.read_text()
     assert f"stopped by {kind.name} after iteration" in log.read_text() and "Traceback" not in log.read_text()
     assert log.read_text().strip().endswith("; --resume auto continues")
     with pytest.raises(ValueError, match="a run is here; --resume auto continues it"):
@@ -253,7 +253,7 @@ def test_a_signal_saves_and_ends_with_its_own_status(vimeo, whole, tmp_path, kin
 
 
 def test_resume_by_path_takes_runs_and_bare_weights(vimeo, whole, tmp_path, capsys):
-    latest, best = whole / "IFRNet_S" / "latest.pth", whole / "IFRNet_S" / "best.pth"
+    latest, best = whole / NAME / "latest.pth", whole / NAME / "best.pth"
     short = ["--batch_size", 4, "--epochs", 7]
     with pytest.raises(ValueError, match="stands at epoch 6, not 3"):
         train_here(vimeo, tmp_path / "x", *short, "--resume_path", latest, "--resume_epoch", 3)
@@ -262,51 +262,49 @@ def test_resume_by_path_takes_runs_and_bare_weights(vimeo, whole, tmp_path, caps
     assert "weights alone" not in capsys.readouterr().out
     train_here(vimeo, tmp_path / "b", *short, "--resume_path", best, "--resume_epoch", 6)
     assert "best.pth: weights alone, taken as those of epoch 6; the optimizer starts afresh" in capsys.readouterr().out
-    runs = [torch.load(tmp_path / k / "IFRNet_S" / "latest.pth", weights_only=True) for k in ("a", "b")]
+    runs = [torch.load(tmp_path / k / NAME / "latest.pth", weights_only=True) for k in ("a", "b")]
     assert runs[0]["iteration"] == runs[1]["iteration"] == 14
     steps = [run["optimizer"]["state"][0]["step"].item() for run in runs]
     assert steps == [14, 2]  # the optimizer's memory went on, and began anew
 
 
 def test_the_best_of_another_validation_set_is_none(vimeo, whole, tmp_path):
-    shutil.copytree(whole / "IFRNet_S", tmp_path / "IFRNet_S")
+    shutil.copytree(whole / NAME, tmp_path / NAME)
     content = weights_and_all(tmp_path)
-    torch.save({**content, "best": 99.0}, tmp_path / "IFRNet_S" / "latest.pth")
-    before = (tmp_path / "IFRNet_S" / "best.pth").stat().st_mtime_ns
+    torch.save({**content, "best": 99.0}, tmp_path / NAME / "latest.pth")
+    before = (tmp_path / NAME / "best.pth").stat().st_mtime_ns
     moved = shutil.copytree(vimeo, tmp_path / "moved")
     train_here(moved, tmp_path, "--batch_size", 4, "--epochs", 6, "--resume", "auto", "--val_list", moved / "val.txt")
     assert weights_and_all(tmp_path)["best"] == 99  # it is the same set, elsewhere
     train_here(vimeo, tmp_path, "--batch_size", 4, "--epochs", 7, "--resume", "auto")  # the list's last, not val.txt
     assert weights_and_all(tmp_path)["best"] < 99
-    assert (tmp_path / "IFRNet_S" / "best.pth").stat().st_mtime_ns > before
+    assert (tmp_path / NAME / "best.pth").stat().st_mtime_ns > before
 
 
 def test_a_finished_run_that_is_judged_anew_remembers_by_what(vimeo, whole, tmp_path, capsys):
     """Or its best would be held against scores of the samples before."""
-    shutil.copytree(whole / "IFRNet_S", tmp_path / "IFRNet_S")
+    shutil.copytree(whole / NAME, tmp_path / NAME)
     for anew in (True, False):
         train_here(vimeo, tmp_path, "--batch_size", 4, "--iterations", 12, "--resume", "auto")
         assert ("best.pth starts afresh" in capsys.readouterr().out) == anew
 
 
 def test_a_run_of_another_recipe_is_not_gone_on_with(whole, tmp_path, capsys):
-    shutil.copytree(whole / "IFRNet_S", tmp_path / "IFRNet_S")
-    args = train_gopro.parser().parse_args(
-        ["--model_name", "IFRNet_S", "--log_path", str(tmp_path), "--resume", "auto"]
-    )
+    shutil.copytree(whole / NAME, tmp_path / NAME)
+    args = train_gopro.parser().parse_args(["--model_name", NAME, "--log_path", str(tmp_path), "--resume", "auto"])
     with pytest.raises(ValueError, match="a run of train_vimeo90k.py is here; give another --log_path"):
-        runs.find_resume(args, tmp_path / "IFRNet_S", 1)
-    theirs = whole / "IFRNet_S" / "latest.pth"
+        runs.find_resume(args, tmp_path / NAME, 1)
+    theirs = whole / NAME / "latest.pth"
     args = train_gopro.parser().parse_args(["--resume_path", str(theirs)])
     with pytest.raises(ValueError, match=f"{theirs}: of a run of train_vimeo90k.py; its best.pth has weights to start"):
         runs.find_resume(args, tmp_path / "IFRNet", 1)
-    args.resume_path = str(whole / "IFRNet_S" / "best.pth")
+    args.resume_path = str(whole / NAME / "best.pth")
     assert runs.find_resume(args, tmp_path / "IFRNet", 1)["iteration"] == 0
 
 
 def test_shipped_weights_are_started_from_by_their_name(tmp_path):
     args = train_gopro.parser().parse_args(["--resume_path", "IFRNet_S", "--resume"])
-    content = runs.find_resume(args, tmp_path / "IFRNet_S", 1)
+    content = runs.find_resume(args, tmp_path / NAME, 1)
     assert args.resume == "auto" and content["iteration"] == 0
     shipped = models.load("IFRNet_S").state_dict()
     assert all(torch.equal(shipped[name], value.float()) for name, value in content["model"].items())
@@ -314,10 +312,10 @@ def test_shipped_weights_are_started_from_by_their_name(tmp_path):
 
 @pytest.mark.parametrize("left", ["latest.pth", "previous.pth"])
 def test_a_run_of_which_one_checkpoint_is_left_is_not_overwritten(vimeo, whole, tmp_path, left):
-    (tmp_path / "IFRNet_S").mkdir()
-    shutil.copy(whole / "IFRNet_S" / "latest.pth", tmp_path / "IFRNet_S" / left)
-    for more in ([], ["--resume_path", whole / "IFRNet_S" / "best.pth"]):
-        with pytest.raises(ValueError, match="IFRNet_S: a run is here; --resume auto continues it"):
+    (tmp_path / NAME).mkdir()
+    shutil.copy(whole / NAME / "latest.pth", tmp_path / NAME / left)
+    for more in ([], ["--resume_path", whole / NAME / "best.pth"]):
+        with pytest.raises(ValueError, match="IFRNet_XS: a run is here; --resume auto continues it"):
             train_here(vimeo, tmp_path, "--batch_size", 4, *more)
 
 
@@ -325,20 +323,20 @@ def test_two_runs_do_not_write_into_one_folder(vimeo, tmp_path):
     """Nor is a folder held by a reading process of a run that was killed."""
     options = ["--epochs", 300, "--batch_size", 4, "--log_every", 1, "--workers", 1]
     log = tmp_path / "out.txt"
-    process = start(log, vimeo, tmp_path, *options)
+    process = begin("train_vimeo90k", *typed_options(vimeo, tmp_path, *options), log=log)
     wait_for(lambda: "iteration 2/" in log.read_text(), process, log)
-    with pytest.raises(ValueError, match="IFRNet_S: another run is at work here"):
+    with pytest.raises(ValueError, match="IFRNet_XS: another run is at work here"):
         train_here(vimeo, tmp_path, *options)
     process.kill()
-    process.wait()
-    with only_run(tmp_path / "IFRNet_S"):
+    process.join()
+    with only_run(tmp_path / NAME):
         pass
-    assert not list((tmp_path / "IFRNet_S").glob(".lock"))
+    assert not list((tmp_path / NAME).glob(".lock"))
 
 
 def test_metrics_that_another_program_saved_are_named(vimeo, whole, tmp_path):
-    shutil.copytree(whole / "IFRNet_S", tmp_path / "IFRNet_S")
-    metrics = tmp_path / "IFRNet_S" / "metrics.csv"
+    shutil.copytree(whole / NAME, tmp_path / NAME)
+    metrics = tmp_path / NAME / "metrics.csv"
     metrics.write_text(metrics.read_text().replace(",", ";"))
     with pytest.raises(ValueError, match="metrics.csv: its columns are not those of a run; move it away"):
         train_here(vimeo, tmp_path, "--batch_size", 4, "--epochs", 7, "--resume", "auto")
@@ -346,13 +344,13 @@ def test_metrics_that_another_program_saved_are_named(vimeo, whole, tmp_path):
 
 def test_a_run_that_goes_on_elsewhere_has_a_best_of_its_own(vimeo, whole, tmp_path, capsys):
     """The best so far may be out of reach, of other data: the new folder would then never get any weights to use."""
-    content = torch.load(whole / "IFRNet_S" / "latest.pth", weights_only=True)
+    content = torch.load(whole / NAME / "latest.pth", weights_only=True)
     torch.save({**content, "best": 99.0}, tmp_path / "latest.pth")
     train_here(vimeo, tmp_path, "--batch_size", 4, "--epochs", 7, "--resume_path", tmp_path / "latest.pth")
-    assert models.load(tmp_path / "IFRNet_S" / "best.pth")
+    assert models.load(tmp_path / NAME / "best.pth")
     said = capsys.readouterr().out
     assert "iteration 12: psnr" in said and "(best)" in said
-    assert torch.load(tmp_path / "IFRNet_S" / "latest.pth", weights_only=True)["best"] < 99
+    assert torch.load(tmp_path / NAME / "latest.pth", weights_only=True)["best"] < 99
 
 
 @pytest.mark.parametrize(
@@ -390,16 +388,18 @@ def test_what_people_get_wrong_is_one_line(vimeo, tmp_path, capsys, monkeypatch,
     monkeypatch.chdir(tmp_path)
     shutil.copy(vimeo / "tri_trainlist.txt", tmp_path)
     (tmp_path / "blank.txt").write_text("\n\n")
-    monkeypatch.setattr(sys, "argv", command(vimeo, tmp_path / "run", "--batch_size", 4, *options)[1:])
+    monkeypatch.setattr(
+        sys, "argv", ["train_vimeo90k.py", *typed_options(vimeo, tmp_path / "run", "--batch_size", 4, *options)]
+    )
     with pytest.raises(SystemExit) as stopped:
         cli.run(train_vimeo90k.main, train_vimeo90k.parser())
     errors = capsys.readouterr().err.strip()
     assert stopped.value.code == 2 and message in errors and len(errors.splitlines()) == 1
-    assert not (tmp_path / "run" / "IFRNet_S" / "latest.pth").exists()
+    assert not (tmp_path / "run" / NAME / "latest.pth").exists()
 
 
 def test_a_run_of_another_network_is_named(vimeo, whole, tmp_path):
-    for name, whose in (("latest.pth", "IFRNet_S with prelu"), ("best.pth", "another network")):
-        path = whole / "IFRNet_S" / name
+    for name, whose in (("latest.pth", "IFRNet_XS with prelu"), ("best.pth", "another network")):
+        path = whole / NAME / name
         with pytest.raises(ValueError, match=f"{path}: weights of {whose}; give its --model_name and --activation"):
             train_here(vimeo, tmp_path, "--batch_size", 4, "--model_name", "IFRNet", "--resume_path", path)

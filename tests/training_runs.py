@@ -2,21 +2,18 @@
 interrupted, and how to compare."""
 
 import csv
-import os
-import subprocess
-import sys
 import time
 
 import numpy as np
 import torch
-from conftest import ROOT, formula_image
-from processes import begin
+from conftest import formula_image
+from processes import begin, torchrun
 
 import train_vimeo90k
 from utils.flow_files import write_flow
 from utils.io import to_uint8, write_image
 
-SCRIPT = str(ROOT / "train_vimeo90k.py")
+NAME = "IFRNet_XS"  # see conftest.small_network
 
 
 def write_training_set(root):
@@ -35,12 +32,8 @@ def write_training_set(root):
 
 
 def typed_options(vimeo, log_path, *options):
-    fixed = ["--data", vimeo, "--model_name", "IFRNet_S", "--crop", 32, "--workers", 0, "--device", "cpu"]
+    fixed = ["--data", vimeo, "--model_name", NAME, "--crop", 32, "--lr_start", 1e-3, "--workers", 0, "--device", "cpu"]
     return [str(word) for word in (*fixed, "--log_path", log_path, *options)]
-
-
-def command(*args):
-    return [sys.executable, SCRIPT, *typed_options(*args)]
 
 
 def train_here(*args):
@@ -49,7 +42,7 @@ def train_here(*args):
 
 
 def weights_and_all(log_path):
-    return torch.load(log_path / "IFRNet_S" / "latest.pth", weights_only=True)
+    return torch.load(log_path / NAME / "latest.pth", weights_only=True)
 
 
 def weights(log_path):
@@ -72,24 +65,17 @@ def rows(folder):
 
 
 def validations(folder):
-    return [float(row["psnr"]) for row in rows(folder / "IFRNet_S") if row["psnr"]]
+    return [float(row["psnr"]) for row in rows(folder / NAME) if row["psnr"]]
 
 
 def launch(log, launcher, *args):
     """torchrun in the background, with the options `launcher`; it and its ranks write to the file `log`."""
-    return begin("torch.distributed.run", *launcher, SCRIPT, *typed_options(*args), log=log)
-
-
-def start(log, *args):
-    """A run in the background that writes to the file `log`, in a session of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with open(log, "w") as out:
-        return subprocess.Popen(command(*args), env=environment, stdout=out, stderr=out, start_new_session=True)
+    return begin(*launcher, "train_vimeo90k", *typed_options(*args), log=log, work=torchrun)
 
 
 def wait_for(condition, process, log):
     while not condition():
-        assert process.poll() is None, log.read_text()
+        assert process.is_alive(), log.read_text()
         time.sleep(0.002)
 
 
