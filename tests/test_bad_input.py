@@ -3,17 +3,18 @@
 (test_demos.py and test_io.py have those in pictures and weights.)
 """
 
+import os
 import runpy
 import shutil
 import signal
 import struct
-import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
 from conftest import ROOT
+from processes import begin
 
 from utils import flow_files, io
 
@@ -132,14 +133,14 @@ def test_one_line_names_it_and_nothing_is_left_half_written(case, files, capsys)
 
 
 def test_ctrl_c_ends_in_one_line(files):
-    command = [sys.executable, "-m", "datasets.synthetic", "--out", str(files / "made"), "--train", "500"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    process = begin("datasets.synthetic", "--out", files / "made", "--train", 500, log=files / "said.txt")
     deadline = time.monotonic() + 60
     while not list(files.glob("made/sequences/*/*/im3.png")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=30)
-    assert process.returncode == 2
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(30)
+    error = (files / "said.txt").read_text()
+    assert process.exitcode == 2
     assert error.splitlines()[-1].endswith("interrupted") and "Traceback" not in error
     assert not (files / "made/tri_trainlist.txt").exists()  # a list would tell of a whole set
     assert not list(files.glob("made/**/.*"))

@@ -2,13 +2,10 @@
 
 import hashlib
 import json
-import os
 import pickle
 import re
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import time
 
@@ -16,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import ROOT
-from processes import run_ranks
+from processes import begin, run_ranks
 from scoring import frame, psnr_by_hand, result, score
 
 import models
@@ -202,15 +198,6 @@ def test_saved_frames_are_the_predictions(vimeo, tmp_path, typed):
     assert np.abs(saved - (a + b) / 2 * 255).max() < 0.51
 
 
-def launch(*words, **environment):
-    """Start a script as a person would."""
-    command = [sys.executable, *map(str, words)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    return subprocess.Popen(
-        command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
 def files(out):
     """All that a run leaves, without the recorded command, which names its folder."""
     found = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
@@ -238,13 +225,14 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_with_the_same_file(vimeo, we
     with (vimeo / "tri_testlist.txt").open("a") as file:
         file.writelines(f"00001/{k:04d}\n" for k in range(8, 48))
     words = ["--data", vimeo, "--checkpoint", weights, "--device", "cpu", "--workers", 0, "--out", tmp_path / "out"]
-    killed = launch("benchmarks/Vimeo90K.py", *words)
+    killed = begin("benchmarks.Vimeo90K", *words)
     journals = []
-    while killed.poll() is None and not (journals and journals[0].read_text().count("\n") > 3):
+    while killed.is_alive() and not (journals and journals[0].read_text().count("\n") > 3):
         journals = list((tmp_path / "out").glob(".unfinished-*/*.jsonl"))
         time.sleep(0.002)
     killed.kill()
-    assert killed.wait() == -signal.SIGKILL, "the run was over before it could be killed"
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL, "the run was over before it could be killed"
     with journals[0].open("a") as file:
         file.write('\n[40, [["test", "00001/0041", {"psnr"')  # as if killed in the middle of a line
     out = score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path / "out", "--checkpoint", weights).out
@@ -358,13 +346,9 @@ def test_a_frame_that_is_exact_leaves_a_mean_and_valid_json(vimeo, tmp_path, typ
 
 def test_what_is_wrong_on_one_rank_ends_all_in_one_line(vimeo, tmp_path):
     (vimeo / "sequences/00001/0002/im2.png").write_bytes(b"no picture")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        ranks = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-    words = ["-m", "benchmarks.Vimeo90K", "--data", vimeo, "--device", "cpu", "--workers", 0, "--out", tmp_path]
-    started = [launch(*words, "--model_name", "average", **ranks, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
-    errors = [process.communicate(timeout=120)[1] for process in started]
-    assert [process.returncode for process in started] == [2, 2], errors
+    words = ["benchmarks.Vimeo90K", "--data", vimeo, "--device", "cpu", "--workers", 0, "--out", tmp_path]
+    status, errors = zip(*run_ranks(tmp_path, *[[*words, "--model_name", "average"]] * 2))
+    assert status == (2, 2), errors
     assert all(error.count("\n") == 1 for error in errors), errors
     assert any("0002/im2.png: not a PNG file" in error for error in errors)
 

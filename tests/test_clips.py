@@ -1,8 +1,8 @@
+import errno
 import json
 import os
 import pickle
-import subprocess
-import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,7 +10,8 @@ import av
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, sliding
+from conftest import sliding
+from processes import begin
 from torch.utils.data import default_collate
 from video_files import encode
 
@@ -202,32 +203,47 @@ def test_hidden_files_are_no_clips_and_one_frame_has_no_windows(tmp_path):
     assert {window.clip.name for window in clips.windows(found, 3)} == {"a"}
 
 
+def opened(folder, cache, wait, locks):
+    """In a process of its own: open the clips, of which decoding a frame takes `wait` seconds."""
+    decode = clips._decode
+
+    def slow(*how):
+        print("decoded", flush=True)
+        for frame in decode(*how):
+            time.sleep(float(wait))
+            yield frame
+
+    def unknown(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    clips._decode = slow
+    if locks == "no":
+        import fcntl  # not on Windows
+
+        fcntl.flock = unknown
+    print(len(clips.open_clips(folder, cache=cache)[0].frames))
+
+
+def opened_by_two(tmp_path, waits, locks):
+    logs = [tmp_path / f"{k}.txt" for k in range(2)]
+    both = [
+        begin(tmp_path / "in", tmp_path / "cache", wait, locks, work=opened, log=log) for wait, log in zip(waits, logs)
+    ]
+    for process in both:
+        process.join(60)
+    return [log.read_text().split() for log in logs]
+
+
 def test_processes_that_come_together_decode_a_clip_once(tmp_path):
     (tmp_path / "in").mkdir()
     write_video(tmp_path / "in" / "a.mkv", sliding(40))
-    work = (
-        "import sys, time; from datasets import clips; decode = clips._decode\n"
-        "def slow(*how):\n    print('decoded', flush=True); time.sleep(0.5); yield from decode(*how)\n"
-        "clips._decode = slow; print(len(clips.open_clips(sys.argv[1], cache=sys.argv[2])[0].frames))"
-    )
-    command = [sys.executable, "-c", work, str(tmp_path / "in"), str(tmp_path / "cache")]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
-    said = "".join(process.communicate(timeout=60)[0] for process in both).split()
-    assert sorted(said) == ["40", "40", "decoded"]
+    one, other = opened_by_two(tmp_path, (0.02, 0.02), "yes")
+    assert sorted(one + other) == ["40", "40", "decoded"]
 
 
 def test_processes_that_come_together_on_a_disk_without_locks_take_nothing_from_each_other(tmp_path):
     write_video(tmp_path / "in" / "a.mkv", sliding(40))
-    work = (
-        "import fcntl, sys, time; from datasets import clips; decode = clips._decode\n"
-        "def unknown(*_): raise OSError(38, 'Function not implemented')\n"
-        "def slow(*how):\n    for frame in decode(*how): time.sleep(float(sys.argv[3])); yield frame\n"
-        "fcntl.flock = unknown; clips._decode = slow\n"
-        "print(len(clips.open_clips(sys.argv[1], cache=sys.argv[2])[0].frames))"
-    )
-    command = [sys.executable, "-c", work, str(tmp_path / "in"), str(tmp_path / "cache")]
-    both = [subprocess.Popen([*command, wait], stdout=subprocess.PIPE, text=True, cwd=ROOT) for wait in ("0.1", "0.12")]
-    assert [process.communicate(timeout=60)[0].split() for process in both] == [["40"], ["40"]]
+    assert opened_by_two(tmp_path, (0.02, 0.03), "no") == [["decoded", "40"], ["decoded", "40"]]
 
 
 def test_clips_to_validate_on_are_never_trained_on(tmp_path, monkeypatch):

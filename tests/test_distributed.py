@@ -1,14 +1,12 @@
 """Two ranks on this machine, over gloo: what each is told, its share, and what all of them know afterwards."""
 
 import json
-import os
 import runpy
-import subprocess
-import sys
 
 import pytest
 import torch
 from conftest import ROOT
+from processes import begin
 
 import train_gopro
 from utils import distributed
@@ -60,10 +58,9 @@ def alone(script, tmp_path, typed):
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_ranks_share_all_and_know_all_under_both_launchers(script, tmp_path, launcher):
     options = ["--world-size", "2", "--device", "cpu", "--out", str(tmp_path)]
-    command = [sys.executable, "-m", launcher, "--standalone", "--nproc_per_node=2", str(script), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
-    assert done.returncode == 0, done.stderr
+    process = begin(launcher, "--standalone", "--nproc_per_node=2", script, *options, log=tmp_path / "said.txt")
+    process.join(120)
+    assert process.exitcode == 0, (tmp_path / "said.txt").read_text()
     main, other = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("True", "False"))
     assert main["shared"] == other["shared"] == [5, 5]
     assert main["world"] == other["world"] == 2 and main["device"] == other["device"] == "cpu"

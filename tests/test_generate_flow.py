@@ -1,9 +1,9 @@
 """Labels from end to end: list, frames, teacher, files; ranks, interruptions, wrong input; how good they are."""
 
 import json
+import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections import namedtuple
@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, formula_weights
+from conftest import formula_weights
 from processes import begin, run_ranks
 from training_runs import rows
 
@@ -411,16 +411,16 @@ def test_a_disk_that_fills_up_is_named_and_leaves_no_half_file(script, data, cap
         flow_files.read_flow(path)
 
 
-def test_ctrl_c_ends_in_one_line_and_leaves_whole_files(data, raft_weights):
+def test_ctrl_c_ends_in_one_line_and_leaves_whole_files(data, raft_weights, tmp_path):
     options = ["--teacher", "raft_small", "--weights", raft_weights, "--split", "all", "--workers", 1]
-    words = [sys.executable, "-m", *command(data, *options)]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    process = begin(*command(data, *options), log=tmp_path / "said.txt")
     deadline = time.monotonic() + 200
     while not list(data.glob("flow/*/*/flow_t1.flo")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    error = process.communicate(timeout=200)[1]
-    assert process.returncode == 2
+    os.kill(process.pid, signal.SIGINT)
+    process.join(200)
+    error = (tmp_path / "said.txt").read_text()
+    assert process.exitcode == 2
     assert error.splitlines()[-1] == "generate_flow.py: interrupted" and "Traceback" not in error
     files = list(data.glob("flow/*/*/*"))
     assert files and all(flow_files.read_flow(path).shape == (*SIZE, 2) for path in files)

@@ -2,9 +2,9 @@
 
 import _thread
 import errno
-import resource
+import heapq
+import os
 import signal
-import subprocess
 import sys
 import time
 from fractions import Fraction
@@ -17,9 +17,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
-from processes import run_ranks
-from video_files import HEIGHT, WIDTH, complaint, decode, encode, interrupted_after, moving, packets, run, start
+from conftest import files_up_to
+from processes import begin, run_ranks
+from video_files import (
+    HEIGHT,
+    WIDTH,
+    as_typed,
+    complaint,
+    decode,
+    encode,
+    interrupted_after,
+    moving,
+    packets,
+    run,
+    start,
+)
 
 import interpolate_video
 import models
@@ -34,23 +46,24 @@ def clip(tmp_path):
 
 
 def long_clip(tmp_path):
-    return encode(tmp_path / "in.mp4", moving(25) * 6, sound="aac")
+    """Six seconds of ten frames."""
+    return encode(tmp_path / "in.mp4", moving(10) * 6, rate=10, sound="aac")
 
 
 def wait_for(path, process):
     until = time.monotonic() + 60
     while not path.exists():
-        assert process.poll() is None and time.monotonic() < until, process.stderr.read()
+        assert process.is_alive() and time.monotonic() < until
         time.sleep(0.002)
 
 
 def test_a_killed_run_goes_on_and_ends_in_the_same_file(tmp_path):
     source = long_clip(tmp_path)
     run(source, tmp_path / "whole.mp4", "--segment", "1", model="dis")
-    process = start(source, tmp_path / "out.mp4", "--segment", "1", model="dis", held=4)
+    process = start(4, tmp_path / "on", source, tmp_path / "out.mp4", "--segment", "1", model="dis")
     wait_for(tmp_path / ".out.mp4.parts" / "000003.mp4", process)
     process.kill()
-    process.communicate()
+    process.join()
     assert not (tmp_path / "out.mp4").exists()
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / ".out.mp4.parts").glob("0*")}
     assert len(before) == 4
@@ -63,37 +76,33 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_file(tmp_path):
     assert not (tmp_path / ".out.mp4.parts").exists()
 
 
-KILLED_WHILE_JOINING = """
-import heapq, os, signal, sys
-sys.path.insert(0, {root!r})
-import interpolate_video
+def killed_while_joining(*words):
+    def merge(packets, *_):
+        yield next(packets)
+        os.kill(os.getpid(), signal.SIGKILL)
 
-def merge(packets, *_):
-    yield next(packets)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-heapq.merge = merge
-interpolate_video.main(interpolate_video.parser().parse_args(sys.argv[1:]))
-"""
+    heapq.merge = merge
+    as_typed(*words)
 
 
 def test_a_run_that_was_killed_while_it_joined_its_parts_leaves_nothing_for_good(tmp_path, clip):
-    command = [sys.executable, "-c", KILLED_WHILE_JOINING.format(root=str(ROOT))]
-    killed = subprocess.run([*command, str(clip), str(tmp_path / "out.mp4"), "--model_name", "average"])
-    assert killed.returncode == -signal.SIGKILL and not (tmp_path / "out.mp4").exists()
+    process = begin(clip, tmp_path / "out.mp4", "--model_name", "average", work=killed_while_joining)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and not (tmp_path / "out.mp4").exists()
     run(clip, tmp_path / "out.mp4", "--resume")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.mp4"]
 
 
 def test_an_interrupt_leaves_a_playable_file_and_can_be_resumed(tmp_path):
     source = long_clip(tmp_path)
-    process = start(source, tmp_path / "out.mp4", "--segment", "1", held=3.5)
+    process = start(3.5, tmp_path / "on", source, tmp_path / "out.mp4", "--segment", "1")
     wait_for(tmp_path / ".out.mp4.parts" / "000002.mp4", process)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2 and b"--resume continues" in errors.splitlines()[-1] and b"Traceback" not in errors
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    errors = (tmp_path / "on.txt").read_text()
+    assert process.exitcode == 2 and "--resume continues" in errors.splitlines()[-1] and "Traceback" not in errors
     times, _ = decode(tmp_path / "out.mp4")
-    assert 150 <= len(times) < 299 and times == [Fraction(k, 50) for k in range(len(times))]
+    assert 60 <= len(times) < 119 and times == [Fraction(k, 20) for k in range(len(times))]
     sound = packets(tmp_path / "out.mp4", "audio")
     assert sound[-1][0] < times[-1] + 1
     run(source, tmp_path / "out.mp4", "--segment", "1", "--resume")
@@ -113,14 +122,15 @@ def test_a_finished_video_gives_way_to_a_whole_one_alone(tmp_path, monkeypatch):
 
 def test_two_runs_of_one_output_do_not_meet(tmp_path):
     source = long_clip(tmp_path)
-    process = start(source, tmp_path / "out.mp4", "--segment", "1", held=2)
+    process = start(2, tmp_path / "on", source, tmp_path / "out.mp4", "--segment", "1")
     wait_for(tmp_path / ".out.mp4.parts" / "000001.mp4", process)
     for how in ("--overwrite", "--resume"):
         with pytest.raises(ValueError, match="out.mp4.parts: another run is at work here; wait for its end"):
             run(source, tmp_path / "out.mp4", "--segment", "1", how)
-    assert process.poll() is None, process.stderr.read()
-    process.communicate(timeout=120)
-    assert process.returncode == 0 and len(decode(tmp_path / "out.mp4")[0]) == 299
+    assert process.is_alive(), (tmp_path / "on.txt").read_text()
+    (tmp_path / "on").touch()
+    process.join(120)
+    assert process.exitcode == 0 and len(decode(tmp_path / "out.mp4")[0]) == 119
 
 
 def test_a_run_does_not_go_on_with_other_weights_of_the_same_name(tmp_path, monkeypatch):
@@ -191,25 +201,28 @@ def test_two_ranks_make_the_file_of_one(tmp_path, options):
 
 
 def test_sigterm_ends_a_run_like_an_interrupt(tmp_path):
-    process = start(encode(tmp_path / "in.mp4", moving(100)), tmp_path / "out.mp4", "--segment", "1", held=2.5)
+    source = encode(tmp_path / "in.mp4", moving(100))
+    process = start(2.5, tmp_path / "on", source, tmp_path / "out.mp4", "--segment", "1")
     wait_for(tmp_path / ".out.mp4.parts" / "000001.mp4", process)
     process.terminate()
-    assert process.wait(60) == 2 and b"--resume continues" in process.stderr.read()
+    process.join(60)
+    assert process.exitcode == 2 and "--resume continues" in (tmp_path / "on.txt").read_text()
     assert len(decode(tmp_path / "out.mp4")[0]) >= 100
+
+
+def on_a_full_disk(*words):
+    with files_up_to(2**18):
+        as_typed(*words)
 
 
 def test_a_full_disk_is_one_line_and_what_is_complete_stays(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (60, 96, 128, 3), np.uint8)
     source = encode(tmp_path / "in.mp4", list(noise), preset="ultrafast", crf="30")
-
-    def limit():  # of a file's size, which the system reports as it does a full disk
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, 2**18))
-
-    process = start(source, tmp_path / "out.mp4", "--crf", "0", "--cuts", "no", "--segment", "1", preexec_fn=limit)
-    _, errors = process.communicate(timeout=60)
-    last = errors.decode().splitlines()[-1]
-    assert process.returncode == 2 and "File too large" in last and "Traceback" not in errors.decode(), errors.decode()
+    words = [source, tmp_path / "out.mp4", "--crf", "0", "--cuts", "no", "--segment", "1", "--model_name", "average"]
+    process = begin(*words, work=on_a_full_disk, log=tmp_path / "said.txt")
+    process.join(60)
+    errors = (tmp_path / "said.txt").read_text()
+    assert process.exitcode == 2 and "File too large" in errors.splitlines()[-1] and "Traceback" not in errors, errors
     assert not (tmp_path / "out.mp4").exists()
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import files_up_to
 from PIL import Image, ImageSequence
-from video_files import HEIGHT, WIDTH, complaint, decode, encode, moving, packets, planes, run, start
+from video_files import HEIGHT, SCRIPT, WIDTH, complaint, decode, encode, moving, packets, planes, run
 
 import interpolate_video
 from models import fast
@@ -87,11 +87,11 @@ def test_the_encoder_decides_what_is_a_key_frame_whatever_the_input_had(tmp_path
 
 def test_y4m_pipes_both_ways(tmp_path):
     source = encode(tmp_path / "in.mp4", moving(6), aspect=Fraction(4, 3))
-    first = start(source, "-", stdout=subprocess.PIPE)
-    stream = first.communicate(timeout=60)[0]
+    command = [sys.executable, SCRIPT, "--model_name", "average"]
+    first = subprocess.run([*command, source, "-"], capture_output=True, timeout=60)
+    stream = first.stdout
     assert first.returncode == 0 and stream.startswith(b"YUV4MPEG2 W128 H64 F50:1 ") and b" A4:3 " in stream[:80]
-    second = start("-", tmp_path / "out.mp4", "--crf", "0", stdin=subprocess.PIPE)
-    second.communicate(stream, timeout=60)
+    second = subprocess.run([*command, "-", tmp_path / "out.mp4", "--crf", "0"], input=stream, timeout=60)
     times, _ = decode(tmp_path / "out.mp4")
     assert second.returncode == 0 and times == [Fraction(k, 100) for k in range(21)]
     assert all((a == b).all() for a, b in zip(planes(source), planes(tmp_path / "out.mp4")[::4]))

@@ -1,14 +1,15 @@
 """What the tests of videos are made of: small files made and read with PyAV alone, and ways to run the script."""
 
-import os
-import subprocess
 import sys
+import time
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from conftest import ROOT
+from processes import begin
 
 import interpolate_video
 from utils import cli
@@ -122,32 +123,29 @@ def complaint(capsys, *args, model="average"):
     return lines[0]
 
 
-HELD = """
-import sys
-sys.path.insert(0, {root!r})
-import interpolate_video
-from utils import cli
-
-write = interpolate_video.Job.write
-
-def held(job, writer, picture):
-    if picture.time > {second}:
-        sys.stdin.read()
-    write(job, writer, picture)
-
-interpolate_video.Job.write = held
-cli.run(interpolate_video.main, interpolate_video.parser())
-"""
+def as_typed(*words):
+    """In a process of its own: what the script does, with what was put in place of its parts."""
+    sys.argv = [SCRIPT, *words]
+    cli.run(interpolate_video.main, interpolate_video.parser())
 
 
-def start(*args, model="average", held=None, **kwargs):
-    """The script in a process of its own. held: the second of the output behind which it stands still until its
-    standard input is closed, or a signal comes."""
-    program = [SCRIPT]
-    if held is not None:
-        program, kwargs["stdin"] = ["-c", HELD.format(root=str(ROOT), second=held)], subprocess.PIPE
-    command = [sys.executable, *program, *map(str, args), "--model_name", model]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}, **kwargs)
+def holding(second, on, *words):
+    write, until = interpolate_video.Job.write, time.monotonic() + 120  # or a test that failed would not end
+
+    def held(job, writer, picture):
+        while picture.time > Fraction(second) and not Path(on).exists() and time.monotonic() < until:
+            time.sleep(0.005)
+        write(job, writer, picture)
+
+    interpolate_video.Job.write = held
+    as_typed(*words)
+
+
+def start(second, on, *args, model="average"):
+    """The script in a process of its own, which stands still behind that second of the output until the file `on` is
+    there, or a signal comes. What it says goes into the file `on` with .txt behind it."""
+    words = (second, on, *args, "--model_name", model)
+    return begin(*words, work=holding, log=on.with_suffix(".txt"))
 
 
 def interrupted_after(seconds, monkeypatch, source, out, *words, **kwargs):
