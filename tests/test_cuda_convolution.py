@@ -110,9 +110,9 @@ def test_it_is_pytorchs_convolution(name, launch, monkeypatch):
     plan, dtype = PLANS.get(name, SQUARE), torch.bfloat16 if name == "bfloat16" else torch.float16
     monkeypatch.setattr(cuda_convolution, "plan_for", lambda *_: plan)
     inputs, outputs = 24, 8 * plan.groups + 8
-    for size, prelu in (((11, 21), True), ((3, 35), False)):
+    for batch, size, prelu in ((2, (11, 21), True), (1, (3, 35), False)):
         conv = convolution(plan, inputs, outputs, dtype, device, prelu)
-        x = last(torch.randn(2, inputs, *size), dtype, device)
+        x = last(torch.randn(batch, inputs, *size), dtype, device)
         got = cuda_convolution.run(launch, conv, x, None, None, 0)
         assert got.is_contiguous(memory_format=torch.channels_last)
         close(got, expected(conv, x))

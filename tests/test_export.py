@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+from functools import cache
 
 import pytest
 import torch
@@ -22,7 +23,12 @@ def model():
 @pytest.fixture(scope="module")
 def exported(model, tmp_path_factory):
     """A function that exports in a form, once; a TorchScript file has one size, the others take any."""
-    made = {}
+    made, programs, trace = {}, [], torch.export.export
+
+    def traced(*args, **kwargs):
+        """Once for both forms that begin with it."""
+        programs.extend([] if programs else [trace(*args, **kwargs)])
+        return programs[0]
 
     def make(form):
         if form == "onnx":
@@ -30,16 +36,23 @@ def exported(model, tmp_path_factory):
                 pytest.importorskip(package)
         if form not in made:
             made[form] = tmp_path_factory.mktemp("exports") / f"small{export.SUFFIXES[form]}"
-            export.export(model, form, made[form], SMALL if form == "torchscript" else None)
+            with pytest.MonkeyPatch.context() as during:
+                during.setattr(torch.export, "export", traced)
+                export.export(model, form, made[form], SMALL if form == "torchscript" else None)
         return made[form]
 
     return make
 
 
+@pytest.fixture(scope="module")
+def runner(exported):
+    return cache(lambda form: export.runner(exported(form)))
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 @pytest.mark.parametrize("form", FORMS)
-def test_an_export_gives_the_networks_frames_at_any_size_and_time(form, model, exported):
-    run = export.runner(exported(form))
+def test_an_export_gives_the_networks_frames_at_any_size_and_time(form, model, exported, runner):
+    run = runner(form)
     for height, width in [SMALL] if form == "torchscript" else [SMALL, (32, 160), (272, 48)]:
         img0, img1 = formula_image(height, width, 1)[None], formula_image(height, width, 2)[None]
         frames = []
@@ -64,8 +77,8 @@ def test_the_onnx_file_samples_bilinearly_with_borders_clamped(exported):
     assert [entry.name for entry in graph.graph.input] == list(export.NAMES)
 
 
-def test_a_difference_is_found(model, exported):
-    run = export.runner(exported("pt2"))
+def test_a_difference_is_found(model, runner):
+    run = runner("pt2")
     assert export.difference(model, run, SMALL) < 1e-4
     assert export.difference(model, lambda *inputs: run(*inputs) + 0.01, SMALL) == pytest.approx(0.01, abs=1e-3)
     assert export.difference(model, lambda a, b, t: run(a, b, torch.tensor([0.5])), SMALL) > 1e-3

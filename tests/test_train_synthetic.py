@@ -1,5 +1,6 @@
 import argparse
 import re
+import sys
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ import train_synthetic as script
 from datasets import Sample, clips, synthetic
 from datasets.stencils import drawn_stencils
 from losses.terms import flow_error
-from utils import checkpoint, io, metrics, step, training
+from utils import checkpoint, cli, io, metrics, step, training
 from utils.meter import Meter
 
 
@@ -231,7 +232,7 @@ def write_folder(folder, frames):
         io.write_image(folder / f"{number:02d}.png", frame)
 
 
-def test_a_run_by_the_clock_ends_whole_and_goes_on_to_a_later_horizon(tmp_path, monkeypatch, capsys):
+def test_a_run_by_the_clock_ends_whole_and_goes_on_to_a_later_horizon(small_network, tmp_path, monkeypatch, capsys):
     """By a clock on which every step takes a second, and nothing else takes any time."""
     clock, sides = SimpleNamespace(now=0.0, monotonic=lambda: clock.now), []
 
@@ -247,19 +248,21 @@ def test_a_run_by_the_clock_ends_whole_and_goes_on_to_a_later_horizon(tmp_path, 
         write_folder(tmp_path / "clips" / name, clip(name, seed=ord(name)).frames)
     command = (
         f"--clips {tmp_path / 'clips'} --val_clips e --log_path {tmp_path / 'run'} --crops 32 48 --crop_ends 0.5 1 "
-        "--batch_size 3 --log_every 2 --workers 0 --patch_size 96 --device cpu --amp none --clip_flow dis"
+        "--batch_size 3 --log_every 2 --workers 0 --patch_size 96 --device cpu --amp none --clip_flow dis "
+        "--model_name IFRNet_XS"
     ).split()
     monkeypatch.setattr(synthetic, "TEXTURES", 4)
+    monkeypatch.setattr(synthetic, "drawn_stencils", lambda seed: drawn_stencils(2))
     script.main(script.parser().parse_args([*command, "--minutes", "0.1", "--resume", "auto"]))
-    folder = tmp_path / "run" / "IFRNet_S"
+    folder = tmp_path / "run" / "IFRNet_XS"
     first = checkpoint.read(folder / checkpoint.LATEST)
     assert f"{folder}: no run to resume in this folder; starting a new one" in capsys.readouterr().out
     assert first["seconds"] == first["iteration"] == 6 and sides == [32] * 3 + [48] * 3
-    shipped = torch.load(folder / "IFRNet_S.pth", weights_only=True)
+    shipped = torch.load(folder / "IFRNet_XS.pth", weights_only=True)
     assert all(value.dtype == torch.float16 for value in shipped.values())
     average = first["ema"]
     assert all(torch.equal(average[name].half(), value) for name, value in shipped.items())
-    assert models.load(folder / "IFRNet_S.pth").any_time
+    assert models.load(folder / "IFRNet_XS.pth").any_time
 
     with pytest.raises(ValueError, match="a run is here"):
         script.main(script.parser().parse_args([*command, "--minutes", "9"]))
@@ -269,15 +272,23 @@ def test_a_run_by_the_clock_ends_whole_and_goes_on_to_a_later_horizon(tmp_path, 
     assert "starting a new one" not in capsys.readouterr().out
 
 
-def test_two_ranks_change_crops_and_end_together(tmp_path):
+def on_little_material(*words):
+    """In a process of its own: the script, which would otherwise prepare scenes for longer than this run lasts."""
+    synthetic.TEXTURES, script.VALIDATION_SCENES = 4, 2
+    synthetic.drawn_stencils = lambda seed: drawn_stencils(2)
+    sys.argv[1:] = words
+    cli.run(script.main, script.parser())
+
+
+def test_two_ranks_change_crops_and_end_together(small_network, tmp_path):
     words = (
-        "--minutes 0.05 --crops 32 48 --crop_ends 0.5 1 --batch_size 1 --workers 0 --patch_size 64 --device cpu "
-        f"--amp none --log_path {tmp_path}"
+        "--minutes 0.03 --crops 32 48 --crop_ends 0.5 1 --batch_size 1 --workers 0 --patch_size 64 --device cpu "
+        f"--amp none --model_name IFRNet_XS --log_path {tmp_path}"
     ).split()
-    (status, said), (other, others) = run_ranks(tmp_path, *[("train_synthetic", *words)] * 2)
+    (status, said), (other, others) = run_ranks(tmp_path, words, words, work=on_little_material)
     assert status == other == 0, said + others
-    assert "iteration" in (tmp_path / "IFRNet_S" / "train.log").read_text()
-    assert models.load(tmp_path / "IFRNet_S" / "IFRNet_S.pth").any_time
+    assert "iteration" in (tmp_path / "IFRNet_XS" / "train.log").read_text()
+    assert models.load(tmp_path / "IFRNet_XS" / "IFRNet_XS.pth").any_time
 
 
 def test_clips_to_validate_on_are_never_trained_on(tmp_path, monkeypatch):
@@ -307,15 +318,17 @@ def test_without_footage_scenes_that_move_are_validated_on(material):
     assert all((sample.img0 != sample.imgt).any() for sample in held)  # else averaging would be perfect
 
 
-def test_a_run_that_is_over_says_so(tmp_path, typed, monkeypatch):
+def test_a_run_that_is_over_says_so(small_network, tmp_path, typed, monkeypatch):
     monkeypatch.setattr(synthetic, "TEXTURES", 4)
+    monkeypatch.setattr(synthetic, "drawn_stencils", lambda seed: drawn_stencils(2))
     monkeypatch.setattr(script, "VALIDATION_SCENES", 2)
     words = f"--crops 32 --crop_ends 1 --batch_size 1 --workers 0 --patch_size 64 --log_path {tmp_path}".split()
+    words += ["--model_name", "IFRNet_XS"]
     assert typed(script.main, script.parser(), *words, "--minutes", 0.01).status == 0
     done = typed(script.main, script.parser(), *words, "--minutes", 0.001, "--seed", 3, "--resume", "auto")
     assert done.status == 0 and "nothing to do: the run has taken" in done.out
     assert "note: the run used seed 0 until now, and 3 from here on" in done.out
-    assert checkpoint.read(tmp_path / "IFRNet_S" / checkpoint.LATEST)["config"]["step_size"] == 1  # of all ranks
+    assert checkpoint.read(tmp_path / "IFRNet_XS" / checkpoint.LATEST)["config"]["step_size"] == 1  # of all ranks
 
 
 def test_the_model_card_tells_the_shipped_files():
