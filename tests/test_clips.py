@@ -243,7 +243,7 @@ def test_processes_that_come_together_decode_a_clip_once(tmp_path):
 
 def test_processes_that_come_together_on_a_disk_without_locks_take_nothing_from_each_other(tmp_path):
     write_video(tmp_path / "in" / "a.mkv", sliding(40))
-    assert opened_by_two(tmp_path, (0.02, 0.03), "no") == [["decoded", "40"], ["decoded", "40"]]
+    assert opened_by_two(tmp_path, (0.05, 0.07), "no") == [["decoded", "40"], ["decoded", "40"]]
 
 
 def test_clips_to_validate_on_are_never_trained_on(tmp_path, monkeypatch):
