@@ -251,9 +251,11 @@ def run(args: argparse.Namespace, plan: list[Stage], folder: Path, device: torch
         f"{len(windows)} windows of footage, {len(val_set)} samples to validate on"
     )
     data = Data(material, footage, resident(footage, args, device), val_set)
+    if args.init and not content:
+        content = {"model": model.state_dict(), "iteration": 0}  # scored before the first step, as weights to beat
     trained = False
     for stage in plan:
-        spent = max(distributed.gather(content["seconds"] if content else 0.0))  # the same on every rank
+        spent = max(distributed.gather(content.get("seconds", 0.0) if content else 0.0))  # the same on every rank
         if content and spent >= args.minutes * 60 * stage.end:
             continue
         trained = True
@@ -332,7 +334,7 @@ def parser() -> cli.Parser:
     add = options.add_argument
     add("--model_name", choices=models.VARIANTS, default="IFRNet_S", help="network (default: %(default)s)")
     add("--activation", choices=models.ACTIVATIONS, default="prelu", help="default: the paper's prelu")
-    about = "weights to begin with, widened if needed: a path or a shipped name; loss weights are those of a run's end"
+    about = "weights to begin with and to beat: path or shipped name, widened if needed; loss weights of a run's end"
     add("--init", help=about)
     add("--images", type=Path, help="folder of photographs (default: those inside scikit-image)")
     about = "side of the squares that photographs are cut into (default: %(default)s)"

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, not_waiting
+from conftest import ROOT, formula_weights, not_waiting
 from processes import run_ranks
 from small_footage import clip, footage, same, small_material, take
 
@@ -329,6 +329,24 @@ def test_a_run_that_is_over_says_so(small_network, tmp_path, typed, monkeypatch)
     assert done.status == 0 and "nothing to do: the run has taken" in done.out
     assert "note: the run used seed 0 until now, and 3 from here on" in done.out
     assert checkpoint.read(tmp_path / "IFRNet_XS" / checkpoint.LATEST)["config"]["step_size"] == 1  # of all ranks
+
+
+def test_weights_to_begin_with_are_scored_first_and_are_best_until_they_are_beaten(
+    small_network, tmp_path, monkeypatch, capsys
+):
+    """Also by a clock that has run out before the first step, which is taken all the same."""
+    monkeypatch.setattr(synthetic, "TEXTURES", 4)
+    monkeypatch.setattr(synthetic, "drawn_stencils", lambda seed: drawn_stencils(2))
+    monkeypatch.setattr(script, "VALIDATION_SCENES", 2)
+    torch.save(formula_weights(models.build("IFRNet_XS")).state_dict(), tmp_path / "begin.pth")
+    words = f"--crops 32 --crop_ends 1 --batch_size 1 --workers 0 --patch_size 64 --log_path {tmp_path}".split()
+    words += ["--model_name", "IFRNet_XS", "--init", str(tmp_path / "begin.pth"), "--device", "cpu", "--ema", "0"]
+    script.main(script.parser().parse_args([*words, "--lr_start", "0.1", "--minutes", "0.0001"]))
+    first, then = re.findall(r"iteration (\d+): psnr (\S+)", capsys.readouterr().out)
+    assert (first[0], then[0]) == ("0", "1") and float(first[1]) > float(then[1])
+    best = models.load(tmp_path / "IFRNet_XS" / checkpoint.BEST).state_dict()
+    begun = models.load(tmp_path / "begin.pth").state_dict()
+    assert all(torch.equal(best[name], value) for name, value in begun.items())
 
 
 def test_the_model_card_tells_the_shipped_files():

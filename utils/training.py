@@ -89,7 +89,7 @@ def fit(
                     name = signal.Signals(signal_number).name
                     _say(journal, f"stopped by {name} after iteration {state.iteration}; --resume auto continues")
                     raise SystemExit(128 + signal_number)
-                done = _progress(state, seconds, new=resume is None)
+                done = _progress(state, seconds, new=not goes_on)
                 if done >= 1 and meter.steps:
                     _report(journal, state, meter)
                 if validate and _validation_due(state, done):
