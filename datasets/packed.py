@@ -244,8 +244,8 @@ _packer: _Packer | None = None  # of this process; set once, when the pool start
 
 def _begin(source: Vimeo90K, out: Path) -> None:
     global _packer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles it for all
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for kind in cli.STOPPING:  # the main process handles them for all, and ends this one by SIGTERM
+        signal.signal(kind, signal.SIG_DFL if kind == signal.SIGTERM else signal.SIG_IGN)
     cli.end_with_parent()
     _packer = _Packer(source, out)
 
@@ -322,7 +322,7 @@ def _prepare(source: Vimeo90K, out: Path, plan: dict) -> None:
 def main(args: argparse.Namespace) -> None:
     names = read_list(args.data, args.list)
     source = Vimeo90K(args.data, names, flow=False if args.no_flow else None)
-    with only_run(args.out), cli.terminated_as_interrupted():
+    with only_run(args.out), cli.stopped_as_interrupted():
         pack(source, Path(args.out), args.workers)
     size = sum(path.stat().st_size for path in Path(args.out).glob("*.npy"))
     flow = "with flow" if source.flow else "without flow"

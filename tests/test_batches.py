@@ -116,13 +116,13 @@ class Settings(Dataset):
     """What a process is set to: its threads, and whether it ignores the signals that end the run."""
 
     def __getitem__(self, key):
-        ignored = (signal.getsignal(kind) is signal.SIG_IGN for kind in (signal.SIGINT, signal.SIGTERM))
+        ignored = (signal.getsignal(kind) is signal.SIG_IGN for kind in cli.STOPPING)
         return torch.get_num_threads(), *ignored
 
 
 def test_a_reading_process_takes_one_thread_and_leaves_signals_to_the_run():
     (told,) = load(Settings(), [[0]], workers=1, collate=tuple)
-    assert told == ((1, True, True),)
+    assert told == ((1, *[True] * len(cli.STOPPING)),)
 
 
 class Missing(Dataset):

@@ -232,7 +232,7 @@ def test_a_resumed_run_says_that_its_data_are_others_now(vimeo, whole, tmp_path,
         assert f"note: the run used {change}" in said
 
 
-@pytest.mark.parametrize("kind", batches.STOPPING)
+@pytest.mark.parametrize("kind", cli.STOPPING)
 def test_a_signal_saves_and_ends_with_its_own_status(vimeo, whole, tmp_path, kind):
     options = ["--epochs", 6, "--batch_size", 4, "--log_every", 1, "--workers", 1]
     log = tmp_path / "out.txt"

@@ -200,11 +200,12 @@ def test_two_ranks_make_the_file_of_one(tmp_path, options):
     assert packets(tmp_path / "two.mp4", "audio") == packets(source, "audio")
 
 
-def test_sigterm_ends_a_run_like_an_interrupt(tmp_path):
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_stop_ends_a_run_like_an_interrupt(tmp_path, kind):
     source = encode(tmp_path / "in.mp4", moving(100))
     process = start(2.5, tmp_path / "on", source, tmp_path / "out.mp4", "--segment", "1")
     wait_for(tmp_path / ".out.mp4.parts" / "000001.mp4", process)
-    process.terminate()
+    os.kill(process.pid, kind)
     process.join(60)
     assert process.exitcode == 2 and "--resume continues" in (tmp_path / "on.txt").read_text()
     assert len(decode(tmp_path / "out.mp4")[0]) >= 100

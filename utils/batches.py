@@ -26,9 +26,6 @@ from utils.ahead import ahead
 T = TypeVar("T")
 AHEAD = 4  # batches prefetched by each reading process, or by the reading thread
 STREAM_AHEAD = 2  # the same for an iterable set, whose items are larger
-# Signals that ask a run to save and stop: of a scheduler, a person, a closed terminal, Slurm's --signal=USR1@120.
-# Windows lacks the last two.
-STOPPING = [getattr(signal, n) for n in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, n)]
 
 
 def default_workers() -> int:
@@ -233,7 +230,7 @@ def begin_worker(_: int) -> None:
     """Set up a reading process: it ignores the signals that the run handles, ends with the run, and reads in one
     thread."""
     # A signal to the process group asks the run to save and stop; until then it needs its reading processes.
-    for kind in STOPPING:
+    for kind in cli.STOPPING:
         signal.signal(kind, signal.SIG_IGN)
     cli.end_with_parent()
     torch.set_num_threads(1)

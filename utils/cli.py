@@ -14,7 +14,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
@@ -26,6 +26,9 @@ from models.baselines import NAMES, is_model, is_network
 from models.interpolator import NAMED_SCALES, PRECISIONS, nearest_scale
 
 DATA = Path(__file__).resolve().parents[1] / "data"  # where data sets are looked for
+# Signals that ask a run to stop: of a scheduler, a person, a closed terminal, Slurm's --signal=USR1@120. Windows lacks
+# the last two.
+STOPPING = [getattr(signal, n) for n in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, n)]
 OF_NETWORKS = ("--scale", "--tile", "--precision", "--fast", "--no_fast")  # options without a meaning for baselines
 
 
@@ -131,17 +134,22 @@ def short_of_memory(error: MemoryError | RuntimeError) -> str | None:
 
 
 @contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """Treat SIGTERM, by which job schedulers stop a run, like Ctrl-C. Processes forked meanwhile inherit this and may
-    have to undo it."""
-    if threading.current_thread() is not threading.main_thread():  # Python allows signal handlers only there
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def handled(kinds: Sequence[signal.Signals], handler: Callable) -> Iterator[None]:
+    """Handle these signals so, but for a SIGHUP that is ignored, as nohup wants it. Outside of the main thread, where
+    Python allows no handlers, nothing changes. Processes forked meanwhile inherit this and may have to undo it."""
+    main = threading.current_thread() is threading.main_thread()
+    of_nohup = [kind for kind in kinds if kind.name == "SIGHUP" and signal.getsignal(kind) == signal.SIG_IGN]
+    before = {kind: signal.signal(kind, handler) for kind in kinds if main and kind not in of_nohup}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for kind, own in before.items():
+            signal.signal(kind, own)
+
+
+def stopped_as_interrupted() -> AbstractContextManager:
+    """Treat all signals of STOPPING like Ctrl-C; see `handled`."""
+    return handled([kind for kind in STOPPING if kind != signal.SIGINT], signal.default_int_handler)
 
 
 def end_with_parent() -> None:

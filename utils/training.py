@@ -10,7 +10,6 @@ the device only where it logs, validates or saves.
 
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -20,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from utils import checkpoint, cli, distributed
-from utils.batches import STOPPING
 from utils.journal import Journal
 from utils.meter import Meter
 from utils.step import Recipe, State, parallel, quickest_amp, step
@@ -57,8 +55,8 @@ def fit(
     best.pth. pictures: network -> RGB images by name, on the main rank. folder: where everything is written. resume: a
     checkpoint's content to resume from. config: numbers and strings to keep with it.
 
-    A signal of STOPPING ends the run after the current step: it is saved, and SystemExit raised. ValueError where too
-    many steps in a row were not finite.
+    A signal of cli.STOPPING ends the run after the current step: it is saved, and SystemExit raised. ValueError where
+    too many steps in a row were not finite.
     """
     schedule = schedule or cosine(recipe.lr_start, recipe.lr_end)
     folder = Path(folder)
@@ -287,7 +285,7 @@ def _agree(signal_number: int, seconds: float) -> tuple[int, float]:
 
 @contextmanager
 def _signals() -> Iterator[Callable[[], int]]:
-    """Catch the signals of STOPPING; yields a function that returns the signal's number, or 0. A later Ctrl-C
+    """Catch the signals of cli.STOPPING; yields a function that returns the signal's number, or 0. A later Ctrl-C
     interrupts."""
     number, since = 0, 0.0
 
@@ -297,14 +295,5 @@ def _signals() -> Iterator[Callable[[], int]]:
             raise KeyboardInterrupt
         number, since = number or received, since or time.monotonic()
 
-    if threading.current_thread() is not threading.main_thread():  # Python allows signal handlers only there
-        yield lambda: 0
-        return
-    hangup = getattr(signal, "SIGHUP", None)
-    kept = [hangup] if hangup and signal.getsignal(hangup) == signal.SIG_IGN else []  # as nohup wants it
-    before = {kind: signal.signal(kind, note) for kind in STOPPING if kind not in kept}
-    try:
+    with cli.handled(cli.STOPPING, note):
         yield lambda: number
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
