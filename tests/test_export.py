@@ -23,12 +23,7 @@ def model():
 @pytest.fixture(scope="module")
 def exported(model, tmp_path_factory):
     """A function that exports in a form, once; a TorchScript file has one size, the others take any."""
-    made, programs, trace = {}, [], torch.export.export
-
-    def traced(*args, **kwargs):
-        """Once for both forms that begin with it."""
-        programs.extend([] if programs else [trace(*args, **kwargs)])
-        return programs[0]
+    made = {}
 
     def make(form):
         if form == "onnx":
@@ -36,9 +31,7 @@ def exported(model, tmp_path_factory):
                 pytest.importorskip(package)
         if form not in made:
             made[form] = tmp_path_factory.mktemp("exports") / f"small{export.SUFFIXES[form]}"
-            with pytest.MonkeyPatch.context() as during:
-                during.setattr(torch.export, "export", traced)
-                export.export(model, form, made[form], SMALL if form == "torchscript" else None)
+            export.export(model, form, made[form], SMALL if form == "torchscript" else None)
         return made[form]
 
     return make
