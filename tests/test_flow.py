@@ -271,6 +271,15 @@ def test_a_pair_has_the_same_flow_alone_and_in_a_batch(raft_weights):
         torch.testing.assert_close(together, alone, atol=1e-3, rtol=0)
 
 
+def test_flow_by_dis_does_not_depend_on_smaller_frames_before():
+    img0, img1 = frames(2)[:, None]
+    dis = DIS()
+    for size in (40, 20):
+        small = [x[..., :size, :size] for x in (img0, img1)]
+        assert torch.equal(dis.estimate(*small), DIS().estimate(*small))
+    assert torch.equal(dis.estimate(img0, img1), DIS().estimate(img0, img1))
+
+
 def test_teachers_keep_nothing_for_a_backward_pass(raft_weights):
     img0, img1 = frames(2)[:, None]
     for teacher in (formula_liteflownet(), RAFT("small", raft_weights), DIS()):

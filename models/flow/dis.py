@@ -11,10 +11,6 @@ SMALLEST = 32  # OpenCV 5.0 reads past the end of some smaller frames (16x300 am
 class DIS:
     """OpenCV's DIS, medium preset, spatial propagation on, on grey 8-bit frames. Runs on the CPU."""
 
-    def __init__(self):
-        self.search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-        self.search.setUseSpatialPropagation(True)
-
     def estimate(self, img0: Tensor, img1: Tensor) -> Tensor:
         """Flow (B, 2, H, W) in pixels: what img0 shows at p, img1 shows at p + flow(p).
 
@@ -22,8 +18,15 @@ class DIS:
         """
         height, width = img0.shape[-2:]
         pairs = zip(_grey(img0), _grey(img1))
-        flow = np.stack([self.search.calc(first, second, None)[:height, :width] for first, second in pairs])
+        flow = np.stack([_search().calc(first, second, None)[:height, :width] for first, second in pairs])
         return torch.from_numpy(flow).movedim(-1, 1).contiguous().to(img0.device)
+
+
+def _search() -> cv2.DISOpticalFlow:
+    # A new one for each pair, at no cost: for frames below 46 pixels it changes its own settings and keeps them so.
+    search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    search.setUseSpatialPropagation(True)
+    return search
 
 
 def _grey(frames: Tensor) -> list[np.ndarray]:
