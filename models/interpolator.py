@@ -184,7 +184,6 @@ class Interpolator:
         check_settings(model, precision, tile, padding, mode)
         self.device = torch.device(device or default_device())
         self.model = model.to(self.device).eval()
-        self.any_time = model.any_time
         if mode != "eager" and pixels is not None and not fast.pays(self.model, pixels, self.device):
             mode = "eager"
         unasked = mode == "auto"
@@ -201,6 +200,7 @@ class Interpolator:
         self._start(tell=not unasked)
 
     def _start(self, tell: bool) -> None:
+        self.any_time = self.model.any_time
         self.fast = self.recorder = None
         if self.mode == "fast":
             self.fast = fast.FastIFRNet(self.model, self.device, PRECISIONS[self.precision], tell)
@@ -217,7 +217,7 @@ class Interpolator:
     def check_times(self, times: Sequence[float]) -> None:
         """ValueError where a time is outside (0, 1), or not 0.5 for weights that ignore t."""
         check_range(times)
-        for t in times:
+        for t in map(float, times):
             if t != 0.5 and not self.any_time:
                 raise ValueError(
                     f"t = {t:g}: these weights were trained at t = 0.5 alone and ignore t; use weights trained at any "
@@ -233,15 +233,15 @@ class Interpolator:
         frames, in place of the interpolator's. Returns (T, 3, H, W) or (B, T, 3, H, W), float32 on the interpolator's
         device. ValueError for frames that `check_pair` refuses, and for times that `check_times` refuses.
         """
-        frames, dim = list(self.each(img0, img1, times, scale)), img0.ndim - 3
-        return torch.stack(frames, dim) if len(frames) > 1 else frames[0].unsqueeze(dim).contiguous()
+        # Also of a single frame a copy: one made in inference mode could not be changed in place or trained on.
+        return torch.stack(list(self.each(img0, img1, times, scale)), img0.ndim - 3)
 
     @torch.inference_mode()
     def each(
         self, img0: Tensor, img1: Tensor, times: Sequence[float] = (0.5,), scale: float | str | None = None
     ) -> Iterator[Tensor]:
         """The same frames one after another, (3, H, W) or (B, 3, H, W): memory does not grow with their number, except
-        that a GPU makes a few small ones at once."""
+        that a GPU makes a few small ones at once. They are inference tensors: clone() one to change it in place."""
         check_pair(img0, img1)
         self.check_times(times)
         times = [float(t) for t in times]

@@ -1,6 +1,7 @@
 import copy
 import re
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,17 @@ def test_both_frames_are_encoded_once_whatever_the_number_of_times(model, pair, 
     assert calls == [2]
 
 
+@pytest.mark.parametrize("mode", ["eager", "fast"])
+@pytest.mark.parametrize("size", [(64, 96), (63, 95)])
+@pytest.mark.parametrize("times", [[0.5], [0.25, 0.5]])
+def test_frames_may_be_changed_in_place_and_trained_on(model, pair, times, size, mode):
+    img0, img1 = (x[:, : size[0], : size[1]] for x in pair)
+    frames = models.Interpolator(model, "cpu", "fp32", mode=mode)(img0, img1, times)
+    before, weight = frames.sum().item(), torch.ones((), requires_grad=True)
+    (weight * frames).sum().backward()
+    assert weight.grad.item() == pytest.approx(before) and frames.mul_(0).sum() == 0
+
+
 @pytest.mark.parametrize("t", [0, 1, -0.5, 1.5])
 def test_times_outside_the_pair_are_refused(model, pair, t):
     with pytest.raises(ValueError, match="out of range"):
@@ -203,6 +215,10 @@ def test_weights_that_do_not_read_t_refuse_all_but_the_middle(pair):
     assert not call.any_time and call(*pair, [0.5]).shape == (1, 3, 64, 96)
     with pytest.raises(ValueError, match=r"t = 0.25.*t = 0.5 alone.*(IFRNet_S|GoPro)"):
         call(*pair, [0.5, 0.25])
+    with pytest.raises(ValueError, match="t = 0.25.*t = 0.5 alone"):
+        call(*pair, [Fraction(1, 4)])
+    model.decoder4.convblock[0][0].weight.data[:, -1] = 1
+    assert copy.deepcopy(call)(*pair, [0.25]).shape == (1, 3, 64, 96)  # a copy is made from the weights of now
 
 
 # Precision
