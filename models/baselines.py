@@ -43,11 +43,12 @@ class Baseline:
         self.check_times(times)
         batch = img0.ndim == 4
         img0, img1 = (x.detach().to(self.device, torch.float32) for x in (img0, img1))
-        for frame in self.frames(*((img0, img1) if batch else (img0[None], img1[None])), times):
+        for frame in self.frames(*((img0, img1) if batch else (img0[None], img1[None])), [float(t) for t in times]):
+            frame = frame.clamp(0, 1)
             yield frame if batch else frame[0]
 
     def frames(self, img0: Tensor, img1: Tensor, times: Sequence[float]) -> Iterator[Tensor]:
-        """(B, 3, H, W) twice -> (B, 3, H, W) for each time."""
+        """(B, 3, H, W) twice -> (B, 3, H, W) for each time, which may go beyond [0, 1]."""
         raise NotImplementedError
 
 
@@ -87,12 +88,11 @@ class Dis(Baseline):
     def frames(self, img0: Tensor, img1: Tensor, times: Sequence[float]) -> Iterator[Tensor]:
         motion = self.motion(img0, img1)
         for t in times:
-            frame = (1 - t) * _remap(img0, -t * motion) + t * _remap(img1, (1 - t) * motion)
-            yield frame.clamp(0, 1)
+            yield (1 - t) * _remap(img0, -t * motion) + t * _remap(img1, (1 - t) * motion)
 
 
 class External(Baseline):
-    """A method from elsewhere, see external.py. path: of its file. Frames are clamped to [0, 1].
+    """A method from elsewhere, see external.py. path: of its file.
 
     Errors are those of external.Method.
     """
@@ -106,7 +106,7 @@ class External(Baseline):
     def check_times(self, times: Sequence[float]) -> None:
         """ValueError where a time is outside (0, 1), or not 0.5 for a function that takes no t."""
         super().check_times(times)
-        for t in times:
+        for t in map(float, times):
             if t != 0.5 and not self.any_time:
                 raise ValueError(f"{self.path}: t = {t:g}, but {external.FUNCTION}(img0, img1) knows t = 0.5 only")
 
@@ -114,7 +114,7 @@ class External(Baseline):
         for t in times:
             with torch.no_grad():
                 frame = self.method(img0, img1, t)
-            yield frame.to(self.device, torch.float32).clamp(0, 1)
+            yield frame.to(self.device, torch.float32)
 
 
 BASELINES = {"repeat": Repeat, "average": Average, "dis": Dis}

@@ -1,5 +1,7 @@
 """Baselines against closed forms and against their definitions."""
 
+from fractions import Fraction
+
 import cv2
 import numpy as np
 import pytest
@@ -59,6 +61,15 @@ def test_a_batch_is_its_pairs_one_by_one(name, pair):
     together = call(*(torch.stack(side) for side in zip(pair, flipped)), TIMES)
     assert together.shape == (2, 3, 3, 64, 96)
     torch.testing.assert_close(together, torch.stack([call(*pair, TIMES), call(*flipped, TIMES)]))
+
+
+@pytest.mark.parametrize("name", [*baselines.BASELINES, "IFRNet_S"])
+def test_times_may_be_any_numbers_and_frames_that_overshoot_give_frames_in_range(name, pair):
+    call, pair = baselines.interpolator(name, device="cpu"), [2.2 * x - 0.6 for x in pair]
+    expected = call(*pair, [0.25])
+    assert 0 <= expected.min() and expected.max() <= 1
+    for t in (Fraction(1, 4), np.array(0.25), np.float64(0.25), torch.tensor(0.25)):
+        assert torch.equal(call(*pair, [t]), expected)
 
 
 @pytest.mark.parametrize("name", [*baselines.BASELINES, "IFRNet_S"])
