@@ -26,7 +26,7 @@ PAGE = "http://toflow.csail.mit.edu"  # where the set is described and downloade
 
 def read_list(root: str | Path, name: str | Path = TRAIN_LIST, check: bool = True) -> list[str]:
     """The names of a list, blank lines left out. name: a file of the set's folder, or any path. check: look for the
-    folders of the first and the last.
+    frames of the first and the last.
 
     FileNotFoundError, or ValueError for an empty or a cut list.
     """
@@ -47,9 +47,9 @@ def read_list(root: str | Path, name: str | Path = TRAIN_LIST, check: bool = Tru
         raise ValueError(f"{path}: the list is empty")
     # Checking all would take a minute; what a truncated copy lacks is at the end.
     for number, line in (lines[0], lines[-1]) if check else ():
-        if not (root / "sequences" / line).is_dir():
+        if not (root / "sequences" / line / FRAMES[0]).is_file():  # a cut line may still name a folder: 00001
             raise ValueError(
-                f"{path}, line {number}: {line!r} has no folder in {root / 'sequences'}; copy the set again"
+                f"{path}, line {number}: {line!r} has no {FRAMES[0]} in {root / 'sequences'}; copy the set again"
             )
     return [line for _, line in lines]
 

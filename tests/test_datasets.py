@@ -97,6 +97,10 @@ WRONG = {  # what a user may have, by name: a change to a good set, and what the
         lambda root: (root / "tri_trainlist.txt").write_text("00001/0001\n00001/00"),
         "line 2: '00001/00'",
     ),
+    "list cut to a folder": (
+        lambda root: (root / "tri_trainlist.txt").write_text("00001/0001\n00001"),
+        "line 2: '00001'",
+    ),
     "no frame": (lambda root: (root / "sequences/00001/0001/im2.png").unlink(), "im2.png: no such file"),
     "cut frame": (cut_frame, "im2.png: the picture is cut short"),
     "other size": (other_size, "im3.png: 64x32, but the triplet's first frame is 64x48"),
