@@ -90,11 +90,11 @@ class Packed(Dataset):
         self.root, self.augment = Path(root), augment
         index = read_index(root)
         position = {name: k for k, name in enumerate(index["names"])}
-        missing = [name for name in names or () if name not in position]
-        if missing:
-            raise ValueError(f"{root}: {len(missing)} triplets of the list are not in this set, such as {missing[0]}")
         # A name that is listed twice counts twice, as in the files.
         self.names = index["names"] if names is None else list(names)
+        missing = [name for name in self.names if name not in position]
+        if missing:
+            raise ValueError(f"{root}: {len(missing)} triplets of the list are not in this set, such as {missing[0]}")
         self.rows = [position[name] for name in self.names]
         self.flow = index["flow"] if flow is None else flow
         if self.flow and not index["flow"]:
