@@ -233,7 +233,7 @@ class Synthetic:
         return frame_of(scene, view), flow_of(scene, view)
 
     def batch(self, batch: int, any_time: bool = False) -> Sample:
-        """A batch for training; `any_time` draws t from (0, 1) for each scene instead of one half."""
+        """A batch for training; `any_time` draws t from 0.05 to 0.95 for each scene instead of one half."""
         blurred = int(self._chance(self.blur, batch).sum())
         parts = [self._samples(n, any_time, blur) for n, blur in ((blurred, True), (batch - blurred, False)) if n]
         return Sample(*map(torch.cat, zip(*parts)))
@@ -345,14 +345,18 @@ def main(args: argparse.Namespace) -> None:
 
 def parser() -> cli.Parser:
     options = cli.Parser(__doc__)
-    options.add_argument("--out", type=Path, default=cli.DATA / "vimeo_triplet_demo", help="folder to write to")
+    options.add_argument(
+        "--out", type=Path, default=cli.DATA / "vimeo_triplet_demo", help="folder to write to (%(default)s)"
+    )
     options.add_argument("--images", type=Path, help="folder of photographs (default: those inside scikit-image)")
-    options.add_argument("--train", type=cli.positive, default=48, help="triplets in tri_trainlist.txt")
-    options.add_argument("--test", type=cli.positive, default=12, help="triplets in tri_testlist.txt")
-    options.add_argument("--width", type=cli.positive, default=448, help="of the frames, pixels")
-    options.add_argument("--height", type=cli.positive, default=256, help="of the frames, pixels")
-    options.add_argument("--speed", type=cli.amount, default=4.0, help="median motion of an object, im1 to im3, pixels")
-    options.add_argument("--seed", type=cli.seed, default=0, help="seed of the random scenes")
+    options.add_argument("--train", type=cli.positive, default=48, help="triplets in tri_trainlist.txt (%(default)s)")
+    options.add_argument("--test", type=cli.positive, default=12, help="triplets in tri_testlist.txt (%(default)s)")
+    options.add_argument("--width", type=cli.positive, default=448, help="of the frames, pixels (%(default)s)")
+    options.add_argument("--height", type=cli.positive, default=256, help="of the frames, pixels (%(default)s)")
+    options.add_argument(
+        "--speed", type=cli.amount, default=4.0, help="median motion of an object, im1 to im3, pixels (%(default)s)"
+    )
+    options.add_argument("--seed", type=cli.seed, default=0, help="seed of the random scenes (%(default)s)")
     options.add_argument("--overwrite", action="store_true", help="replace the set that is in the folder")
     return options
 

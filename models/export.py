@@ -60,7 +60,8 @@ def example(height: int, width: int, t: float = 0.5) -> tuple[Tensor, Tensor, Te
 
 
 def export(model: IFRNet, form: str, path: Path, size: tuple[int, int] | None = None) -> None:
-    """Write the network as a file. form: one of SUFFIXES; size: (height, width), None for any.
+    """Write the network as a file; it is itself moved to the CPU and put into evaluation mode. form: one of SUFFIXES;
+    size: (height, width), None for any.
 
     ValueError for TorchScript of any size, for sides that are not multiples of DIVISOR, and where a package is missing.
     """

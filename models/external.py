@@ -38,8 +38,9 @@ ALONE = threading.RLock()  # held while a method's code runs: what it finds in `
 class Method:
     """The function in a file, which is run for it. any_time: whether it takes t.
 
-    FileNotFoundError, or ValueError where the file has no such function. What its code raises becomes a RuntimeError:
-    it is no fault in our command line, and its traceback is wanted. ValueError for a result that is not a frame.
+    FileNotFoundError, or ValueError where the file has no such function. A ValueError or OSError that its code raises
+    becomes a RuntimeError, as it is no fault in our command line and its traceback is wanted; all else stays as it is.
+    ValueError for a result that is not a frame.
     """
 
     def __init__(self, path: Path):
