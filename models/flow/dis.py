@@ -23,7 +23,7 @@ class DIS:
 
 
 def _search() -> cv2.DISOpticalFlow:
-    # A new one for each pair, at no cost: for frames below 46 pixels it changes its own settings and keeps them so.
+    # A new one for each pair: for frames below 46 pixels it changes its own settings and keeps them so.
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     search.setUseSpatialPropagation(True)
     return search
