@@ -85,6 +85,7 @@ def test_what_would_be_scored_wrongly_is_refused(metric):
         ((prediction, (255 * target).byte()), "uint8; floats"),  # differences of bytes would wrap round
         ((prediction[:, :1], target), r"\(1, 1, 32, 48\) and \(1, 3, 32, 48\)"),
         ((prediction[0], target[0]), r"\(3, 32, 48\) and"),
+        ((prediction.movedim(1, -1), target.movedim(1, -1)), r"\(1, 32, 48, 3\) and"),
     ):
         with pytest.raises(ValueError, match=complaint):
             metric(*wrong)
@@ -220,6 +221,31 @@ def test_lpips_without_its_weights_says_which_files_it_needs(lpips_weights, tmp_
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=complaint):
             LPIPS(paths and [tmp_path / path for path in paths])
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.float64])
+def test_lpips_takes_weights_of_any_precision(lpips_weights, tmp_path, kind):
+    state = {
+        name: value.to(kind)
+        for part in (lpips_weights[0].state_dict(), lpips_weights[1])
+        for name, value in part.items()
+    }
+    torch.save(state, tmp_path / "all.pth")
+    torch.save({name: value.float() for name, value in state.items()}, tmp_path / "float.pth")
+    pair = noisy_pair(80, 96, 8)
+    assert LPIPS([tmp_path / "all.pth"])(*pair).item() == LPIPS([tmp_path / "float.pth"])(*pair).item() > 0
+
+
+def test_lpips_refuses_what_would_be_scored_wrongly(lpips_weights, tmp_path):
+    torch.save(lpips_weights[0].state_dict() | lpips_weights[1], tmp_path / "all.pth")
+    metric, (prediction, target) = LPIPS([tmp_path / "all.pth"]), noisy_pair(80, 96, 8)
+    for wrong, complaint in (
+        ((prediction, (255 * target).byte()), "uint8; floats"),
+        ((prediction, target.expand(2, -1, -1, -1)), r"\(1, 3, 80, 96\) and \(2, 3, 80, 96\)"),
+        ((prediction[..., :64], target), r"\(1, 3, 80, 64\) and"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            metric(*wrong)
 
 
 @pytest.mark.gpu

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models.weights import read_checkpoint
+from utils.metrics import check_images
 
 # For inputs in [-1, 1], from the published implementation: ImageNet's mean and standard deviation, rescaled.
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
@@ -35,11 +36,11 @@ BACKBONES = {
 
 
 class LPIPS(nn.Module):
-    """(prediction, target), (B, 3, H, W) in [0, 1] -> distance (B,), 0 for equal images.
+    """(prediction, target), float32 (B, 3, H, W) in [0, 1] -> distance (B,), 0 for equal images.
 
     paths: one file with everything, or the backbone's and the linear layers', which tell which network it is.
     ValueError where there is no file, or the files together are not those weights; in a call, for images too small for
-    the network.
+    the network, and those that no metric takes.
     """
 
     def __init__(self, paths: Sequence[Path] | None):
@@ -76,12 +77,13 @@ class LPIPS(nn.Module):
         except RuntimeError as error:
             raise ValueError(f"{where}: the backbone is not {names[0]}, which the linear layers are for") from error
         for k, line in enumerate(lines):
-            self.register_buffer(f"line{k}", line.view(1, -1, 1, 1).float())
+            self.register_buffer(f"line{k}", line.view(1, -1, 1, 1))
         self.register_buffer("shift", torch.tensor(SHIFT).view(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor(SCALE).view(1, 3, 1, 1))
-        self.eval().requires_grad_(False)
+        self.float().eval().requires_grad_(False)  # files may hold weights of 16 bits
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        check_images(prediction, target)
         height, width = target.shape[-2:]
         if min(height, width) < self.least:
             raise ValueError(f"an image of {width}x{height} is too small for LPIPS; sides must be {self.least} or more")

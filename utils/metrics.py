@@ -20,7 +20,7 @@ C1, C2 = 0.01**2, 0.03**2  # SSIM's constants for values in [0, 1]
 
 def psnr(prediction: Tensor, target: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB, -10 log10(mean squared error); infinite for equal images."""
-    _check(prediction, target)
+    check_images(prediction, target)
     return -10 * torch.log10(((prediction - target).double() ** 2).mean((1, 2, 3)))
 
 
@@ -31,7 +31,7 @@ def bounded_psnr(prediction: Tensor, target: Tensor) -> Tensor:
 
 def ie(prediction: Tensor, target: Tensor) -> Tensor:
     """Interpolation error: mean absolute difference of the rounded images, in grey levels 0..255."""
-    _check(prediction, target)
+    check_images(prediction, target)
     return (torch.round(255 * prediction) - torch.round(255 * target)).double().abs().mean((1, 2, 3))
 
 
@@ -41,6 +41,7 @@ def ssim(prediction: Tensor, target: Tensor) -> Tensor:
     The window, 11x11x11, also averages over the three channels, which are taken as depth; borders are replicated by 5
     in all three directions. Higher by about 0.01 than the 2-D value of the same images: never compare the two.
     """
+    check_images(prediction, target)
 
     def blur(x: Tensor) -> Tensor:
         for dim in (1, 2, 3):
@@ -56,6 +57,7 @@ def ssim_2d(prediction: Tensor, target: Tensor) -> Tensor:
 
     Only windows that lie wholly inside the image count. ValueError for images smaller than one window.
     """
+    check_images(prediction, target)
     height, width = target.shape[-2:]
     if min(height, width) < WINDOW:
         raise ValueError(f"an image of {width}x{height} holds no window of {WINDOW}x{WINDOW} for the 2-D SSIM")
@@ -75,18 +77,17 @@ def warping_error(video: Tensor, forward: Tensor, backward: Tensor) -> Tensor:
     return of_pairs.mean()
 
 
-def _check(prediction: Tensor, target: Tensor) -> None:
+def check_images(prediction: Tensor, target: Tensor) -> None:
     """ValueError where two tensors are not images of one size as floats, (B, 3, H, W)."""
     for image in (prediction, target):
         if not image.is_floating_point():
             raise ValueError(f"images of type {image.dtype}; floats in [0, 1] are needed: divide bytes by 255")
-    if prediction.shape != target.shape or prediction.ndim != 4:
+    if prediction.shape != target.shape or prediction.ndim != 4 or prediction.shape[1] != 3:
         shapes = " and ".join(str(tuple(image.shape)) for image in (prediction, target))
         raise ValueError(f"images of shapes {shapes}; both must have the same, (B, 3, H, W)")
 
 
 def _ssim(prediction: Tensor, target: Tensor, blur: Callable[[Tensor], Tensor]) -> Tensor:
-    _check(prediction, target)
     x, y = prediction.double(), target.double()  # variances are differences of nearly equal numbers
     mean_x, mean_y = blur(x), blur(y)
     product, squares = mean_x * mean_y, mean_x**2 + mean_y**2
