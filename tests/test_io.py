@@ -242,6 +242,14 @@ def test_pictures_are_read_in_16_bits_where_that_is_asked_for(tmp_path, picture)
         assert (io.read_image(tmp_path / name, deep=True) == deep).all()
 
 
+@pytest.mark.parametrize("name", ["16.png", "16.ppm", "grey.png"])
+def test_of_16_bits_8_are_kept_rounded(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(io, "TOLD", bytearray([1, 1]))
+    every = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+    cv2.imwrite(str(tmp_path / name), every if name == "grey.png" else np.dstack([every] * 3))
+    assert (io.read_image(tmp_path / name) == np.round(every / 257)[..., None]).all()
+
+
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
 def test_the_first_picture_that_is_transparent_somewhere_is_named_once(tmp_path, picture, monkeypatch, kind):
     monkeypatch.setattr(io, "TOLD", bytearray([1, 0]))  # lost bits are warned of elsewhere

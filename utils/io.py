@@ -161,7 +161,7 @@ def read_image(path: str | Path, deep: bool = False) -> np.ndarray:
     """
     path = Path(path)
     data, magic = _read_whole(path)
-    image = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH * deep)
+    image = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     top = _top(data, magic)
     if magic == PPM and top not in (255, 65535):  # OpenCV assumes one of these two as the largest value
         image = _decode(path, data, cv2.IMREAD_UNCHANGED)
@@ -169,6 +169,8 @@ def read_image(path: str | Path, deep: bool = False) -> np.ndarray:
         image = image.round().astype(np.uint16) if deep else image
     if deep and image.dtype == np.uint8:
         image = image * np.uint16(257)
+    elif not deep and image.dtype == np.uint16:
+        image = cv2.convertScaleAbs(image, alpha=1 / 257)  # rounded; OpenCV itself would cut off the lower byte
     if top > 255 and not deep:
         _tell(BITS, f"{path}: more than 8 bits per colour; 8 are kept, in all such pictures")
     transparent = magic == PNG and (data[25] in PNG_WITH_ALPHA or b"tRNS" in data[: data.find(b"IDAT")])
