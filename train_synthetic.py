@@ -366,7 +366,8 @@ def parser() -> cli.Parser:
     add("--minutes", type=cli.amount, default=30.0, help="length of the run (default: %(default)s)")
     add("--crops", type=epochs.crop, nargs="+", default=[32, 64, 96, 128, 160], help="sides of the crops (%(default)s)")
     ends = [0.15, 0.35, 0.6, 0.8, 1.0]
-    add("--crop_ends", type=float, nargs="+", default=ends, help="share of the run at which each crop size ends")
+    about = "share of the run at which each crop size ends (%(default)s)"
+    add("--crop_ends", type=float, nargs="+", default=ends, help=about)
     add("--batch_size", type=cli.positive, default=8, help="samples per process and step, at crops of 96 (%(default)s)")
     add("--lr_start", type=cli.amount, default=8e-4, help="learning rate at the start (default: %(default)s)")
     add("--lr_end", type=cli.amount, default=1e-5, help="learning rate at the end of the cosine (default: %(default)s)")

@@ -95,7 +95,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def command_line() -> cli.Parser:
-    options = parser(__doc__)
+    options = parser(__doc__, data="folder of the clips; must be given")
     options.add_argument("--clips", nargs="+", metavar="NAME", help="names of the clips to take (default: all)")
     options.add_argument("--frames", type=cli.positive, default=3, help="in a window: 3 for 2x, 9 for 8x (%(default)s)")
     options.add_argument("--step", type=cli.positive, default=5, help="frames between windows' starts (%(default)s)")

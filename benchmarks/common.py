@@ -51,10 +51,10 @@ class Benchmark(NamedTuple):
         return self.scales.get(protocol, self.scale)
 
 
-def parser(doc: str) -> cli.Parser:
-    """The options of every benchmark."""
+def parser(doc: str, data: str = "folder of the data set (default: its own under data/)") -> cli.Parser:
+    """The options of every benchmark. data: what is said of --data."""
     options = cli.Parser(doc)
-    options.add_argument("--data", type=Path, help="folder of the data set (default: its own under data/)")
+    options.add_argument("--data", type=Path, help=data)
     cli.add_model(options, several=True)
     about = "paper (default): unrounded; uint8: rounded, as RIFE does; ema: rounded, averaged with rotated frames"
     options.add_argument("--protocol", choices=PROTOCOLS, default="paper", help=about)
@@ -68,7 +68,9 @@ def parser(doc: str) -> cli.Parser:
     options.add_argument("--limit", type=cli.positive, help="score only the first LIMIT cases of each split")
     options.add_argument("--skip_broken", action="store_true", help="leave broken cases out and count them")
     options.add_argument("--save_frames", action="store_true", help="write every prediction beside the result, as PNG")
-    options.add_argument("--out", type=Path, default=ROOT / "results", help="folder of the results")
+    options.add_argument(
+        "--out", type=Path, default=ROOT / "results", help="folder of the results (default: %(default)s)"
+    )
     distributed.add_options(options)
     return options
 

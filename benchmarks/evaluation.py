@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -144,7 +144,7 @@ def predict(
     call: Callable,
     img0: Tensor,
     img1: Tensor,
-    times: Iterable[float],
+    times: Sequence[float],
     protocol: Protocol,
     scale: float | None = None,
 ) -> Tensor:

@@ -130,8 +130,10 @@ def main(args: argparse.Namespace) -> None:
 def parser() -> cli.Parser:
     options = cli.Parser(__doc__)
     default = [ROOT / "results"]
-    options.add_argument("results", nargs="*", type=Path, default=default, help="JSON files or folders of them")
-    options.add_argument("--out", type=Path, default=ROOT / "results" / "report", help="folder to write to")
+    about = "JSON files or folders of them (default: the repository's results/)"
+    options.add_argument("results", nargs="*", type=Path, default=default, help=about)
+    out = ROOT / "results" / "report"
+    options.add_argument("--out", type=Path, default=out, help="folder to write to (default: %(default)s)")
     return options
 
 

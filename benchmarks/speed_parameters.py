@@ -445,7 +445,9 @@ def parser() -> cli.Parser:
     options.add_argument("--compare", type=Path, metavar="JSON", help="an older result to measure again")
     options.add_argument("--tolerance", type=cli.amount, help=f"share by which a ratio may fall (default: {TOLERANCE})")
     options.add_argument("--minutes", type=cli.amount, default=2.5, help="for the whole run (default: 2.5)")
-    options.add_argument("--out", type=Path, default=ROOT / "results", help="folder of the result")
+    options.add_argument(
+        "--out", type=Path, default=ROOT / "results", help="folder of the result (default: %(default)s)"
+    )
     cli.add_device(options)
     return options
 

@@ -351,7 +351,7 @@ def parser() -> cli.Parser:
     add("--workers", type=cli.whole, default=2, help="reading processes of part both (%(default)s)")
     add("--profile", action="store_true", help="show where the time of scenes and steps goes")
     add("--no_compile", action="store_true", help="leave torch.compile out, which takes minutes on a CPU")
-    add("--out", type=Path, default=ROOT / "results", help="folder of the result")
+    add("--out", type=Path, default=ROOT / "results", help="folder of the result (default: %(default)s)")
     cli.add_device(parser)
     return parser
 

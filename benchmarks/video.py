@@ -167,8 +167,11 @@ def main(args: argparse.Namespace) -> None:
 
 def parser() -> cli.Parser:
     options = cli.Parser(__doc__)
-    options.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
-    options.add_argument("--data", type=Path, default=cli.DATA / "clips", help="folder of clips (quality)")
+    options.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default: all)"
+    )
+    about = "folder of clips (quality) (default: %(default)s)"
+    options.add_argument("--data", type=Path, default=cli.DATA / "clips", help=about)
     options.add_argument("--clips", nargs="+", help="videos or folders of frames in --data (default: all)")
     about = "frames to predict in each clip (quality), frames of the made clip (overhead) (default: 20)"
     options.add_argument("--count", type=cli.positive, default=20, help=about)

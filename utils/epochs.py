@@ -65,7 +65,7 @@ def add_options(
     add("--resume", choices=["auto"], nargs="?", const="auto", help=about)
     about = "checkpoint of this recipe to resume from, or weights to start from: any run's best.pth, or IFRNet_S"
     add("--resume_path", help=about)
-    add("--resume_epoch", type=cli.whole, help="epoch of the weights of --resume_path (default: 0)")
+    add("--resume_epoch", type=cli.whole, help="epoch of bare weights in --resume_path (default: 0)")
     distributed.add_options(parser)
     cli.add_device(parser)
 

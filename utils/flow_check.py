@@ -23,7 +23,7 @@ def consistent(forward: Tensor, backward: Tensor) -> Tensor:
     """The pixels that pass the forward-backward test of Sundaram, Brox and Keutzer (ECCV 2010), equation 5.
 
     Forward and back again must satisfy |w + w'|^2 < 0.01 (|w|^2 + |w'|^2) + 0.5; pixels hidden in the other frame fail,
-    and so do wrong estimates.
+    and so do wrong estimates, NaN, and what is read beside NaN on the way back.
     """
     back = warp(backward, forward)
     both = (forward**2).sum(1, keepdim=True) + (back**2).sum(1, keepdim=True)

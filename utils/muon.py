@@ -73,7 +73,7 @@ def together(matrices: Sequence[Tensor]) -> list[Tensor]:
 
 def orthogonal(matrix: Tensor) -> Tensor:
     """Roughly the nearest matrix (.., M, N) whose singular values are all one, by Newton-Schulz steps: they end up
-    between 0.7 and 1.2, those below a thousandth of the norm lower. Zero stays zero."""
+    between 0.7 and 1.2, those below 0.0015 of the norm lower. Zero stays zero."""
     a, b, c = QUINTIC
     x = _lying(matrix).flatten(0, -3) if matrix.ndim > 2 else _lying(matrix)[None]
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
