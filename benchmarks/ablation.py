@@ -1,8 +1,8 @@
 """What each part of fast mode is worth: the same frame with one part at a time, and with all of them but one.
 
-The first rows are eager mode with one more change each; the others are fast mode without one of its parts ("not packed"
-also uses the library's convolutions). What pays off is in fast mode; what does not stays here, to be measured again on
-other machines.
+The first rows are eager mode, with channels last, half precision and both; the others are fast mode without one of its
+parts ("not packed" also uses the library's convolutions). What pays off is in fast mode; what does not stays here, to
+be measured again on other machines.
 """
 
 import copy

@@ -105,7 +105,8 @@ def check_cases(root: Path, splits: list[Split], page: str, skip_broken: bool | 
 
 class Batches(Dataset):
     """Batches of cases, read. The whole list is divided into batches, whatever the number of ranks: a case is always
-    batched with the same others, so that its score is the same to the last bit."""
+    batched with the same others, so that its score is the same to the last bit, on a CPU with the same number of
+    threads (torchrun gives each process one)."""
 
     def __init__(self, splits: list[Split], size: int):
         self.cases = [(split, case) for split in splits for case in split.cases]

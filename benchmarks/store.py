@@ -1,7 +1,7 @@
 """The store of results: what an unfinished run has scored, the file of a finished one, and the table of its averages.
 
 A file holds what it takes to reproduce its numbers and nothing else, neither date nor number of processes, so that the
-same run gives the same file.
+same run gives the same file; on a CPU the last digits depend on the number of threads (OMP_NUM_THREADS).
 """
 
 import hashlib

@@ -2,7 +2,7 @@
 
 Every metric of images takes (prediction, target), float (B, 3, H, W) in [0, 1], on any device, and returns one value
 per image, (B,). ValueError for other types and shapes, which would silently be scored wrongly. Sums are made in
-float64, so that a value does not depend on how many images were scored together.
+float64, so that a value does not depend on how many images were scored together, but for its last bits.
 """
 
 from collections.abc import Callable
