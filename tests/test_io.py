@@ -145,6 +145,20 @@ def test_what_is_no_picture_or_cannot_be_one_is_refused_by_name(tmp_path, pictur
         assert not (tmp_path / name).exists()
 
 
+@pytest.mark.parametrize(
+    "name, image, what",
+    [
+        ("a.png", np.full((4, 5, 3), 0.5, np.float32), "float32"),  # would be black
+        ("a.jpg", np.zeros((4, 5, 3), np.uint16), "uint16"),  # would be white where it is not nearly black
+        ("a.png", np.zeros((4, 5), np.uint8), r"\(4, 5\)"),  # would be mirrored
+    ],
+)
+def test_what_would_be_another_picture_is_not_written(tmp_path, name, image, what):
+    with pytest.raises(ValueError, match=f"{name}: .*{what}"):
+        io.write_image(tmp_path / name, image)
+    assert not any(tmp_path.iterdir())
+
+
 def test_pictures_are_listed_in_the_order_of_their_numbers(tmp_path, picture):
     for name in ("f10.png", "f9.png", "f1.jpg", "1²3.png", "frame².png", ".hidden.png", "notes.txt"):
         (tmp_path / name).touch()

@@ -203,10 +203,15 @@ def png_size(path: str | Path) -> tuple[int, int]:
 
 
 def write_image(path: str | Path, image: np.ndarray) -> None:
-    """RGB uint8 (H, W, 3) as PNG, JPEG or PPM, by the name's ending; uint16 as PNG or PPM."""
+    """RGB uint8 (H, W, 3) as PNG, JPEG or PPM, by the name's ending; uint16 as PNG or PPM. ValueError for all else."""
     path = Path(path)
-    if path.suffix.lower() not in IMAGES:
+    form = IMAGES.get(path.suffix.lower())
+    if form is None:
         raise ValueError(f"{path}: unknown picture format; end the name in {', '.join(IMAGES)}")
+    kinds = ("uint8",) if form == JPEG else ("uint8", "uint16")
+    if image.dtype.name not in kinds or image.ndim != 3 or image.shape[2] != 3:
+        what = f"{image.dtype} of shape {image.shape}"
+        raise ValueError(f"{path}: {what}; RGB (H, W, 3) as {' or '.join(kinds)} is needed")
     try:
         done, data = cv2.imencode(path.suffix.lower(), np.ascontiguousarray(image[..., ::-1]))
     except cv2.error:
