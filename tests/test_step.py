@@ -1,5 +1,6 @@
 """One step of training, without a data set: what it does to the weights, in each precision, and when it is skipped."""
 
+import copy
 import itertools
 from functools import partial
 
@@ -194,6 +195,17 @@ def test_a_run_goes_on_in_another_memory_layout(tmp_path, first, optimizer):
         states.append(fit(network(), endless, loss, recipe, tmp_path / str(layout), CPU, resume=content))
     for a, b in zip(*(state.model.parameters() for state in states)):
         torch.testing.assert_close(a, b, atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_one_checkpoint_in_memory_resumes_any_number_of_runs_alike(tmp_path, optimizer):
+    begun = fit(network(), endless, loss, Recipe(iterations=1, optimizer=optimizer), tmp_path / "begun", CPU)
+    content = copy.deepcopy(begun.content())
+    models = [network(), network()]
+    for number, model in enumerate(models):
+        recipe = Recipe(iterations=3, optimizer=optimizer)
+        fit(model, endless, loss, recipe, tmp_path / str(number), CPU, resume=content)
+    assert same(*models)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -127,7 +127,7 @@ class State:
         theirs = "muon" if len(groups) > 1 else "adamw"  # Muon's second group holds what AdamW steps for it
         if theirs != self.recipe.optimizer:
             raise ValueError(f"{source}: trained with {theirs}; give --optimizer {theirs}")
-        self.optimizer.load_state_dict(content["optimizer"])
+        self.optimizer.load_state_dict(copy.deepcopy(content["optimizer"]))  # it keeps and changes counts of steps
         for weight, moments in self.optimizer.state.items():  # a fused step reads them in the weight's memory layout
             for name in moments.keys() - {"step"}:
                 moments[name] = torch.empty_like(weight).copy_(moments[name])
