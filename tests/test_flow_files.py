@@ -101,6 +101,13 @@ def test_a_size_below_one_pixel_is_refused(tmp_path):
         flow_files.read_flow(tmp_path / "a.flo")
 
 
+@pytest.mark.parametrize("ending", flow_files.FLOWS)
+def test_flow_without_a_pixel_is_not_written(tmp_path, ending):
+    with pytest.raises(ValueError, match=rf"a{ending}: flow of shape \(0, 5, 2\)"):
+        flow_files.write_flow(tmp_path / f"a{ending}", np.zeros((0, 5, 2), np.float32))
+    assert not any(tmp_path.iterdir())
+
+
 def test_flow_that_a_format_cannot_hold_is_refused_and_nothing_is_written(tmp_path, flow):
     flow[0, 0] = 600
     with pytest.raises(ValueError, match="a.png: .* within 512 pixels, not 600; use .flo"):

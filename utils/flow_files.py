@@ -33,7 +33,7 @@ def read_flow(path: str | Path) -> np.ndarray:
 def write_flow(path: str | Path, flow: np.ndarray) -> None:
     """Flow (H, W, 2), by the name's ending. ValueError where the format cannot hold it: beyond 512 pixels in a .png."""
     form, flow = _flow_format(path), np.asarray(flow, np.float32)
-    if flow.ndim != 3 or flow.shape[2] != 2:
+    if flow.ndim != 3 or flow.shape[2] != 2 or not flow.size:
         raise ValueError(f"{path}: flow of shape {flow.shape}; (height, width, 2) is needed")
     form.write(path, flow)
 
