@@ -62,7 +62,7 @@ def dis_flow(frames: np.ndarray) -> np.ndarray:
 
 
 def batch_size(args: argparse.Namespace, crop: int) -> int:
-    """Samples per step: fewer of larger crops, so that a step's work grows with the crop's side, not its square."""
+    """Samples per step, 2 or more: fewer of larger crops, so that its work grows with a crop's side, not its square."""
     return max(round(args.batch_size * CROP / crop), 2)
 
 
@@ -368,7 +368,8 @@ def parser() -> cli.Parser:
     ends = [0.15, 0.35, 0.6, 0.8, 1.0]
     about = "share of the run at which each crop size ends (%(default)s)"
     add("--crop_ends", type=float, nargs="+", default=ends, help=about)
-    add("--batch_size", type=cli.positive, default=8, help="samples per process and step, at crops of 96 (%(default)s)")
+    about = "samples per process and step, at crops of 96; 2 or more (%(default)s)"
+    add("--batch_size", type=cli.positive, default=8, help=about)
     add("--lr_start", type=cli.amount, default=8e-4, help="learning rate at the start (default: %(default)s)")
     add("--lr_end", type=cli.amount, default=1e-5, help="learning rate at the end of the cosine (default: %(default)s)")
     about = "precision of the convolutions (default: what the device has instructions for)"
