@@ -208,6 +208,7 @@ def test_lpips_without_its_weights_says_which_files_it_needs(lpips_weights, tmp_
     torch.save([1], tmp_path / "list.pth")
     other = {name: value[:9] for name, value in backbone.state_dict().items()}
     torch.save(lines | other, tmp_path / "other.pth")
+    torch.save(lines | {"lin2.model.1.weight": lines["lin2.model.1.weight"] * math.nan}, tmp_path / "nan.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "alex.pth").read_bytes()[:300])
     for paths, complaint in (
         (None, "LPIPS needs weights: --lpips_weights BACKBONE LINEAR"),
@@ -216,6 +217,7 @@ def test_lpips_without_its_weights_says_which_files_it_needs(lpips_weights, tmp_
         (["alexnet.pth"], "alexnet.pth: no linear layers"),
         (["alex.pth"], r"alex.pth: lacks features.0.weight of alexnet"),
         (["numbers.pth"], "numbers.pth: no linear layers"),
+        (["alexnet.pth", "nan.pth"], "nan.pth: lin2.model.1.weight holds NaN"),
         (["list.pth"], "list.pth: holds no weights by name"),
         (["other.pth"], "other.pth: the backbone is not alexnet, which the linear layers are for"),
     ):

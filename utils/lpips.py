@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.weights import read_checkpoint
+from models.weights import check_finite, read_checkpoint
 from utils.metrics import check_images
 
 # For inputs in [-1, 1], from the published implementation: ImageNet's mean and standard deviation, rescaled.
@@ -39,8 +39,8 @@ class LPIPS(nn.Module):
     """(prediction, target), float32 (B, 3, H, W) in [0, 1] -> distance (B,), 0 for equal images.
 
     paths: one file with everything, or the backbone's and the linear layers', which tell which network it is.
-    ValueError where there is no file, or the files together are not those weights; in a call, for images too small for
-    the network, and those that no metric takes.
+    FileNotFoundError for a file that is not there; ValueError without any, and where the files together are not those
+    weights, or hold NaN or infinity; in a call, for images too small for the network, and those that no metric takes.
     """
 
     def __init__(self, paths: Sequence[Path] | None):
@@ -106,4 +106,5 @@ def _read(path: Path) -> dict[str, Tensor]:
     state = read_checkpoint(path)
     if not isinstance(state, dict):
         raise ValueError(f"{path}: holds no weights by name")
+    check_finite(path, state)
     return state
