@@ -1,6 +1,7 @@
 """The order of samples, and how batches are read: by processes that report what is wrong, leave signals to the run,
 and end with it."""
 
+import gc
 import itertools
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ import time
 import pytest
 import torch
 from conftest import ROOT
+from processes import begin
 from torch.utils.data import Dataset, IterableDataset
 
 from utils import cli, distributed
@@ -182,3 +184,33 @@ def test_an_error_of_a_set_that_is_iterated_over_comes_as_it_was_raised(workers)
     assert all(len(next(items)) == 2 for _ in range(3))
     with pytest.raises(ValueError, match="^3.png: the picture is cut short$"):
         next(items)
+
+
+class Collecting(Dataset):
+    def __getitem__(self, key):
+        return gc.collect()
+
+
+def left_a_decoder(path):
+    """In a process of its own: read a video, leave its decoder in a cycle, as errors may, and fork."""
+    from utils import containers
+
+    gc.disable()
+    with containers.opened(path) as container:
+        stream = containers.video_stream(container, path)
+        next(containers.packets(container, stream)).decode()
+    cycle = [stream]
+    cycle.append(cycle)
+    del container, stream, cycle
+    print(len(list(load(Collecting(), [[0]], workers=1))))
+
+
+def test_a_reading_process_does_not_wait_for_the_threads_of_a_decoder_that_it_inherits(tmp_path):
+    from video_files import encode, moving
+
+    source = encode(tmp_path / "in.mp4", moving(3))
+    process = begin(source, work=left_a_decoder, log=tmp_path / "said.txt")
+    process.join(60)
+    ended = not process.is_alive()
+    process.kill()
+    assert ended and (tmp_path / "said.txt").read_text() == "1\n", (tmp_path / "said.txt").read_text()

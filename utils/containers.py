@@ -1,8 +1,11 @@
 """Video files as containers: how one is opened, which of its streams is the video, and what its times mean."""
 
+import gc
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import av
@@ -24,7 +27,16 @@ def opened(path: str | Path) -> Iterator[av.container.InputContainer]:
 
 def av_open(path: str | Path, mode: str = "r", **how) -> av.container.Container:
     """av.open, but titles that are not in UTF-8, as in many an old AVI, come as bytes, to be handed to another file."""
+    spare_copies()
     return av.open(located(path), mode, metadata_errors="surrogateescape", **how)
+
+
+@cache
+def spare_copies() -> None:
+    """From now on, forked processes never collect what they inherit: to free a decoder they would wait for its threads,
+    which they do not have, for ever."""
+    if hasattr(os, "register_at_fork"):  # not on Windows
+        os.register_at_fork(before=gc.freeze, after_in_parent=gc.unfreeze)
 
 
 @contextmanager
