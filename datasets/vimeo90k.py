@@ -47,10 +47,10 @@ def read_list(root: str | Path, name: str | Path = TRAIN_LIST, check: bool = Tru
         raise ValueError(f"{path}: the list is empty")
     # Checking all would take a minute; what a truncated copy lacks is at the end.
     for number, line in (lines[0], lines[-1]) if check else ():
-        if not (root / "sequences" / line / FRAMES[0]).is_file():  # a cut line may still name a folder: 00001
-            raise ValueError(
-                f"{path}, line {number}: {line!r} has no {FRAMES[0]} in {root / 'sequences'}; copy the set again"
-            )
+        folder = root / "sequences" / line
+        if not any((folder / frame).is_file() for frame in FRAMES):  # a cut line may still name a folder: 00001
+            where = root / "sequences"
+            raise ValueError(f"{path}, line {number}: {line!r} has no frames in {where}; copy the set again")
     return [line for _, line in lines]
 
 
