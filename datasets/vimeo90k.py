@@ -46,10 +46,9 @@ def read_list(root: str | Path, name: str | Path = TRAIN_LIST, check: bool = Tru
     if not lines:
         raise ValueError(f"{path}: the list is empty")
     # Checking all would take a minute; what a truncated copy lacks is at the end.
+    where = root / "sequences"
     for number, line in (lines[0], lines[-1]) if check else ():
-        folder = root / "sequences" / line
-        if not any((folder / frame).is_file() for frame in FRAMES):  # a cut line may still name a folder: 00001
-            where = root / "sequences"
+        if not any((where / line / frame).is_file() for frame in FRAMES):  # a cut line may still name a folder: 00001
             raise ValueError(f"{path}, line {number}: {line!r} has no frames in {where}; copy the set again")
     return [line for _, line in lines]
 

@@ -257,7 +257,7 @@ def _at_failure(saves: _Saves) -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:
-        why = cli.one_line(str(error))
+        why = cli.one_line(str(error)) or type(error).__name__
         if isinstance(error, SystemExit):  # 2: see distributed.together; others are of a signal, which was told
             why = "another process has an error" if error.code == 2 else ""
         if saves.journal and why:
