@@ -7,6 +7,7 @@ Under a launcher each process imports for seconds; what launchers tell ranks is 
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import sys
 from functools import cache
@@ -56,6 +57,7 @@ def torchrun(*words):
 def apart(work, words, log, environment):
     multiprocessing.set_start_method(None, force=True)  # the usual one of a process that nobody forked
     os.setsid()  # signals to it and to its reading processes are none to the tests
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # started by nohup, tests ignore it
     os.environ.update(environment)
     models.VARIANTS.update(SMALL)
     with open(log, "w") as file:
