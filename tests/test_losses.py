@@ -196,3 +196,12 @@ def test_an_answer_without_the_true_frames_features_is_refused():
     model, frames = models.build("IFRNet_S"), torch.rand(2, 1, 3, 16, 16)
     with pytest.raises(ValueError, match="call the model with imgt"):
         ifrnet_loss(model(*frames, 0.5), frames[0])
+
+
+def test_true_frames_and_flow_of_another_shape_are_refused_where_they_would_broadcast():
+    model, (img0, img1, imgt) = models.build("IFRNet_S"), torch.rand(3, 2, 3, 16, 16)
+    out = model(img0, img1, 0.5, imgt)
+    with pytest.raises(ValueError, match=r"true frames of shape \(2, 1, 16, 16\); \(2, 3, 16, 16\) is needed"):
+        ifrnet_loss(out, imgt[:, :1])
+    with pytest.raises(ValueError, match=r"teacher flow of shape \(1, 4, 16, 16\); \(2, 4, 16, 16\) is needed"):
+        ifrnet_loss(out, imgt, torch.zeros(1, 4, 16, 16))
