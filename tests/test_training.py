@@ -189,7 +189,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run_with_what_to_do(tmp_path):
         return (sample_batch(i)._replace(img0=torch.full((2, 3, 32, 32), torch.nan)) for i in itertools.count(start))
 
     model = network()
-    with pytest.raises(ValueError, match="3 steps in a row .* lower --lr_start"):
+    with pytest.raises(ValueError, match="3 steps in a row .* lower --lr_start.* start from best.pth"):
         fit(model, nothing_finite, loss, Recipe(iterations=9, log_every=1, max_bad_steps=3), tmp_path, CPU)
     assert same(model, network()) and checkpoint.newest(tmp_path)[0]["iteration"] == 3
 

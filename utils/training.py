@@ -242,7 +242,8 @@ def _check(state: State, meter: Meter) -> None:
     if longest >= state.recipe.max_bad_steps:
         raise ValueError(
             f"stopped at iteration {state.iteration}: {longest:.0f} steps in a row had a loss or gradient that is not "
-            "finite and were skipped; look at the data, or lower --lr_start, or give --clip_grad 1 or --amp none"
+            "finite and were skipped; look at the data, or lower --lr_start, or give --clip_grad 1 or --amp none. If "
+            f"it ends here when resumed, its weights have diverged: start from {checkpoint.BEST} in another --log_path"
         )
 
 
