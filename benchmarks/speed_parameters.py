@@ -63,7 +63,7 @@ TOLERANCE = 0.15
 MATRICES = {"cpu": 2048, "cuda": 8192}  # their side: large enough for a product at full speed
 SECONDS = 6.0  # for the rounds of one model at one size, of which there are at least LEAST
 HEADS = ("model", "size", "mode", "precision", "s/frame", "quartiles", "ratio", "of matmul", "dB", "peak MB", "V100 s")
-WIDTHS = (9, 9, 9, 9, 8, 15, 6, 9, 5, 8, 6)
+WIDTHS = (max(map(len, models.VARIANTS)), 9, 9, 9, 8, 15, 6, 9, 5, 8, 6)
 
 
 class Way(NamedTuple):
@@ -295,7 +295,8 @@ def networks(names: list[str]) -> str:
     for name in names:
         model = models.build(name)
         count = sum(p.numel() for p in model.parameters())
-        lines.append(f"{name:9s} {count:11,d} parameters, {macs(model, 720, 1280) / 1e12:.2f} T MACs at 1280x720")
+        work = macs(model, 720, 1280) / 1e12
+        lines.append(f"{name:{WIDTHS[0]}s} {count:11,d} parameters, {work:.2f} T MACs at 1280x720")
     return "\n".join(lines)
 
 
