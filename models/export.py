@@ -65,11 +65,16 @@ def export(model: IFRNet, form: str, path: Path, size: tuple[int, int] | None = 
 
     ValueError for TorchScript of any size, for sides that are not multiples of DIVISOR, and where a package is missing.
     """
-    frame, inputs = Frame(model.cpu().eval()), example(*(size or EXAMPLE))
+    if form == "onnx":
+        try:
+            import onnxscript  # noqa: F401
+        except ImportError as error:
+            raise ValueError(f"ONNX needs the packages onnx and onnxscript: {error}") from None
     if form == "torchscript" and size is None:
         raise ValueError("a TorchScript file has one size; give --size, or another --format")
     if size and any(side % DIVISOR for side in size):
         raise ValueError(f"{size[1]}x{size[0]}: width and height must be multiples of {DIVISOR}")
+    frame, inputs = Frame(model.cpu().eval()), example(*(size or EXAMPLE))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters' own, about their deprecation
         content = _exported(frame, inputs, form, size is None)
@@ -94,10 +99,6 @@ def _exported(frame: Frame, inputs: tuple[Tensor, ...], form: str, dynamic: bool
     if form == "pt2":
         torch.export.save(program, file)
         return file.getvalue()
-    try:
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ValueError(f"ONNX needs the packages onnx and onnxscript: {error}") from None
     options = {"input_names": NAMES, "output_names": ("imgt",), "opset_version": OPSET}
     return torch.onnx.export(program, inputs, dynamo=True, verbose=False, **options).model_proto.SerializeToString()
 

@@ -154,6 +154,7 @@ def test_what_cannot_be_exported_is_refused(model, exported, tmp_path, monkeypat
     with monkeypatch.context() as during:
         for missing in ("onnxscript", "onnxruntime"):
             during.setitem(sys.modules, missing, None)
+        during.setattr(torch.export, "export", None)  # it takes long: the packages are looked for before
         with pytest.raises(ValueError, match="ONNX needs the packages onnx and onnxscript"):
             export.export(model, "onnx", tmp_path / "x.onnx", (32, 32))
         with pytest.raises(ValueError, match="is checked with the package onnxruntime"):
