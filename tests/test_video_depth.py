@@ -32,6 +32,20 @@ def test_ten_bits_are_kept(tmp_path, capsys, pix_fmt):
         assert all(np.abs(a - b).max() <= 1 for a, b in zip(between, after[1::2]))
 
 
+@pytest.mark.parametrize(
+    "pix_fmt, width, options",
+    [("yuv422p10le", 1000, ("--codec", "h265", "--crf", "0")), ("gray10le", 36, ("--codec", "ffv1"))],
+)
+def test_frames_of_any_width_keep_all_their_pixels(tmp_path, pix_fmt, width, options):
+    """FFmpeg's threads, each with some rows of a frame, write into each other's if a width fills no whole vectors."""
+    ramp = np.linspace(5000, 60000, width).astype(np.uint16)[None, :, None].repeat(64, 0).repeat(3, 2)
+    source = encode(tmp_path / "in.mkv", [ramp] * 40, codec="ffv1", pix_fmt=pix_fmt, colour=(1, 1))
+    run(source, tmp_path / "out.mkv", "--factor", "1", *options)
+    for before, after in zip(planes(source), planes(tmp_path / "out.mkv"), strict=True):
+        difference = before[: width * 64].astype(int) - after[: width * 64]
+        assert np.abs(difference).max() <= (0 if pix_fmt == "gray10le" else 16)
+
+
 @pytest.mark.parametrize("name, codec", [("out.mp4", None), ("out.mkv", "h265"), ("out.mp4", "av1")])
 def test_codecs_of_ten_bits_are_given_ten(tmp_path, capsys, name, codec):
     source = encode(tmp_path / "in.mkv", ramps(4), codec="ffv1", pix_fmt="yuv420p10le", colour=(1, 1))

@@ -11,6 +11,9 @@ from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 ACCURATE_RND, FULL_CHR_H_INT = 0x40000, 0x2000  # FFmpeg's numbers; PyAV names them from 18 on
 TO_RGB = int(Interpolation.BILINEAR) | ACCURATE_RND | FULL_CHR_H_INT
 FROM_RGB = int(Interpolation.AREA) | ACCURATE_RND
+# For conversions that copy brightness: FFmpeg writes past the end of a row, into the next one. That is made later, but
+# not if it is another thread's; in frames of more than 8 bits some of the pixels at its beginning then become others.
+THREADS = 1
 SHALLOW, DEEP = "rgb24", "rgb48le"  # RGB of 8 bits per colour, and of 16
 DEEP_OF_YUV = "gbrp16le"  # gives the same array; FFmpeg's way from 4:2:0 to rgb48 is wrong where chroma is interpolated
 UNKNOWN, LIMITED, FULL = 2, 1, 2  # FFmpeg's numbers for an unspecified matrix, and for the two ranges
@@ -58,8 +61,10 @@ def with_chroma(frame: av.VideoFrame, colour: Colour, reformatter: VideoReformat
     name = chroma_format(frame.format.name, colour)
     if name == frame.format.name:
         return frame
+    # Grey has no matrix, but with another one than FFmpeg's default its levels of 10 bits change, by up to three.
     same = {"src_color_range": ColorRange.JPEG, "dst_color_range": ColorRange.JPEG}
-    return reformatter.reformat(frame, format=name, **same)
+    same |= {"src_colorspace": BT601, "dst_colorspace": BT601}
+    return reformatter.reformat(frame, format=name, threads=THREADS, **same)
 
 
 def chroma_format(name: str, colour: Colour) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, VideoReformatter
 
 from . import io
-from .colours import DEEP, FROM_RGB, SHALLOW, Colour, bits, is_rgb
+from .colours import DEEP, FROM_RGB, SHALLOW, THREADS, Colour, bits, is_rgb
 from .containers import located
 from .hdr import Light, light_options
 from .timeline import common
@@ -210,10 +210,9 @@ class VideoWriter:
         form = self.form
         odd = form.stored != (form.width, form.height)
         if original is not None and not odd and not form.rgb and not is_rgb(original):
-            extent = {"src_color_range": self.range, "dst_color_range": self.range}
-            return self.reformatter.reformat(
-                original, format=form.pix_fmt, src_colorspace=self.matrix, dst_colorspace=self.matrix, **extent
-            )
+            same = {"src_color_range": self.range, "dst_color_range": self.range}
+            same |= {"src_colorspace": self.matrix, "dst_colorspace": self.matrix}
+            return self.reformatter.reformat(original, format=form.pix_fmt, threads=THREADS, **same)
         if odd:
             image = np.pad(image, ((0, form.height % 2), (0, form.width % 2), (0, 0)), mode="edge")
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format=DEEP if form.deep else SHALLOW)
