@@ -322,7 +322,8 @@ def notes(
     if source.light != hdr.Light() and form.codec not in hdr.OPTIONS:
         name = f"{args.output}: what HDR10 says of brightness"
         yield f"{name} is not stored with {form.codec}; use {', '.join(hdr.OPTIONS)}"
-    partly = colours.UNKNOWN in (form.colour.primaries, form.colour.transfer) and form.colour != colours.Colour()
+    tags = (colours.UNKNOWN if form.rgb else form.colour.matrix, form.colour.primaries, form.colour.transfer)
+    partly = colours.UNKNOWN in tags and form.colour != colours.Colour()
     if kind in video_out.MP4 and form.codec == "ffv1" and partly:
         yield f"{args.output}: the colour description is not stored in {kind} with ffv1; use .mkv"
     if kind in (".gif", "folder") and form.aspect != 1:

@@ -190,6 +190,26 @@ def test_the_tags_of_colours_are_kept_where_only_some_are_there(tmp_path, name, 
     assert tags == [(1, 2), (1, 2)]
 
 
+@pytest.mark.parametrize("pix_fmt, matrix, told", [("yuv420p", 1, False), ("yuv420p", 2, True), ("bgr0", 1, True)])
+def test_tags_of_colours_that_mp4_loses_with_ffv1_are_told(tmp_path, capsys, pix_fmt, matrix, told):
+    """FFmpeg's MP4 stores them for this codec only if matrix, primaries and transfer are known: RGB has no matrix."""
+    with av.open(str(tmp_path / "in.mkv"), "w") as output:
+        stream = output.add_stream("ffv1", rate=25)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, pix_fmt
+        context = stream.codec_context
+        context.colorspace, context.color_range, context.color_primaries, context.color_trc = matrix, 1, 1, 1
+        for number, image in enumerate(moving(3)):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=pix_fmt)
+            frame.pts = number
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    run(tmp_path / "in.mkv", tmp_path / "out.mp4", "--codec", "ffv1")
+    assert ("colour description is not stored in .mp4" in capsys.readouterr().err) == told
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        frame = next(container.decode(video=0))
+    assert (frame.color_primaries, frame.color_trc) == ((2, 2) if told else (1, 1))
+
+
 @pytest.mark.parametrize("codec", ["h264", "vp9"])
 @pytest.mark.parametrize("name, made_by, pix_fmt", [("in.mov", "png", "rgb24"), ("in.mp4", "libx264rgb", "rgb24")])
 def test_rgb_becomes_yuv_that_does_not_say_it_is_rgb(tmp_path, name, made_by, pix_fmt, codec):
