@@ -249,3 +249,18 @@ def test_reading_from_the_middle_of_a_file_in_which_nobody_can_seek_gives_the_fr
     assert len(whole) == 60 and source.damaged == 0
     later = [frame for frame in whole if frame.time >= Fraction(3, 2)]
     assert all(a.time == b.time and (a.image == b.image).all() for a, b in zip(later, found, strict=True))
+
+
+@pytest.mark.parametrize("name, codec", [("out.mkv", "h264"), ("out.mp4", "h264"), ("out.mp4", "h265")])
+def test_a_pause_near_the_end_makes_no_video_longer(tmp_path, name, codec):
+    """H.264 and H.265 are decoded in another order than they are shown in."""
+    times = [Fraction(k, 25) + 2 * (k > 12) for k in range(16)]
+    run(encode(tmp_path / "in.mkv", moving(16), times=times), tmp_path / name, "--codec", codec)
+    with av.open(str(tmp_path / name)) as container:
+        seconds = container.duration / 1e6
+    if name == "out.mp4":  # FFmpeg does not tell how long a whole movie is shown, but its tracks
+        data = (tmp_path / name).read_bytes()
+        place = data.index(b"mvhd") + 16
+        unit, length = np.frombuffer(data[place : place + 8], ">u4").tolist()
+        seconds = length / unit
+    assert abs(seconds - float(times[-1] + Fraction(1, 25))) < 0.041

@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from fractions import Fraction
 from io import BytesIO
 from itertools import islice
+from math import ceil
 from pathlib import Path
 
 import av
@@ -79,7 +80,7 @@ def join_videos(
         copied = nullcontext() if source is None else av_open(source)
         with av_open(temporary, "w", format=muxer(out), options=options) as output, copied as container:
             video = _add_video(output, parts[0], form, mp4)
-            merged = [_video_packets(parts, video)]
+            merged = [_video_packets(parts, video, 1 / form.nominal)]
             if source is not None:
                 streams = _add_streams(output, container, out, source) if timed else {}
                 _describe(output, video, container, source)
@@ -136,7 +137,8 @@ def _describe(output: OutputContainer, video: av.VideoStream, container: InputCo
     output.metadata.update({k: v for k, v in container.metadata.items() if k.lower() not in OF_THE_FILE})
 
 
-def _video_packets(parts: Sequence[Path], video: av.VideoStream) -> Iterator[tuple]:
+def _video_packets(parts: Sequence[Path], video: av.VideoStream, usual: Fraction) -> Iterator[tuple]:
+    """usual: seconds from a frame to the next, at the nominal rate."""
     latest = None
     for part in parts:
         with av_open(part) as container:
@@ -147,6 +149,10 @@ def _video_packets(parts: Sequence[Path], video: av.VideoStream) -> Iterator[tup
                     continue
                 if number == stream.frames and "vp9" in stream.codec_context.name and packet.pts < end:
                     packet.duration = end - packet.pts  # where FFmpeg assumes the usual duration
+                elif number < stream.frames:
+                    # MP4 says how long until the next is decoded, which a pause may precede: a frame that is shown late
+                    # would then seem to last beyond the end. The last one says when all ends.
+                    packet.duration = min(packet.duration, ceil(usual / packet.time_base))
                 # An encoder that reorders frames starts its dts before its first frame; with frames of unequal length,
                 # possibly before the end of the previous part.
                 dts = packet.dts * packet.time_base
