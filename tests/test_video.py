@@ -264,3 +264,11 @@ def test_a_pause_near_the_end_makes_no_video_longer(tmp_path, name, codec):
         unit, length = np.frombuffer(data[place : place + 8], ">u4").tolist()
         seconds = length / unit
     assert abs(seconds - float(times[-1] + Fraction(1, 25))) < 0.041
+
+
+def test_frames_a_millisecond_apart_are_two(tmp_path):
+    """Both are nearer than a millisecond, Matroska's unit, to the same multiple of the rate."""
+    times = [Fraction(round(Fraction(1000 * k, 60)), 1000) for k in range(30)]
+    times[21] = times[20] + Fraction(1, 1000)
+    source = video.open_source(str(encode(tmp_path / "in.mkv", moving(30), 60, times, codec="ffv1")))
+    assert [frame.time for frame in source.frames()] == times and source.damaged == 0

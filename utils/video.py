@@ -221,7 +221,8 @@ class Video(Source):
         moment = frame.dts if self.dts_only else frame.pts
         if moment is None:
             return Fraction(0) if latest is None else latest + 1 / self.rate
-        return snapped(moment * self.step - self.delay - self.origin, self.rate, self.step)
+        time = moment * self.step - self.delay - self.origin
+        return snapped(time, self.rate, self.step) if self.regular else time
 
     def _describe(self, frame: av.VideoFrame, stream: av.VideoStream) -> None:
         self.origin = (frame.pts or 0) * self.step
@@ -296,7 +297,10 @@ class Video(Source):
                 f"{self.path}: times leap ahead by {float(self.longest):.0f} s, from {float(before):.1f} s on, as in "
                 "damaged recordings; correct them with ffmpeg -i IN -c copy OUT"
             )
-        self.count, self.last = count, snapped(last, self.rate, self.step)
+        moments = {time - self.origin for time in times}
+        # Frames as close as a container can tell are no multiples of the rate: two would be one.
+        self.regular = len({snapped(time, self.rate, self.step) for time in moments}) == len(moments)
+        self.count, self.last = count, snapped(last, self.rate, self.step) if self.regular else last
         end = snapped(last + (hold or 1 / self.rate), self.rate, self.step)
         self.hold = max(end - self.last, min(shortest, 1 / self.rate))
         longest = self.longest or 1 / self.rate
