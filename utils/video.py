@@ -297,9 +297,8 @@ class Video(Source):
                 f"{self.path}: times leap ahead by {float(self.longest):.0f} s, from {float(before):.1f} s on, as in "
                 "damaged recordings; correct them with ffmpeg -i IN -c copy OUT"
             )
-        moments = {time - self.origin for time in times}
-        # Frames as close as a container can tell are no multiples of the rate: two would be one.
-        self.regular = len({snapped(time, self.rate, self.step) for time in moments}) == len(moments)
+        # Of frames as close as this two could be taken for the same multiple of the rate.
+        self.regular = shortest > 2 * self.step
         self.count, self.last = count, snapped(last, self.rate, self.step) if self.regular else last
         end = snapped(last + (hold or 1 / self.rate), self.rate, self.step)
         self.hold = max(end - self.last, min(shortest, 1 / self.rate))
