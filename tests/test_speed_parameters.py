@@ -77,7 +77,7 @@ def test_macs_are_the_papers_and_those_of_all_convolutions(name, papers):
 def test_a_run_tells_and_keeps_what_it_measured(typed, tmp_path):
     done = run(typed, tmp_path, "--model_name", "IFRNet_S", "--sizes", "48x32", "64x64")
     assert done.status == 0, done.err
-    assert "IFRNet_S    2,803,610 parameters, 0.10 T MACs at 1280x720" in done.out
+    assert "IFRNet_S   2,803,610 parameters, 0.10 T MACs at 1280x720" in done.out
     (path,) = tmp_path.glob("speed_parameters-IFRNet_S-48x32-64x64-CPU_*.json")
     result = store.read(path)
     chosen = speed.ways(CPU)
