@@ -208,7 +208,8 @@ def size(text: str) -> tuple[int, int] | None:
 
 
 def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    about = (__doc__ or "").replace("models.export", PROGRAM)  # there is none under python -OO
+    options = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.error = lambda message: options.exit(2, f"{PROGRAM}: {message} (--help lists the options)\n")
     options.add_argument("--format", choices=SUFFIXES, help="file format (default: onnx)")
     options.add_argument(

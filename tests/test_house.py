@@ -70,6 +70,15 @@ assert not {{"models", "losses", "datasets", "utils"}} & set(sys.modules)
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
 
 
+def test_help_of_an_installed_export_names_the_package_that_is_installed(tmp_path):
+    (tmp_path / "ifrnet").symlink_to(ROOT / "models")
+    for options in ([], ["-OO"]):  # the latter drops docstrings
+        command = [sys.executable, *options, "-m", "ifrnet.export", "--help"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0 and "models.export" not in done.stdout, done.stderr
+        assert ("python -m ifrnet.export --format onnx" in done.stdout) is not bool(options)
+
+
 HELP = """
 import os, runpy, sys
 import torch  # most of a script's start-up time, once for all of them
