@@ -70,6 +70,11 @@ assert not {{"models", "losses", "datasets", "utils"}} & set(sys.modules)
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
 
 
+def test_the_package_asks_for_the_versions_that_the_requirements_name():
+    asked = re.search(r"^dependencies = .*?^export = .*?\]$", (ROOT / "pyproject.toml").read_text(), re.M | re.S)[0]
+    assert set(re.findall(r'"([^"]*)"', asked)) <= set((ROOT / "requirements.txt").read_text().splitlines())
+
+
 def test_help_of_an_installed_export_names_the_package_that_is_installed(tmp_path):
     (tmp_path / "ifrnet").symlink_to(ROOT / "models")
     for options in ([], ["-OO"]):  # the latter drops docstrings
