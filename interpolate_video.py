@@ -37,7 +37,7 @@ import numpy as np
 from models.baselines import Baseline, interpolator
 from models.interpolator import LEAST_ROWS, Interpolator, scales_for
 from utils import cli, colours, distributed, hdr, io, video, video_join, video_out
-from utils.parts import begun, folder_of
+from utils.parts import begun, folder_of, holds_part
 from utils.pipeline import between, halves, to_integers
 from utils.shots import is_cut
 from utils.timeline import Grid, Pauses
@@ -202,7 +202,7 @@ def check_output(args: argparse.Namespace) -> str:
     if kind == "folder":
         video_out.check_folder(out)
     io.check_writable(out.parent)
-    if begun(out) and not (args.resume or args.overwrite or args.preview):
+    if (begun(out) or holds_part(out)) and not (args.resume or args.overwrite or args.preview):
         raise ValueError(f"{out}: was begun and is not finished; --resume continues it, --overwrite starts anew")
     empty = kind == "folder" and out.is_dir() and not any(out.iterdir())
     if out.exists() and not empty and not args.overwrite and not (args.resume and folder_of(out).exists()):

@@ -7,11 +7,13 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from fractions import Fraction
 from functools import partial
 from io import BytesIO
 from itertools import count
 from operator import methodcaller
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -36,7 +38,7 @@ from video_files import (
 import interpolate_video
 import models
 from models import fast
-from utils import io, video_out
+from utils import io, parts, video_job, video_out
 from utils.parts import Parts, begun
 
 
@@ -108,6 +110,76 @@ def test_an_interrupt_leaves_a_playable_file_and_can_be_resumed(tmp_path):
     run(source, tmp_path / "out.mp4", "--segment", "1", "--resume")
     run(source, tmp_path / "whole.mp4", "--segment", "1")
     assert packets(tmp_path / "out.mp4", "video") == packets(tmp_path / "whole.mp4", "video")
+
+
+class Killed(BaseException):
+    """What nothing catches, as a kill is."""
+
+
+@pytest.mark.parametrize("again", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device", "a part")])
+def test_what_an_interrupt_has_shown_never_passes_for_the_whole(tmp_path, monkeypatch, capsys, again):
+    """Neither where the next run ends before its first part, nor where a kill comes as soon as it is shown."""
+    source, join = encode(tmp_path / "in.mp4", moving(40)), video_job.join
+
+    def killed(*args, **kwargs):
+        join(*args, **kwargs)
+        raise Killed
+
+    for name, end in (("out.mp4", KeyboardInterrupt), ("killed.mp4", Killed)):
+        out = tmp_path / name
+        with monkeypatch.context() as during, pytest.raises(end):
+            during.setattr(interpolate_video.Job, "write", failing(KeyboardInterrupt(), interpolate_video.Job.write, 9))
+            during.setattr(video_job, "join", killed if end is Killed else join)
+            run(source, out, "--segment", "1")
+        for how in ("--resume", "--overwrite", "--resume"):
+            with monkeypatch.context() as during, pytest.raises(type(again)) as told:
+                during.setattr(interpolate_video.Job, "write", failing(again))
+                run(source, out, "--segment", "1", how)
+            assert "--resume continues" in str(told.value)
+            assert "begun and is not finished; --resume continues" in complaint(capsys, source, out, "--segment", "1")
+            assert len(decode(out)[0]) == 9
+        run(source, out, "--segment", "1", "--resume")
+        assert len(decode(out)[0]) == 79
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "killed.mp4", "out.mp4"]
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out"])
+def test_parts_that_were_joined_are_not_made_again_where_their_removal_was_cut_short(tmp_path, monkeypatch, name):
+    source, out = encode(tmp_path / "in.mp4", moving(100)), tmp_path / name
+    join, remove = video_job.join, parts._remove
+    for number in count():
+        with monkeypatch.context() as during, suppress(Killed):
+
+            def then_killed(*args, during=during, number=number):
+                join(*args)
+                during.setattr(parts, "_remove", failing(Killed(), remove, number))
+
+            during.setattr(video_job, "join", then_killed)
+            run(source, out, "--segment", "1", "--overwrite")
+            break
+        before = [path.read_bytes() for path in ([out] if out.is_file() else sorted(out.iterdir()))]
+        with monkeypatch.context() as during:
+            during.setattr(interpolate_video.Job, "write", failing(AssertionError("made again")))
+            run(source, out, "--segment", "1", "--resume")
+        assert [path.read_bytes() for path in ([out] if out.is_file() else sorted(out.iterdir()))] == before
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", name]
+    assert number == 6  # four parts, settings and a mark
+
+
+def interrupted_and_killed_while_joining(*words):
+    Path.hardlink_to = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    interpolate_video.Job.write = failing(KeyboardInterrupt(), interpolate_video.Job.write, 9)
+    as_typed(*words)
+
+
+def test_pictures_that_a_kill_left_half_joined_are_not_left_by_the_run_after_it(tmp_path, clip, monkeypatch):
+    process = begin(clip, tmp_path / "out", "--model_name", "average", work=interrupted_and_killed_while_joining)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    monkeypatch.setattr(interpolate_video.Job, "write", failing(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        run(clip, tmp_path / "out", "--resume")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
 
 
 def test_a_finished_video_gives_way_to_a_whole_one_alone(tmp_path, monkeypatch):

@@ -10,6 +10,9 @@ from typing import Any
 
 from . import io
 
+# Marks in the folder, with names that `begun` passes over: the existing result holds a part, or all.
+SHOWN, JOINED = "settings.part_shown", "settings.joined"
+
 
 def folder_of(out: Path) -> Path:
     """Where the parts of `out` are while it is unfinished."""
@@ -19,6 +22,11 @@ def folder_of(out: Path) -> Path:
 def begun(out: Path) -> bool:
     """Whether there is something to resume from: more than settings and a part that was never complete."""
     return any(not path.name.startswith(("settings", "making", ".")) for path in folder_of(out).glob("*"))
+
+
+def holds_part(out: Path) -> bool:
+    """Whether the existing result holds what was complete at an interrupt, no more."""
+    return out.exists() and (folder_of(out) / SHOWN).exists()
 
 
 class Parts:
@@ -32,8 +40,11 @@ class Parts:
         """Make the folder; with `resume` keep what is complete in it, otherwise nothing. ValueError where other
         settings made it."""
         record = self.folder / "settings.json"
-        if resume and record.is_file():
-            before = json.loads(record.read_text())
+        joined = resume and self.joined
+        if not joined and self.folder.is_dir():  # also where the result is gone: the next one may be a part
+            (self.folder / JOINED).unlink(missing_ok=True)
+        if joined or resume and record.is_file():
+            before = json.loads(record.read_text()) if record.is_file() else self.settings
             for name in (*self.settings, *before):
                 if before.get(name) != self.settings.get(name):
                     was, now = before.get(name), self.settings.get(name)
@@ -44,11 +55,13 @@ class Parts:
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             for old in self.folder.iterdir():
-                self._clear(old)
+                if not (old.name == SHOWN and self.out.exists()):  # until the new result takes its place
+                    self._clear(old)
             try:
                 io.write_bytes(record, json.dumps(self.settings, indent=1).encode())
             except OSError:
-                self.remove()
+                if not holds_part(self.out):
+                    self.remove()
                 raise
 
     @staticmethod
@@ -72,7 +85,7 @@ class Parts:
     def missing(self, first: int, last: int) -> list[range]:
         """The ranges of numbers in [first, last) whose parts are not complete."""
         runs: list[range] = []
-        for number in range(first, last):
+        for number in range(first, first if self.joined else last):
             if self._done(number):
                 continue
             if runs and runs[-1].stop == number:
@@ -84,14 +97,20 @@ class Parts:
     @property
     def part_shown(self) -> bool:
         """Whether the existing result holds what was complete of these parts at an interrupt."""
-        return self._shown.exists()
+        return (self.folder / SHOWN).exists()
 
     def show_part(self) -> None:
-        self._shown.touch()
+        (self.folder / SHOWN).touch()
 
     @property
-    def _shown(self) -> Path:
-        return self.folder / "settings.part_shown"  # a name that `begun` passes over
+    def joined(self) -> bool:
+        """Whether the existing result holds all parts, of which some may be removed already."""
+        return self.out.exists() and (self.folder / JOINED).exists()
+
+    def remove_joined(self) -> None:
+        """As `remove`; where it is cut short, parts that are gone are not missing."""
+        (self.folder / JOINED).touch()
+        self.remove()
 
     def finished(self) -> list[Path]:
         return sorted(self.folder.glob(f"[0-9]*{self.suffix}"))
@@ -125,7 +144,7 @@ class Parts:
     def remove(self) -> None:
         """Remove the parts, and the folder unless this run holds it."""
         if self.folder.is_dir():
-            for path in self.folder.iterdir():
+            for path in sorted(self.folder.iterdir(), key=lambda path: path.name == JOINED):  # that last
                 self._clear(path)
             if not any(self.folder.iterdir()):
                 self.folder.rmdir()

@@ -25,7 +25,7 @@ from models.interpolator import Interpolator
 
 from . import distributed, io, video, video_join, video_out
 from .motion import scale_by_motion
-from .parts import Parts
+from .parts import Parts, holds_part
 from .pipeline import Picture, pictures
 from .shots import is_cut, is_repeat
 from .timeline import Grid, Pauses
@@ -124,14 +124,14 @@ def to_parts(job: Job) -> None:
     try:
         make(job, parts)
         distributed.barrier()
-        found = parts.finished()
+        found = parts.joined or parts.finished()
         distributed.barrier()  # the main rank removes the parts after joining them
         if not found:
             raise ValueError(NONE.format(job.source.path))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(interrupted(job, parts)) from None
     except Exception as error:
-        if distributed.is_main() and not parts.finished():
+        if distributed.is_main() and not parts.finished() and not holds_part(parts.out):
             parts.remove()
         elif isinstance(error, OSError) and error.errno in FULL:
             kept = f"what is done is in {parts.folder}" + ", and --resume continues" * (not job.endless)
@@ -163,15 +163,16 @@ def interrupted(job: Job, parts: Parts) -> str:
     alone, out = distributed.world_size() == 1, Path(job.args.output)
     old = out.exists() and not parts.part_shown and not (out.is_dir() and not any(out.iterdir()))
     if alone and parts.unfinished() and (job.endless or not old):
+        parts.show_part()  # first, or what is joined would pass for the whole if a kill came between
         join(job, parts.unfinished(), whole=False)
         if job.endless:
             parts.remove()
             return f"interrupted; {job.args.output} holds what is done"
-        parts.show_part()
-        return f"interrupted; {job.args.output} holds what is done, and --resume continues"
-    if alone and not parts.finished():
+    elif alone and not parts.finished() and not holds_part(out):
         parts.remove()
         return "interrupted"
+    if alone and holds_part(out):
+        return f"interrupted; {job.args.output} holds what is done, and --resume continues"
     return f"interrupted; what is done is in {parts.folder}, and --resume continues"
 
 
@@ -179,12 +180,13 @@ def finish(job: Job, parts: Parts) -> None:
     """Join all parts and remove them."""
     args, kept = job.args, f"all parts are in {parts.folder}" + ", and --resume joins them" * (not job.endless)
     try:
-        join(job, parts.finished())
+        if not parts.joined:
+            join(job, parts.finished())
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; {kept}") from None
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror}; {kept}", args.output) from error
-    parts.remove()
+    parts.remove_joined()
     width, height = job.form.stored if job.kind in video_out.DEFAULTS else (job.form.width, job.form.height)
     say(f"wrote {args.output}: {width}x{height}, {float(job.form.rate):.6g} frames a second")
 

@@ -34,7 +34,7 @@ GIF_FILTERS = ("split", "palettegen=stats_mode=single", "paletteuse=new=1")
 
 def join_folders(parts: Sequence[Path], out: Path) -> None:
     """The pictures of all parts, numbered consecutively; hard links rather than copies where the disk has them."""
-    with _replacing_folder(out) as temporary:
+    with _replacing_folder(out, parts[0].parent) as temporary:
         pictures = (picture for part in parts for picture in io.list_images(part))
         for number, picture in enumerate(pictures, 1):
             numbered = temporary / f"{number:08d}.png"
@@ -209,8 +209,9 @@ def _palette_graph(frame: av.VideoFrame) -> Graph:
 
 
 @contextmanager
-def _replacing_folder(out: Path) -> Iterator[Path]:
-    temporary = out.with_name(f".{out.name}.joined")
+def _replacing_folder(out: Path, folder: Path) -> Iterator[Path]:
+    """A folder that takes the place of `out` at the end; until then it is in `folder`, as in io.replacing."""
+    temporary = folder / ".joined"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
