@@ -135,7 +135,7 @@ def main(args: argparse.Namespace) -> None:
         raise ValueError(f"--input_fps {args.input_fps}: {args.input} is not a folder of pictures; leave it out")
     source = video.open_source(args.input, args.input_fps or Fraction(24))
     grid = Grid(args.factor or (1 if args.fps else max(2, ceil(args.slow))), args.fps, args.slow)
-    with distributed.ranks(args) as device, cli.stopped_as_interrupted():
+    with distributed.ranks(args) as device:
         call = interpolator(
             args.model_name,
             args.checkpoint,

@@ -31,7 +31,7 @@ class Case(NamedTuple):
 
 
 def whole(image: np.ndarray) -> np.ndarray:
-    """The image unchanged: the view of most benchmarks, and the collate_fn that leaves what was read as it is."""
+    """The image unchanged: the view of most benchmarks."""
     return image
 
 

@@ -4,23 +4,24 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from benchmarks import store
-from benchmarks.cases import Batches, Case, Split, read, whole
+from benchmarks.cases import Batches, Case, Split, read
 from benchmarks.store import Score
 from models import Interpolator
 from models.baselines import Baseline, Dis
 from models.flow.dis import DIS
 from models.strips import StripIFRNet
 from utils import distributed, io, metrics
+from utils.batches import load
 from utils.flow_check import flow_colours
 from utils.lpips import LPIPS
 from utils.motion import scale_by_motion
@@ -73,8 +74,9 @@ def score_all(
     batches.todo = distributed.shard([batch for batch in batches.todo if batch not in known])
     workers = args.workers if args.workers is not None else 8 if contender.call.device.type == "cuda" else 1
     # Arrays come through a pipe; tensors would come through shared memory, of which containers have little.
-    loader = DataLoader(batches, batch_size=None, collate_fn=whole, num_workers=min(workers, len(batches)))
-    bar = tqdm(loader, desc=name, unit="batch", disable=None if distributed.is_main() else True)
+    loader = load(batches, [[i] for i in range(len(batches))], min(workers, len(batches)), collate=itemgetter(0))
+    quiet = None if distributed.is_main() else True
+    bar = tqdm(loader, total=len(batches), desc=name, unit="batch", disable=quiet)
     mine = {}
     with progress.writer() as write:
         for batch, stacks in bar:

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def read_results(paths: list[Path]) -> tuple[dict[str, dict], list[dict]]:
     """The results of benchmarks by their file's name, and those of speed_parameters.py."""
-    files = [file for path in paths for file in ([path] if path.suffix == ".json" else sorted(path.glob("*.json")))]
+    files = [file for path in paths for file in ([path] if path.suffix == ".json" else sorted(path.glob("[!.]*.json")))]
     files = list({path.resolve(): path for path in files}.values())  # a file may be named as well as its folder
     if not files:
         raise ValueError(f"{', '.join(map(str, paths))}: no results here; run a benchmark, or name its JSON files")

@@ -273,9 +273,11 @@ def pack(source: Vimeo90K, out: Path, workers: int) -> None:
     _Packer(source, out)  # opened here first, so that an array that cannot be opened is named
     pool = ProcessPoolExecutor(workers, initializer=_begin, initargs=(source, out))
     try:
-        written = pool.map(_write, missing, chunksize=8)
+        with cli.undisturbed():  # while the processes are started
+            written = pool.map(_write, missing, chunksize=8)
         beyond = sum(tqdm(written, total=len(missing), desc="packing", disable=None))
-        whole = pool.map(_is_whole, range(len(source)), chunksize=64)
+        with cli.undisturbed():
+            whole = pool.map(_is_whole, range(len(source)), chunksize=64)
         damaged = [
             row for row, good in enumerate(tqdm(whole, total=len(source), desc="checking", disable=None)) if not good
         ]
@@ -322,7 +324,7 @@ def _prepare(source: Vimeo90K, out: Path, plan: dict) -> None:
 def main(args: argparse.Namespace) -> None:
     names = read_list(args.data, args.list)
     source = Vimeo90K(args.data, names, flow=False if args.no_flow else None)
-    with only_run(args.out), cli.stopped_as_interrupted():
+    with only_run(args.out):
         pack(source, Path(args.out), args.workers)
     size = sum(path.stat().st_size for path in Path(args.out).glob("*.npy"))
     flow = "with flow" if source.flow else "without flow"

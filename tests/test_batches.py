@@ -152,6 +152,32 @@ def test_reading_processes_that_are_left_do_not_keep_a_failed_run_from_its_end()
     assert done.returncode == 1 and done.stderr.strip() == "failed"
 
 
+INTERRUPTED = """
+import os, signal
+from multiprocessing.process import BaseProcess
+import torch
+from torch.utils.data import TensorDataset
+from utils import cli
+from utils.batches import load
+
+def start(process, usual=BaseProcess.start):
+    usual(process)
+    os.kill(os.getpid(), signal.SIGINT)
+
+def main(_):
+    BaseProcess.start = start
+    list(load(TensorDataset(torch.zeros(100, 1)), [[k] for k in range(100)], workers=2))
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+cli.run(main, cli.Parser(""))
+"""
+
+
+def test_a_run_that_is_interrupted_while_it_starts_its_reading_processes_ends():
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (2, "-c: interrupted\n")
+
+
 KILLED = """
 import multiprocessing, os, signal, time
 from utils.batches import begin_worker

@@ -1,6 +1,7 @@
 """The command line that scripts share: what is refused before anything is done, and how a warning looks."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ import demo_2x
 import interpolate_video
 from benchmarks import common, video
 from models.baselines import BASELINES
-from utils import cli
+from utils import cli, io
 
 SCRIPTS = {
     "a demo": (demo_2x.parser, [""], []),
@@ -147,3 +148,58 @@ def test_a_name_that_the_output_cannot_hold_is_printed_and_ends_nothing(tmp_path
     environment = os.environ | {"PYTHONIOENCODING": "cp1252"}  # that of a file or pipe on many a Windows
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True)
     assert done.returncode == 0 and done.stdout.strip() == b"wrote \xe9\\u65e5.png"
+
+
+@pytest.mark.parametrize("kind", cli.STOPPING)
+def test_a_signal_is_an_interrupt_and_one_that_follows_at_once_does_not_disturb_what_tidies_up(
+    typed, tmp_path, monkeypatch, kind
+):
+    before = [signal.getsignal(each) for each in cli.STOPPING]
+
+    def main(_):
+        with io.replacing(tmp_path / "picture.png") as temporary:
+            temporary.touch()
+            try:
+                os.kill(os.getpid(), kind)
+            finally:
+                os.kill(os.getpid(), kind)  # as launchers do
+
+    done = typed(main, cli.Parser(""))
+    assert (done.status, done.err) == (2, "script.py: interrupted\n") and not list(tmp_path.iterdir())
+    assert [signal.getsignal(each) for each in cli.STOPPING] == before
+    monkeypatch.setattr(cli, "IMPATIENT", -1)
+
+    def stuck(_):
+        try:
+            os.kill(os.getpid(), kind)
+        finally:
+            os.kill(os.getpid(), kind)
+            raise AssertionError("the second signal, which comes later, ends this")
+
+    assert typed(stuck, cli.Parser("")).status == 2
+
+
+def test_an_interrupt_that_is_ignored_in_the_background_stays_so(typed):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert typed(lambda _: os.kill(os.getpid(), signal.SIGINT), cli.Parser("")).status == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_what_must_not_be_disturbed_is_interrupted_at_its_end(typed, monkeypatch):
+    reached = []
+
+    def main(_):
+        for patience in (cli.IMPATIENT, -1):
+            monkeypatch.setattr(cli, "IMPATIENT", patience)
+            try:
+                with cli.undisturbed():
+                    for number in range(2):
+                        os.kill(os.getpid(), signal.SIGTERM)
+                        reached.append(number)
+            except KeyboardInterrupt:
+                reached.append("interrupted")
+
+    assert typed(main, cli.Parser("")).status == 0
+    assert reached == [0, 1, "interrupted", 0, "interrupted"]

@@ -6,15 +6,18 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 from contextlib import suppress
 from functools import partial
+from multiprocessing.process import BaseProcess
 
 import numpy as np
 import pytest
 import torch
 from conftest import not_waiting
+from processes import begin
 from test_datasets import write_set
 from torch.utils.data import default_collate
 from tqdm import tqdm
@@ -24,7 +27,7 @@ from datasets import packed
 from datasets.packed import Packed, Resident, decode, encode, is_packed, pack
 from datasets.transforms import Augment, finish
 from datasets.vimeo90k import Vimeo90K, read_list
-from utils import batches
+from utils import batches, cli
 from utils.flow_files import write_flow
 
 NAMES = tuple(f"00001/{k:04}" for k in range(1, 8))
@@ -256,6 +259,30 @@ def test_packing_processes_end_with_the_main_one_even_where_it_is_killed(files, 
     finally:
         with suppress(ProcessLookupError):
             os.killpg(packer.pid, signal.SIGKILL)
+
+
+def interrupted_at_its_start(kind, *words):
+    usual = BaseProcess.start
+
+    def start(process):
+        usual(process)
+        os.kill(os.getpid(), int(kind))
+
+    BaseProcess.start = start
+    sys.argv[1:] = words
+    cli.run(packed.main, packed.parser())
+
+
+@pytest.mark.parametrize("kind", cli.STOPPING)
+def test_packing_that_is_interrupted_while_its_processes_are_started_ends(files, tmp_path, kind):
+    words = [int(kind), "--data", files, "--out", tmp_path / "out", "--workers", 2]
+    process = begin(*words, work=interrupted_at_its_start, log=tmp_path / "said.txt")
+    process.join(60)
+    ended = not process.is_alive()
+    if not ended:
+        os.killpg(process.pid, signal.SIGKILL)
+    said = (tmp_path / "said.txt").read_text()
+    assert ended and process.exitcode == 2 and said.endswith(": interrupted\n") and "Traceback" not in said, said
 
 
 class Deadly(Vimeo90K):

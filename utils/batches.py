@@ -7,10 +7,8 @@ accumulate stays the same; a run resumed at iteration n gets the samples that it
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from functools import cache, partial
 from multiprocessing.util import Finalize
 from typing import TypeVar
@@ -133,14 +131,15 @@ def _received(dataset: Dataset, workers: int, pin: bool, ahead: int, **options) 
         prefetch_factor=ahead if workers else None,
         **options,
     )
-    iterator = iter(loader)
-    processes = multiprocessing.active_children()
     if workers:
         _kill_at_exit(os.getpid())
+    with cli.undisturbed():
+        iterator = iter(loader)
+    processes = multiprocessing.active_children()
     try:
         while True:
             try:
-                with _undisturbed():
+                with cli.undisturbed():
                     batch = next(iterator, loader)
             except (ConnectionError, EOFError) as error:  # a process was killed while handing over a batch:
                 time.sleep(1)  # PyTorch's own error, which says so, needs a moment to arrive
@@ -185,30 +184,6 @@ class _GuardedStream(IterableDataset):
 def _collate(collate: Callable, samples: list):
     wrong = [sample for sample in samples if isinstance(sample, Exception)]
     return wrong[0] if wrong else collate(samples)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Delay the first Ctrl-C to the end: a worker abandoned while it hands over a batch prints a traceback."""
-    ours = threading.current_thread() is threading.main_thread()  # Python allows signal handlers only there
-    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    came = False
-
-    def note(number, frame) -> None:
-        nonlocal came
-        if came:  # a second one does not wait for the batch
-            raise KeyboardInterrupt
-        came = True
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if came:
-        raise KeyboardInterrupt
 
 
 @cache

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -29,6 +30,7 @@ DATA = Path(__file__).resolve().parents[1] / "data"  # where data sets are looke
 # Signals that ask a run to stop: of a scheduler, a person, a closed terminal, Slurm's --signal=USR1@120. Windows lacks
 # the last two.
 STOPPING = [getattr(signal, n) for n in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, n)]
+IMPATIENT = 2.0  # seconds: launchers send a signal twice at once; a person who sends it again later means it
 OF_NETWORKS = ("--scale", "--tile", "--precision", "--fast", "--no_fast")  # options without a meaning for baselines
 
 
@@ -94,31 +96,39 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
     usual = warnings.formatwarning
     if not debugging():
         warnings.formatwarning = lambda message, *_, **__: f"{one_line(str(message))}\n"
+    with stopped_as_interrupted():
+        try:
+            message = _complaint(main, args)
+        finally:
+            warnings.formatwarning = usual
+        if message is not None:
+            line = one_line(f"{Path(sys.argv[0]).name}: {message}")
+            print("\n" * sys.stderr.isatty() + line, file=sys.stderr, flush=True)  # below any progress bar
+            sys.exit(2)
+
+
+def _complaint(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> str | None:
+    """What a user has to know of the error that ended main(args); None if there was none."""
     try:
         main(args)
     except KeyboardInterrupt as interrupt:
-        message = str(interrupt) or "interrupted"
+        return str(interrupt) or "interrupted"
     except torch.cuda.OutOfMemoryError:
-        message = "the GPU's memory is full; use a smaller batch, size or scale, or --device cpu"
+        return "the GPU's memory is full; use a smaller batch, size or scale, or --device cpu"
     except (MemoryError, RuntimeError) as error:
         message = short_of_memory(error)
         if debugging() or message is None:
             raise
+        return message
     except OSError as error:
         if debugging():
             raise
-        message = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
     except ValueError as error:
         if debugging():
             raise
-        message = str(error)
-    else:
-        return
-    finally:
-        warnings.formatwarning = usual
-    line = one_line(f"{Path(sys.argv[0]).name}: {message}")
-    print("\n" * sys.stderr.isatty() + line, file=sys.stderr, flush=True)  # below any progress bar
-    sys.exit(2)
+        return str(error)
+    return None
 
 
 def short_of_memory(error: MemoryError | RuntimeError) -> str | None:
@@ -148,8 +158,37 @@ def handled(kinds: Sequence[signal.Signals], handler: Callable) -> Iterator[None
 
 
 def stopped_as_interrupted() -> AbstractContextManager:
-    """Treat all signals of STOPPING like Ctrl-C; see `handled`."""
-    return handled([kind for kind in STOPPING if kind != signal.SIGINT], signal.default_int_handler)
+    """Treat all signals of STOPPING like Ctrl-C, and those that follow at once as one with it, because what ends must
+    not be interrupted while it tidies up; see `handled`. A SIGINT that is ignored, as in the background, stays so."""
+    since = -math.inf
+
+    def interrupt(*_) -> None:
+        nonlocal since
+        if time.monotonic() - since > IMPATIENT:
+            since = time.monotonic()
+            raise KeyboardInterrupt
+
+    return handled([kind for kind in STOPPING if signal.getsignal(kind) != signal.SIG_IGN], interrupt)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Delay what would interrupt to the end, but for a later signal, see IMPATIENT: where it comes while processes are
+    started, these may be waited for without end, and while one hands something over, that one prints a traceback."""
+    before = signal.getsignal(signal.SIGINT)
+    kinds = [kind for kind in STOPPING if callable(before) and signal.getsignal(kind) is before]
+    since = math.inf
+
+    def note(*_) -> None:
+        nonlocal since
+        if time.monotonic() - since > IMPATIENT:
+            raise KeyboardInterrupt
+        since = min(since, time.monotonic())
+
+    with handled(kinds, note):
+        yield
+    if since < math.inf:
+        before(signal.SIGINT, None)
 
 
 def end_with_parent() -> None:

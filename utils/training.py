@@ -24,7 +24,6 @@ from utils.meter import Meter
 from utils.step import Recipe, State, parallel, quickest_amp, step
 
 SILENCE = 30  # seconds
-IMPATIENT = 2.0  # seconds: launchers send a signal twice at once; a person who sends it again later means it
 
 
 def cosine(start: float, end: float) -> Callable[[float], float]:
@@ -292,7 +291,7 @@ def _signals() -> Iterator[Callable[[], int]]:
 
     def note(received: int, _frame) -> None:
         nonlocal number, since
-        if number and received == signal.SIGINT and time.monotonic() - since > IMPATIENT:
+        if number and received == signal.SIGINT and time.monotonic() - since > cli.IMPATIENT:
             raise KeyboardInterrupt
         number, since = number or received, since or time.monotonic()
 
