@@ -108,8 +108,7 @@ def write(root: Path, name: str, ending: str, flow: np.ndarray) -> tuple[int, in
     unknown = ~(np.abs(flow) <= FORMATS[ending].reach)
     size = 0
     for path, part in zip(flow_paths(root, name, ending), np.split(np.where(unknown, np.nan, flow), 2, axis=2)):
-        for leftover in path.parent.glob(f".{path.stem}.*"):  # from a run that was killed
-            leftover.unlink(missing_ok=True)
+        io.clear_left(path)
         flow_files.write_flow(path, part)
         size += path.stat().st_size
     return size, int(unknown.any(2).sum())
@@ -320,6 +319,7 @@ def begin(args: argparse.Namespace, folder: Path, names: list[str]) -> None:
     record = make_record(args)
     check_record(folder, names, record)
     check_space(args.data, names, args.format)
+    io.clear_left(folder / RECORD)
     io.write_bytes(folder / RECORD, (json.dumps(record, indent=1) + "\n").encode())
 
 

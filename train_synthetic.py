@@ -265,6 +265,7 @@ def run(args: argparse.Namespace, plan: list[Stage], folder: Path, device: torch
     if distributed.is_main():
         shipped = folder / f"{args.model_name}.pth"
         halves = {name: (x.half() if x.is_floating_point() else x).cpu() for name, x in bare(content).items()}
+        io.clear_left(shipped)
         checkpoint.write(shipped, halves)
         print(f"wrote {shipped}: the final weights, 16 bits; {folder / checkpoint.LATEST}: the checkpoint to resume")
 

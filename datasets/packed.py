@@ -30,7 +30,7 @@ import torch
 from torch.utils.data import Dataset
 
 from utils import cli
-from utils.io import only_run, write_bytes
+from utils.io import clear_left, only_run, write_bytes
 
 from . import Sample
 from .transforms import FLOW_STEPS, FLOW_UNKNOWN, Augment, Raw, Stack, centre_crop, lines
@@ -301,6 +301,8 @@ def pack(source: Vimeo90K, out: Path, workers: int) -> None:
 def _prepare(source: Vimeo90K, out: Path, plan: dict) -> None:
     """Make the arrays, or check that the existing ones are for the same list."""
     begun = out / "begun.json"
+    for path in (begun, out / INDEX):
+        clear_left(path)
     if begun.is_file():
         if _read_plan(begun) == plan:
             return

@@ -319,10 +319,14 @@ def write_vimeo90k(out: Path, source: Synthetic, train: int, test: int) -> None:
         else:
             raise ValueError("no motion is visible in these photographs; give others, or a larger --speed")
         for number, frame in enumerate(io.to_uint8(frames[0]), start=1):
-            io.write_image(out / "sequences" / name / f"im{number}.png", frame)
+            path = out / "sequences" / name / f"im{number}.png"
+            io.clear_left(path)
+            io.write_image(path, frame)
         for end in (0, 1):
             half = flow[0, 1, 2 * end : 2 * end + 2].movedim(0, -1)
-            flow_files.write_flow(out / "flow" / name / f"flow_t{end}.flo", half.cpu().numpy())
+            path = out / "flow" / name / f"flow_t{end}.flo"
+            io.clear_left(path)
+            flow_files.write_flow(path, half.cpu().numpy())
     io.write_bytes(out / "flow" / RECORD, json.dumps({"teacher": "exact", "format": "flo"}).encode())
     for split, part in ((TRAIN_LIST, names[:train]), (TEST_LIST, names[train:])):
         io.write_bytes(out / split, "".join(f"{name}\n" for name in part).encode())
@@ -338,7 +342,8 @@ def main(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.out}: a set is there; give --overwrite to replace it, or another --out")
     images = io.list_images(args.images, below=True) if args.images else None
     source = Synthetic(material(images), (args.height, args.width), speed=args.speed, seed=args.seed)
-    write_vimeo90k(args.out, source, args.train, args.test)
+    with io.only_run(args.out):
+        write_vimeo90k(args.out, source, args.train, args.test)
     size = f"{args.width}x{args.height}"
     print(f"{args.out}: {args.train} triplets to train on, {args.test} to test on, {size}, with exact flow")
 

@@ -18,7 +18,7 @@ from scoring import frame, psnr_by_hand, result, score
 
 import models
 from benchmarks import Adobe240, Vimeo90K, cases, common, store
-from utils import io, metrics
+from utils import cli, io, metrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -242,6 +242,22 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_with_the_same_file(vimeo, we
     assert 3 <= known < 47
     score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path / "whole", "--checkpoint", weights)
     assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def undisturbed(image):
+    """The image, where signals leave the process that reads it to the run."""
+    if any(signal.getsignal(kind) != signal.SIG_IGN for kind in cli.STOPPING):
+        raise ValueError("a signal to all would end the reading processes")
+    return image
+
+
+def test_a_signal_to_all_processes_is_none_to_those_that_read(vimeo, tmp_path, typed):
+    def splits(*args):
+        return [split._replace(view=undisturbed) for split in Vimeo90K.BENCHMARK.splits(*args)]
+
+    benchmark = Vimeo90K.BENCHMARK._replace(splits=splits)
+    done = score(typed, benchmark, vimeo, tmp_path / "out", "--model_name", "average", "--workers", 1)
+    assert done.status == 0, done.err
 
 
 def test_a_broken_case_stops_the_run_by_name_and_what_was_scored_is_kept(vimeo, tmp_path, typed):

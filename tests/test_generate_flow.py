@@ -19,7 +19,7 @@ from training_runs import rows
 import generate_flow
 import models
 import train_vimeo90k
-from datasets.vimeo90k import Vimeo90K, read_list
+from datasets.vimeo90k import RECORD, Vimeo90K, read_list
 from losses import ifrnet_loss
 from models import flow as teachers
 from models.flow.dis import DIS
@@ -176,6 +176,7 @@ def test_a_killed_run_goes_on_and_writes_the_files_of_an_unbroken_one(script, da
     assert 0 < finished < len(NAMES)
     # What a kill at a worse moment, or a bad disk, would have left.
     (killed / f"flow/{NAMES[0]}/.flow_t0.123.flo").write_bytes(b"PIEH")
+    (killed / "flow" / f".{RECORD.removesuffix('.json')}.123.json").touch()
     whole = killed / f"flow/{NAMES[0]}/flow_t0.flo"
     whole.write_bytes(whole.read_bytes()[:-100])
 

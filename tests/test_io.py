@@ -4,6 +4,9 @@ import errno
 import mmap
 import multiprocessing
 import os
+import signal
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
-from conftest import png_by_hand
+from conftest import ROOT, png_by_hand
 from PIL import Image
 
 from utils import io
@@ -35,6 +38,27 @@ def test_a_full_disk_is_named_by_the_file_that_it_did_not_take(tmp_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert (full.value.errno, full.value.filename) == (errno.ENOSPC, str(tmp_path / "a.png"))
     assert not list(tmp_path.iterdir())
+
+
+KILLED = """
+import os, signal, sys
+from utils import io
+with io.replacing(sys.argv[1]) as temporary:
+    temporary.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "[a]*.json", 60 * "long" + ".png"])
+def test_what_a_process_that_was_killed_while_it_wrote_a_file_has_left_is_cleared(tmp_path, name):
+    path, kept = tmp_path / name, [tmp_path / io.LOCK, tmp_path / ".other.7.csv", tmp_path / "metrics.csv"]
+    done = subprocess.run([sys.executable, "-c", KILLED, path], cwd=ROOT)
+    (left,) = tmp_path.iterdir()
+    assert done.returncode == -signal.SIGKILL and left.name.startswith(".")
+    for other in kept:
+        other.touch()
+    io.clear_left(path)
+    assert set(tmp_path.iterdir()) == set(kept)
 
 
 def test_a_name_of_any_bytes_and_length_can_be_written(tmp_path):

@@ -70,3 +70,9 @@ def test_a_line_that_a_full_disk_cut_costs_that_line_alone(tmp_path):
     journal.close()
     Journal(tmp_path, start=5).close()
     assert [row["iteration"] for row in rows(tmp_path)] == ["1", "2", "5"]
+
+
+def test_numbers_that_a_kill_left_half_written_are_not_left_by_the_run_after_it(tmp_path):
+    (tmp_path / ".metrics.here.7.csv").write_text("iter")
+    Journal(tmp_path).close()
+    assert not list(tmp_path.glob(".*"))

@@ -100,11 +100,14 @@ def test_interrupted_packing_goes_on(files, tmp_path, monkeypatch, capsys):
     with pytest.raises(ValueError, match="not finished; run python -m datasets.packed again"):
         Packed(out)
     frame.write_bytes(kept)
+    for name in ("begun", "index"):
+        (out / f".{name}.here.7.json").touch()  # by a kill while it was written
     written = np.count_nonzero(np.load(out / "checksums.npy"))
     assert 4 <= written < 7
     capsys.readouterr()
     pack(source, out, workers=1)
     assert f"7 triplets, {written} of them packed before" in capsys.readouterr().out
+    assert not list(out.glob(".*"))
     assert torch.equal(Packed(out)[4].imgt, source[4].imgt)
 
 

@@ -4,6 +4,7 @@ import base64
 import csv
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ET
 
 import browser
@@ -48,6 +49,13 @@ def complete(path, **values):
 def rest(scored):
     """The rows of this project's results, without dis."""
     return [path.stem.removeprefix("Vimeo90K-") for path in scored.glob("*.json") if "dis" not in path.stem]
+
+
+def test_a_result_that_a_kill_left_half_written_is_none(scored, tmp_path, typed):
+    (scored / ".Vimeo90K-average.here.7.json").write_text("{")
+    shutil.copy(scored / "Vimeo90K-average.json", scored / ".Vimeo90K-average.here.8.json")
+    assert make(typed, scored, "--out", tmp_path / "report").status == 0
+    assert (tmp_path / "report" / "tables.md").read_text().count("average") == 1
 
 
 def test_tables_hold_the_averages_beside_the_published_rows_the_best_in_bold(scored, tmp_path, typed):

@@ -345,6 +345,9 @@ def test_what_is_written_is_what_was_drawn_each_frame_and_flow_under_its_name(ma
 
 def test_the_written_set_has_the_layout_of_vimeo90k(tmp_path):
     out = tmp_path / "set"
+    for left in ("sequences/00001/0002/.im3.here.7.png", "flow/00001/0001/.flow_t1.here.7.flo"):  # by a kill
+        (out / left).parent.mkdir(parents=True)
+        (out / left).touch()
     synthetic.main(synthetic.parser().parse_args(f"--out {out} --train 2 --test 1 --width 64 --height 48".split()))
     assert (out / "tri_trainlist.txt").read_text().split() == ["00001/0001", "00001/0002"]
     assert (out / "tri_testlist.txt").read_text().split() == ["00001/0003"]
@@ -355,3 +358,4 @@ def test_the_written_set_has_the_layout_of_vimeo90k(tmp_path):
         assert flow.shape == (48, 64, 2)
         warped = warp(io.to_float(frame)[None], torch.from_numpy(flow).movedim(-1, 0)[None])[0]
         assert (warped - io.to_float(frames[1])).abs().median() < 0.02
+    assert not list(out.rglob(".*"))

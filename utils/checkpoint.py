@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from models.weights import bare, check_finite, read_checkpoint
-from utils.io import replacing
+from utils.io import clear_left, replacing
 
 LATEST, PREVIOUS, BEST = "latest.pth", "previous.pth", "best.pth"
 # Tells our training checkpoints from bare weights and from the checkpoints of other programs.
@@ -55,8 +55,7 @@ def save(folder: str | Path, content: dict) -> None:
     folder = Path(folder)
     latest = folder / LATEST
     for name in (LATEST, BEST):
-        for left in folder.glob(f".{Path(name).stem}.*.pth"):  # by a process that was killed while writing
-            left.unlink(missing_ok=True)
+        clear_left(folder / name)
     with replacing(latest) as temporary:
         _dump(temporary, content)
         if latest.is_file():

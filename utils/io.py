@@ -5,6 +5,7 @@ short or is not what its name says. A writer writes to a temporary name and rena
 is whole.
 """
 
+import glob
 import hashlib
 import mmap
 import os
@@ -55,9 +56,7 @@ def replacing(path: str | Path, folder: Path | None = None) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A name has 255 bytes at most, and on Linux any bytes, also such as are no UTF-8.
-    stem = path.stem.encode(errors="ignore")[:100].decode(errors="ignore")
-    temporary = (folder or path.parent) / f".{stem}.{platform.node()}.{os.getpid()}{path.suffix}"
+    temporary = (folder or path.parent) / f".{_stem(path)}.{platform.node()}.{os.getpid()}{path.suffix}"
     try:
         yield temporary
         temporary.replace(path)
@@ -67,6 +66,18 @@ def replacing(path: str | Path, folder: Path | None = None) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def clear_left(path: str | Path) -> None:
+    """Remove what processes that were killed while `replacing` a file have left; for the only one that writes it."""
+    path = Path(path)
+    for left in path.parent.glob(f".{glob.escape(_stem(path))}.*"):
+        left.unlink(missing_ok=True)
+
+
+def _stem(path: Path) -> str:
+    # A name has 255 bytes at most, and on Linux any bytes, also such as are no UTF-8.
+    return path.stem.encode(errors="ignore")[:100].decode(errors="ignore")
 
 
 @contextmanager

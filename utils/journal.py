@@ -28,6 +28,7 @@ class Journal:
 
         self.folder, self.warned = Path(folder), False
         self.folder.mkdir(parents=True, exist_ok=True)
+        io.clear_left(self.folder / METRICS)
         self.columns, self.rows = ([], []) if start is None else self._until(start)
         self._rewrite()
         self.board = SummaryWriter(self.folder, purge_step=None if start is None else start + 1)
