@@ -425,3 +425,11 @@ def test_an_interrupt_before_anything_is_done_leaves_nothing(tmp_path, clip, cap
     with pytest.raises(KeyboardInterrupt):
         run(clip, tmp_path / "out.mp4")
     assert not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize("shown", [0, 1])
+def test_an_interrupt_while_a_picture_is_written_shows_those_before_it(tmp_path, clip, monkeypatch, shown):
+    monkeypatch.setattr(io, "write_bytes", failing(KeyboardInterrupt(), io.write_bytes, 1 + shown))  # settings first
+    with pytest.raises(KeyboardInterrupt, match="--resume continues" if shown else "^interrupted$"):
+        run(clip, tmp_path / "out")
+    assert len(list(tmp_path.glob("out/*.png"))) == shown and bool(list(tmp_path.glob("*out*"))) == bool(shown)

@@ -237,8 +237,8 @@ class FolderWriter:
         path.mkdir(parents=True)
 
     def write(self, image: np.ndarray, *_) -> None:
-        self.written += 1
-        io.write_image(self.path / f"{self.written:08d}.png", image)
+        io.write_image(self.path / f"{self.written + 1:08d}.png", image)
+        self.written += 1  # not before: an interrupt leaves no picture
 
     def close(self) -> None:
         pass
