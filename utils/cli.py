@@ -157,26 +157,31 @@ def handled(kinds: Sequence[signal.Signals], handler: Callable) -> Iterator[None
             signal.signal(kind, own)
 
 
+_interrupted = -math.inf  # when the last interrupt came, in seconds
+
+
+def interrupt(*_) -> None:
+    """The handler of signals that are treated like Ctrl-C, and those that follow at once as one with it, because what
+    ends must not be interrupted while it tidies up."""
+    global _interrupted
+    if time.monotonic() - _interrupted > IMPATIENT:
+        _interrupted = time.monotonic()
+        raise KeyboardInterrupt
+
+
 def stopped_as_interrupted() -> AbstractContextManager:
-    """Treat all signals of STOPPING like Ctrl-C, and those that follow at once as one with it, because what ends must
-    not be interrupted while it tidies up; see `handled`. A SIGINT that is ignored, as in the background, stays so."""
-    since = -math.inf
-
-    def interrupt(*_) -> None:
-        nonlocal since
-        if time.monotonic() - since > IMPATIENT:
-            since = time.monotonic()
-            raise KeyboardInterrupt
-
+    """Treat all signals of STOPPING like Ctrl-C, by `interrupt`; see `handled`. Those that are ignored, as a SIGINT in
+    the background, stay so."""
+    global _interrupted
+    _interrupted = -math.inf
     return handled([kind for kind in STOPPING if signal.getsignal(kind) != signal.SIG_IGN], interrupt)
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Delay what would interrupt to the end, but for a later signal, see IMPATIENT: where it comes while processes are
-    started, these may be waited for without end, and while one hands something over, that one prints a traceback."""
-    before = signal.getsignal(signal.SIGINT)
-    kinds = [kind for kind in STOPPING if callable(before) and signal.getsignal(kind) is before]
+    """Delay an interrupt to the end, but for a later signal, see IMPATIENT: where it comes while processes are started,
+    these may be waited for without end, and while one hands something over, that one prints a traceback."""
+    global _interrupted
     since = math.inf
 
     def note(*_) -> None:
@@ -185,10 +190,12 @@ def undisturbed() -> Iterator[None]:
             raise KeyboardInterrupt
         since = min(since, time.monotonic())
 
-    with handled(kinds, note):
+    interrupting = (interrupt, signal.default_int_handler)  # unlike that of a training, which ends after its step
+    with handled([kind for kind in STOPPING if signal.getsignal(kind) in interrupting], note):
         yield
     if since < math.inf:
-        before(signal.SIGINT, None)
+        _interrupted = since
+        raise KeyboardInterrupt
 
 
 def end_with_parent() -> None:
