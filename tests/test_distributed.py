@@ -1,15 +1,21 @@
 """Two ranks on this machine, over gloo: what each is told, its share, and what all of them know afterwards."""
 
 import json
+import os
 import runpy
+import socket
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import ROOT
 from processes import begin
 
 import train_gopro
-from utils import distributed
+from utils import cli, distributed
 
 LAUNCHERS = ["torch.distributed.run", "torch.distributed.launch"]
 
@@ -116,3 +122,40 @@ def test_every_rank_of_a_machine_has_its_own_gpu(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     with pytest.raises(ValueError, match="3 processes on this machine, but 2 GPUs"):
         distributed._device(torch.device("cuda"), 1)
+
+
+def waiting_for_ranks(log):
+    def main(args):
+        join = dist.init_process_group
+
+        def told(*args, **kwargs):
+            Path(log).write_text("joining")
+            join(*args, **kwargs)
+
+        dist.init_process_group = told
+        with distributed.ranks(args):
+            pass
+
+    options = cli.Parser("")
+    cli.add_device(options)
+    sys.argv[1:] = ["--device", "cpu"]
+    cli.run(main, options)
+
+
+@pytest.mark.parametrize("kind", cli.STOPPING)
+def test_a_rank_that_waits_for_others_in_vain_can_be_stopped(tmp_path, kind):
+    """As where its launcher was killed: PyTorch would go on for hours."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    about = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
+    process = begin(tmp_path / "log", work=waiting_for_ranks, **about)
+    until = time.monotonic() + 60
+    while not (tmp_path / "log").exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.5)
+    os.kill(process.pid, kind)
+    process.join(10)
+    ended = not process.is_alive()
+    process.kill()
+    assert ended and process.exitcode == -kind

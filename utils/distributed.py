@@ -11,6 +11,7 @@ neither is rank 0 of 1, and everything here then costs nothing.
 
 import argparse
 import os
+import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from models.interpolator import default_device
+from utils import cli
 
 T = TypeVar("T")
 
@@ -70,7 +72,10 @@ def ranks(args: argparse.Namespace) -> Iterator[torch.device]:
         yield device
         return
     # gloo carries CPU tensors, also beside nccl: ranks can agree without waiting for their GPUs.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    # While PyTorch waits for the others, Python runs no handler; nothing is to be tidied up yet.
+    with cli.handled([kind for kind in cli.STOPPING if signal.getsignal(kind) is cli.interrupt], signal.SIG_DFL):
+        dist.init_process_group(backend, timeout=TIMEOUT)
     try:
         yield device
     except RuntimeError as error:
