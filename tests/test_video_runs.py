@@ -371,8 +371,10 @@ def test_encoders_add_no_lines_of_their_own(tmp_path, clip, capfd):
     assert "[info]" not in capfd.readouterr().err
 
 
-def test_a_size_that_an_encoder_cannot_take_is_named(tmp_path, capsys):
-    source = encode(tmp_path / "in.mkv", [image[:2, :2] for image in moving(4)], codec="ffv1", pix_fmt="bgr0")
+@pytest.mark.parametrize("height, width, what", [(2, 2, "them"), (60, 48, "this width")])
+def test_a_size_that_an_encoder_cannot_take_is_named(tmp_path, capsys, height, width, what):
+    images = [image[:height, :width] for image in moving(4)]
+    source = encode(tmp_path / "in.mkv", images, codec="ffv1", pix_fmt="bgr0")
     line = complaint(capsys, source, tmp_path / "out.mp4", "--codec", "h265")
-    assert "2x2, 50 a second: h265 cannot encode them" in line
+    assert f"{width}x{height}, 50 a second: h265 cannot encode {what}" in line
     assert [path.name for path in tmp_path.iterdir()] == ["in.mkv"]

@@ -53,6 +53,7 @@ KEPT = re.compile(r"(gray)|yuva?j?(420|422|444)p")  # formats whose chroma these
 PNG = "png"  # a folder of pictures
 # Bits per colour that are kept, where not 8: few players take H.264 of 10.
 DEPTHS = {"h265": 10, "av1": 10, LOSSLESS: 10, PNG: 16}
+CRASHING = range(33, 50)  # widths at which x265 4.2 writes past its memory, which ends the process
 MOST = 2**31 - 1  # ticks in a second, and from a frame to the next: containers count in 32 bits
 MPEG = 90000  # units in a second, as MPEG counts
 FASTEST_GIF = 100  # frames a second
@@ -158,11 +159,13 @@ class VideoWriter:
             quality = codec.crf if form.crf is None else form.crf
             options = codec.options | ({} if codec.crf is None else {"crf": str(quality)})
             stream.options = light_options(form.codec, form.light, options)
+        what = f"frames of {stream.width}x{stream.height}, {float(form.nominal):g} a second"
+        if codec.encoder == "libx265" and stream.width in CRASHING:
+            raise ValueError(f"{what}: {form.codec} cannot encode this width; change --codec")
         try:
             with usual_priority():
                 stream.codec_context.open()
         except av.FFmpegError as error:  # of the size, as H.264 beyond 16384 columns, or the rate, as AV1 beyond 240
-            what = f"frames of {stream.width}x{stream.height}, {float(form.nominal):g} a second"
             raise ValueError(f"{what}: {form.codec} cannot encode them ({error.strerror}); change --codec") from error
         self.stream = stream
 
