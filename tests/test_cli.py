@@ -150,6 +150,15 @@ def test_a_name_that_the_output_cannot_hold_is_printed_and_ends_nothing(tmp_path
     assert done.returncode == 0 and done.stdout.strip() == b"wrote \xe9\\u65e5.png"
 
 
+@pytest.fixture
+def heard(kind):
+    """The signal is not ignored, as SIGHUP is by tests that nohup started."""
+    before = signal.signal(kind, signal.SIG_DFL)
+    yield
+    signal.signal(kind, before)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("kind", cli.STOPPING)
 def test_a_signal_is_an_interrupt_and_one_that_follows_at_once_does_not_disturb_what_tidies_up(
     typed, tmp_path, monkeypatch, kind
