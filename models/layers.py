@@ -40,9 +40,10 @@ class _NativePReLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, above: Tensor):
         (x, slope), (batch, channels, height, width) = ctx.saved_tensors, above.shape
-        if above.stride(2) != width * above.stride(3):  # a slice of wider rows
+        along = 3 if width > 1 else 2  # a step along a side of one pixel may be any number
+        if above.stride(2) != width * above.stride(along):  # a slice of wider rows
             above = above.contiguous(memory_format=torch.channels_last)
-        strides = (above.stride(0), above.stride(3), above.stride(1))
+        strides = (above.stride(0), above.stride(along), above.stride(1))
         gradient, of_slope = torch.empty_like(x), torch.empty_like(slope)
         sizes = (batch, height * width, channels)
         ctx.library.call("prelu_backward", x, above, *strides, slope, gradient, of_slope, *sizes)

@@ -139,6 +139,15 @@ def test_prelu_has_the_gradients_of_pytorch_in_any_layout(x, above, calls):
     assert made[0].is_contiguous(memory_format=CHANNELS_LAST)
 
 
+@pytest.mark.parametrize("size", [(5, 1), (1, 5), (1, 1)])
+def test_prelu_reads_a_gradient_of_one_row_or_column_where_it_lies(size):
+    """A stride along a side of one pixel means nothing: that of a transposed tensor leads beyond its end."""
+    module, x = slopes(8), noise(2, 8, *size)
+    above = noise(2, 8, *size[::-1], seed=1).transpose(2, 3)
+    _, of_x, _ = gradients(module, x, above)
+    assert torch.equal(of_x, torch.where(x > 0, above, above * module.weight.detach()[:, None, None]))
+
+
 def test_prelu_in_half_precision_rounds_once():
     """As under autocast: bfloat16 values, float32 slopes, whose gradient is a sum of float32 products."""
     module = slopes(24)
