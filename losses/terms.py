@@ -81,8 +81,9 @@ def _census_sum(x: Tensor, y: Tensor, patch: int, needed: tuple[bool, ...]) -> t
     inner = _inner(x, patch)
     total = x.new_zeros(())
     gradients = [torch.zeros_like(z) if n else None for z, n in zip((x, y), needed)]
-    for dy in range(border + 1):
-        for dx in range(-border if dy else 1, border + 1):
+    across = min(border, width - 1)  # beyond, no pixel of a frame smaller than a patch has a neighbour
+    for dy in range(min(border, height - 1) + 1):
+        for dx in range(-across if dy else 1, across + 1):
             a = ..., slice(0, height - dy), slice(max(-dx, 0), width - max(dx, 0))
             b = ..., slice(dy, None), slice(max(dx, 0), width + min(dx, 0))
             counted = inner[a] + inner[b]

@@ -240,8 +240,11 @@ def test_the_gradient_of_the_census_is_what_the_sum_changes_by():
     assert change.item() == pytest.approx(2 * (leaf.grad * step).sum().item(), rel=1e-2)
 
 
-def test_a_census_of_frames_smaller_than_its_patch_is_nothing():
-    x, y = noise(2, 1, 6, 5).requires_grad_(True), noise(2, 1, 6, 5, seed=1)
+@pytest.mark.parametrize("size", [(6, 5), (2, 9), (9, 2), (2, 1), (1, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_census_of_frames_smaller_than_its_patch_is_nothing(dtype, size):
+    x, y = (noise(2, 1, *size, seed=seed, dtype=dtype) for seed in (0, 1))
+    x.requires_grad_(True)
     term = terms.census(x, y)
     term.backward()
     assert term == 0 and x.grad.eq(0).all()
