@@ -217,7 +217,10 @@ void prepare(const float *img, const float *mean, value *out, long count, long s
     for (long chunk = 0; chunk < (count * size + 4095) / 4096; chunk++)
         for (long p = chunk * 4096; p < count * size && p < chunk * 4096 + 4096; p++) {
             long n = p / size, q = p % size;
-            for (int k = 0; k < 3; k++) out[3 * p + k] = put(img[(3 * n + k) * size + q] - mean[n]);
+            for (int k = 0; k < 3; k++) {
+                float v = img[(3 * n + k) * size + q] - mean[n];
+                out[3 * p + k] = put(v == v ? v : NAN); /* of a NaN with other bits, rounding could make a zero */
+            }
         }
 }
 

@@ -128,6 +128,18 @@ def test_a_frame_shows_where_it_is_no_number(kernel):
     assert frame.isnan().nonzero().tolist() == [[0, 1, 0, 0], [0, 1, 2, 4]]
 
 
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, -1])
+def test_whatever_bits_are_no_number_features_show_it(bits):
+    try:
+        kernel = kernels.Native(torch.bfloat16)
+    except OSError as error:
+        pytest.skip(str(error))
+    image, mean = torch.zeros(1, 3, 2, 2), torch.zeros(1, 1, 1, 1)
+    image.view(torch.int32)[0, 1, 1, 0] = bits
+    made = kernel.prepare(image, image, mean, torch.bfloat16)
+    assert made.isnan().nonzero().tolist() == [[0, 1, 1, 0], [1, 1, 1, 0]]
+
+
 def test_a_row_wider_than_a_stack_is_blended():
     kernel, (answer, coarse) = native()[0], (last(torch.zeros(1, channels, 1, 2**17)) for channels in (32, 4))
     frames = torch.rand(2, 1, 3, 2, 2**18)
