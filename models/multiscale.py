@@ -22,13 +22,13 @@ POWER, LEAST = 4, 1e-3  # an estimate's weight is (doubt + LEAST)^-POWER: doubt 
 
 
 def blend(frames: Sequence[Tensor], doubts: Sequence[Tensor]) -> Tensor:
-    """The mean of `frames`, the estimates at every scale, (B, 3, H, W), each weighted pixel by pixel by
+    """The mean of `frames`, the estimates at every scale, (B, 3, H, W) in [0, 1], each weighted pixel by pixel by
     (doubt + LEAST)^-POWER. doubts: one for each, (B, 1, H, W). Not from the paper."""
     shares = (torch.stack(tuple(doubts)) + LEAST).log_().mul_(-POWER).softmax(0)
     frame = shares[0] * frames[0]
     for share, other in zip(shares[1:], frames[1:]):
         frame.addcmul_(share, other)
-    return frame
+    return frame.clamp_(max=1)  # the shares add up to 1 but for rounding
 
 
 def shrink(frame: Tensor) -> Tensor:

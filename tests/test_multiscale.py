@@ -80,6 +80,12 @@ def test_of_two_frames_the_one_that_is_not_doubted_is_taken_place_by_place():
     torch.testing.assert_close(multiscale.blend([one, other], [doubt, doubt]), (one + other) / 2)
 
 
+def test_white_stays_white_however_shares_are_rounded():
+    doubts = torch.rand(4, 1, 1, 64, 64, generator=torch.Generator().manual_seed(0)) / 100
+    frame = multiscale.blend([torch.ones(1, 3, 64, 64)] * 4, list(doubts))
+    assert frame.max() == 1 and frame.min() > 0.999999
+
+
 @pytest.mark.parametrize("mode", ["eager", "fast"])
 @pytest.mark.parametrize("count", [None, 2], ids=["pair", "batch"])
 def test_a_frame_lies_between_those_of_its_scales(mode, count):
