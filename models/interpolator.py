@@ -281,14 +281,15 @@ class Interpolator:
         decode = partial(model.decode, flow=True) if self.fast is not None and not alone else model.decode
         left, _, top, _ = amounts
         small = None if alone else (multiscale.shrink(img0), multiscale.shrink(img1))
-        with self._autocast():
+        columns = round(img0.shape[-1] * scale)
+        with self._autocast(columns):
             pair = model.encode(img0, img1, scale)
 
         def cropped(x: Tensor) -> Tensor:
             return x[..., top : top + height, left : left + width]
 
         def estimate(t: float | Tensor) -> tuple[Tensor, Tensor | None]:
-            with self._autocast():
+            with self._autocast(columns):
                 out = decode(pair, t)
             return cropped(out.imgt.float()), None if small is None else cropped(multiscale.doubt(out.flows[0], *small))
 
@@ -322,9 +323,12 @@ class Interpolator:
         """The scales to estimate at, the largest first. scale: in place of the interpolator's."""
         return scales_for(height, width, self.scale if scale is None else scale)
 
-    def _autocast(self) -> torch.autocast:
+    def _autocast(self, columns: int) -> torch.autocast:
+        """columns: of the frames as the encoder reads them."""
         # float32 runs without autocast, and fast mode sets types itself.
         wanted = self.precision != "fp32" and self.fast is None
+        if self.device.type == "cpu" and columns == DIVISOR:  # oneDNN reads beyond rows of two pixels: fast.NARROW
+            wanted = wanted and next(self.model.parameters()).dtype != torch.float32
         return torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=wanted)
 
     def _rows(self, shape: Sequence[int], scale: float) -> int | None:
