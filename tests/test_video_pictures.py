@@ -222,6 +222,19 @@ def test_rgb_becomes_yuv_that_does_not_say_it_is_rgb(tmp_path, name, made_by, pi
     assert frame.format.name == "yuv420p" and frame.colorspace == colours.UNKNOWN and frame.color_range != colours.FULL
 
 
+@pytest.mark.parametrize("codec", ["h264", "vp9"])
+@pytest.mark.parametrize("name, made_by, pix_fmt", [("in.mov", "png", "gray"), ("in.apng", "apng", "gray16be")])
+def test_grey_png_becomes_yuv_that_does_not_say_it_is_rgb(tmp_path, name, made_by, pix_fmt, codec):
+    """As above, though the frames are no RGB."""
+    source = encode(tmp_path / name, moving(4), codec=made_by, pix_fmt=pix_fmt)
+    run(source, tmp_path / "out.mkv", "--codec", codec)
+    with av.open(str(tmp_path / "out.mkv")) as container:
+        frame = next(container.decode(video=0))
+    assert frame.colorspace == colours.UNKNOWN and frame.color_range == colours.FULL
+    before, after = (decode(path)[1][0].astype(int) for path in (source, tmp_path / "out.mkv"))
+    assert np.abs(after - before).mean() < 3
+
+
 @pytest.mark.parametrize("name", ["out.mp4", "out.mkv", "out.mov"])
 def test_the_shape_of_pixels_survives(tmp_path, name):
     run(encode(tmp_path / "in.mp4", moving(4), aspect=Fraction(16, 11)), tmp_path / name)

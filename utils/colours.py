@@ -17,7 +17,7 @@ THREADS = 1
 SHALLOW, DEEP = "rgb24", "rgb48le"  # RGB of 8 bits per colour, and of 16
 DEEP_OF_YUV = "gbrp16le"  # gives the same array; FFmpeg's way from 4:2:0 to rgb48 is wrong where chroma is interpolated
 UNKNOWN, LIMITED, FULL = 2, 1, 2  # FFmpeg's numbers for an unspecified matrix, and for the two ranges
-BT709, BT601 = 1, 5
+RGB, BT709, BT601 = 0, 1, 5
 MATRICES = {BT709, 4, 7, 9}  # those with a conversion of their own: also FCC, SMPTE 240M, BT.2020
 LARGEST_SD = 576  # rows up to which an unspecified matrix is BT.601, as players assume
 GREY = re.compile(r"^gray(?=$|\d+[lb]e$)")  # formats without chroma, of any depth

@@ -23,7 +23,7 @@ from av.sidedata.sidedata import Type
 from av.video.reformatter import VideoReformatter
 
 from . import fields, io
-from .colours import DEEP, FULL, SHALLOW, Colour, chroma_format, is_rgb, to_rgb, with_chroma
+from .colours import DEEP, FULL, RGB, SHALLOW, Colour, chroma_format, is_rgb, to_rgb, with_chroma
 from .containers import begins, errors, is_cover, opened, packets, tells_decoding, video_stream
 from .hdr import Light, light_of
 from .timeline import Frame, snapped
@@ -239,6 +239,8 @@ class Video(Source):
         matrix, extent = frame.colorspace, FULL if frame.format.name.startswith("yuvj") else frame.color_range
         if is_rgb(frame):  # RGB has no matrix: its tags do not hold for the YUV that an encoder makes of it
             matrix, extent = Colour().matrix, Colour().range
+        elif matrix == RGB:  # PNG says so of grey, too
+            matrix = Colour().matrix
         self.colour = Colour(matrix, extent, frame.color_primaries, frame.color_trc)
         self.light = light_of(frame)
         self.pix_fmt = chroma_format(frame.format.name.replace("yuvj", "yuv"), self.colour)
