@@ -96,6 +96,86 @@ def test_a_whole_file_that_begins_late_is_whole(tmp_path, capsys, name):
     assert "ends" not in capsys.readouterr().err and len(decode(tmp_path / "out.mp4")[0]) == 15
 
 
+def mixed(path, late=0, shift=0, sound="libmp3lame", seconds=4, chapter=0):
+    """Four seconds of video from the second `shift` on, and of so many of sound, which begins `late`.
+    chapter: when it ends."""
+    options = {"movflags": "+faststart"} if path.suffix == ".mp4" else {}
+    with av.open(str(path), "w", options=options) as output:
+        stream = output.add_stream("mpeg4", rate=25, options={"b": "2M"})
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        audio = output.add_stream(sound, rate=44100, layout="mono")
+        if chapter:
+            told = {"id": 1, "start": 0, "end": round(1000 * chapter), "time_base": Fraction(1, 1000)}
+            output.set_chapters([told | {"metadata": {"title": "all"}}])
+        made = []
+        for number, image in enumerate(moving(100)):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = number + round(25 * shift), Fraction(1, 25)
+            made += stream.encode(frame)
+        for start in range(0, 44100 * seconds, 1024):
+            wave = np.sin(np.arange(start, start + 1024) * 0.06).astype(np.float32)[None] / 3
+            frame = av.AudioFrame.from_ndarray(wave, format="fltp", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 44100, start + int(44100 * late), Fraction(1, 44100)
+            made += audio.encode(frame)
+        made += stream.encode(None) + audio.encode(None)
+        for packet in sorted(made, key=lambda packet: packet.dts * packet.time_base):
+            output.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name, how",
+    [
+        ("in.avi", {"late": 1.5}),
+        ("in.asf", {"late": 1.5}),
+        ("in.asf", {"shift": 2}),
+        ("in.asf", {"shift": 5, "late": 5}),
+        ("in.mp4", {"sound": "aac", "chapter": 4.8}),
+    ],
+)
+def test_a_whole_file_whose_streams_begin_or_end_apart_is_whole(tmp_path, name, how):
+    source = video.open_source(str(mixed(tmp_path / name, **how)))
+    assert source.count == 100 and source.notes == ()
+
+
+def test_a_whole_file_whose_first_frame_is_shown_in_part_is_whole(tmp_path):
+    """FFmpeg leaves such a frame out, and what follows begins earlier by what is left of it."""
+    with av.open(str(tmp_path / "in.mp4"), "w") as output:
+        stream = output.add_stream("mpeg4", rate=25)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for image, moment in zip(moving(5), (-1500, 2000, 2040, 2080, 2120)):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = moment, Fraction(1, 1000)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    source = video.open_source(str(tmp_path / "in.mp4"))
+    assert source.count == 4 and source.notes == ()
+
+
+@pytest.mark.parametrize("name, sound", [("in.avi", "libmp3lame"), ("in.asf", "libmp3lame"), ("in.mp4", "aac")])
+@pytest.mark.parametrize("late", [0, 1.5])
+def test_a_file_cut_short_anywhere_is_refused(tmp_path, name, sound, late):
+    """Of AVI and ASF FFmpeg guesses how long what is left would be, by its size."""
+    whole = mixed(tmp_path / name, late, sound=sound)
+    for share in (0.3, 0.5, 0.7, 0.85):
+        with pytest.raises(ValueError, match="cut short"):
+            video.open_source(str(truncated(tmp_path / f"less{whole.suffix}", whole, share)))
+
+
+def test_a_large_avi_states_the_size_of_all_its_parts(tmp_path):
+    path, parts = tmp_path / "in.avi", b"RIFF\x06\0\0\0AVI 12RIFF\x0a\0\0\0AVIX123456"
+    for kept, stated in ((len(parts), len(parts)), (len(parts) - 3, len(parts)), (14, 14), (9, 14)):
+        path.write_bytes(parts[:kept])
+        assert containers.stated_size(path, "avi") == stated
+
+
+def test_a_file_whose_sound_is_cut_short_is_refused(tmp_path):
+    whole = mixed(tmp_path / "in.mp4", sound="aac", seconds=8)
+    with pytest.raises(ValueError, match="cut short"):
+        video.open_source(str(truncated(tmp_path / "less.mp4", whole, 0.93)))
+
+
 @pytest.mark.parametrize("rate", [1, 5, 10])
 def test_a_whole_file_of_few_frames_a_second_is_whole(tmp_path, capsys, rate):
     """FLV counts its duration from the decoding of the first frame to the end of the last, and stores neither."""

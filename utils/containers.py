@@ -12,6 +12,7 @@ import av
 
 DTS_ONLY = ("avi",)  # containers that store only when frames are decoded, not when they are shown
 DTS_AT_TIMES = ("asf", "mxf")  # those that may do so
+ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # begins the part that holds the file's size
 FROM_ANYWHERE = ("mpegts", "mpeg", "flv")  # containers of recordings, whose times may start anywhere
 
 
@@ -87,3 +88,16 @@ def begins(container: av.container.InputContainer, stream: av.stream.Stream) -> 
     if container.format.name not in FROM_ANYWHERE:
         return Fraction(0)
     return round(Fraction(container.start_time or 0, av.time_base) / stream.time_base) * stream.time_base
+
+
+def stated_size(path: str | Path, kind: str) -> int:
+    """How many bytes an AVI or ASF file says that it has; 0 where it does not say. kind: FFmpeg's name for it."""
+    with open(path, "rb") as file:
+        if kind == "asf":
+            _, found, properties = file.read(1 << 16).partition(ASF_PROPERTIES)
+            return int.from_bytes(properties[24:32], "little") if found else 0
+        size = 0
+        while kind == "avi" and file.read(4) == b"RIFF":  # a large file has several of these
+            size += 8 + int.from_bytes(file.read(4), "little")
+            file.seek(size)
+        return size

@@ -10,6 +10,7 @@ first frame. A fault in a file is a ValueError or FileNotFoundError that names i
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import islice
@@ -24,7 +25,7 @@ from av.video.reformatter import VideoReformatter
 
 from . import fields, io
 from .colours import DEEP, FULL, RGB, SHALLOW, Colour, chroma_format, is_rgb, to_rgb, with_chroma
-from .containers import begins, errors, is_cover, opened, packets, tells_decoding, video_stream
+from .containers import begins, errors, is_cover, opened, packets, stated_size, tells_decoding, video_stream
 from .hdr import Light, light_of
 from .timeline import Frame, snapped
 
@@ -33,6 +34,7 @@ DISCARD_ALL = 48  # FFmpeg's number for a stream that nobody should read
 SLACK, NOTED = Fraction(1, 2), Fraction(1, 10)  # seconds that a file may lack; from which a note says so
 LEAP_BACK, LEAP_AHEAD = 1, 6 * 3600  # seconds; no container can hold a frame of seven hours in every unit of time
 COPIED = ("audio", "subtitle")  # streams that are copied to the output
+PLAYED = ("audio", "video")
 LOOKED_AT = 8  # frames by which it is told what the others are like
 FROM_ZERO = ("matroska,webm", "nut")  # containers whose duration counts from 0, not from their first frame
 FROM_DECODING = ("flv",)  # containers whose duration counts from where the first frame is decoded, before it is shown
@@ -250,13 +252,14 @@ class Video(Source):
             self.notes += (f"{self.path}: transparency is lost; colours are taken as they are",)
 
     def _scan(self) -> None:
-        count, times, end, read, decoded = 0, [self.origin], Fraction(0), 0, {}
+        count, stored, times, end, read, decoded = 0, Counter(), [self.origin], Fraction(0), 0, {}
         latest, hold, begun = self.origin, Fraction(0), self.origin
         with opened(self.path) as container:
             video, duration, kind = video_stream(container, self.path), container.duration, container.format.name
             for packet in packets(container):
                 seen = packet.stream.index == video.index and packet.size and not packet.is_discard
                 count += seen
+                stored[packet.stream.index] += packet.dts is not None
                 if packet.dts is not None and (seen or packet.stream.type == "audio"):
                     self._check_order(packet, decoded)
                 if packet.pts is None:
@@ -274,8 +277,15 @@ class Video(Source):
                 until = (video.start_time + video.duration) * video.time_base
                 hold = until - latest if until > latest else hold  # packets come in the order of decoding
             self.damaged += kind == Y4M and read < container.size
+            # As MP4 tells. Its chapters may end later than all else, and FFmpeg skips a frame that is shown in part.
+            whole = all(0 < each.frames == stored[each.index] for each in container.streams if each.type in PLAYED)
+            size = container.size
         counted_from = 0 if kind in FROM_ZERO else begun if kind in FROM_DECODING else start
-        promised = Fraction(duration or 0, av.time_base) + counted_from
+        promised, stated = Fraction(duration or 0, av.time_base) + counted_from, stated_size(self.path, kind)
+        if stated > size:  # FFmpeg guesses the duration of what is left, and often too short
+            promised = max(promised, end * Fraction(stated, size))
+        elif stated or whole:
+            promised = end
         missing = promised - end
         if missing > max(NOTED, 2 / self.rate):
             self.notes += (f"{self.path}: ends {float(missing):.2f} s before it says; it may be cut short",)
