@@ -37,6 +37,17 @@ def test_sound_keeps_its_beginning_and_its_end_whatever_the_frame_rate(tmp_path,
     assert max(abs(a - b) for (a, _), (b, _) in zip(found, given)) <= Fraction(1, 1000)
 
 
+@pytest.mark.parametrize("name", ["out.mp4", "out.mkv"])
+def test_the_last_sound_is_kept_though_it_is_not_told_how_long_it_lasts(tmp_path, name):
+    """As in Matroska with ALAC and in FLV with Opus."""
+    source = encode(tmp_path / "in.nut", moving(10), sound="libopus")
+    with av.open(str(source)) as container:
+        assert {packet.duration for packet in container.demux(audio=0)} == {0}
+    run(source, tmp_path / name)
+    given, found = packets(source, "audio"), packets(tmp_path / name, "audio")
+    assert [data for _, data in found] == [data for _, data in given]
+
+
 @pytest.mark.parametrize(
     "first, sound, name, kept",
     [

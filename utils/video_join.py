@@ -172,6 +172,8 @@ def _other_packets(container: InputContainer, streams: dict, end: Fraction | Non
         index, moment = packet.stream.index, packet.pts if packet.dts is None else packet.dts
         if moment is None or packet.stream.type == "audio" and moment <= latest.get(index, moment - 1):
             continue  # it has no time, or goes back a little, which no container accepts
+        if packet.stream.type == "audio" and not packet.duration:
+            packet.duration = moment - latest.get(index, moment)  # MP4 loses the last one, if it lasts for no time
         latest[index] = moment
         for name in ("pts", "dts"):
             if getattr(packet, name) is not None:
