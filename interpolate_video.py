@@ -307,6 +307,9 @@ def notes(
     if kind == ".gif" and average_rate(source, grid) > 50:
         quickest = f"{float(average_rate(source, grid)):g} frames a second"
         yield f"{args.output}: {quickest}; most viewers show a GIF at 50 at most"
+    if kind in (".mkv", ".webm") and average_rate(source, grid) > video_out.FASTEST_MATROSKA:
+        quickest = f"{float(average_rate(source, grid)):g} frames a second"
+        yield f"{args.output}: {quickest}; {kind} counts in milliseconds, and some frames get equal times; use .mp4"
     if kind == "pipe" and not grid.rate and source.last is not None:
         if abs(source.last - (source.count - 1) / source.rate) > 1 / source.rate:
             yield f"{args.output}: y4m has no times, and the frames of {source.path} come at unequal ones; give --fps"

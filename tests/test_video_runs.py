@@ -62,6 +62,14 @@ def test_gif_in_and_out(tmp_path):
     assert all((a == b).all() for a, b in zip(images, back, strict=True))
 
 
+@pytest.mark.parametrize("name, factor, told", [("out.mkv", 8, True), ("out.mkv", 4, False), ("out.mp4", 8, False)])
+def test_frames_closer_than_matroska_can_tell_are_told_of(tmp_path, capsys, name, factor, told):
+    run(encode(tmp_path / "in.mp4", moving(5), 240), tmp_path / name, "--factor", factor)
+    assert ("1920 frames a second; .mkv counts in milliseconds" in capsys.readouterr().err) == told
+    times = decode(tmp_path / name)[0]
+    assert len(times) == 4 * factor + 1 and (len(set(times)) < len(times)) == told
+
+
 def test_frames_closer_than_a_gif_can_tell_are_all_there(tmp_path):
     moments = [Fraction(k, 1000) for k in (0, 40, 44, 48, 52, 120)]
     run(encode(tmp_path / "in.mkv", moving(6), 25, moments), tmp_path / "out.gif", "--factor", "1")

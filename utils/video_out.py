@@ -56,7 +56,7 @@ DEPTHS = {"h265": 10, "av1": 10, LOSSLESS: 10, PNG: 16}
 CRASHING = range(33, 50)  # widths at which x265 4.2 writes past its memory, which ends the process
 MOST = 2**31 - 1  # ticks in a second, and from a frame to the next: containers count in 32 bits
 MPEG = 90000  # units in a second, as MPEG counts
-FASTEST_GIF = 100  # frames a second
+FASTEST_GIF, FASTEST_MATROSKA = 100, 1000  # frames a second
 PICTURE = re.compile(r"\d{8}\.png")
 
 
