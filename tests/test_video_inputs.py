@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 from conftest import formula_image
-from video_files import HEIGHT, WIDTH, complaint, decode, encode, moving, run
+from video_files import HEIGHT, WIDTH, complaint, decode, encode, moving, packets, run
 
 from utils import containers, fields, io, video
 from utils.parts import begun
@@ -99,7 +99,7 @@ def test_a_whole_file_that_begins_late_is_whole(tmp_path, capsys, name):
 def mixed(path, late=0, shift=0, sound="libmp3lame", seconds=4, chapter=0):
     """Four seconds of video from the second `shift` on, and of so many of sound, which begins `late`.
     chapter: when it ends."""
-    options = {"movflags": "+faststart"} if path.suffix == ".mp4" else {}
+    options = {".mp4": {"movflags": "+faststart"}, ".mkv": {"avoid_negative_ts": "disabled"}}.get(path.suffix, {})
     with av.open(str(path), "w", options=options) as output:
         stream = output.add_stream("mpeg4", rate=25, options={"b": "2M"})
         stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
@@ -136,6 +136,16 @@ def mixed(path, late=0, shift=0, sound="libmp3lame", seconds=4, chapter=0):
 def test_a_whole_file_whose_streams_begin_or_end_apart_is_whole(tmp_path, name, how):
     source = video.open_source(str(mixed(tmp_path / name, **how)))
     assert source.count == 100 and source.notes == ()
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.mkv"])
+def test_a_video_that_begins_before_zero_keeps_its_first_frames_and_its_sound_in_time(tmp_path, name):
+    """MP4, of which parts are made, skips what is before 0."""
+    source = mixed(tmp_path / "in.mkv", late=1, shift=Fraction(-4, 25))
+    run(source, tmp_path / name)
+    assert len(decode(tmp_path / name)[0]) == 199
+    apart = [packets(path, "audio")[0][0] - packets(path, "video")[0][0] for path in (source, tmp_path / name)]
+    assert packets(source, "video")[0][0] < 0 and abs(apart[1] - apart[0]) <= Fraction(1, 500)
 
 
 def test_a_whole_file_whose_first_frame_is_shown_in_part_is_whole(tmp_path):

@@ -228,6 +228,7 @@ class Video(Source):
 
     def _describe(self, frame: av.VideoFrame, stream: av.VideoStream) -> None:
         self.origin = (frame.pts or 0) * self.step
+        self.begin = min(self.begin, self.origin)  # MP4 skips what is before 0
         self.delay = (frame.dts or 0) * self.step - self.origin if self.dts_only else Fraction(0)
         self.aspect = stream.sample_aspect_ratio or Fraction(1)
         sides = _sides(frame)

@@ -199,7 +199,8 @@ def join(job: Job, parts: list[Path], whole: bool = True) -> None:
         video_join.join_gif(parts, out)
     else:
         source = job.source.path if isinstance(job.source, video.Video) else None
-        if damaged := video_join.join_videos(parts, out, job.form, source, whole, timed=job.args.slow == 1):
+        begin, timed = job.source.begin, job.args.slow == 1
+        if damaged := video_join.join_videos(parts, out, job.form, source, begin, whole, timed):
             say(f"{source}: {damaged} packet{'s' * (damaged > 1)} of sound or subtitles left out, damaged")
 
 

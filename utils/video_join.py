@@ -19,7 +19,7 @@ from av.container import InputContainer, OutputContainer
 from av.filter import Graph
 
 from . import io
-from .containers import av_open, begins, packets, video_stream
+from .containers import av_open, packets, video_stream
 from .video import COPIED
 from .video_out import MP4, Format, errors, muxer
 
@@ -66,13 +66,19 @@ def join_gif(parts: Sequence[Path], out: Path) -> None:
 
 
 def join_videos(
-    parts: Sequence[Path], out: Path, form: Format, source: str | None = None, whole: bool = True, timed: bool = True
+    parts: Sequence[Path],
+    out: Path,
+    form: Format,
+    source: str | None = None,
+    begin: Fraction = Fraction(0),
+    whole: bool = True,
+    timed: bool = True,
 ) -> int:
     """One file out of parts, packet by packet; returns how many packets of sound and subtitles are left out, damaged.
 
     source: the file whose metadata, chapters, sound and subtitles are copied, as far as the output can hold them.
-    whole: False leaves out chapters, and ends sound and subtitles where the pictures end. timed: False leaves out all
-    that has a time, because times have changed.
+    begin: the time that its times count from. whole: False leaves out chapters, and ends sound and subtitles where the
+    pictures end. timed: False leaves out all that has a time, because times have changed.
     """
     mp4, damaged = out.suffix.lower() in MP4, 0
     options = {"movflags": "+faststart"} | form.movie_options if mp4 else {}
@@ -87,7 +93,7 @@ def join_videos(
                 if whole and timed:
                     output.set_chapters(container.chapters())
                 end = None if whole else _end(parts[-1])
-                merged.append(_other_packets(container, streams, end))
+                merged.append(_other_packets(container, streams, begin, end))
             for _, _, packet in heapq.merge(*merged):
                 try:
                     output.mux(packet)
@@ -163,11 +169,11 @@ def _video_packets(parts: Sequence[Path], video: av.VideoStream, usual: Fraction
                 yield latest, 0, packet
 
 
-def _other_packets(container: InputContainer, streams: dict, end: Fraction | None) -> Iterator[tuple]:
+def _other_packets(container: InputContainer, streams: dict, begin: Fraction, end: Fraction | None) -> Iterator[tuple]:
     if not streams:
         return
     given, latest = [container.streams[index] for index in streams], {}
-    begin = {stream.index: round(begins(container, stream) / stream.time_base) for stream in given}
+    first = {stream.index: round(begin / stream.time_base) for stream in given}
     for number, packet in enumerate(packets(container, *given)):
         index, moment = packet.stream.index, packet.pts if packet.dts is None else packet.dts
         if moment is None or packet.stream.type == "audio" and moment <= latest.get(index, moment - 1):
@@ -177,8 +183,8 @@ def _other_packets(container: InputContainer, streams: dict, end: Fraction | Non
         latest[index] = moment
         for name in ("pts", "dts"):
             if getattr(packet, name) is not None:
-                setattr(packet, name, getattr(packet, name) - begin[index])
-        time = (moment - begin[index]) * packet.time_base
+                setattr(packet, name, getattr(packet, name) - first[index])
+        time = (moment - first[index]) * packet.time_base
         if packet.is_discard and time < -PRIMING:  # cut away by an edit list, which not every container has
             continue
         if end is None or time < end:
