@@ -293,16 +293,18 @@ class Resident:
         return Raw(frames, torch.empty(len(frames), 0), places.t, places.dice)
 
 
-def _sources(folder: Path) -> Iterator[Path]:
+def _sources(folder: Path, *above: Path) -> Iterator[Path]:
+    """The clips of a folder. above: the folders that it lies in; what links to one of them is left out, as its clips
+    would be found again and again."""
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
         if path.suffix.lower() in VIDEOS:
             yield path
-        elif path.is_dir():
+        elif path.is_dir() and not any(map(path.samefile, (folder, *above))):
             if any(io.is_picture(child) for child in path.iterdir()):
                 yield path
-            yield from _sources(path)
+            yield from _sources(path, folder, *above)
 
 
 def _open(path: Path, name: str, longest: int | None, cache: Path) -> Clip:

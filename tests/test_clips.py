@@ -192,6 +192,17 @@ def test_frames_written_over_in_their_folder_are_read_anew(tmp_path):
         assert np.array_equal(clip.frames[:], sliding(seed=seed))
 
 
+def test_a_link_to_a_folder_that_it_lies_in_adds_no_clips_and_one_to_another_does(tmp_path):
+    write_folder(tmp_path / "in" / "a", sliding(3))
+    write_folder(tmp_path / "elsewhere", sliding(3, seed=1))
+    for place in (tmp_path / "in", tmp_path / "in" / "a"):
+        (place / "up").symlink_to(tmp_path / "in")
+        (place / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in" / "a")
+    found = clips.open_clips(tmp_path / "in", cache=tmp_path / "cache")
+    assert [clip.name for clip in found] == ["a", "a/more", "more", "more/back"]
+
+
 def test_hidden_files_are_no_clips_and_one_frame_has_no_windows(tmp_path):
     write_folder(tmp_path / "a", sliding(3))
     write_folder(tmp_path / "cover", sliding(1))
