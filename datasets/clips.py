@@ -24,6 +24,7 @@ from utils.shots import find_breaks, leaps
 
 from . import Sample
 from .transforms import Augment, Dice, Raw, Stack, centre_crop, lines
+from .vimeo90k import read_list
 
 VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".gif", ".y4m")
 VIDEOS += (".wmv", ".flv", ".ts", ".mts", ".m2ts", ".3gp", ".ogv")
@@ -101,7 +102,7 @@ def open_clips(
     found = {path.relative_to(folder).as_posix(): path for path in _sources(folder)}
     listed = next((folder / name for name in lists if (folder / name).is_file()), None)
     if only is None and listed:
-        only = [f"{SEQUENCES}/{name}" for name in io.read_text(listed).split()]
+        only = [(Path(SEQUENCES) / name).as_posix() for name in read_list(folder, listed.name, check=False)]
         if absent := sorted(set(only) - set(found)):
             raise ValueError(f"{listed}: {len(absent)} of its sequences are not there, such as {absent[0]}; copy them")
     only, without = None if only is None else set(only), set(without)

@@ -120,6 +120,13 @@ def test_of_vimeo90k_those_of_the_training_list_are_taken(tmp_path, monkeypatch,
     assert {w.clip.name for w in val} == {"sequences/00002/0001"}
     train, val = clips.split(tmp_path / "in", 3, held=["00001/0002"])  # of the test list, by its name there
     assert len({w.clip.name for w in train}) == 2 and {w.clip.name for w in val} == {"sequences/00001/0002"}
+    write_folder(tmp_path / "in" / "sequences" / "my own" / "0 1", sliding(7))
+    (tmp_path / "in" / listed).write_bytes(b"my own/0 1 \r\n00002/0001/\r\n")
+    found = clips.open_clips(tmp_path / "in")
+    assert [clip.name for clip in found] == ["sequences/00002/0001", "sequences/my own/0 1"]
+    (tmp_path / "in" / listed).write_text("\n")
+    with pytest.raises(ValueError, match=f"{listed}: the list is empty"):
+        clips.open_clips(tmp_path / "in")
     (tmp_path / "in" / listed).write_text("00001/0001\n00009/0009\n")
     with pytest.raises(ValueError, match=f"{listed}: 1 of its sequences are not there, such as sequences/00009"):
         clips.open_clips(tmp_path / "in")
