@@ -5,9 +5,11 @@ import mmap
 import multiprocessing
 import os
 import signal
+import struct
 import subprocess
 import sys
 import warnings
+import zlib
 from pathlib import Path
 
 import cv2
@@ -167,6 +169,23 @@ def test_what_is_no_picture_or_cannot_be_one_is_refused_by_name(tmp_path, pictur
         with pytest.raises(ValueError, match=f"{name}: no picture of {shape[1]}x{shape[0]} can be written"):
             io.write_image(tmp_path / name, np.zeros((*shape, 3), np.uint8))
         assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg"])
+def test_a_picture_of_more_pixels_than_can_be_decoded_is_refused_by_name(tmp_path, picture, ending):
+    io.write_image(tmp_path / f"small{ending}", picture)
+    data = bytearray((tmp_path / f"small{ending}").read_bytes())
+    if ending == ".png":
+        data[16:24] = struct.pack(">II", 60000, 60000)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    else:
+        place = data.find(b"\xff\xc0") + 5
+        data[place : place + 4] = struct.pack(">HH", 60000, 60000)
+    path = tmp_path / f"large{ending}"
+    path.write_bytes(data)
+    for read in (io.read_image, io.read_unchanged):
+        with pytest.raises(ValueError, match=f"large{ending}: .*; make it smaller, or copy it again"):
+            read(path)
 
 
 @pytest.mark.parametrize(

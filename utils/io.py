@@ -328,7 +328,10 @@ def _top(data: bytes, magic: bytes) -> int:
 
 
 def _decode(path: Path, data: bytes, flags: int) -> np.ndarray:
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:  # such as more pixels than OpenCV takes
+        raise ValueError(f"{path}: cannot be decoded ({error.err}); make it smaller, or copy it again") from error
     if image is None:
         raise _damaged(path)
     return image
