@@ -350,7 +350,7 @@ def test_processes_that_read_ahead_tell_once_for_all_of_them(tmp_path, picture, 
 
 
 def test_pictures_below_a_folder_are_found_where_asked_for(tmp_path):
-    for name in ("a10.png", "deep/a2.png", "deep/deeper/a1.png", "deep/notes.txt"):
+    for name in ("a10.png", "deep/a2.png", "deep/deeper/a1.png", "deep/notes.txt", ".thumbnails/large/a3.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert [path.name for path in io.list_images(tmp_path)] == ["a10.png"]

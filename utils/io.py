@@ -249,13 +249,14 @@ def write_gif(path: str | Path, frames: np.ndarray, seconds: float) -> None:
 
 
 def list_images(folder: str | Path, below: bool = False) -> list[Path]:
-    """The pictures of a folder, with `below` also of its subfolders, in the order of their names, numbers by value.
-    ValueError where there are none."""
+    """The pictures of a folder, with `below` also of its subfolders, but for hidden ones, in the order of their names,
+    numbers by value. ValueError where there are none."""
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
     within = folder.rglob("*") if below else folder.iterdir()
-    found = [path for path in within if is_picture(path) and not path.is_dir()]
+    pictures = (path for path in within if is_picture(path) and not path.is_dir())
+    found = [path for path in pictures if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     if not found:
         raise ValueError(f"{folder}: no pictures in this folder; {', '.join(IMAGES)} are looked for")
     return sorted(found, key=lambda path: (natural(path), path.parts))
