@@ -210,6 +210,8 @@ def _show_case(
     at = int(np.argmin(score.values["psnr"]))
     t = case.times[at]
     stack = read(split, case)
+    if isinstance(stack, str):  # it was there while it was scored
+        raise ValueError(stack)
     frames = io.to_float(stack, contender.call.device)[:, None]
     scale = contender.scale(*stack[:2])
     pictures = {"prediction": io.to_uint8(predict(contender.call, frames[0], frames[1], [t], protocol, scale)[0, 0])}

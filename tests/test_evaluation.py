@@ -54,6 +54,13 @@ def test_the_worst_case_is_that_with_the_worst_frame(tmp_path):
     np.testing.assert_array_equal(io.read_image(tmp_path / shown[0]["target"]), frame(2))
 
 
+def test_a_picture_that_is_gone_once_it_is_to_be_shown_is_named(tmp_path):
+    contender, splits, scores = score_by_hand(tmp_path, models.baselines.Average("cpu"), {"a": [30.0, 30.0]})
+    (tmp_path / "2.png").unlink()
+    with pytest.raises(ValueError, match="2.png: no such file"):
+        evaluation.show(contender, splits, scores, evaluation.Protocol(), tmp_path / "out")
+
+
 def test_a_score_that_is_not_finite_names_the_case_and_what_to_do(tmp_path):
     class Broken(models.baselines.Average):
         def __call__(self, img0, img1, times, scale=None):
