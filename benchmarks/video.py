@@ -28,7 +28,7 @@ from benchmarks import store
 from datasets.clips import VIDEOS
 from models.baselines import interpolator, is_network
 from utils import cli, io, video, video_out
-from utils.metrics import psnr
+from utils.metrics import bounded_psnr
 from utils.motion import scale_by_motion
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -139,7 +139,8 @@ def quality(args: argparse.Namespace, folder: Path) -> None:
         row = []
         for call in calls.values():
             triplets = zip(images[::2], images[1::2], images[2::2], scales)
-            values = [psnr(call(a, b, scale=scale).cpu(), truth[None]).item() for a, truth, b, scale in triplets]
+            pairs = ((call(a, b, scale=scale).cpu(), truth[None]) for a, truth, b, scale in triplets)
+            values = [bounded_psnr(*pair).item() for pair in pairs]
             row.append(sum(values) / len(values))
         means.append(row)
         print(f"{clip:28s}" + "".join(f"{value:12.2f}" for value in row), flush=True)

@@ -36,6 +36,15 @@ def test_frames_of_a_video_are_put_back_as_interpolate_video_would(tmp_path, typ
     assert [float(value) for value in done.out.split()[-2:]] == pytest.approx(expected, abs=0.006)
 
 
+def test_a_frame_that_is_put_back_exactly_leaves_a_mean(tmp_path, typed):
+    for k, picture in enumerate([np.zeros((32, 32, 3), np.uint8)] * 3 + [frame(k, 32, 32) for k in range(2)]):
+        io.write_image(tmp_path / f"clips/a/{k}.png", picture)
+    words = ["--parts", "quality", "--data", tmp_path / "clips", "--device", "cpu", "--model_name", "repeat"]
+    done = typed(video.main, video.parser(), *words)
+    error = np.square(frame(0, 32, 32) / 255).mean()
+    assert done.status == 0 and float(done.out.split()[-1]) == pytest.approx(50 - 5 * np.log10(error), abs=0.006)
+
+
 def test_the_script_is_timed_against_its_network_and_its_memory_taken_from_its_process(tmp_path, typed, monkeypatch):
     monkeypatch.setitem(video.SIZES, "720p", (64, 96))
     words = ["--parts", "overhead", "--count", 3, "--rounds", 2, "--device", "cpu"]
