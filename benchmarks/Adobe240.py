@@ -15,17 +15,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.cases import Split, centre_512, find_folder, windows
+from benchmarks.cases import Split, centre_512, find_folder, folders, windows
 from benchmarks.common import Benchmark, parser, start
 from utils import cli
-from utils.io import natural
 
 PAGE = "http://www.cs.ubc.ca/labs/imager/tr/2017/DeepVideoDeblurring"
 
 
 def splits(root: Path, args: argparse.Namespace) -> list[Split]:
-    found = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    videos = list(dict.fromkeys(args.videos or [folder.name for folder in sorted(found, key=natural)]))
+    videos = list(dict.fromkeys(args.videos or [folder.name for folder in folders(root)]))
     if not videos:
         raise ValueError(f"{root}: no folders of frames; extract one per video: ffmpeg -i VIDEO.mov VIDEO/%05d.png")
     return [Split("8x", [case for video in videos for case in windows(find_folder(root, video, PAGE))], centre_512)]

@@ -13,16 +13,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.cases import Case, Split
+from benchmarks.cases import Case, Split, folders
 from benchmarks.common import Benchmark, parser, start
-from utils.io import natural
 
 FOLDER = "ucf101_interp_ours"
 
 
 def splits(root: Path, args: argparse.Namespace) -> list[Split]:
     cases = []
-    for folder in sorted(filter(Path.is_dir, (root / FOLDER).iterdir()), key=natural):
+    for folder in folders(root / FOLDER):
         img0, target, img1 = (folder / name for name in ("frame_00.png", "frame_01_gt.png", "frame_02.png"))
         cases.append(Case(folder.name, img0, img1, (target,)))
     return [Split("test", cases, full=379)]

@@ -14,17 +14,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.cases import Case, Split, halved
+from benchmarks.cases import Case, Split, folders, halved
 from benchmarks.common import Benchmark, parser, start
-from utils.io import list_images, natural
+from utils.io import list_images
 
 FRAMES, STEP = 33, 4
 
 
 def splits(root: Path, args: argparse.Namespace) -> list[Split]:
     kinds = sorted(filter(Path.is_dir, root.glob("Type*")))  # not the archives
-    scenes = [scene for kind in kinds for scene in sorted(kind.iterdir(), key=natural)]
-    cases = [window(scene) for scene in scenes if scene.is_dir()]
+    cases = [window(scene) for kind in kinds for scene in folders(kind)]
     return [Split("2K", cases, halved, full=15), Split("4K", cases, full=15)]
 
 

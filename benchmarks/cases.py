@@ -65,6 +65,12 @@ class Split(NamedTuple):
     full: int | None = None
 
 
+def folders(parent: Path) -> list[Path]:
+    """The folders in a folder, but for hidden ones, in the order of their names, numbers by value."""
+    found = [path for path in parent.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    return sorted(found, key=io.natural)
+
+
 def find_folder(parent: Path, name: str, page: str) -> Path:
     """A video's folder of pictures. FileNotFoundError without it. page: where the set is described."""
     if not (parent / name).is_dir():

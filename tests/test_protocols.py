@@ -50,6 +50,7 @@ def network(weights, img0, img1, scale=1.0):
 def test_ucf101_takes_every_folder_in_the_order_of_its_number(tmp_path, typed):
     root = tmp_path / "UCF101"
     pictures = [frame(k, 32, 32) for k in range(4)]
+    (root / "ucf101_interp_ours" / ".thumbnails").mkdir(parents=True)
     for number in ("2", "10", "1"):
         folder = root / "ucf101_interp_ours" / number
         place(pictures[int(number) % 2 :], [folder / f"frame_{n}.png" for n in ("00", "01_gt", "02")])
@@ -256,6 +257,7 @@ def test_x_test_asks_for_every_fourth_of_33_frames(tmp_path, typed):
     for scene in ("Type1/TEST01_003_f0433", "Type2/TEST06_001_f0273"):
         place(pictures, [root / scene / f"{k:04d}.png" for k in range(33)])
     (root / "Type1.zip").write_bytes(b"as downloaded")
+    (root / "Type1" / ".thumbnails").mkdir()
     score(typed, X_TEST.BENCHMARK, root, tmp_path, "--model_name", "average")
     got = result(tmp_path, "X_TEST-average")
     assert [s["name"] for s in got["samples"]["4K"]] == ["Type1/TEST01_003_f0433", "Type2/TEST06_001_f0273"]
