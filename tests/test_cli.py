@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -212,3 +213,20 @@ def test_what_must_not_be_disturbed_is_interrupted_at_its_end(typed, monkeypatch
 
     assert typed(main, cli.Parser("")).status == 0
     assert reached == [0, 1, "interrupted", 0, "interrupted"]
+
+
+def test_one_that_follows_at_once_does_not_disturb_what_tidies_up_after_an_impatient_one_either(typed, monkeypatch):
+    tidied = []
+
+    def main(_):
+        monkeypatch.setattr(cli, "IMPATIENT", 0.5)
+        with cli.undisturbed():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.6)
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)  # as launchers do
+                tidied.append(True)
+
+    assert typed(main, cli.Parser("")).status == 2 and tidied

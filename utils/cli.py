@@ -187,7 +187,7 @@ def undisturbed() -> Iterator[None]:
     def note(*_) -> None:
         nonlocal since
         if time.monotonic() - since > IMPATIENT:
-            raise KeyboardInterrupt
+            interrupt()
         since = min(since, time.monotonic())
 
     interrupting = (interrupt, signal.default_int_handler)  # unlike that of a training, which ends after its step
