@@ -180,6 +180,21 @@ def test_a_large_avi_states_the_size_of_all_its_parts(tmp_path):
         assert containers.stated_size(path, "avi") == stated
 
 
+def test_an_avi_that_was_written_into_a_pipe_is_whole(tmp_path):
+    """Nobody went back to its beginning to say how long it became."""
+    path = tmp_path / "in.avi"
+    with open(path, "wb") as file, av.open(SimpleNamespace(write=file.write), "w", format="avi") as output:
+        stream = output.add_stream("mpeg4", rate=25)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        for image in moving(50):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        output.mux(stream.encode(None))
+    assert path.read_bytes()[4:8] == b"\xff\xff\xff\xff"
+    source = video.open_source(str(path))
+    assert source.notes == () and len(list(source.frames())) == source.count == 50
+    assert len(list(source.frames(Fraction(1)))) == 25
+
+
 def test_a_file_whose_sound_is_cut_short_is_refused(tmp_path):
     whole = mixed(tmp_path / "in.mp4", sound="aac", seconds=8)
     with pytest.raises(ValueError, match="cut short"):

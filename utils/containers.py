@@ -13,6 +13,7 @@ import av
 DTS_ONLY = ("avi",)  # containers that store only when frames are decoded, not when they are shown
 DTS_AT_TIMES = ("asf", "mxf")  # those that may do so
 ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # begins the part that holds the file's size
+UNTOLD = 2**32 - 1  # the size of an AVI that FFmpeg wrote into a pipe, or did not finish
 FROM_ANYWHERE = ("mpegts", "mpeg", "flv")  # containers of recordings, whose times may start anywhere
 
 
@@ -91,13 +92,15 @@ def begins(container: av.container.InputContainer, stream: av.stream.Stream) -> 
 
 
 def stated_size(path: str | Path, kind: str) -> int:
-    """How many bytes an AVI or ASF file says that it has; 0 where it does not say. kind: FFmpeg's name for it."""
+    """How many bytes an AVI or ASF file says that it has; 0, or 8 for its head, where it does not say. kind:
+    FFmpeg's name for it."""
     with open(path, "rb") as file:
         if kind == "asf":
             _, found, properties = file.read(1 << 16).partition(ASF_PROPERTIES)
             return int.from_bytes(properties[24:32], "little") if found else 0
         size = 0
         while kind == "avi" and file.read(4) == b"RIFF":  # a large file has several of these
-            size += 8 + int.from_bytes(file.read(4), "little")
+            told = int.from_bytes(file.read(4), "little")
+            size += 8 + told * (told != UNTOLD)
             file.seek(size)
         return size
