@@ -5,7 +5,7 @@ import errno
 import pytest
 
 from utils import io
-from utils.parts import Parts, begun
+from utils.parts import Parts, begun, holds_part
 
 
 class Text:
@@ -95,7 +95,9 @@ def test_settings_and_a_part_that_was_never_complete_are_nothing_to_go_on_with(t
     (parts.folder / "making-000000.txt").touch()
     (parts.folder / ".out.txt.7.txt").touch()
     parts.show_part()
-    assert parts.part_shown and not begun(out)
+    assert not holds_part(out)
+    out.touch()
+    assert holds_part(out) and not begun(out)
     parts.skip(0)
     assert begun(out)
     parts.remove()

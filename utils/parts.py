@@ -94,11 +94,6 @@ class Parts:
                 runs.append(range(number, number + 1))
         return runs
 
-    @property
-    def part_shown(self) -> bool:
-        """Whether the existing result holds what was complete of these parts at an interrupt."""
-        return (self.folder / SHOWN).exists()
-
     def show_part(self) -> None:
         (self.folder / SHOWN).touch()
 

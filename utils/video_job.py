@@ -161,7 +161,7 @@ def make(job: Job, parts: Parts) -> None:
 def interrupted(job: Job, parts: Parts) -> str:
     """Show what an interrupted job has made, where nothing older is in its place; returns what to tell the user."""
     alone, out = distributed.world_size() == 1, Path(job.args.output)
-    old = out.exists() and not parts.part_shown and not (out.is_dir() and not any(out.iterdir()))
+    old = out.exists() and not holds_part(out) and not (out.is_dir() and not any(out.iterdir()))
     if alone and parts.unfinished() and (job.endless or not old):
         parts.show_part()  # first, or what is joined would pass for the whole if a kill came between
         join(job, parts.unfinished(), whole=False)
