@@ -145,7 +145,7 @@ def test_what_an_interrupt_has_shown_never_passes_for_the_whole(tmp_path, monkey
 
 @pytest.mark.parametrize("name", ["out.mp4", "out"])
 def test_parts_that_were_joined_are_not_made_again_where_their_removal_was_cut_short(tmp_path, monkeypatch, name):
-    source, out = encode(tmp_path / "in.mp4", moving(100)), tmp_path / name
+    source, out = encode(tmp_path / "in.mp4", moving(20), 5), tmp_path / name
     join, remove = video_job.join, parts._remove
     for number in count():
         with monkeypatch.context() as during, suppress(Killed):
