@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 from conftest import formula_image
 from video_files import HEIGHT, WIDTH, complaint, decode, encode, moving, packets, run
 
@@ -96,9 +97,9 @@ def test_a_whole_file_that_begins_late_is_whole(tmp_path, capsys, name):
     assert "ends" not in capsys.readouterr().err and len(decode(tmp_path / "out.mp4")[0]) == 15
 
 
-def mixed(path, late=0, shift=0, sound="libmp3lame", seconds=4, chapter=0):
+def mixed(path, late=0, shift=0, sound="libmp3lame", seconds=4, chapter=0, cover=False):
     """Four seconds of video from the second `shift` on, and of so many of sound, which begins `late`.
-    chapter: when it ends."""
+    chapter: when it ends. cover: with a picture."""
     options = {".mp4": {"movflags": "+faststart"}, ".mkv": {"avoid_negative_ts": "disabled"}}.get(path.suffix, {})
     with av.open(str(path), "w", options=options) as output:
         stream = output.add_stream("mpeg4", rate=25, options={"b": "2M"})
@@ -108,6 +109,11 @@ def mixed(path, late=0, shift=0, sound="libmp3lame", seconds=4, chapter=0):
             told = {"id": 1, "start": 0, "end": round(1000 * chapter), "time_base": Fraction(1, 1000)}
             output.set_chapters([told | {"metadata": {"title": "all"}}])
         made = []
+        if cover:
+            picture = output.add_stream("png", rate=1)
+            picture.height, picture.width, picture.pix_fmt = HEIGHT, WIDTH, "rgb24"
+            picture.disposition = Disposition.attached_pic
+            made += picture.encode(av.VideoFrame.from_ndarray(moving(1)[0], format="rgb24"))
         for number, image in enumerate(moving(100)):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts, frame.time_base = number + round(25 * shift), Fraction(1, 25)
@@ -131,11 +137,12 @@ def mixed(path, late=0, shift=0, sound="libmp3lame", seconds=4, chapter=0):
         ("in.asf", {"shift": 2}),
         ("in.asf", {"shift": 5, "late": 5}),
         ("in.mp4", {"sound": "aac", "chapter": 4.8}),
+        ("in.mp4", {"sound": "aac", "chapter": 4.8, "cover": True}),
     ],
 )
 def test_a_whole_file_whose_streams_begin_or_end_apart_is_whole(tmp_path, name, how):
     source = video.open_source(str(mixed(tmp_path / name, **how)))
-    assert source.count == 100 and source.notes == ()
+    assert source.count == 100 and len(source.notes) == ("cover" in how)  # which is left out
 
 
 @pytest.mark.parametrize("name", ["out.mp4", "out.mkv"])

@@ -279,7 +279,8 @@ class Video(Source):
                 hold = until - latest if until > latest else hold  # packets come in the order of decoding
             self.damaged += kind == Y4M and read < container.size
             # As MP4 tells. Its chapters may end later than all else, and FFmpeg skips a frame that is shown in part.
-            whole = all(0 < each.frames == stored[each.index] for each in container.streams if each.type in PLAYED)
+            played = [each for each in container.streams if each.type in PLAYED and not is_cover(each)]
+            whole = all(0 < each.frames == stored[each.index] for each in played)
             size = container.size
         counted_from = 0 if kind in FROM_ZERO else begun if kind in FROM_DECODING else start
         promised, stated = Fraction(duration or 0, av.time_base) + counted_from, stated_size(self.path, kind)
