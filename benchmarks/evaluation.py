@@ -74,7 +74,8 @@ def score_all(
     batches.todo = distributed.shard([batch for batch in batches.todo if batch not in known])
     workers = args.workers if args.workers is not None else 8 if contender.call.device.type == "cuda" else 1
     # Arrays come through a pipe; tensors would come through shared memory, of which containers have little.
-    loader = load(batches, [[i] for i in range(len(batches))], min(workers, len(batches)), collate=itemgetter(0))
+    order, workers = [[i] for i in range(len(batches))], min(workers, len(batches))
+    loader = load(batches, order, workers, collate=itemgetter(0), ahead=2)  # one of X-TEST in 4K takes 240 MB
     quiet = None if distributed.is_main() else True
     bar = tqdm(loader, total=len(batches), desc=name, unit="batch", disable=quiet)
     mine = {}

@@ -18,7 +18,7 @@ from processes import begin, run_ranks
 from scoring import frame, psnr_by_hand, result, score
 
 import models
-from benchmarks import Adobe240, Vimeo90K, cases, common, store
+from benchmarks import Adobe240, Vimeo90K, cases, common, evaluation, store
 from utils import cli, io, metrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -259,6 +259,24 @@ def test_a_signal_to_all_processes_is_none_to_those_that_read(vimeo, tmp_path, t
     benchmark = Vimeo90K.BENCHMARK._replace(splits=splits)
     done = score(typed, benchmark, vimeo, tmp_path / "out", "--model_name", "average", "--workers", 1)
     assert done.status == 0, done.err
+
+
+def test_a_process_reads_two_batches_ahead_for_those_of_4k_take_hundreds_of_megabytes(
+    vimeo, tmp_path, typed, monkeypatch
+):
+    load, score_batch, drawn, found = evaluation.load, evaluation.score_batch, [], []
+
+    def noted(dataset, order, *args, **options):
+        return load(dataset, (drawn.append(keys) or keys for keys in order), *args, **options)
+
+    def counted(*args):
+        found.append(len(drawn))
+        return score_batch(*args)
+
+    monkeypatch.setattr(evaluation, "load", noted)
+    monkeypatch.setattr(evaluation, "score_batch", counted)
+    score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path / "out", "--model_name", "average", "--workers", 1)
+    assert found == [3, 4, 5, 6, 7, 7, 7]  # this one and two more
 
 
 def test_a_broken_case_stops_the_run_by_name_and_what_was_scored_is_kept(vimeo, tmp_path, typed):

@@ -71,14 +71,15 @@ def load(
     workers: int = 0,
     pin: bool = False,
     collate: Callable = default_collate,
+    ahead: int = AHEAD,
 ) -> Iterator:
-    """Yield batches made by `collate`, prefetched by `workers` processes (0: read by this one).
+    """Yield batches made by `collate`, `ahead` of them prefetched by each of `workers` processes (0: read by this one).
 
     A ValueError or OSError of the data set (a fault in the user's files) is raised here unchanged, whichever process
     read it.
     """
     collate = partial(_collate, collate)
-    return _received(_Guarded(dataset), workers, pin, AHEAD, batch_sampler=batch_sampler, collate_fn=collate)
+    return _received(_Guarded(dataset), workers, pin, ahead, batch_sampler=batch_sampler, collate_fn=collate)
 
 
 def stream(dataset: IterableDataset, workers: int = 0, pin: bool = False) -> Iterator:
