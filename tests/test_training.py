@@ -138,18 +138,19 @@ def test_signals_are_the_processes_own_again_after_a_run(tmp_path):
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def test_a_hangup_that_is_ignored_as_under_nohup_stays_so(tmp_path):
-    def closing(start):
+@pytest.mark.parametrize("kind", [signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_is_ignored_as_under_nohup_or_in_the_background_stays_so(kind, tmp_path):
+    def sending(start):
         for iteration in itertools.count(start):
-            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), kind)
             yield sample_batch(iteration)
 
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before = signal.signal(kind, signal.SIG_IGN)
     try:
-        assert fit(network(), closing, loss, Recipe(iterations=2), tmp_path, CPU).iteration == 2
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert fit(network(), sending, loss, Recipe(iterations=2), tmp_path, CPU).iteration == 2
+        assert signal.getsignal(kind) == signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(kind, before)
 
 
 def test_an_error_of_the_data_loses_no_step(tmp_path):

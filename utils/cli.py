@@ -145,11 +145,12 @@ def short_of_memory(error: MemoryError | RuntimeError) -> str | None:
 
 @contextmanager
 def handled(kinds: Sequence[signal.Signals], handler: Callable) -> Iterator[None]:
-    """Handle these signals so, but for a SIGHUP that is ignored, as nohup wants it. Outside of the main thread, where
-    Python allows no handlers, nothing changes. Processes forked meanwhile inherit this and may have to undo it."""
+    """Handle these signals so, but for those that are ignored, as SIGHUP under nohup and SIGINT in the background of a
+    shell's script. Outside of the main thread, where Python allows no handlers, nothing changes. Processes forked
+    meanwhile inherit this and may have to undo it."""
     main = threading.current_thread() is threading.main_thread()
-    of_nohup = [kind for kind in kinds if kind.name == "SIGHUP" and signal.getsignal(kind) == signal.SIG_IGN]
-    before = {kind: signal.signal(kind, handler) for kind in kinds if main and kind not in of_nohup}
+    heard = [kind for kind in kinds if main and signal.getsignal(kind) != signal.SIG_IGN]
+    before = {kind: signal.signal(kind, handler) for kind in heard}
     try:
         yield
     finally:
@@ -170,11 +171,10 @@ def interrupt(*_) -> None:
 
 
 def stopped_as_interrupted() -> AbstractContextManager:
-    """Treat all signals of STOPPING like Ctrl-C, by `interrupt`; see `handled`. Those that are ignored, as a SIGINT in
-    the background, stay so."""
+    """Treat all signals of STOPPING like Ctrl-C, by `interrupt`; see `handled`."""
     global _interrupted
     _interrupted = -math.inf
-    return handled([kind for kind in STOPPING if signal.getsignal(kind) != signal.SIG_IGN], interrupt)
+    return handled(STOPPING, interrupt)
 
 
 @contextmanager
