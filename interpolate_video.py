@@ -318,7 +318,7 @@ def notes(
     told = isinstance(source, video.Folder) and not form.deep  # by utils.io, as wherever pictures are read
     if colours.bits(source.pix_fmt) > form.depth and not told:
         yield f"{source.path}: more than {form.depth} bits per colour ({source.pix_fmt}), reduced to {form.depth}"
-    chroma = video_out.KEPT.match(source.pix_fmt)
+    chroma = video_out.KEPT.match(source.pix_fmt) if kind != "folder" else None  # PNG is RGB
     if chroma and chroma[2] in ("422", "444") and form.pix_fmt.startswith("yuv420p"):
         name = f"{source.path}: chroma of 4:{chroma[2][1]}:{chroma[2][2]} ({source.pix_fmt})"
         yield f"{name}, reduced to 4:2:0, which every player plays; .mkv with --codec ffv1 keeps it"

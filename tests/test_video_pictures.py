@@ -277,6 +277,8 @@ def test_chroma_that_is_reduced_is_told(tmp_path, capsys, pix_fmt, name):
     for codec in ("h264", "h265", "ffv1"):
         run(source, tmp_path / f"{codec}.mkv", "--codec", codec)
         assert (told in capsys.readouterr().err) == (name is not None and codec != "ffv1")
+    run(source, tmp_path / "pictures")  # of RGB
+    assert "reduced to 4:2:0" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("size", [(47, 64), (48, 63), (33, 65), (16, 16)])
