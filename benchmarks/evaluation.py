@@ -28,7 +28,6 @@ from utils.motion import scale_by_motion
 
 METRICS = {"psnr": metrics.bounded_psnr, "ssim": metrics.ssim, "ssim_2d": metrics.ssim_2d, "ie": metrics.ie}
 MORE_METRICS = ("lpips", "warp")  # one needs weights, one looks at all frames of a case at once
-SHOWN = {"worst": (0, 1), "median": (0.5,)}  # ranks among a split's cases by PSNR: indices, or fractions of all
 STRIP_ROWS = 64  # rows of a strip, where a frame is too large to be processed whole
 
 
@@ -196,8 +195,7 @@ def show(
             (score for score in scores if score.split == split.name and not score.broken),
             key=lambda score: min(score.values["psnr"]),
         )
-        places = {(int(p * len(ranked)) if isinstance(p, float) else p): why for why, ps in SHOWN.items() for p in ps}
-        for place, why in places.items():
+        for place, why in {0: "worst", 1: "worst", len(ranked) // 2: "median"}.items():
             if place < len(ranked):
                 score = ranked[place]
                 shown.append({"split": split.name, "name": score.name, "why": why})
