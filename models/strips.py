@@ -29,14 +29,11 @@ def by_rows(function: Callable[..., Tensor], rows: int, *inputs: Tensor) -> Tens
         stop = min(start + rows, height)
         top, bottom = max(start - REACH, 0), min(stop + REACH, height)
         strip = function(*(x[..., top:bottom, :] for x in inputs), top=top)
-
-        def scaled(row: int, out: int = strip.shape[-2], of: int = bottom - top) -> int:
-            return row * out // of
-
+        total, first, end, skipped = (n * strip.shape[-2] // (bottom - top) for n in (height, start, stop, start - top))
         if result is None:
-            shape = (*strip.shape[:-2], scaled(height), strip.shape[-1])
+            shape = (*strip.shape[:-2], total, strip.shape[-1])
             result = torch.empty(shape, dtype=strip.dtype, device=strip.device, memory_format=order(strip))
-        result[..., scaled(start) : scaled(stop), :] = strip[..., scaled(start - top) : scaled(stop - top), :]
+        result[..., first:end, :] = strip[..., skipped : skipped + end - first, :]
     return result
 
 
