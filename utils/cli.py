@@ -218,14 +218,22 @@ def debugging() -> bool:
 
 
 def add_model(parser: argparse.ArgumentParser, several: bool = False, mode: str = "eager") -> None:
-    """Add the options that models.baselines.interpolator takes. several: allow several models, see `asked`. mode: see
-    `add_mode`."""
+    """Add the options that models.baselines.interpolator takes, and --device. several: allow several models, see
+    `asked`. mode: that of Interpolator without --fast; where it is "auto", --no_fast turns fast mode off."""
     help = f"{', '.join(NAMES)}, or a .py file with interpolate(img0, img1, t) (default: the checkpoint's, or IFRNet_S)"
     count = {"nargs": "+", "default": [None]} if several else {}
     parser.add_argument("--model_name", type=model, help=help, **count)
     help = "weights: a path (default: those shipped under that name)" + ", or several to compare" * several
     parser.add_argument("--checkpoint", help=help, nargs="+" if several else None)
-    add_mode(parser, mode)
+    help = "of the convolutions (default: fp32; in fast mode, the device's fastest)"
+    parser.add_argument("--precision", choices=PRECISIONS, help=help)
+    modes = parser.add_mutually_exclusive_group()
+    add = partial(modes.add_argument, dest="mode", action="store_const", default=mode)
+    where = " (default: on x86 CPUs and H100, H200, for jobs large enough)" if mode == "auto" else ""
+    help = "the same weights with kernels of our own, in half precision where the device supports it"
+    add("--fast", const="fast", help=help + where)
+    if mode == "auto":
+        add("--no_fast", const="eager", help="without fast mode")
     add_device(parser)
 
 
@@ -249,20 +257,6 @@ def asked(args: argparse.Namespace) -> list[tuple[str | None, str | None]]:
         raise ValueError(f"{args.checkpoint[0]}: a checkpoint fits one network; name one with --model_name, or none")
     baselines = [(name, None) for name in names if not is_network(name)]
     return [*baselines, *((networks[0] if networks else None, path) for path in dict.fromkeys(args.checkpoint))]
-
-
-def add_mode(parser: argparse.ArgumentParser, default: str = "eager") -> None:
-    """Add --precision and --fast, for the mode of Interpolator; without --fast it is `default`, and where that is
-    "auto", --no_fast turns fast mode off."""
-    help = "of the convolutions (default: fp32; in fast mode, the device's fastest)"
-    parser.add_argument("--precision", choices=PRECISIONS, help=help)
-    modes = parser.add_mutually_exclusive_group()
-    add = partial(modes.add_argument, dest="mode", action="store_const", default=default)
-    where = " (default: on x86 CPUs and H100, H200, for jobs large enough)" if default == "auto" else ""
-    help = "the same weights with kernels of our own, in half precision where the device supports it"
-    add("--fast", const="fast", help=help + where)
-    if default == "auto":
-        add("--no_fast", const="eager", help="without fast mode")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
