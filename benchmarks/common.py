@@ -27,8 +27,6 @@ from models import Padding
 from models.baselines import External, interpolator, is_network
 from utils import cli, distributed, io
 
-ROOT = Path(__file__).resolve().parent.parent
-
 
 class Benchmark(NamedTuple):
     """name: of the file and of the published rows. folder: where its data is, under data/. looked_for: a file or folder
@@ -68,9 +66,8 @@ def parser(doc: str, data: str = "folder of the data set (default: its own under
     options.add_argument("--limit", type=cli.positive, help="score only the first LIMIT cases of each split")
     options.add_argument("--skip_broken", action="store_true", help="leave broken cases out and count them")
     options.add_argument("--save_frames", action="store_true", help="write every prediction beside the result, as PNG")
-    options.add_argument(
-        "--out", type=Path, default=ROOT / "results", help="folder of the results (default: %(default)s)"
-    )
+    about = "folder of the results (default: %(default)s)"
+    options.add_argument("--out", type=Path, default=store.RESULTS, help=about)
     distributed.add_options(options)
     return options
 

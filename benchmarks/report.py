@@ -23,8 +23,6 @@ from benchmarks.published import PARAMETERS, SCORES, SECONDS_720P
 from benchmarks.tables import PAPER, comma_separated, footing, labels, latex, make_tables, markdown
 from utils import cli, io
 
-ROOT = Path(__file__).resolve().parent.parent
-
 
 def read_results(paths: list[Path]) -> tuple[dict[str, dict], list[dict]]:
     """The results of benchmarks by their file's name, and those of speed_parameters.py."""
@@ -129,11 +127,10 @@ def main(args: argparse.Namespace) -> None:
 
 def parser() -> cli.Parser:
     options = cli.Parser(__doc__)
-    default = [ROOT / "results"]
     about = "JSON files or folders of them (default: the repository's results/)"
-    options.add_argument("results", nargs="*", type=Path, default=default, help=about)
-    out = ROOT / "results" / "report"
-    options.add_argument("--out", type=Path, default=out, help="folder to write to (default: %(default)s)")
+    options.add_argument("results", nargs="*", type=Path, default=[store.RESULTS], help=about)
+    about = "folder to write to (default: %(default)s)"
+    options.add_argument("--out", type=Path, default=store.RESULTS / "report", help=about)
     return options
 
 

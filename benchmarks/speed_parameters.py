@@ -52,7 +52,6 @@ from models.interpolator import PRECISIONS, Interpolator, default_device
 from utils import cli, io
 from utils.metrics import bounded_psnr
 
-ROOT = Path(__file__).resolve().parent.parent
 SIZES = ("448x256", "1280x720", "1920x1080", "3840x2160")
 PARTS = ("parts", "compiled")  # of fast mode, one by one; the same and torch.compile, which takes minutes
 WARM_UP = {"cpu": 1, "cuda": 3}  # untimed calls; on a GPU kernels are compiled in the first, recorded in the second
@@ -446,9 +445,8 @@ def parser() -> cli.Parser:
     options.add_argument("--compare", type=Path, metavar="JSON", help="an older result to measure again")
     options.add_argument("--tolerance", type=cli.amount, help=f"share by which a ratio may fall (default: {TOLERANCE})")
     options.add_argument("--minutes", type=cli.amount, default=2.5, help="for the whole run (default: 2.5)")
-    options.add_argument(
-        "--out", type=Path, default=ROOT / "results", help="folder of the result (default: %(default)s)"
-    )
+    about = "folder of the result (default: %(default)s)"
+    options.add_argument("--out", type=Path, default=store.RESULTS, help=about)
     cli.add_device(options)
     return options
 

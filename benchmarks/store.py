@@ -24,6 +24,7 @@ from utils import distributed, io
 UNITS = {"psnr": "PSNR", "ssim": "SSIM", "ssim_2d": "SSIM 2-D", "ie": "IE", "lpips": "LPIPS", "warp": "warp error"}
 DIGITS = {"psnr": 2, "ie": 3, "warp": 6}  # of the table; the others have 4
 SPEED, THROUGHPUT = "speed_parameters", "training_throughput"  # the `benchmark` of results that are times
+RESULTS = Path(__file__).resolve().parents[1] / "results"  # unless --out names another folder
 HIGHER_IS_BETTER = ("psnr", "ssim", "ssim_2d")
 
 # The form of a result, as far as it is read again: a type or several; [form], a list of such; {name: form}, these names

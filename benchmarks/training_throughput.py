@@ -46,8 +46,6 @@ from utils.batches import Order, on_device, read
 from utils.meter import Meter
 from utils.step import Recipe, State, parallel, step
 
-ROOT = Path(__file__).resolve().parent.parent
-
 SIZE = (256, 448)  # of Vimeo90K
 PAPER = 641_400 * 24  # samples of the 300-epoch recipe
 PARTS = ("scenes", "loader", "step", "both")
@@ -351,7 +349,7 @@ def parser() -> cli.Parser:
     add("--workers", type=cli.whole, default=2, help="reading processes of part both (%(default)s)")
     add("--profile", action="store_true", help="show where the time of scenes and steps goes")
     add("--no_compile", action="store_true", help="leave torch.compile out, which takes minutes on a CPU")
-    add("--out", type=Path, default=ROOT / "results", help="folder of the result (default: %(default)s)")
+    add("--out", type=Path, default=store.RESULTS, help="folder of the result (default: %(default)s)")
     cli.add_device(parser)
     return parser
 
