@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, Dataset
+from torch.utils.data import Dataset
 
 from utils import distributed
 from utils.batches import load
@@ -61,7 +61,7 @@ class Validation:
     @torch.inference_mode()
     def _score(self, predict: Callable[[Tensor, Tensor, Tensor], Tensor]) -> float:
         total = {"psnr": 0.0, "frames": 0}
-        one_by_one = BatchSampler(distributed.shard(range(len(self.dataset))), batch_size=1, drop_last=False)
+        one_by_one = [[index] for index in distributed.shard(range(len(self.dataset)))]
         for batch in load(self.dataset, one_by_one, self.workers, pin=self.device.type == "cuda"):
             img0, img1, t = (x.to(self.device, non_blocking=True) for x in (batch.img0, batch.img1, batch.t.flatten()))
             imgt = batch.imgt.flatten(0, -4).to(self.device, non_blocking=True)
