@@ -42,8 +42,8 @@ class Baseline:
         check_pair(img0, img1)
         self.check_times(times)
         batch = img0.ndim == 4
-        img0, img1 = (x.detach().to(self.device, torch.float32) for x in (img0, img1))
-        for frame in self.frames(*((img0, img1) if batch else (img0[None], img1[None])), [float(t) for t in times]):
+        img0, img1 = ((x if batch else x[None]).detach().to(self.device, torch.float32) for x in (img0, img1))
+        for frame in self.frames(img0, img1, [float(t) for t in times]):
             frame = frame.clamp(0, 1)
             yield frame if batch else frame[0]
 
