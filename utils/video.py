@@ -253,6 +253,7 @@ class Video(Source):
             self.notes += (f"{self.path}: transparency is lost; colours are taken as they are",)
 
     def _scan(self) -> None:
+        """Read all packets, without decoding them, to learn when frames are shown and whether the file is whole."""
         count, stored, times, end, read, decoded = 0, Counter(), [self.origin], Fraction(0), 0, {}
         latest, hold, begun = self.origin, Fraction(0), self.origin
         with opened(self.path) as container:
@@ -288,6 +289,12 @@ class Video(Source):
             promised = max(promised, end * Fraction(stated, size))
         elif stated or whole:
             promised = end
+        self._check_end(start, end, promised)
+        self.timed = kind not in GUESSED and len(times) > 1  # a raw stream holds none
+        self._measure(count, sorted(times), hold)
+
+    def _check_end(self, start: Fraction, end: Fraction, promised: Fraction) -> None:
+        """Note, or ValueError, where the file ends before the time that it promises. start, end: of what is there."""
         missing = promised - end
         if missing > max(NOTED, 2 / self.rate):
             self.notes += (f"{self.path}: ends {float(missing):.2f} s before it says; it may be cut short",)
@@ -296,12 +303,14 @@ class Video(Source):
                 f"{self.path}: cut short: {float(end - start):.1f} of {float(promised - start):.1f} s are there; "
                 "copy it again, or rewrite what there is with ffmpeg -i IN -c copy OUT"
             )
-        times.sort()
-        self.timed = kind not in GUESSED and len(times) > 1  # a raw stream holds none
+
+    def _measure(self, count: int, times: list[Fraction], hold: Fraction) -> None:
+        """Set what follows from when frames are shown. count: frames, of which the last may have no time. times: in
+        order, that of the first frame twice. hold: how long the last one is shown; 0 where the file does not say."""
         last = times[-1] - self.origin
         if count > len(times) - 1:  # the last frames may have none
             last = max(last, (count - 1) / self.rate)
-        apart = [b - a for a, b in zip(times[1:], times[2:])]  # the first is the origin once more
+        apart = [b - a for a, b in zip(times[1:], times[2:])]
         steps = sorted(gap for gap in apart if gap)
         self.usual, shortest = (steps[(len(steps) - 1) // 2], steps[0]) if steps else (None, 1 / self.rate)
         self.longest = max(apart, default=None)
