@@ -69,16 +69,16 @@ def join_videos(
     parts: Sequence[Path],
     out: Path,
     form: Format,
-    source: str | None = None,
-    begin: Fraction = Fraction(0),
-    whole: bool = True,
-    timed: bool = True,
+    source: str | None,
+    begin: Fraction,
+    whole: bool,
+    timed: bool,
 ) -> int:
     """One file out of parts, packet by packet; returns how many packets of sound and subtitles are left out, damaged.
 
-    source: the file whose metadata, chapters, sound and subtitles are copied, as far as the output can hold them.
-    begin: the time that its times count from. whole: False leaves out chapters, and ends sound and subtitles where the
-    pictures end. timed: False leaves out all that has a time, because times have changed.
+    source: the file whose metadata, chapters, sound and subtitles are copied, as far as the output can hold them; None
+    for none. begin: the time that its times count from. whole: False leaves out chapters, and ends sound and subtitles
+    where the pictures end. timed: False leaves out all that has a time, because times have changed.
     """
     mp4, damaged = out.suffix.lower() in MP4, 0
     options = {"movflags": "+faststart"} | form.movie_options if mp4 else {}
