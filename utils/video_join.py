@@ -144,7 +144,8 @@ def _describe(output: OutputContainer, video: av.VideoStream, container: InputCo
 
 
 def _video_packets(parts: Sequence[Path], video: av.VideoStream, usual: Fraction) -> Iterator[tuple]:
-    """usual: seconds from a frame to the next, at the nominal rate."""
+    """Yield (when it is decoded, 0, packet) for the pictures of all parts. usual: seconds from a frame to the next, at
+    the nominal rate."""
     latest = None
     for part in parts:
         with av_open(part) as container:
@@ -170,6 +171,8 @@ def _video_packets(parts: Sequence[Path], video: av.VideoStream, usual: Fraction
 
 
 def _other_packets(container: InputContainer, streams: dict, begin: Fraction, end: Fraction | None) -> Iterator[tuple]:
+    """Yield (when it is decoded, its number, packet) for sound and subtitles, up to `end` (None: all). streams: of the
+    output, by their number in the container. begin: as in `join_videos`."""
     if not streams:
         return
     given, latest = [container.streams[index] for index in streams], {}
