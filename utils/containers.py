@@ -23,7 +23,7 @@ def opened(path: str | Path) -> Iterator[av.container.InputContainer]:
     # PyAV's default, which older versions of torchvision change. Otherwise FFmpeg's threads log through Python and wait
     # for it, while Python, when it closes a file, waits for them.
     av.logging.set_level(None)
-    with errors(path), av_open(path) as container:
+    with reading(path), av_open(path) as container:
         yield container
 
 
@@ -42,8 +42,8 @@ def spare_copies() -> None:
 
 
 @contextmanager
-def errors(path: str | Path) -> Iterator[None]:
-    """Turn FFmpeg's errors into one line that names the file."""
+def reading(path: str | Path) -> Iterator[None]:
+    """Turn FFmpeg's errors into a ValueError that names the file."""
     try:
         yield
     except av.FFmpegError as error:

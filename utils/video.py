@@ -25,7 +25,7 @@ from av.video.reformatter import VideoReformatter
 
 from . import fields, io
 from .colours import DEEP, FULL, RGB, SHALLOW, Colour, chroma_format, is_rgb, to_rgb, with_chroma
-from .containers import begins, errors, is_cover, opened, packets, stated_size, tells_decoding, video_stream
+from .containers import begins, is_cover, opened, packets, reading, stated_size, tells_decoding, video_stream
 from .hdr import Light, light_of
 from .timeline import Frame, snapped
 
@@ -381,7 +381,7 @@ class Pipe(Source):
 
     def frames(self, start: Fraction = Fraction(0), deep: bool = False) -> Iterator[Frame]:
         reformatter, grey = VideoReformatter(), VideoReformatter()
-        with errors(self.path):
+        with reading(self.path):
             for i, frame in enumerate(self._decode()):
                 if i / self.rate >= start:
                     frame = with_chroma(frame, self.colour, grey)

@@ -19,9 +19,9 @@ from av.container import InputContainer, OutputContainer
 from av.filter import Graph
 
 from . import io
-from .containers import av_open, packets, video_stream
+from .containers import av_open, opened, packets, video_stream
 from .video import COPIED
-from .video_out import MP4, Format, errors, muxer
+from .video_out import MP4, Format, muxer, writing
 
 ATTACHED = "attachment"  # FFmpeg's name for streams such as the fonts of subtitles
 OF_THE_FILE = ("encoder", "major_brand", "minor_version", "compatible_brands", "duration")  # not of its content
@@ -46,7 +46,7 @@ def join_folders(parts: Sequence[Path], out: Path) -> None:
 
 def join_gif(parts: Sequence[Path], out: Path) -> None:
     """One animation that repeats, out of video parts."""
-    with io.replacing(out, parts[0].parent) as temporary, errors(out), av_open(temporary, "w") as output:
+    with io.replacing(out, parts[0].parent) as temporary, writing(out), av_open(temporary, "w") as output:
         stream, graph, ticks = None, None, -1
         for frame in _decoded(parts):
             if stream is None:
@@ -82,7 +82,7 @@ def join_videos(
     """
     mp4, damaged = out.suffix.lower() in MP4, 0
     options = {"movflags": "+faststart"} | form.movie_options if mp4 else {}
-    with io.replacing(out, parts[0].parent) as temporary, errors(out):
+    with io.replacing(out, parts[0].parent) as temporary, writing(out):
         copied = nullcontext() if source is None else av_open(source)
         with av_open(temporary, "w", format=muxer(out), options=options) as output, copied as container:
             video = _add_video(output, parts[0], form, mp4)
@@ -257,7 +257,7 @@ def holds(out: Path, path: str, index: int) -> bool:
 
 def left_out(path: str, out: Path) -> Iterator[str]:
     """A line for each stream of a file that its output cannot hold."""
-    with errors(path), av_open(path) as container:
+    with opened(path) as container:
         for stream in container.streams:
             if stream.type in (*COPIED, ATTACHED) and not holds(out, path, stream.index):
                 codec = stream.codec_context.name if stream.codec_context else "unknown"

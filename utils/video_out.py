@@ -146,7 +146,7 @@ class VideoWriter:
         self.reformatter = VideoReformatter()
         codec = CODECS[form.codec] if file is None else Codec("wrapped_avframe", None, {})
         options = form.movie_options if file is None else {}
-        with errors(path):
+        with writing(path):
             self.output = av.open(file or located(path), "w", format=container, options=options)
             stream = self.output.add_stream(codec.encoder, rate=form.nominal)
             stream.width, stream.height = form.stored
@@ -184,7 +184,7 @@ class VideoWriter:
         frame.duration = round((lasts or 1 / self.form.rate) / self.form.exact_tick)
         frame.pict_type = 0  # the encoder decides
         self.end = frame.pts + frame.duration if lasts else None
-        with errors(self.path):
+        with writing(self.path):
             # In one call: an interrupt, which comes as encode returns, must not lose what other frames refer to.
             self.packets.extend(chain.from_iterable(map(self.stream.encode, [frame])))
             packets, self.packets = self.packets, []
@@ -195,7 +195,7 @@ class VideoWriter:
         self.written += 1
 
     def close(self) -> None:
-        with errors(self.path):
+        with writing(self.path):
             packets = self.packets + self.stream.encode(None)
             if self.written <= 2 and self.form.codec == "h265":  # x265 makes up their times of decoding
                 for packet in packets:
@@ -276,7 +276,7 @@ class _Aspect:
 
 
 @contextmanager
-def errors(path: Path | str) -> Iterator[None]:
+def writing(path: Path | str) -> Iterator[None]:
     """Turn FFmpeg's errors into an OSError that names the file."""
     try:
         yield
