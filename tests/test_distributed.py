@@ -114,14 +114,12 @@ def test_shares_of_any_length_are_a_partition(monkeypatch):
 
 def test_every_rank_of_a_machine_has_its_own_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert distributed._device(torch.device("cuda"), 1) == torch.device("cuda:1")
-    assert distributed._device(torch.device("cpu"), 1) == torch.device("cpu")
+    assert distributed._device(torch.device("cuda"), 1, here=2) == torch.device("cuda:1")
+    assert distributed._device(torch.device("cpu"), 1, here=2) == torch.device("cpu")
     with pytest.raises(ValueError, match="one GPU for 2 processes"):
-        distributed._device(torch.device("cuda:0"), 1)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+        distributed._device(torch.device("cuda:0"), 1, here=2)
     with pytest.raises(ValueError, match="3 processes on this machine, but 2 GPUs"):
-        distributed._device(torch.device("cuda"), 1)
+        distributed._device(torch.device("cuda"), 1, here=3)
 
 
 def waiting_for_ranks(log):

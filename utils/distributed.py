@@ -63,9 +63,9 @@ def ranks(args: argparse.Namespace) -> Iterator[torch.device]:
     `local_rank`. ValueError where they are not what the launcher started, or where there are more ranks than GPUs.
     """
     names = {"WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
-    world, local, _ = (_environment(name, default) for name, default in names.items())
+    world, local, here = (_environment(name, default) for name, default in names.items())
     _check(getattr(args, "world_size", None), getattr(args, "local_rank", None), world, local)
-    device = _device(args.device, local)
+    device = _device(args.device, local, here)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world == 1:
@@ -175,13 +175,14 @@ def _check(wanted: int | None, given: int | None, world: int, local: int) -> Non
         raise ValueError(f"--local_rank {given}, but the launcher says LOCAL_RANK={local}; leave the option out")
 
 
-def _device(wanted: torch.device | None, local: int) -> torch.device:
-    """cuda means one GPU for every rank of this machine, by its local rank; cuda:N and cpu are taken as they are."""
+def _device(wanted: torch.device | None, local: int, here: int) -> torch.device:
+    """cuda means one GPU for each of the `here` ranks of this machine, by its local rank; cuda:N and cpu are taken as
+    they are."""
     if wanted is None:
         wanted = default_device()
     if wanted.type != "cuda":
         return wanted
-    here, gpus = _environment("LOCAL_WORLD_SIZE", 1), torch.cuda.device_count()
+    gpus = torch.cuda.device_count()
     if here > gpus:
         raise ValueError(f"{here} processes on this machine, but {gpus} GPUs; start {gpus}, or give --device cpu")
     if wanted.index is not None and here > 1:
