@@ -289,7 +289,8 @@ def table(rows: list[dict], head: bool = True) -> str:
     return "\n".join(" ".join(f"{cell:>{width}}" for cell, width in zip(line, widths)).rstrip() for line in lines)
 
 
-def networks(names: list[str]) -> str:
+def sizes_of(names: list[str]) -> str:
+    """A line for each network: its parameters and multiply-accumulates."""
     lines = []
     for name in names:
         model = models.build(name)
@@ -381,7 +382,7 @@ def main(args: argparse.Namespace) -> None:
     chosen = settle(args)
     io.check_writable(args.out)
     name = store.device_name(args.device, threads=True)
-    print(networks(args.model_name))
+    print(sizes_of(args.model_name))
     print(f"{name}, PyTorch {torch.__version__}")
     result = {
         "benchmark": store.SPEED,
