@@ -132,7 +132,7 @@ class Packed(Dataset):
     def batch(self, keys: Sequence[tuple[int, int]]) -> Raw:
         """The crops of a batch of (index, epoch), copied once, from the map into the batch."""
         size = self.augment.size
-        frames = np.empty((len(keys), *self.frames.shape[1:2], size, size, 3), np.uint8)
+        frames = np.empty((len(keys), self.frames.shape[1], size, size, 3), np.uint8)
         flow = np.empty((len(keys), *((0,) if self.flows is None else (size, size, 4))), np.int16)
         dice = []
         for k, (index, epoch) in enumerate(keys):

@@ -29,15 +29,14 @@ class Stack(NamedTuple):
     def sample(self) -> Sample:
         """As the network takes it: float frames in [0, 1], flow that is NaN where there is none."""
         size = self.frames.shape[1:3]
-        flow = torch.full((4, *size), torch.nan) if self.flow is None else torch.from_numpy(_planes(self.flow))
+        if self.flow is None:
+            flow = torch.full((4, *size), torch.nan)
+        else:
+            flow = torch.from_numpy(np.ascontiguousarray(self.flow.transpose(2, 0, 1)))
         first, *between, last = to_float(self.frames)
         several = len(between) > 1
         t = torch.tensor(self.t, dtype=torch.float32)
         return Sample(first, torch.stack(between) if several else between[0], last, t if several else t[0], flow)
-
-
-def _planes(flow: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(flow.transpose(2, 0, 1))
 
 
 # The geometry for reference: training uses `take` and `finish` below, which are tested against this. Flow (dx, dy)
