@@ -237,8 +237,8 @@ def check_encoding(args: argparse.Namespace, kind: str) -> None:
 
 
 def check_grid(call: Interpolator | Baseline, source: video.Source, grid: Grid) -> None:
-    """ValueError if the weights answer t = 0.5 only and repeated halving does not reach the times either, those of
-    frames at the input's nominal rate."""
+    """ValueError if the weights answer t = 0.5 only and not even repeated halving reaches the output's times, which are
+    taken to be those at the input's nominal rate."""
     step = source.rate / grid.rate / grid.slow if grid.rate else Fraction(1, grid.factor)
     if not call.any_time and not halves(step):
         call.check_times([float(step % 1)])

@@ -145,9 +145,9 @@ def short_of_memory(error: MemoryError | RuntimeError) -> str | None:
 
 @contextmanager
 def handled(kinds: Sequence[signal.Signals], handler: Callable) -> Iterator[None]:
-    """Handle these signals so, but for those that are ignored, as SIGHUP under nohup and SIGINT in the background of a
-    shell's script. Outside of the main thread, where Python allows no handlers, nothing changes. Processes forked
-    meanwhile inherit this and may have to undo it."""
+    """Handle these signals by `handler`, except those that are ignored, as SIGHUP is under nohup and SIGINT in the
+    background of a shell's script. Outside the main thread, where Python allows no handlers, nothing changes. Processes
+    forked meanwhile inherit this and may have to undo it."""
     main = threading.current_thread() is threading.main_thread()
     heard = [kind for kind in kinds if main and signal.getsignal(kind) != signal.SIG_IGN]
     before = {kind: signal.signal(kind, handler) for kind in heard}
@@ -162,7 +162,7 @@ _interrupted = -math.inf  # when the last interrupt came, in seconds
 
 
 def interrupt(*_) -> None:
-    """The handler of signals that are treated like Ctrl-C, and those that follow at once as one with it, because what
+    """The handler of signals that are treated like Ctrl-C. Those that follow within IMPATIENT are ignored: a run that
     ends must not be interrupted while it tidies up."""
     global _interrupted
     if time.monotonic() - _interrupted > IMPATIENT:
@@ -179,8 +179,9 @@ def stopped_as_interrupted() -> AbstractContextManager:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Delay an interrupt to the end, but for a later signal, see IMPATIENT: where it comes while processes are started,
-    these may be waited for without end, and while one hands something over, that one prints a traceback."""
+    """Delay an interrupt to the end of the block, but not a second one that comes after IMPATIENT. A run interrupted
+    while it starts processes may wait for them without end, and a process interrupted while it hands something over
+    prints a traceback."""
     global _interrupted
     since = math.inf
 

@@ -35,8 +35,8 @@ def av_open(path: str | Path, mode: str = "r", **how) -> av.container.Container:
 
 @cache
 def spare_copies() -> None:
-    """From now on, forked processes never collect what they inherit: to free a decoder they would wait for its threads,
-    which they do not have, for ever."""
+    """From now on, forked processes never collect what they inherit: to free a decoder they would wait for ever for its
+    threads, which they do not have."""
     if hasattr(os, "register_at_fork"):  # not on Windows
         os.register_at_fork(before=gc.freeze, after_in_parent=gc.unfreeze)
 

@@ -110,8 +110,8 @@ def find_breaks(frames: Iterable[np.ndarray]) -> np.ndarray:
 
 def leaps(times: Sequence[int | None]) -> list[int]:
     """The frames of a video after which the next comes later or sooner than usual, so that a middle frame is not
-    half-way in time. times: of all frames, in units to which a steady rate may be rounded; with a None among them, for
-    a time that is not known, nothing is found."""
+    half-way in time. times: of all frames, in units to which a steady rate may be rounded; where one is None, which
+    means not known, nothing is found."""
     steps = [] if None in times else np.diff(times)
     usual = np.quantile(steps, 0.5, method="lower") if len(steps) else 0
     if usual <= 0:
