@@ -37,8 +37,8 @@ class Order:
     """An endless batch sampler: this rank's share of every step's samples, as (index, epoch).
 
     An epoch is a new permutation, cut into steps of ranks * batch_size * accumulate samples; a remainder that does not
-    fill a step is skipped. start: the iteration to begin at. ahead: epochs that were gone through more than iterations
-    tell, see epochs.epochs_ahead. ValueError where the set does not fill one step.
+    fill a step is skipped. start: the iteration to begin at. ahead: epochs gone through beyond those that the
+    iterations make, see epochs.epochs_ahead. ValueError where the set does not fill one step.
     """
 
     def __init__(

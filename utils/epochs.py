@@ -217,8 +217,8 @@ def horizon(epochs: int, order: Order, content: dict | None) -> int:
 
 
 def epochs_ahead(order: Order, content: dict | None) -> float:
-    """By how many epochs a run is ahead of iterations / order.per_epoch, because its epochs had another number of steps
-    before: they were of another size, or the set was."""
+    """By how many epochs a run is ahead of iterations / order.per_epoch, because its epochs had fewer or more steps
+    before, when steps or the set were of another size."""
     config = runs.config_of(content)
     per_epoch = max(1, config.get("samples", order.length) // config.get("step_size", order.step_size))
     if per_epoch == order.per_epoch:

@@ -56,10 +56,8 @@ def config_of(content: dict | None) -> dict:
 
 
 def epochs_done(content: dict, per_epoch: int) -> float:
-    """How many epochs a checkpoint's run has gone through. per_epoch: steps, where the checkpoint does not tell.
-
-    "epochs_ahead": by how many its epochs are ahead of the count of iterations, from steps of another size, or a set of
-    another size, before."""
+    """How many epochs a checkpoint's run has gone through, see epochs.epochs_ahead. per_epoch: steps of one, where the
+    checkpoint does not tell."""
     config = config_of(content)
     if "samples" in config:
         per_epoch = max(1, config["samples"] // config["step_size"])
