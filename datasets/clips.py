@@ -310,9 +310,8 @@ def _sources(folder: Path, *above: Path) -> Iterator[Path]:
 
 def _open(path: Path, name: str, longest: int | None, cache: Path) -> Clip:
     files = io.list_images(path) if path.is_dir() else [path]
-    states = [(file.name, (state := file.stat()).st_size, state.st_mtime_ns) for file in files]
     stem = f"{path.stem[:40]}-{_digest(path.resolve(), longest)}"  # a name has 255 bytes at most
-    current = f"{stem}-{_digest(states, BREAKS)}"
+    current = f"{stem}-{_digest(io.states(files), BREAKS)}"
     frames, breaks = (cache / f"{current}.{part}.npy" for part in ("frames", "breaks"))
     if not breaks.is_file():
         with io.alone_in(cache) as alone:

@@ -151,6 +151,11 @@ def check_writable(folder: str | Path) -> None:
         raise PermissionError(f"{there}: this folder is not writable; give another one")
 
 
+def states(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
+    """The name, size and modification time of files, to tell whether they are still the same."""
+    return [(path.name, (state := path.stat()).st_size, state.st_mtime_ns) for path in paths]
+
+
 def sha256(path: str | Path) -> str:
     return hashlib.sha256(read_bytes(path)).hexdigest()
 

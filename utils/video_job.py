@@ -231,8 +231,8 @@ def settings(job: Job) -> dict[str, str]:
     values = {name: "default" if (value := getattr(args, name)) is None else value for name in RECORDED}
     values["input"] = args.input
     if not job.endless:
-        states = [(path.name, (state := path.stat()).st_size, state.st_mtime_ns) for path in job.source.paths]
-        values["the input's state"] = hashlib.sha256(repr(states).encode()).hexdigest()[:16]
+        states = repr(io.states(job.source.paths))
+        values["the input's state"] = hashlib.sha256(states.encode()).hexdigest()[:16]
     if isinstance(call, Interpolator):  # as chosen here; another machine may choose otherwise
         values |= {"fast": "yes" if call.mode == "fast" else "no", "precision": call.precision}
         values["weights"] = io.sha256(models.checkpoint_path(args.checkpoint or call.model.name))[:16]
