@@ -278,10 +278,11 @@ def main(args: argparse.Namespace) -> None:
         names = list(dict.fromkeys(name for names in lists for name in names))  # no two processes write one file
         folder, given = args.data / "flow", args.teacher is not None
         check_options(args)
-        choose(args, read_record(folder))
+        record = read_record(folder)
+        choose(args, record)
         teacher = teachers.build(args.teacher, args.weights, device, align_corners=args.align_corners, rgb=args.rgb)
         if distributed.is_main() and not given:
-            print(f"teacher: {args.teacher}, " + why(args.teacher, folder))
+            print(f"teacher: {args.teacher}, " + why(args.teacher, record, folder))
         if args.check:
             if distributed.world_size() > 1:
                 raise ValueError("--check runs in one process; start it without torchrun")
@@ -323,8 +324,9 @@ def begin(args: argparse.Namespace, folder: Path, names: list[str]) -> None:
     io.write_bytes(folder / RECORD, (json.dumps(record, indent=1) + "\n").encode())
 
 
-def why(teacher: str, folder: Path) -> str:
-    if read_record(folder).get("teacher") == teacher:
+def why(teacher: str, record: dict, folder: Path) -> str:
+    """Why a teacher was chosen. record: of the labels in the folder."""
+    if record.get("teacher") == teacher:
         return f"which made the labels in {folder}"
     if teacher == "dis":
         return "the only one that needs no weights; raft_large (downloaded) and liteflownet (--weights) label better"
