@@ -25,11 +25,10 @@ def kernel_times(call: Callable[[], object], device: torch.device, count: int = 
             call()
         if on_gpu:
             torch.cuda.synchronize(device)
-    rows = []
+    rows, times = [], ROUNDS * count
     for event in seen.key_averages():
         microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         if microseconds:
-            times = ROUNDS * count
             rows.append({"name": event.key, "calls": event.count / times, "seconds": microseconds / 1e6 / times})
     return sorted(rows, key=lambda row: -row["seconds"])
 

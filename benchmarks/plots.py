@@ -8,6 +8,7 @@ WIDTH, HEIGHT = 640, 400
 LEFT, RIGHT, TOP, BOTTOM = 64, 180, 34, 48  # margins; the legend is in the right one
 ROW = 18  # height of a line of the legend
 LONGEST = 21  # letters of a name that are shown
+TICKS = 5  # of an axis
 DIGITS = 12  # of a tick: enough to tell close values apart, too few to show the error of binary fractions
 # Okabe and Ito's colours, which colour-blind people can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6D00")
@@ -21,9 +22,9 @@ class Series(NamedTuple):
     line: bool = False
 
 
-def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
-    """Round numbers that divide a range, about as many as wanted."""
-    rough = (high - low) / wanted
+def ticks(low: float, high: float) -> list[float]:
+    """Round numbers that divide a range, about TICKS of them."""
+    rough = (high - low) / TICKS
     power = 10 ** math.floor(math.log10(rough))
     step = next(power * k for k in (1, 2, 2.5, 5, 10) if power * k >= rough * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
