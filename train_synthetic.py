@@ -335,7 +335,7 @@ def parser() -> cli.Parser:
     add = options.add_argument
     add("--model_name", choices=models.VARIANTS, default="IFRNet_S", help="network (default: %(default)s)")
     add("--activation", choices=models.ACTIVATIONS, default="prelu", help="default: the paper's prelu")
-    about = "weights to begin with and to beat: path or shipped name, widened if needed; loss weights of a run's end"
+    about = "weights to begin with and to beat: path or shipped name, widened if needed; the loss is as at a run's end"
     add("--init", help=about)
     add("--images", type=Path, help="folder of photographs (default: those inside scikit-image)")
     about = "side of the squares that photographs are cut into (default: %(default)s)"
@@ -347,13 +347,13 @@ def parser() -> cli.Parser:
         metavar="SHARE",
         help="share of made-up textures in scenes (default: half; with --images a tenth)",
     )
-    some = "factor on the shares of blur, drift, noise, overlays, compression in crops of 96 and more (%(default)s)"
-    add("--effects", type=cli.amount, default=1.0, help=some)
+    about = "factor on the shares of blur, drift, noise, overlays, compression in crops of 96 and more (%(default)s)"
+    add("--effects", type=cli.amount, default=1.0, help=about)
     add("--clips", type=Path, help="folder of videos or frame folders (default: no footage)")
     add("--val_clips", nargs="+", metavar="NAME", help="clips to validate on alone (default: every fourth)")
     add("--real", type=cli.share, default=1 / 3, help="share of footage in a batch (default: a third)")
-    flows = "target flow for windows of footage: none, or OpenCV's DIS where it is trusted (default: %(default)s)"
-    add("--clip_flow", choices=["none", "dis"], default="none", help=flows)
+    about = "target flow for windows of footage: none, or OpenCV's DIS where it is trusted (default: %(default)s)"
+    add("--clip_flow", choices=["none", "dis"], default="none", help=about)
     about = "terms of the loss to leave out, to see what they contribute"
     add("--without", nargs="+", choices=["geo", "dis", "flow"], default=[], help=about)
     about = "weight of PSNR in the loss, per dB; about 0.005 at the end of training (default: 0, none)"
