@@ -57,7 +57,8 @@ def moving_clip(path: Path, height: int, width: int, count: int) -> Path:
     return path
 
 
-def options(args: argparse.Namespace) -> list[str]:
+def of_model(args: argparse.Namespace) -> list[str]:
+    """The options of interpolate_video.py that choose the model to measure."""
     given = {name: getattr(args, name) for name in ("precision", "device")}
     given["model_name"], given["checkpoint"] = network(args)
     words = [word for name, value in given.items() if value for word in (f"--{name}", str(value))]
@@ -81,7 +82,7 @@ def peak(source: Path, out: Path, *words: str) -> float:
 def memory(args: argparse.Namespace, folder: Path) -> None:
     for name, words in (("1080p", ()), *(("2160p", ("--scale", scale)) for scale in ("auto", "1", "multi"))):
         source = moving_clip(folder / f"{name}.mp4", *SIZES[name], 3)
-        most = peak(source, folder / "out.mp4", "--overwrite", *words, *options(args))
+        most = peak(source, folder / "out.mp4", "--overwrite", *words, *of_model(args))
         print(f"{name} {' '.join(words):13s} {most:.2f} GiB", flush=True)
     for count in (300, 3000):
         source = moving_clip(folder / f"{count}.mp4", 120, 160, count)
@@ -94,7 +95,7 @@ def overhead(args: argparse.Namespace, folder: Path) -> None:
     frames = [frame.image for frame in video.open_source(str(source)).frames()]
     call = interpolator(*network(args), args.device, precision=args.precision, mode=args.mode)
     tensors = [io.to_float(frame, call.device) for frame in frames]
-    words = [str(source), str(folder / "out.mp4"), "--overwrite", *options(args)]
+    words = [str(source), str(folder / "out.mp4"), "--overwrite", *of_model(args)]
 
     def alone() -> None:
         for first, second in zip(tensors, tensors[1:]):
