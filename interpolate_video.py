@@ -304,12 +304,12 @@ def notes(
     if kind in video_out.DEFAULTS and form.stored != (form.width, form.height):
         name = f"{args.output}: {form.width}x{form.height} is odd"
         yield f"{name}; the last row or column is doubled, because {form.codec} needs even sizes"
-    if kind == ".gif" and average_rate(source, grid) > 50:
-        quickest = f"{float(average_rate(source, grid)):g} frames a second"
-        yield f"{args.output}: {quickest}; most viewers show a GIF at 50 at most"
-    if kind in (".mkv", ".webm") and average_rate(source, grid) > video_out.FASTEST_MATROSKA:
-        quickest = f"{float(average_rate(source, grid)):g} frames a second"
-        yield f"{args.output}: {quickest}; {kind} counts in milliseconds, and some frames get equal times; use .mp4"
+    average = average_rate(source, grid)
+    shown = f"{args.output}: {float(average):g} frames a second"
+    if kind == ".gif" and average > 50:
+        yield f"{shown}; most viewers show a GIF at 50 at most"
+    if kind in (".mkv", ".webm") and average > video_out.FASTEST_MATROSKA:
+        yield f"{shown}; {kind} counts in milliseconds, and some frames get equal times; use .mp4"
     if kind == "pipe" and not grid.rate and source.last is not None:
         if abs(source.last - (source.count - 1) / source.rate) > 1 / source.rate:
             yield f"{args.output}: y4m has no times, and the frames of {source.path} come at unequal ones; give --fps"
