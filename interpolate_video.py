@@ -323,8 +323,8 @@ def notes(
         name = f"{source.path}: chroma of 4:{chroma[2][1]}:{chroma[2][2]} ({source.pix_fmt})"
         yield f"{name}, reduced to 4:2:0, which every player plays; .mkv with --codec ffv1 keeps it"
     if source.light != hdr.Light() and form.codec not in hdr.OPTIONS:
-        name = f"{args.output}: what HDR10 says of brightness"
-        yield f"{name} is not stored with {form.codec}; use {', '.join(hdr.OPTIONS)}"
+        how = f"with {form.codec}; use" if kind in video_out.DEFAULTS else "in this kind of output; make a video with"
+        yield f"{args.output}: what HDR10 says of brightness is not stored {how} {', '.join(hdr.OPTIONS)}"
     tags = (colours.UNKNOWN if form.rgb else form.colour.matrix, form.colour.primaries, form.colour.transfer)
     partly = colours.UNKNOWN in tags and form.colour != colours.Colour()
     if kind in video_out.MP4 and form.codec == "ffv1" and partly:

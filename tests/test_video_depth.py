@@ -101,6 +101,8 @@ def test_what_hdr_says_of_brightness_is_kept(tmp_path, capsys, words, codec):
     assert "brightness" not in capsys.readouterr().err
     run(source, tmp_path / "out.mkv", "--codec", "ffv1", "--cuts", "no")
     assert ("HDR10 says of brightness is not stored with ffv1" in capsys.readouterr().err) == bool(words)
+    run(source, tmp_path / "out.gif", "--cuts", "no")  # no codec to choose
+    assert ("brightness is not stored in this kind of output; make a video" in capsys.readouterr().err) == bool(words)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
