@@ -181,8 +181,10 @@ def read_image(path: str | Path, deep: bool = False) -> np.ndarray:
     top = _top(data, magic)
     if magic == PPM and top not in (255, 65535):  # OpenCV assumes one of these two as the largest value
         image = _decode(path, data, cv2.IMREAD_UNCHANGED)
-        image = image * np.float32(65535 / top) if deep else cv2.convertScaleAbs(image, alpha=255 / top)
-        image = image.round().astype(np.uint16) if deep else image
+        if deep:
+            image = (image * np.float32(65535 / top)).round().astype(np.uint16)
+        else:
+            image = cv2.convertScaleAbs(image, alpha=255 / top)
     if deep and image.dtype == np.uint8:
         image = image * np.uint16(257)
     elif not deep and image.dtype == np.uint16:
