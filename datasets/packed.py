@@ -217,8 +217,8 @@ class _Packer:
             raise ValueError(
                 f"{name}: {w}x{h}, but the set began with {width}x{height}; only equal sizes can be packed"
             )
-        self.checksums[row], beyond = 0, 0
-        self.frames[row] = stack.frames
+        self.checksums[row] = 0  # until all is written
+        self.frames[row], beyond = stack.frames, 0
         if self.flows is not None:
             self.flows[row] = encode(stack.flow)
             beyond = int((np.abs(stack.flow) > REACH).any(2).sum())
