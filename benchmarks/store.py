@@ -157,7 +157,7 @@ def read(path: Path) -> dict:
     faults = list(misfits(result, form)) or ([] if kind == SPEED else list(unscored(result)))
     if faults:
         lacking = ", ".join(faults[:3])
-        raise ValueError(f"{path}: not a result of a benchmark: it lacks a usable {lacking}; mend it or move it away")
+        raise ValueError(f"{path}: not a result of a benchmark: no usable {lacking}; mend it or move it away")
     return result
 
 

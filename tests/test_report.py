@@ -374,7 +374,7 @@ def test_wrong_input_is_one_line(scored, tmp_path, typed):
     store.write(tmp_path / "speed.json", {"benchmark": store.SPEED, "device": "this", "rows": []})
     (tmp_path / "again").mkdir()
     (tmp_path / "again" / "Vimeo90K-dis.json").write_text((scored / "Vimeo90K-dis.json").read_text())
-    lacks = "not a result of a benchmark: it lacks a usable"
+    lacks = "not a result of a benchmark: no usable"
     for words, line in (
         (["empty"], "empty: no results here; run a benchmark"),
         (["missing"], "missing: no results here; run a benchmark"),  # as results/ is before the first benchmark

@@ -103,7 +103,7 @@ def test_a_result_edited_into_another_form_is_named_with_the_place(scored, tmp_p
     store.write(path, scored)
     with pytest.raises(ValueError) as told:
         store.read(path)
-    lacks = f"it lacks a usable {place}; mend it or move it away"
+    lacks = f"no usable {place}; mend it or move it away"
     assert str(told.value) == f"{path}: not a result of a benchmark: {lacks}"
 
 
@@ -116,7 +116,7 @@ def test_a_result_edited_into_another_form_is_named_with_the_place(scored, tmp_p
 def test_a_result_whose_parts_do_not_fit_is_named_with_the_place(scored, tmp_path, place, edit):
     edit(scored)
     store.write(tmp_path / "edited.json", scored)
-    with pytest.raises(ValueError, match=f"edited.json: not a result of a benchmark: it lacks a usable {place};"):
+    with pytest.raises(ValueError, match=f"edited.json: not a result of a benchmark: no usable {place};"):
         store.read(tmp_path / "edited.json")
 
 
