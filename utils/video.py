@@ -134,7 +134,7 @@ class Folder(Source):
 
 
 class Video(Source):
-    """A file. Its packets are read once, without decoding, to learn its length and whether it is complete."""
+    """A file. Its packets are read once, without decoding, to learn when frames are shown and whether it is whole."""
 
     def __init__(self, path: str):
         self.path, self.paths = path, [Path(path)]
@@ -253,7 +253,6 @@ class Video(Source):
             self.notes += (f"{self.path}: transparency is lost; colours are taken as they are",)
 
     def _scan(self) -> None:
-        """Read all packets, without decoding them, to learn when frames are shown and whether the file is whole."""
         count, stored, times, end, read, decoded = 0, Counter(), [self.origin], Fraction(0), 0, {}
         latest, hold, begun = self.origin, Fraction(0), self.origin
         with opened(self.path) as container:
