@@ -39,6 +39,7 @@ SCORES = {"benchmark": str, "model": str, "protocol": str, "metrics": [str], "pr
 SCORES |= {"other_scale": (*NUMBER, *TEXT), "device": str, "data": str, "cases_sha256": str, "average": {str: AVERAGE}}
 SCORES |= {"samples": {str: [SAMPLE]}, "shown": [SHOWN | {"flow": TEXT}], "versions": {str: str}, "command": str}
 CHECKPOINT = {"checkpoint": str, "checkpoint_sha256": str, "parameters": int}  # of a network
+WEIGHTS = {"lpips_weights": {str: [str]}}  # of LPIPS; older results lack them
 
 
 class Score(NamedTuple):
@@ -153,7 +154,8 @@ def read(path: Path) -> dict:
     if kind == THROUGHPUT:
         return result
     form = TIMES if kind == SPEED else SCORES
-    form = form | CHECKPOINT if kind and "checkpoint" in result else form
+    for name, more in (("checkpoint", CHECKPOINT), ("lpips_weights", WEIGHTS)):
+        form = form | more if kind and name in result else form
     faults = list(misfits(result, form)) or ([] if kind == SPEED else list(unscored(result)))
     if faults:
         lacking = ", ".join(faults[:3])

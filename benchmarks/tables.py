@@ -18,7 +18,7 @@ TABLES = {
 }
 PAPER = "paper"
 NOTE = (
-    "† by another protocol than the paper's, or on other cases: comparable only with numbers of the same kind. "
+    "† by another protocol than the paper's, on other cases, or LPIPS: comparable only with numbers of the same kind. "
     "‡ by an unknown protocol: not comparable"
 )
 
@@ -83,20 +83,21 @@ def make_tables(results: dict[str, dict]) -> list[Table]:
             for stem, result in ours.items():
                 value = result["average"].get(split, {}).get(metric) if result["benchmark"] == benchmark else None
                 if value is not None:
-                    rows.setdefault(names[stem], {})[column] = Cell(value, footing(result, split))
+                    rows.setdefault(names[stem], {})[column] = Cell(value, footing(result, split, metric))
         if ours:
             tables.append(Table(title, columns, rows))
     return tables
 
 
-def footing(result: dict, split: str) -> str:
+def footing(result: dict, split: str, metric: str = "psnr") -> str:
     """What a value may be compared with, see Cell."""
-    average = result["average"][split]
-    if not result["other_scale"] and average["full"] == average["cases"]:
-        return result["protocol"]
-    # Where nothing is published, the scale is the model's own choice.
-    scale = average["full"] and result["other_scale"]
-    return f"{result['protocol']} {scale} {result['cases_sha256']} {average['left_out']}"
+    average, words = result["average"][split], [result["protocol"]]
+    if result["other_scale"] or average["full"] != average["cases"]:
+        # Where nothing is published, the scale is the model's own choice.
+        words += [average["full"] and result["other_scale"], result["cases_sha256"], average["left_out"]]
+    if metric == "lpips":  # as many metrics as there are weights; which files they came in does not matter
+        words += ["LPIPS", *sorted(sum(result.get("lpips_weights", {}).values(), []))]
+    return " ".join(map(str, words))
 
 
 def best(table: Table) -> set[tuple[str, tuple]]:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from scoring import frame, result, score, unscored
 
-from benchmarks import GoPro, Vimeo90K, plots, published, report, store, tables
+from benchmarks import GoPro, Vimeo90K, cases, plots, published, report, store, tables
 from utils import io
 
 
@@ -161,6 +161,23 @@ def test_another_protocol_scale_or_part_of_the_cases_is_not_comparable(scored):
     others = [content | {"protocol": "uint8"}, content | {"other_scale": 0.5}, result(scored, "Vimeo90K-average")]
     footings = {tables.footing(other, "test") for other in others}
     assert len(footings) == 3 and tables.PAPER not in footings
+
+
+def test_lpips_by_other_weights_is_not_comparable():
+    weights = {"alexnet": {"net.pth": ["1"], "alex.pth": ["2"]}, "renamed": {"a.pth": ["2", "1"]}}
+    weights["vgg"], results = {"a.pth": ["3"]}, {}
+    for value, (name, hashes) in enumerate(weights.items()):
+        scores = [store.Score("test", "a", {"psnr": [30.0], "lpips": [0.1 * (value + 1)]})]
+        split = cases.Split("test", [cases.Case("a", None, None, ())], full=1)
+        about = unscored(benchmark="UCF101", model=name, protocol="paper", metrics=["psnr", "lpips"])
+        results[f"UCF101-{name}"] = about | {"lpips_weights": hashes} | store.summary("UCF101", name, [split], scores)
+    (table,) = tables.make_tables(results)
+    lpips, psnr = (("UCF101", "test", metric) for metric in ("lpips", "psnr"))
+    of_lpips = {name: cells[lpips].footing for name, cells in table.rows.items() if name in weights}
+    assert of_lpips["alexnet"] == of_lpips["renamed"] != of_lpips["vgg"]
+    assert tables.PAPER not in of_lpips.values()  # which has none
+    assert {name for name, column in tables.best(table) if column == lpips} == {"alexnet"}
+    assert all(table.rows[name][psnr].footing == tables.PAPER for name in weights)
 
 
 # Plots

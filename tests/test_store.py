@@ -72,6 +72,7 @@ def scored():
     shown |= {"target": "t.png", "flow": None}
     checkpoint = {"checkpoint": "a.pth", "checkpoint_sha256": "0", "parameters": 1}
     about = unscored(benchmark="Vimeo90K", metrics=["psnr", "ssim"], shown=[shown], **checkpoint)
+    about |= {"lpips_weights": {"net": ["0"]}}
     return json.loads(json.dumps(about | store.summary("Vimeo90K", "IFRNet_S", splits, scores)))
 
 
@@ -89,6 +90,7 @@ def scored():
         ("shown.0.t", None),
         ("shown.0.target", 1),
         ("checkpoint_sha256", None),
+        ("lpips_weights.net.0", 1),
     ],
 )
 def test_a_result_edited_into_another_form_is_named_with_the_place(scored, tmp_path, place, value):
