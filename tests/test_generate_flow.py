@@ -471,6 +471,16 @@ def test_check_judges_the_labels_that_are_there(script, data, tmp_path, capsys):
     assert wrong[0] > 5 * right[0] and wrong[4] > 90 and right[4] < 15
 
 
+def test_a_triplet_that_stands_still_leaves_means(script, data, tmp_path, capsys):
+    for k in (1, 2, 3):
+        io.write_image(data / f"sequences/{NAMES[0]}/im{k}.png", np.zeros((*SIZE, 3), np.uint8))
+    assert script("--check", 2, "--teacher", "dis", "--sheet", tmp_path / "sheet.png") == 0
+    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.strip()}
+    still, moving, mean = (np.array(rows[name], float) for name in (NAMES[0], NAMES[4], "mean"))
+    assert still[2] == still[3] == 100  # dB, as in all scores
+    np.testing.assert_allclose(mean, (still + moving) / 2, atol=0.011)
+
+
 def test_check_is_refused_under_several_ranks(script, data, monkeypatch, capsys):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     assert script("--check", 2, "--teacher", "dis") == 2

@@ -13,7 +13,7 @@ from torch import Tensor
 from models.flow import Teacher
 from models.layers import warp
 from utils.flow_check import consistent, flow_colours, inside
-from utils.metrics import psnr
+from utils.metrics import bounded_psnr
 
 SCORES = ("left t->0", "left t->1", "warped dB", "averaged dB", "contradict %", "leave %")
 LEGEND = """left: mean absolute difference to im2 after warping, in grey levels, where nothing leaves the frame
@@ -43,8 +43,8 @@ def judge(teacher: Teacher, frames: Tensor, label: Tensor) -> tuple[list[float],
     mean = warped.mean(0, keepdim=True)
     score = [
         *left,
-        psnr(mean, imgt).item(),
-        psnr((img0 + img1) / 2, imgt).item(),
+        bounded_psnr(mean, imgt).item(),
+        bounded_psnr((img0 + img1) / 2, imgt).item(),
         100 * (stays & ~agrees).sum().item() / max(stays.sum().item(), 1),
         100 * (known & ~stays).float().mean().item(),
     ]
