@@ -4,6 +4,7 @@ import re
 from typing import NamedTuple
 
 import av
+import cv2
 import numpy as np
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
@@ -39,7 +40,8 @@ class Colour(NamedTuple):
 
 
 def to_rgb(frame: av.VideoFrame, colour: Colour, reformatter: VideoReformatter, deep: bool = False) -> np.ndarray:
-    """RGB uint8 (H, W, 3), by the matrix and range of `colour`, within one grey level; deep: uint16."""
+    """RGB uint8 (H, W, 3), by the matrix and range of `colour`, within one grey level (one and a half where
+    more than 8 bits of the full range become 8); deep: uint16, 65535 is white, within 1/50 grey level of 8 bits."""
     if is_rgb(frame):
         return reformatter.reformat(frame, format=DEEP if deep else SHALLOW).to_ndarray()
     matrix, extent = colour.conversion(frame.height)
@@ -52,7 +54,18 @@ def to_rgb(frame: av.VideoFrame, colour: Colour, reformatter: VideoReformatter, 
         dst_color_range=ColorRange.JPEG,
         interpolation=TO_RGB,
     )
-    return rgb.to_ndarray()
+    image = rgb.to_ndarray()
+    if not deep:
+        return image
+    # FFmpeg's white of 16 bits: 255 * 256 from the limited range; from the full range, which it takes all grey for, the
+    # largest value of so many bits, followed by zeros.
+    full = extent == ColorRange.JPEG or GREY.match(frame.format.name)
+    return cv2.add(image, image >> (bits(frame.format.name) if full else 8))
+
+
+def to_ffmpeg(image: np.ndarray) -> np.ndarray:
+    """RGB uint16 as FFmpeg converts it to YUV of either range: with 255 * 256 for white."""
+    return image - (image >> 8)
 
 
 def with_chroma(frame: av.VideoFrame, colour: Colour, reformatter: VideoReformatter) -> av.VideoFrame:

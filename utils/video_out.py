@@ -20,7 +20,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, VideoReformatter
 
 from . import io
-from .colours import DEEP, FROM_RGB, SHALLOW, THREADS, Colour, bits, is_rgb
+from .colours import DEEP, FROM_RGB, SHALLOW, THREADS, Colour, bits, is_rgb, to_ffmpeg
 from .containers import located
 from .hdr import Light, light_options
 from .timeline import common
@@ -218,6 +218,7 @@ class VideoWriter:
             return self.reformatter.reformat(original, format=form.pix_fmt, threads=THREADS, **same)
         if odd:
             image = np.pad(image, ((0, form.height % 2), (0, form.width % 2), (0, 0)), mode="edge")
+        image = to_ffmpeg(image) if form.deep and not form.rgb else image
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format=DEEP if form.deep else SHALLOW)
         if form.rgb:
             return self.reformatter.reformat(frame, format=form.pix_fmt)
