@@ -32,7 +32,7 @@ TRAIN_LISTS, TEST_LISTS = (tuple(f"{of}_{part}list.txt" for of in ("sep", "tri")
 SEQUENCES = "sequences"  # the folder of all of Vimeo90K's
 CACHE = Path(__file__).resolve().parent.parent / "data" / "clips_cache"
 COPIED = 64  # frames copied to a device at a time
-BREAKS = 5  # version of the search for breaks, in the names of cached files: raise it when the search changes
+VERSION = 6  # of decoding and the search for breaks, in the names of cached files: raise it when one changes
 
 
 class Frames:
@@ -311,7 +311,7 @@ def _sources(folder: Path, *above: Path) -> Iterator[Path]:
 def _open(path: Path, name: str, longest: int | None, cache: Path) -> Clip:
     files = io.list_images(path) if path.is_dir() else [path]
     stem = f"{path.stem[:40]}-{_digest(path.resolve(), longest)}"  # a name has 255 bytes at most
-    current = f"{stem}-{_digest(io.states(files), BREAKS)}"
+    current = f"{stem}-{_digest(io.states(files), VERSION)}"
     frames, breaks = (cache / f"{current}.{part}.npy" for part in ("frames", "breaks"))
     if not breaks.is_file():
         with io.alone_in(cache) as alone:
@@ -380,9 +380,18 @@ def _decode_video(path: Path, times: list) -> Iterator[np.ndarray]:
         for packet in containers.packets(container, containers.video_stream(container, path)):
             for frame in packet.decode():
                 times.append(frame.pts)
-                yield frame.to_ndarray(format="rgb24")
+                yield _upright(frame.to_ndarray(format="rgb24"), *containers.upright_sides(frame))
         if containers.tells_decoding(container, times):
             times.clear()
+
+
+def _upright(image: np.ndarray, a: int, b: int, c: int, d: int) -> np.ndarray:
+    """A frame (H, W, 3) as players show it. a, b, c, d: of containers.upright_sides; what is meant to be shown askew
+    stays as it is."""
+    if abs(a * d - b * c) != 1:
+        return image
+    image = image if a else image.transpose(1, 0, 2)
+    return np.ascontiguousarray(image[:: d or b, :: a or c])
 
 
 def _shrink(frame: np.ndarray, longest: int | None) -> np.ndarray:

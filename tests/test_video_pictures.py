@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from video_files import HEIGHT, WIDTH, decode, encode, moving, planes, run
 
+from datasets import clips
 from utils import colours, io, video, video_out
 
 
@@ -135,7 +136,7 @@ def test_a_turned_video_comes_out_upright_and_unchanged(tmp_path, turned):
         assert next(container.decode(video=0)).rotation == 0
 
 
-@pytest.mark.parametrize(
+UPRIGHT = pytest.mark.parametrize(
     "matrix, upright",
     [
         ((-1, 0, 0, 1), lambda x: x[:, ::-1]),
@@ -147,17 +148,32 @@ def test_a_turned_video_comes_out_upright_and_unchanged(tmp_path, turned):
         ((0, -1, 1, 0), lambda x: np.rot90(x)),
     ],
 )
-def test_a_mirrored_video_comes_out_as_players_show_it(tmp_path, matrix, upright):
-    source = encode(tmp_path / "in.mp4", moving(4))
-    (a, b, c, d), data = matrix, bytearray(source.read_bytes())
-    across, down = 2**17, 2**15  # the aspect of pixels is stored elsewhere, too
+
+
+def with_matrix(path, a, b, c, d):
+    """An MP4 file whose frames are to be shown by this matrix."""
+    source = encode(path, moving(4))
+    data, (across, down) = bytearray(source.read_bytes()), (2**17, 2**15)  # the aspect of pixels is stored elsewhere
     box = np.array([a * across, b * across, 0, c * down, d * down, 0, 0, 0, 2**30], ">i4").tobytes()
     at = data.index(b"tkhd") + 44  # where the track's header has its matrix
     data[at : at + 36] = box
     source.write_bytes(data)
+    return source
+
+
+@UPRIGHT
+def test_a_mirrored_video_comes_out_as_players_show_it(tmp_path, matrix, upright):
+    source = with_matrix(tmp_path / "in.mp4", *matrix)
     run(source, tmp_path / "out.mp4", "--codec", "ffv1", "--factor", "1")
     lying, got = decode(source)[1], decode(tmp_path / "out.mp4")[1]
     assert all(np.abs(upright(a).astype(int) - b).mean() <= 0.5 for a, b in zip(lying, got)) and len(got) == 4
+
+
+@UPRIGHT
+def test_footage_to_train_on_and_to_score_is_turned_as_a_video_is(tmp_path, matrix, upright):
+    source = with_matrix(tmp_path / "in.mp4", *matrix)
+    (clip,) = clips.open_clips(tmp_path, cache=tmp_path / "cache")
+    assert all((upright(a) == b).all() for a, b in zip(decode(source)[1], clip.frames[:], strict=True))
 
 
 @pytest.mark.skipif(not hasattr(av.VideoStream, "set_display_rotation"), reason="this PyAV writes no rotation")

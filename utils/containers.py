@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 
 import av
+import numpy as np
+from av.sidedata.sidedata import Type
 
 DTS_ONLY = ("avi",)  # containers that store only when frames are decoded, not when they are shown
 DTS_AT_TIMES = ("asf", "mxf")  # those that may do so
@@ -82,6 +84,20 @@ def tells_decoding(container: av.container.InputContainer, times: Sequence[int |
     """Whether a container's times are those at which frames are decoded, not shown. times: of frames as shown."""
     known, kind = [time for time in times if time is not None], container.format.name
     return kind in DTS_ONLY or kind in DTS_AT_TIMES and known != sorted(known)
+
+
+def upright_sides(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+    """Where the right and the lower side of a frame point to, (x, y) each, once it is upright: the display matrix
+    without its scale and shift."""
+    try:
+        matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+    except ValueError:  # PyAV gives no data at all beside a kind it does not know, such as a camera's EXIF
+        angle = np.deg2rad(frame.rotation)
+        sides = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    else:
+        sides = np.eye(2) if matrix is None else np.frombuffer(matrix, "<i4", 9).reshape(3, 3)[:2, :2].astype(float)
+        sides /= np.maximum(np.linalg.norm(sides, axis=1, keepdims=True), 1)
+    return tuple(sides.round().astype(int).ravel().tolist())
 
 
 def begins(container: av.container.InputContainer, stream: av.stream.Stream) -> Fraction:

@@ -18,14 +18,22 @@ from pathlib import Path
 from typing import BinaryIO
 
 import av
-import numpy as np
 from av.filter import Graph
-from av.sidedata.sidedata import Type
 from av.video.reformatter import VideoReformatter
 
 from . import fields, io
 from .colours import DEEP, FULL, RGB, SHALLOW, Colour, chroma_format, is_rgb, to_rgb, with_chroma
-from .containers import begins, is_cover, opened, packets, reading, stated_size, tells_decoding, video_stream
+from .containers import (
+    begins,
+    is_cover,
+    opened,
+    packets,
+    reading,
+    stated_size,
+    tells_decoding,
+    upright_sides,
+    video_stream,
+)
 from .hdr import Light, light_of
 from .timeline import Frame, snapped
 
@@ -231,7 +239,7 @@ class Video(Source):
         self.begin = min(self.begin, self.origin)  # MP4 skips what is before 0
         self.delay = (frame.dts or 0) * self.step - self.origin if self.dts_only else Fraction(0)
         self.aspect = stream.sample_aspect_ratio or Fraction(1)
-        sides = _sides(frame)
+        sides = upright_sides(frame)
         self.filters = TURNS.get(sides, ())
         if sides not in TURNS:
             self.notes += (f"{self.path}: is meant to be turned by {frame.rotation} degrees; frames are not turned",)
@@ -405,19 +413,6 @@ class Counted:
         self.header = self.header or data.partition(b"\n")[0]
         self.count += len(data)
         return data
-
-
-def _sides(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-    """The display matrix of a frame, without its scale and shift: see TURNS."""
-    try:
-        matrix = frame.side_data.get(Type.DISPLAYMATRIX)
-    except ValueError:  # PyAV gives no data at all beside a kind it does not know, such as a camera's EXIF
-        angle = np.deg2rad(frame.rotation)
-        sides = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    else:
-        sides = np.eye(2) if matrix is None else np.frombuffer(matrix, "<i4", 9).reshape(3, 3)[:2, :2].astype(float)
-        sides /= np.maximum(np.linalg.norm(sides, axis=1, keepdims=True), 1)
-    return tuple(sides.round().astype(int).ravel().tolist())
 
 
 def _stream_notes(path: str, container: av.container.InputContainer, taken: av.VideoStream) -> tuple[str, ...]:
