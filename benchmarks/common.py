@@ -91,7 +91,7 @@ def run(benchmark: Benchmark, args: argparse.Namespace) -> None:
         scorers = {name: scorer(name, args, device) for name in about_run["metrics"]}
         # All before the first is scored: a file that is already there may not be a result.
         paths = [store.place(args.out, file_stem(benchmark, args, each), about_run | each.about) for each in contenders]
-        store.check_replaced(paths, about_run["metrics"])
+        store.check_replaced(paths, about_run)
         if twice := [path for path in paths if paths.count(path) > 1]:
             raise ValueError(f"{twice[0]}: would hold two results; rename the file of one of the methods")
         about_command = {"skip_broken": args.skip_broken, "command": typed()}

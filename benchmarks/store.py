@@ -125,12 +125,20 @@ def place(out: Path, stem: str, about: dict) -> Path:
     return path
 
 
-def check_replaced(paths: list[Path], metrics: list[str]) -> None:
-    """ValueError where a new result would overwrite one with metrics that it lacks."""
+def check_replaced(paths: list[Path], about: dict) -> None:
+    """ValueError where a new result, of these settings, would overwrite one with metrics that it lacks."""
     for path in filter(Path.exists, paths):
-        if lost := [name for name in read(path)["metrics"] if name not in metrics]:
+        old = read(path)
+        if lost := [name for name in old["metrics"] if name not in about["metrics"]]:
             words = " ".join(lost)
             raise ValueError(f"{path}: its {words} would be lost; add --metrics {words}, or give another --out")
+        if "lpips" in old["metrics"] and lpips_hashes(old) != lpips_hashes(about):
+            raise ValueError(f"{path}: its LPIPS, by other weights, would be lost; give another --out")
+
+
+def lpips_hashes(about: dict) -> list[str]:
+    """The hashes of LPIPS's weights, whatever files they came in: with others it is another metric."""
+    return sorted(sum(about.get("lpips_weights", {}).values(), []))
 
 
 def device_name(device: torch.device, threads: bool = False) -> str:

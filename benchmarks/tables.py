@@ -95,8 +95,8 @@ def footing(result: dict, split: str, metric: str = "psnr") -> str:
     if result["other_scale"] or average["full"] != average["cases"]:
         # Where nothing is published, the scale is the model's own choice.
         words += [average["full"] and result["other_scale"], result["cases_sha256"], average["left_out"]]
-    if metric == "lpips":  # as many metrics as there are weights; which files they came in does not matter
-        words += ["LPIPS", *sorted(sum(result.get("lpips_weights", {}).values(), []))]
+    if metric == "lpips":
+        words += ["LPIPS", *store.lpips_hashes(result)]
     return " ".join(map(str, words))
 
 

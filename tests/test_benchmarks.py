@@ -190,6 +190,13 @@ def test_extra_metrics_stand_in_the_table(vimeo, tmp_path, typed):
     assert list(got["lpips_weights"]) == ["lpips.pth"]
     assert got["lpips_weights"]["lpips.pth"] == [hashlib.sha256(path.read_bytes()).hexdigest() for path in parts]
     assert got["average"]["test"]["warp"] == pytest.approx(moving["warp"][0] / 2)
+    torch.save({name: value / 2 for name, value in lines.items()}, parts[1])
+    done = score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path, *words, "--lpips_weights", *parts)
+    assert done.status == 2 and "its LPIPS, by other weights, would be lost; give another --out" in done.err
+    assert result(tmp_path, "Vimeo90K-repeat-first2") == got
+    torch.save(lines, parts[1])
+    parts = [path.rename(path.with_name("renamed.pth")) for path in parts]
+    assert score(typed, Vimeo90K.BENCHMARK, vimeo, tmp_path, *words, "--lpips_weights", *parts).status == 0
 
 
 def test_saved_frames_are_the_predictions(vimeo, tmp_path, typed):
