@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import formula_weights
+from PIL import Image
 from processes import begin, run_ranks
 from training_runs import rows
 
@@ -211,6 +212,24 @@ def test_labels_of_frames_that_have_another_size_by_now_are_made_again(script, d
     assert script("--teacher", "dis") == 0
     assert "4 triplets had their flow, 1 were made" in capsys.readouterr().out
     np.testing.assert_array_equal(label(data, NAMES[0]), label(data, NAMES[3]))
+
+
+@pytest.mark.parametrize("turned_first", [True, False])
+def test_labels_have_the_size_of_frames_that_exif_data_turn(script, data, capsys, turned_first):
+    """PNG hold such data, too: labels are kept where frames were turned before, and made again where only now."""
+    if not turned_first:
+        assert script("--teacher", "dis") == 0
+    exif = Image.Exif()
+    exif[274] = 6  # to be shown turned by a quarter
+    for k in (1, 2, 3):
+        path = data / f"sequences/{NAMES[0]}/im{k}.png"
+        Image.open(path).save(path, exif=exif)
+    size = io.read_image(data / f"sequences/{NAMES[0]}/im1.png").shape[:2]
+    assert script("--teacher", "dis") == 0
+    capsys.readouterr()
+    assert label(data, NAMES[0]).shape[:2] == size
+    assert script("--teacher", "dis") == 0
+    assert "5 triplets had their flow, 0 were made" in capsys.readouterr().out
 
 
 def test_what_failed_before_its_first_label_binds_nobody(script, data):

@@ -169,8 +169,8 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def read_image(path: str | Path, deep: bool = False) -> np.ndarray:
-    """A picture as RGB uint8 (H, W, 3); grey becomes RGB, a JPEG's orientation is applied. deep: as uint16, from 0 to
-    65535.
+    """A picture as RGB uint8 (H, W, 3); grey becomes RGB, and it is turned as its Exif data say. deep: as uint16, from
+    0 to 65535.
 
     Transparency is dropped, and, unless `deep`, more than 8 bits per colour become 8; a warning names the first such
     picture of a run.
@@ -211,12 +211,14 @@ def read_unchanged(path: str | Path) -> np.ndarray:
 
 
 def png_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) of a PNG file, from its header alone. ValueError where it is not one."""
-    with open(path, "rb") as file:
-        head = file.read(24)
-    if not head.startswith(PNG) or len(head) < 24:
+    """(height, width) that `read_image` gives a PNG file, decoded only where Exif data may turn it. ValueError where it
+    is not one."""
+    data = read_bytes(path)
+    if not data.startswith(PNG) or len(data) < 24:
         raise _damaged(Path(path))
-    width, height = struct.unpack_from(">II", head, 16)
+    if b"eXIf" in data:
+        return read_image(path).shape[:2]
+    width, height = struct.unpack_from(">II", data, 16)
     return height, width
 
 
