@@ -59,6 +59,19 @@ def test_a_run_gone_on_with_at_its_beginning_keeps_what_was_recorded_there(tmp_p
     assert not rows(tmp_path)
 
 
+def test_a_validation_that_a_killed_run_recorded_is_not_recorded_twice(tmp_path):
+    """Its checkpoint was saved before it, and a resumed run validates again."""
+    first = Journal(tmp_path)
+    first.numbers(5, {"loss": 1.0})
+    first.numbers(5, {"psnr": 30.0})  # and then it was killed
+    again = Journal(tmp_path, start=5)
+    again.numbers(5, {"psnr": 30.0})
+    again.numbers(6, {"psnr": 30.0})
+    for journal in (first, again):
+        journal.close()
+    assert [(row["iteration"], row["psnr"]) for row in rows(tmp_path)] == [("5", ""), ("5", "30"), ("6", "30")]
+
+
 def test_a_line_that_a_full_disk_cut_costs_that_line_alone(tmp_path):
     journal = Journal(tmp_path)
     for iteration in (1, 2):
