@@ -5,9 +5,11 @@ import io
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import ROOT
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_runs import rows
 
 from utils.journal import Journal
@@ -57,6 +59,18 @@ def test_a_run_gone_on_with_at_its_beginning_keeps_what_was_recorded_there(tmp_p
     assert [row["iteration"] for row in rows(tmp_path)] == ["0"]
     Journal(tmp_path).close()
     assert not rows(tmp_path)
+
+
+def test_curves_hold_nothing_of_a_run_that_was_killed_before_its_first_checkpoint(tmp_path):
+    for lost in (1.0, 2.0):  # the second run begins anew
+        journal = Journal(tmp_path)
+        for iteration in (0, 1, 2):
+            journal.numbers(iteration, {"loss": lost})
+        journal.close()
+        time.sleep(1.1)  # the seconds in the names of its files tell their order
+    found = EventAccumulator(str(tmp_path)).Reload().Scalars("loss")
+    assert [(point.step, point.value) for point in found] == [(0, 2), (1, 2), (2, 2)]
+    assert [(row["iteration"], row["loss"]) for row in rows(tmp_path)] == [("0", "2"), ("1", "2"), ("2", "2")]
 
 
 def test_a_validation_that_a_killed_run_recorded_is_not_recorded_twice(tmp_path):

@@ -31,7 +31,7 @@ class Journal:
         io.clear_left(self.folder / METRICS)
         self.columns, self.rows = ([], []) if start is None else self._until(start)
         self._rewrite()
-        self.board = SummaryWriter(self.folder, purge_step=None if start is None else start + 1)
+        self.board = SummaryWriter(self.folder, purge_step=0 if start is None else start + 1)
         self.bar = tqdm(total=total, initial=start or 0, unit="it", dynamic_ncols=True, disable=not sys.stderr.isatty())
 
     def say(self, line: str) -> None:
