@@ -6,9 +6,10 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, files_up_to
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_runs import rows
 
@@ -59,6 +60,25 @@ def test_a_run_gone_on_with_at_its_beginning_keeps_what_was_recorded_there(tmp_p
     assert [row["iteration"] for row in rows(tmp_path)] == ["0"]
     Journal(tmp_path).close()
     assert not rows(tmp_path)
+
+
+def test_a_disk_that_is_full_for_a_while_costs_curves_that_while_alone(tmp_path, capfd):
+    journal = Journal(tmp_path)
+    journal.numbers(1, {"loss": 1.0})
+    journal.board.flush()
+    (events,) = tmp_path.glob("events*")
+    with files_up_to(events.stat().st_size + 10):
+        journal.numbers(2, {"loss": 1.0})
+        with suppress(OSError):
+            journal.board.flush()
+    for iteration in (3, 4, 5):
+        journal.numbers(iteration, {"loss": 1.0})
+    journal.close()
+    said = "".join(capfd.readouterr())
+    assert said.count("\n") == said.count("not everything printed here can be written to the log") == 1
+    assert [row["iteration"] for row in rows(tmp_path)] == ["1", "2", "3", "4", "5"]
+    points = EventAccumulator(str(tmp_path)).Reload().Scalars("loss")
+    assert [point.step for point in points] == [1, 4, 5]  # a thread wrote the second, and the third told of it
 
 
 def test_curves_hold_nothing_of_a_run_that_was_killed_before_its_first_checkpoint(tmp_path):

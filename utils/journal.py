@@ -2,9 +2,11 @@
 
 import csv
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +33,9 @@ class Journal:
         io.clear_left(self.folder / METRICS)
         self.columns, self.rows = ([], []) if start is None else self._until(start)
         self._rewrite()
-        self.board = SummaryWriter(self.folder, purge_step=0 if start is None else start + 1)
+        self.open_board = partial(SummaryWriter, self.folder)
+        self.board = self.open_board(purge_step=0 if start is None else start + 1)
+        self.usual, threading.excepthook = threading.excepthook, self._at_end_of_thread
         self.bar = tqdm(total=total, initial=start or 0, unit="it", dynamic_ncols=True, disable=not sys.stderr.isatty())
 
     def say(self, line: str) -> None:
@@ -61,14 +65,15 @@ class Journal:
             elif not again:
                 with open(self.folder / METRICS, "a", newline="") as file:
                     csv.DictWriter(file, self.columns).writerow(row)
-            for name, value in values.items():
-                self.board.add_scalar(name, value, iteration)
+            with self._writer() as board:
+                for name, value in values.items():
+                    board.add_scalar(name, value, iteration)
 
     def pictures(self, iteration: int, images: dict[str, np.ndarray]) -> None:
         """RGB uint8 (H, W, 3) by name, to TensorBoard."""
-        with self._forgiving():
+        with self._forgiving(), self._writer() as board:
             for name, image in images.items():
-                self.board.add_image(name, image, iteration, dataformats="HWC")
+                board.add_image(name, image, iteration, dataformats="HWC")
 
     def tick(self) -> None:
         self.bar.update()
@@ -77,6 +82,22 @@ class Journal:
         self.bar.close()
         with self._forgiving():
             self.board.close()
+        threading.excepthook = self.usual
+
+    @contextmanager
+    def _writer(self) -> Iterator:
+        """TensorBoard's writer. One that met a full disk takes no more points, even if there is room again: a new one
+        follows it."""
+        try:
+            yield self.board
+        except OSError:
+            self.board = self.open_board()
+            raise
+
+    def _at_end_of_thread(self, how: threading.ExceptHookArgs) -> None:
+        """TensorBoard's thread ends at a full disk; its error is raised again, and told, with the next point."""
+        if not (isinstance(how.exc_value, OSError) and type(how.thread).__module__.startswith("tensorboard")):
+            self.usual(how)
 
     @contextmanager
     def _forgiving(self) -> Iterator[None]:
