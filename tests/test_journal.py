@@ -5,6 +5,7 @@ import io
 import os
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 
@@ -79,6 +80,15 @@ def test_a_disk_that_is_full_for_a_while_costs_curves_that_while_alone(tmp_path,
     assert [row["iteration"] for row in rows(tmp_path)] == ["1", "2", "3", "4", "5"]
     points = EventAccumulator(str(tmp_path)).Reload().Scalars("loss")
     assert [point.step for point in points] == [1, 4, 5]  # a thread wrote the second, and the third told of it
+
+
+def test_a_disk_that_is_full_from_the_beginning_is_named(tmp_path, capfd):
+    with files_up_to(0), pytest.raises(OSError, match=f"File too large: '{tmp_path}'"):
+        Journal(tmp_path)
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith("tensorboard"):
+            thread.join()
+    assert not "".join(capfd.readouterr())
 
 
 def test_curves_hold_nothing_of_a_run_that_was_killed_before_its_first_checkpoint(tmp_path):
