@@ -97,7 +97,7 @@ def test_curves_hold_nothing_of_a_run_that_was_killed_before_its_first_checkpoin
         for iteration in (0, 1, 2):
             journal.numbers(iteration, {"loss": lost})
         journal.close()
-        time.sleep(1.1)  # the seconds in the names of its files tell their order
+        time.sleep(1.1)  # the seconds in the names of the files tell their order
     found = EventAccumulator(str(tmp_path)).Reload().Scalars("loss")
     assert [(point.step, point.value) for point in found] == [(0, 2), (1, 2), (2, 2)]
     assert [(row["iteration"], row["loss"]) for row in rows(tmp_path)] == [("0", "2"), ("1", "2"), ("2", "2")]
@@ -108,12 +108,15 @@ def test_a_validation_that_a_killed_run_recorded_is_not_recorded_twice(tmp_path)
     first = Journal(tmp_path)
     first.numbers(5, {"loss": 1.0})
     first.numbers(5, {"psnr": 30.0})  # and then it was killed
+    time.sleep(1.1)  # the seconds in the names of the files tell their order
     again = Journal(tmp_path, start=5)
     again.numbers(5, {"psnr": 30.0})
     again.numbers(6, {"psnr": 30.0})
     for journal in (first, again):
         journal.close()
     assert [(row["iteration"], row["psnr"]) for row in rows(tmp_path)] == [("5", ""), ("5", "30"), ("6", "30")]
+    points = EventAccumulator(str(tmp_path)).Reload().Scalars("psnr")
+    assert [point.step for point in points] == [5, 6]
 
 
 def test_a_line_that_a_full_disk_cut_costs_that_line_alone(tmp_path):

@@ -53,19 +53,17 @@ class Journal:
             log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}\n")
 
     def numbers(self, iteration: int, values: dict[str, float]) -> None:
-        """A row of metrics.csv, unless it is the last one there, and a point of every curve.
-
-        A run that is killed between a validation and the next checkpoint validates again when it is resumed.
-        """
+        """A row of metrics.csv, and a point of every curve."""
         row = {"iteration": str(iteration), **{name: f"{value:.6g}" for name, value in values.items()}}
+        if self.rows and row.items() <= self.rows[-1].items():
+            return  # of a validation after which a run was killed, before the next checkpoint: it is made again
         new = [name for name in row if name not in self.columns]
-        again = bool(self.rows) and row.items() <= self.rows[-1].items()
-        self.rows += [] if again else [row]
+        self.rows.append(row)
         self.columns += new
         with self._forgiving():
             if new:
                 self._rewrite()
-            elif not again:
+            else:
                 with open(self.folder / METRICS, "a", newline="") as file:
                     csv.DictWriter(file, self.columns).writerow(row)
             with self._writer() as board:
