@@ -224,6 +224,8 @@ def main(args: argparse.Namespace) -> None:
             raise ValueError(f"--speed {args.speed:g}: too slow to validate on; give {synthetic.LEAST_SPEED} or more")
         why = "is about footage; give --clips, the folder of the footage"
         cli.refuse(args, parser(), ("val_clips", "real", "clip_flow"), why)
+    if args.real == 0 or {"dis", "flow"} <= set(args.without):
+        cli.refuse(args, parser(), ("clip_flow",), "has no effect with --real 0 or --without dis flow; leave it out")
     with distributed.ranks(args) as device, runs.opened(args) as (folder, content):
         run(args, plan, folder, device, content)
 
@@ -284,6 +286,11 @@ def train(
     small = sorted(clip.name for clip in clips_of(data.footage) if clip.short_side < stage.crop)
     if small:
         distributed.say(f"crop {stage.crop}: {len(small)} clips are smaller and left out: {', '.join(small)}")
+    size = batch_size(args, stage.crop)
+    if data.footage and args.real > 0 and not round(args.real * size):
+        distributed.say(
+            f"crop {stage.crop}: no footage, as --real {args.real:g} of {size} samples is less than half of one"
+        )
     recipe = Recipe(
         minutes=args.minutes * stage.end,
         eval_every=args.eval_iterations,

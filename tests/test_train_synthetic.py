@@ -220,6 +220,27 @@ def test_what_is_asked_of_footage_wants_footage(typed, tmp_path, words):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("words", ["--real 0", "--without dis flow"])
+def test_flow_of_footage_that_nothing_uses_is_refused(typed, tmp_path, words):
+    options = [*words.split(), "--clip_flow", "dis", "--clips", tmp_path, "--log_path", tmp_path / "run"]
+    status, _, error = typed(script.main, script.parser(), *options, "--device", "cpu")
+    assert status == 2 and "--clip_flow dis: has no effect with --real 0 or --without dis flow" in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("share", [0.2, 0.3])
+def test_a_share_of_footage_that_rounds_to_none_is_told(material, small_network, tmp_path, monkeypatch, capsys, share):
+    monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(script, "read_material", lambda args: material)
+    for name in ("a", "b"):
+        write_folder(tmp_path / "clips" / name, clip(name).frames)
+    words = f"--clips {tmp_path / 'clips'} --crops 48 --crop_ends 1 --batch_size 1 --real {share} --workers 0"
+    words += f" --minutes 0.001 --log_path {tmp_path} --device cpu --model_name IFRNet_XS"
+    script.main(script.parser().parse_args(words.split()))
+    told = "crop 48: no footage, as --real 0.2 of 2 samples is less than half of one" in capsys.readouterr().out
+    assert told == (share == 0.2)
+
+
 def test_one_clip_is_not_enough_to_train_and_validate_on(tmp_path, monkeypatch):
     monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
     write_folder(tmp_path / "clips" / "a", clip("a").frames)
