@@ -17,8 +17,8 @@ from conftest import ROOT
 from processes import begin
 from torch.utils.data import Dataset, IterableDataset
 
-from utils import cli, distributed
-from utils.batches import Order, default_workers, load, stream
+from utils import batches, cli, distributed
+from utils.batches import Order, begin_worker, default_workers, load, stream
 
 
 def steps(count, **kwargs):
@@ -125,6 +125,36 @@ class Settings(Dataset):
 def test_a_reading_process_takes_one_thread_and_leaves_signals_to_the_run():
     (told,) = load(Settings(), [[0]], workers=1, collate=tuple)
     assert told == ((1, *[True] * len(cli.STOPPING)),)
+
+
+def begin_late(number):
+    os.kill(os.getpid(), signal.SIGTERM)  # here PyTorch's handler would end the process
+    begin_worker(number)
+
+
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="it inherits nothing from its run")
+def test_a_signal_to_a_reading_process_that_is_about_to_begin_is_left_to_the_run(monkeypatch):
+    monkeypatch.setattr(batches, "begin_worker", begin_late)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert len(list(load(Settings(), [[0], [1]], workers=1, collate=tuple))) == 2
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
+def test_a_signal_while_reading_processes_end_interrupts_once_they_have(monkeypatch):
+    kind = torch.utils.data.dataloader._MultiProcessingDataLoaderIter
+    usual = kind._shutdown_workers
+
+    def shut_down(iterator):
+        os.kill(os.getpid(), signal.SIGTERM)
+        usual(iterator)
+
+    read = load(Settings(), [[0], [1]], workers=1, collate=tuple)
+    next(read)
+    (process,) = multiprocessing.active_children()
+    monkeypatch.setattr(kind, "_shutdown_workers", shut_down)
+    with cli.stopped_as_interrupted(), pytest.raises(KeyboardInterrupt):
+        read.close()
+    assert not process.is_alive()
 
 
 class Missing(Dataset):

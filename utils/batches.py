@@ -8,7 +8,8 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
 from multiprocessing.util import Finalize
 from typing import TypeVar
@@ -134,7 +135,7 @@ def _received(dataset: Dataset, workers: int, pin: bool, ahead: int, **options) 
     )
     if workers:
         _kill_at_exit(os.getpid())
-    with cli.undisturbed():
+    with cli.undisturbed(), _held_back(cli.STOPPING):
         iterator = iter(loader)
     processes = multiprocessing.active_children()
     try:
@@ -153,7 +154,22 @@ def _received(dataset: Dataset, workers: int, pin: bool, ahead: int, **options) 
                 raise batch
             yield batch
     finally:
-        del iterator  # ends the processes, even where an exception's traceback still holds this frame
+        with cli.undisturbed():  # an interrupt in a destructor would be printed, and lost
+            del iterator  # ends the processes, even where an exception's traceback still holds this frame
+
+
+@contextmanager
+def _held_back(kinds: Sequence[signal.Signals]) -> Iterator[None]:
+    """Signals come at the end of the block, and never to a process that is forked in it: a reading process would be
+    ended by SIGTERM between PyTorch's handler and `begin_worker`, and its run with it, in place of being saved."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, kinds)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Guarded(Dataset):
