@@ -115,9 +115,9 @@ def fit(
                 _say(journal, f"nothing to do at iteration {begun}: the run to resume has reached its end")
         saves.save()
     finally:
-        stream.close()  # ends the reading processes, even if an exception still holds this frame
         if journal:
             journal.close()
+        stream.close()  # ends the reading processes, even if an exception still holds this frame
     return state
 
 
