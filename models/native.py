@@ -71,7 +71,9 @@ def build(dtype: torch.dtype) -> Path:
     nothing can be written there, kept until the process ends. OSError if no compiler can build it."""
     compiler = find_compiler()
     command = [*compiler, *FLAGS, *DEFINES[dtype]]
-    run = partial(subprocess.run, capture_output=True, text=True, errors="replace", check=True)
+    # In a session of its own: a signal to all of a training, which ends after its step, must not end the compiler.
+    apart = {"start_new_session": True, "capture_output": True, "text": True, "errors": "replace", "check": True}
+    run = partial(subprocess.run, **apart)
     kept = None
     try:
         # The predefined macros tell the compiler's version and the processor's instructions, so that a library built

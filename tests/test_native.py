@@ -1,12 +1,15 @@
 """Training with native.c: PyTorch's gradients, in any layout, on any number of threads; and training without it."""
 
 import copy
+import os
+import subprocess
+import sys
 import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import triton_kernels
+from conftest import ROOT, triton_kernels
 from torch import nn
 
 import models
@@ -46,6 +49,25 @@ def test_a_compiler_may_complain_in_any_coding(monkeypatch, tmp_path):
     monkeypatch.setenv("CC", str(compiler))
     with pytest.raises(OSError, match="cc cannot build native.c and winograd.c: . is no letter of UTF-8"):
         native.build(torch.float32)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no process groups")
+def test_a_signal_to_all_of_a_run_does_not_end_its_compiler(tmp_path):
+    """A run that ends after its step, for a signal of the launcher or terminal, must not have taken it another way."""
+    compiler = tmp_path / "cc"
+    compiler.write_text(f'#!/bin/sh\nkill -TERM -$RUN\nsleep 0.1\nexec {" ".join(native.find_compiler())} "$@"\n')
+    compiler.chmod(0o755)
+    code = """
+import os, signal, torch
+from models import native
+os.environ["RUN"] = str(os.getpid())
+signal.signal(signal.SIGTERM, lambda *_: print("signalled"))
+print(native.build(torch.float32).is_file())
+"""
+    environment = os.environ | {"CC": str(compiler), "TORCH_EXTENSIONS_DIR": str(tmp_path)}
+    run = [sys.executable, "-c", code]
+    said = subprocess.run(run, cwd=ROOT, env=environment, start_new_session=True, capture_output=True, text=True)
+    assert said.stdout.split() == ["signalled", "signalled", "True"], said.stderr
 
 
 @pytest.fixture(autouse=True)
