@@ -32,7 +32,7 @@ TRAIN_LISTS, TEST_LISTS = (tuple(f"{of}_{part}list.txt" for of in ("sep", "tri")
 SEQUENCES = "sequences"  # the folder of all of Vimeo90K's
 CACHE = Path(__file__).resolve().parent.parent / "data" / "clips_cache"
 COPIED = 64  # frames copied to a device at a time
-VERSION = 6  # of decoding and the search for breaks, in the names of cached files: raise it when one changes
+VERSION = 7  # of decoding and the search for breaks, in the names of cached files: raise it when one changes
 
 
 class Frames:
@@ -376,11 +376,13 @@ def _decode(path: Path, times: list) -> Iterator[np.ndarray]:
 def _decode_video(path: Path, times: list) -> Iterator[np.ndarray]:
     from utils import containers  # here, because other data sets do not need PyAV
 
+    sides = None
     with containers.opened(path) as container:
         for packet in containers.packets(container, containers.video_stream(container, path)):
             for frame in packet.decode():
                 times.append(frame.pts)
-                yield _upright(frame.to_ndarray(format="rgb24"), *containers.upright_sides(frame))
+                sides = sides or containers.upright_sides(frame)  # of the first: H.264 may tell it of keyframes alone
+                yield _upright(frame.to_ndarray(format="rgb24"), *sides)
         if containers.tells_decoding(container, times):
             times.clear()
 

@@ -5,6 +5,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from av.bitstream import BitStreamFilterContext
 from video_files import HEIGHT, WIDTH, decode, encode, moving, planes, run
 
 from datasets import clips
@@ -174,6 +175,24 @@ def test_footage_to_train_on_and_to_score_is_turned_as_a_video_is(tmp_path, matr
     source = with_matrix(tmp_path / "in.mp4", *matrix)
     (clip,) = clips.open_clips(tmp_path, cache=tmp_path / "cache")
     assert all((upright(a) == b).all() for a, b in zip(decode(source)[1], clip.frames[:], strict=True))
+
+
+def test_footage_of_which_only_the_keyframes_say_how_to_turn_it_is_turned_as_a_whole(tmp_path):
+    """H.264 has a message of its own for that, which PyAV gives with the frames that it precedes."""
+    source, turned = encode(tmp_path / "in.mp4", moving(9), g="4"), tmp_path / "turned" / "in.mp4"
+    turned.parent.mkdir()
+    with av.open(str(source)) as container, av.open(str(turned), "w") as output:
+        stream = container.streams.video[0]
+        copy = output.add_stream_from_template(stream)
+        message = BitStreamFilterContext("h264_metadata=display_orientation=insert:rotate=180", stream)
+        for packet in container.demux(stream):
+            for marked in message.filter(packet) if packet.size else ():
+                marked.stream = copy
+                output.mux(marked)
+    with av.open(str(turned)) as container:
+        assert {abs(frame.rotation) for frame in container.decode(video=0)} == {0, 180}
+    (clip,) = clips.open_clips(turned.parent, cache=tmp_path / "cache")
+    assert all((a[::-1, ::-1] == b).all() for a, b in zip(decode(source)[1], clip.frames[:], strict=True))
 
 
 @pytest.mark.skipif(not hasattr(av.VideoStream, "set_display_rotation"), reason="this PyAV writes no rotation")
