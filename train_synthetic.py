@@ -289,7 +289,7 @@ def train(
     size = batch_size(args, stage.crop)
     if data.footage and args.real > 0 and not round(args.real * size):
         distributed.say(
-            f"crop {stage.crop}: no footage, as --real {args.real:g} of {size} samples is less than half of one"
+            f"crop {stage.crop}: no footage, as --real {args.real:g} of {size} samples is no more than half of one"
         )
     recipe = Recipe(
         minutes=args.minutes * stage.end,

@@ -228,7 +228,7 @@ def test_flow_of_footage_that_nothing_uses_is_refused(typed, tmp_path, words):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("share", [0.2, 0.3])
+@pytest.mark.parametrize("share", [0.25, 0.3])
 def test_a_share_of_footage_that_rounds_to_none_is_told(material, small_network, tmp_path, monkeypatch, capsys, share):
     monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(script, "read_material", lambda args: material)
@@ -237,8 +237,8 @@ def test_a_share_of_footage_that_rounds_to_none_is_told(material, small_network,
     words = f"--clips {tmp_path / 'clips'} --crops 48 --crop_ends 1 --batch_size 1 --real {share} --workers 0"
     words += f" --minutes 0.001 --log_path {tmp_path} --device cpu --model_name IFRNet_XS"
     script.main(script.parser().parse_args(words.split()))
-    told = "crop 48: no footage, as --real 0.2 of 2 samples is less than half of one" in capsys.readouterr().out
-    assert told == (share == 0.2)
+    told = "crop 48: no footage, as --real 0.25 of 2 samples is no more than half of one" in capsys.readouterr().out
+    assert told == (share == 0.25)
 
 
 def test_one_clip_is_not_enough_to_train_and_validate_on(tmp_path, monkeypatch):
