@@ -18,7 +18,7 @@ import models
 import train_gopro
 import train_vimeo90k
 from datasets import gopro
-from utils import batches, checkpoint, epochs, meter, step, training
+from utils import batches, checkpoint, cli, epochs, meter, step, training
 from utils.step import OPTIMIZERS, Recipe, State
 from utils.training import cosine, fit
 
@@ -138,7 +138,7 @@ def test_signals_are_the_processes_own_again_after_a_run(tmp_path):
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-@pytest.mark.parametrize("kind", [signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("kind", [kind for kind in cli.STOPPING if kind.name in ("SIGHUP", "SIGINT")])
 def test_a_signal_that_is_ignored_as_under_nohup_or_in_the_background_stays_so(kind, tmp_path):
     def sending(start):
         for iteration in itertools.count(start):
