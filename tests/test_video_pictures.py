@@ -86,6 +86,76 @@ def test_colours_are_those_of_the_standard_to_one_level(tmp_path, matrix, extent
     assert np.abs(got[1::2] - (levels[:-1] + levels[1:]) / 2).max() <= 1.5
 
 
+def store(path, frames, pix_fmt, extent=None, codec="ffv1"):
+    """A file of frames whose bytes are given, for each a list of its planes' rows."""
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream(codec, rate=25)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, pix_fmt
+        if extent:
+            stream.codec_context.colorspace, stream.codec_context.color_range = 6, extent
+        for number, planes in enumerate(frames):
+            frame = av.VideoFrame(WIDTH, HEIGHT, pix_fmt)
+            for plane, rows in zip(frame.planes, planes, strict=True):
+                rows = rows.reshape(plane.height, -1).view(np.uint8)
+                plane.update(np.pad(rows, ((0, 0), (0, plane.line_size - rows.shape[1]))))
+            frame.pts = number
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("pix_fmt, top", [("rgb555be", 31), ("rgb565be", 63)])
+def test_rgb_of_sixteen_bits_a_pixel_has_its_colours(tmp_path, pix_fmt, top):
+    """As of old screen recordings in QuickTime. FFmpeg takes the two bytes of a pixel in the wrong order."""
+    red, green, blue = np.random.default_rng(0).integers(0, (32, top + 1, 32), (HEIGHT, WIDTH, 3)).transpose(2, 0, 1)
+    words = ((red * (top + 1) + green) * 32 + blue).astype(">u2")
+    source = store(tmp_path / "in.mov", [[words]] * 2, pix_fmt, codec="rawvideo")
+    exact = np.stack([red / 31, green / top, blue / 31], -1) * 255
+    assert video.open_source(str(source)).pix_fmt == pix_fmt[:-2] + "le"
+    for frame in video.open_source(str(source)).frames():
+        assert np.abs(frame.image - exact).max() <= 1
+    run(source, tmp_path / "out", "--cuts", "no")
+    assert np.abs(io.read_image(tmp_path / "out" / "00000001.png") - exact).max() <= 1
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv410p", "yuv411p", "yuv440p", "yuv440p10le"])
+def test_the_lossless_codec_keeps_all_kinds_of_chroma(tmp_path, pix_fmt):
+    """As of DV, which has 4:1:1."""
+    source = encode(tmp_path / "in.mkv", moving(3), codec="ffv1", pix_fmt=pix_fmt)
+    run(source, tmp_path / "out.mkv", "--codec", "ffv1", "--cuts", "no")
+    before, after = planes(source), planes(tmp_path / "out.mkv")
+    assert len(after) == 5 and all((a == b).all() for a, b in zip(before, after[::2]))
+
+
+@pytest.mark.parametrize(
+    "name, pix_fmt, made",
+    [("in.mov", "uyvy422", "yuv422p"), ("in.mov", "yuyv422", "yuv422p"), ("in.avi", "nv12", "yuv420p")],
+)
+def test_frames_of_cameras_and_capture_cards_are_kept_by_the_lossless_codec(tmp_path, capsys, name, pix_fmt, made):
+    """Their values are interleaved, no codec's are."""
+    rng, given = np.random.default_rng(0), []
+    for _ in range(3):
+        y = rng.integers(16, 236, (HEIGHT, WIDTH), np.uint8)
+        u, v = rng.integers(16, 241, (2, HEIGHT // (1 + (made == "yuv420p")), WIDTH // 2), np.uint8)
+        given.append((y, u, v))
+    order = {
+        "uyvy422": lambda y, u, v: [u, y[:, ::2], v, y[:, 1::2]],
+        "yuyv422": lambda y, u, v: [y[:, ::2], u, y[:, 1::2], v],
+    }
+    if pix_fmt == "nv12":
+        frames = [[y, np.stack([u, v], -1)] for y, u, v in given]
+    else:
+        frames = [[np.stack(order[pix_fmt](*each), -1)] for each in given]
+    source = store(tmp_path / name, frames, pix_fmt, codec="rawvideo")
+    run(source, tmp_path / "out.mkv", "--codec", "ffv1", "--cuts", "no")
+    with av.open(str(tmp_path / "out.mkv")) as container:
+        assert container.streams.video[0].pix_fmt == made
+    for each, samples in zip(given, planes(tmp_path / "out.mkv")[::2], strict=True):
+        assert (np.concatenate([plane.ravel() for plane in each]) == samples).all()
+    run(source, tmp_path / "out.mp4", "--cuts", "no")
+    assert (f"chroma of 4:2:2 ({made}), reduced to 4:2:0" in capsys.readouterr().err) == (made == "yuv422p")
+
+
 @pytest.mark.parametrize("extent", [0, 1, 2])
 @pytest.mark.parametrize("pix_fmt", ["gray", "gray10le"])
 @pytest.mark.parametrize("name", ["out.mkv", "again.mkv"])
@@ -298,6 +368,9 @@ def test_the_shape_of_pixels_survives_or_is_told_to_be_lost(tmp_path, capfd, nam
         ("gbrp12le", "gbrp10le", "yuv420p"),
         ("rgb24", "bgr0", "yuv420p"),
         ("pal8", "bgr0", "yuv420p"),
+        ("yuv411p", "yuv411p", "yuv411p"),
+        ("yuv410p", "yuv410p", "yuv420p"),
+        ("yuv440p10le", "yuv440p10le", "yuv420p"),
     ],
 )
 def test_chroma_is_kept_where_nothing_is_lost_and_only_there(keep, lossless, raw):
@@ -306,7 +379,9 @@ def test_chroma_is_kept_where_nothing_is_lost_and_only_there(keep, lossless, raw
     assert [form.stored for form in made] == [(63, 47), (63, 47), (64, 48)]
 
 
-@pytest.mark.parametrize("pix_fmt, name", [("yuv444p", "4:4:4"), ("yuv422p10le", "4:2:2"), ("yuv420p", None)])
+@pytest.mark.parametrize(
+    "pix_fmt, name", [("yuv444p", "4:4:4"), ("yuv422p10le", "4:2:2"), ("yuv411p", "4:1:1"), ("yuv420p", None)]
+)
 def test_chroma_that_is_reduced_is_told(tmp_path, capsys, pix_fmt, name):
     source = encode(tmp_path / "in.mkv", moving(3), codec="ffv1", pix_fmt=pix_fmt)
     told = f"in.mkv: chroma of {name} ({pix_fmt}), reduced to 4:2:0"

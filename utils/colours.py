@@ -22,6 +22,7 @@ RGB, BT709, BT601 = 0, 1, 5
 MATRICES = {BT709, 4, 7, 9}  # those with a conversion of their own: also FCC, SMPTE 240M, BT.2020
 LARGEST_SD = 576  # rows up to which an unspecified matrix is BT.601, as players assume
 GREY = re.compile(r"^gray(?=$|\d+[lb]e$)")  # formats without chroma, of any depth
+SWAPPED = re.compile(r"(rgb|bgr)5[56]5be")  # RGB of 16 bits a pixel, as in QuickTime
 
 
 class Colour(NamedTuple):
@@ -68,10 +69,10 @@ def to_ffmpeg(image: np.ndarray) -> np.ndarray:
     return image - (image >> 8)
 
 
-def with_chroma(frame: av.VideoFrame, colour: Colour, reformatter: VideoReformatter) -> av.VideoFrame:
-    """Grey of the limited range as YUV of the same luma, other frames as they are: FFmpeg converts all grey as if it
-    were of the full range."""
-    name = chroma_format(frame.format.name, colour)
+def plain(frame: av.VideoFrame, colour: Colour, reformatter: VideoReformatter) -> av.VideoFrame:
+    """A frame in a format that FFmpeg converts rightly, and codecs hold, with the same values. Grey of the limited
+    range becomes YUV: FFmpeg converts all grey as if it were of the full range."""
+    name = plain_format(frame.format.name, colour)
     if name == frame.format.name:
         return frame
     # Grey has no matrix, but with another one than FFmpeg's default its levels of 10 bits change, by up to three.
@@ -80,9 +81,18 @@ def with_chroma(frame: av.VideoFrame, colour: Colour, reformatter: VideoReformat
     return reformatter.reformat(frame, format=name, threads=THREADS, **same)
 
 
-def chroma_format(name: str, colour: Colour) -> str:
-    """The format that `with_chroma` gives for one."""
-    return GREY.sub("yuv420p", name) if colour.range == LIMITED else name
+def plain_format(name: str, colour: Colour) -> str:
+    """The format that `plain` gives for one."""
+    if GREY.match(name):
+        return GREY.sub("yuv420p", name) if colour.range == LIMITED else name
+    if SWAPPED.fullmatch(name):  # FFmpeg makes other colours of them
+        return name[:-2] + "le"
+    form = av.VideoFormat(name, 8, 8)
+    parts = form.components
+    if name.startswith(("yuv", "xyz")) or form.is_rgb or form.has_palette or len(parts) < 3:
+        return name
+    chroma = {(4, 4): 420, (4, 8): 422, (8, 8): 444, (2, 8): 411}[parts[1].width, parts[1].height]
+    return f"yuv{chroma}p" + f"{parts[0].bits}le" * (parts[0].bits > 8)  # planes, in place of interleaved values
 
 
 def is_rgb(frame: av.VideoFrame) -> bool:

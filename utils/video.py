@@ -22,7 +22,7 @@ from av.filter import Graph
 from av.video.reformatter import VideoReformatter
 
 from . import fields, io
-from .colours import DEEP, FULL, RGB, SHALLOW, Colour, chroma_format, is_rgb, to_rgb, with_chroma
+from .colours import DEEP, FULL, RGB, SHALLOW, Colour, is_rgb, plain, plain_format, to_rgb
 from .containers import (
     begins,
     is_cover,
@@ -179,7 +179,7 @@ class Video(Source):
             yield from (frame for frame in self._frames(latest, "SLICE", deep) if frame.time > latest)
 
     def _frames(self, start: Fraction, threads: str, deep: bool) -> Iterator[Frame]:
-        turn, reformatter, grey = self._turn(), VideoReformatter(), VideoReformatter()
+        turn, reformatter, other = self._turn(), VideoReformatter(), VideoReformatter()
         # Seek indices are approximate: where one leads past `start`, or to nothing at all, seek further back.
         for back in [back for back in (0, 2, 10) if back < start and self.timed] + [None]:
             before, found, latest = self.damaged, False, None
@@ -208,7 +208,7 @@ class Video(Source):
                                 f"{self.path}: from {float(time):.2f} s on frames are {sizes}; give them one size: "
                                 "ffmpeg -i IN -vf scale=W:H OUT"
                             )
-                        frame = with_chroma(turn(frame), self.colour, grey)
+                        frame = plain(turn(frame), self.colour, other)
                         yield Frame(time, to_rgb(frame, self.colour, reformatter, deep), frame)
                 else:
                     if found or back is None:
@@ -254,7 +254,7 @@ class Video(Source):
             matrix = Colour().matrix
         self.colour = Colour(matrix, extent, frame.color_primaries, frame.color_trc)
         self.light = light_of(frame)
-        self.pix_fmt = chroma_format(frame.format.name.replace("yuvj", "yuv"), self.colour)
+        self.pix_fmt = plain_format(frame.format.name.replace("yuvj", "yuv"), self.colour)
         alpha = any(part.is_alpha for part in frame.format.components)
         hidden = stream.metadata.get("alpha_mode") == "1"  # of WebM, beside the frames: FFmpeg does not decode it
         if hidden or alpha and frame.to_ndarray(format="rgba")[..., 3].min() < 255:
@@ -382,16 +382,16 @@ class Pipe(Source):
         self.width, self.height = self.stream.width, self.stream.height
         self.aspect = self.stream.sample_aspect_ratio or Fraction(1)
         self.colour = Colour(range=FULL if "yuvj" in self.stream.pix_fmt else self.stream.codec_context.color_range)
-        self.pix_fmt = chroma_format(self.stream.pix_fmt.replace("yuvj", "yuv"), self.colour)
+        self.pix_fmt = plain_format(self.stream.pix_fmt.replace("yuvj", "yuv"), self.colour)
         if re.search(rb" I[tbm]", self.bytes.header):
             self.notes += (fields.INTERLACED.format(self.path),)
 
     def frames(self, start: Fraction = Fraction(0), deep: bool = False) -> Iterator[Frame]:
-        reformatter, grey = VideoReformatter(), VideoReformatter()
+        reformatter, other = VideoReformatter(), VideoReformatter()
         with reading(self.path):
             for i, frame in enumerate(self._decode()):
                 if i / self.rate >= start:
-                    frame = with_chroma(frame, self.colour, grey)
+                    frame = plain(frame, self.colour, other)
                     yield Frame(i / self.rate, to_rgb(frame, self.colour, reformatter, deep), frame)
 
     def _decode(self) -> Iterator[av.VideoFrame]:

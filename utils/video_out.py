@@ -49,7 +49,11 @@ MP4 = (".mp4", ".m4v", ".mov")
 PART = ".mp4"  # whatever the output's format: it keeps times exactly, and the order of decoding
 LOSSLESS = "ffv1"
 RAW = "y4m"  # no codec: frames as they are, down a pipe
-KEPT = re.compile(r"(gray)|yuva?j?(420|422|444)p")  # formats whose chroma these two keep
+# Formats whose chroma these two keep, with the bits per colour.
+KEPT = {
+    LOSSLESS: re.compile(r"(gray)|yuva?j?(410|411|420|422|440|444)p"),
+    RAW: re.compile(r"(gray)|yuva?j?(411|420|422|444)p"),
+}
 PNG = "png"  # a folder of pictures
 # Bits per colour that are kept, where not 8: few players take H.264 of 10.
 DEPTHS = {"h265": 10, "av1": 10, LOSSLESS: 10, PNG: 16}
@@ -90,8 +94,8 @@ class Format(NamedTuple):
 
     @property
     def pix_fmt(self) -> str:
-        kept, depth = KEPT.match(self.keep), "10le" * self.deep
-        if self.codec not in (LOSSLESS, RAW) or self.codec == RAW and not kept:
+        kept, depth = self.codec in KEPT and KEPT[self.codec].match(self.keep), "10le" * self.deep
+        if self.codec != LOSSLESS and not kept:
             return f"yuv420p{depth}"  # what every player plays
         if kept:
             return (kept[1] or f"yuv{kept[2]}p") + depth
@@ -105,7 +109,7 @@ class Format(NamedTuple):
     def tag(self, context: av.VideoCodecContext) -> None:
         """Tag a stream with how its colours are meant."""
         if not self.rgb:
-            full = self.pix_fmt.startswith("gray")  # see colours.with_chroma
+            full = self.pix_fmt.startswith("gray")  # see colours.plain
             extent = ColorRange.JPEG if full else self.colour.conversion(self.height)[1]
             context.colorspace, context.color_range = self.colour.matrix, extent
         context.color_primaries, context.color_trc = self.colour.primaries, self.colour.transfer
