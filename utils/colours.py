@@ -23,6 +23,10 @@ MATRICES = {BT709, 4, 7, 9}  # those with a conversion of their own: also FCC, S
 LARGEST_SD = 576  # rows up to which an unspecified matrix is BT.601, as players assume
 GREY = re.compile(r"^gray(?=$|\d+[lb]e$)")  # formats without chroma, of any depth
 SWAPPED = re.compile(r"(rgb|bgr)5[56]5be")  # RGB of 16 bits a pixel, as in QuickTime
+# Formats that are made by way of 16 bits, in the full range: FFmpeg's chroma there is half a level too low, of however
+# many bits, and what is grey greenish.
+FINER = re.compile(r"^(yuv4(?:20|22|44)p).*")
+LAYOUT = re.compile(r"^(gray|yuv\d+p).*")  # the name of a format without its bits
 
 
 class Colour(NamedTuple):
@@ -41,32 +45,84 @@ class Colour(NamedTuple):
 
 
 def to_rgb(frame: av.VideoFrame, colour: Colour, reformatter: VideoReformatter, deep: bool = False) -> np.ndarray:
-    """RGB uint8 (H, W, 3), by the matrix and range of `colour`, within one grey level (one and a half where
-    more than 8 bits of the full range become 8); deep: uint16, 65535 is white, within 1/50 grey level of 8 bits."""
-    if is_rgb(frame):
-        return reformatter.reformat(frame, format=DEEP if deep else SHALLOW).to_ndarray()
+    """RGB uint8 (H, W, 3), by the matrix and range of `colour`, within one grey level; deep: uint16, 65535 is white,
+    within 1/50 grey level of 8 bits."""
+    name, rgb = frame.format.name, is_rgb(frame)
     matrix, extent = colour.conversion(frame.height)
-    rgb = reformatter.reformat(
+    full = rgb or extent == ColorRange.JPEG or bool(GREY.match(name))
+    # FFmpeg makes 8 bits of more by dropping some: white of the full range, all ones, becomes one and a half too much.
+    wide = bits(name) > 8 if rgb else deep or full and bits(name) > 8
+    if rgb:
+        image = reformatter.reformat(frame, format=DEEP if wide else SHALLOW).to_ndarray()
+    else:
+        converted = reformatter.reformat(
+            frame,
+            format=DEEP_OF_YUV if wide else SHALLOW,
+            src_colorspace=matrix,
+            dst_colorspace=matrix,
+            src_color_range=extent,
+            dst_color_range=ColorRange.JPEG,
+            interpolation=TO_RGB,
+        )
+        image = converted.to_ndarray()
+        if wide:
+            # FFmpeg's white of 16 bits: 255 * 256 from the limited range; from the full range, which it takes all grey
+            # for, the largest value of so many bits, followed by zeros.
+            image = cv2.add(image, image >> (bits(name) if full else 8))
+    if wide == deep:
+        return image
+    return image * np.uint16(257) if deep else cv2.convertScaleAbs(image, alpha=1 / 257)
+
+
+def to_yuv(
+    image: np.ndarray, pix_fmt: str, matrix: int, extent: ColorRange, reformatter: VideoReformatter
+) -> av.VideoFrame:
+    """A frame of YUV or grey, by this matrix and range, from RGB uint8 (H, W, 3), or uint16 for more than 8 bits."""
+    deep = image.dtype == np.uint16
+    image = image - (image >> 8) if deep else image  # FFmpeg's white of 16 bits is 255 * 256
+    finer = FINER.sub(r"\g<1>16le", pix_fmt) if extent == ColorRange.JPEG else pix_fmt
+    made = reformatter.reformat(
+        av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format=DEEP if deep else SHALLOW),
+        format=finer,
+        src_colorspace=matrix,
+        dst_colorspace=matrix,
+        src_color_range=ColorRange.JPEG,
+        dst_color_range=extent,
+        interpolation=FROM_RGB,
+    )
+    return made if finer == pix_fmt else _rounded(made, pix_fmt, full=True)
+
+
+def with_layout(
+    frame: av.VideoFrame, pix_fmt: str, matrix: int, extent: ColorRange, reformatter: VideoReformatter
+) -> av.VideoFrame:
+    """YUV or grey in another format of YUV or grey, with the same brightness; fewer bits are the nearest."""
+    depth = bits(frame.format.name)
+    fewer = bits(pix_fmt) < depth <= 16  # FFmpeg would cut off bits, or add noise, and be up to half a level too bright
+    made = reformatter.reformat(
         frame,
-        format=DEEP_OF_YUV if deep else SHALLOW,
+        format=LAYOUT.sub(rf"\g<1>{depth}le", pix_fmt) if fewer else pix_fmt,
         src_colorspace=matrix,
         dst_colorspace=matrix,
         src_color_range=extent,
-        dst_color_range=ColorRange.JPEG,
-        interpolation=TO_RGB,
+        dst_color_range=extent,
+        threads=THREADS,
     )
-    image = rgb.to_ndarray()
-    if not deep:
-        return image
-    # FFmpeg's white of 16 bits: 255 * 256 from the limited range; from the full range, which it takes all grey for, the
-    # largest value of so many bits, followed by zeros.
-    full = extent == ColorRange.JPEG or GREY.match(frame.format.name)
-    return cv2.add(image, image >> (bits(frame.format.name) if full else 8))
+    full = extent == ColorRange.JPEG or pix_fmt.startswith("gray")
+    return _rounded(made, pix_fmt, full) if fewer else made
 
 
-def to_ffmpeg(image: np.ndarray) -> np.ndarray:
-    """RGB uint16 as FFmpeg converts it to YUV of either range: with 255 * 256 for white."""
-    return image - (image >> 8)
+def _rounded(frame: av.VideoFrame, pix_fmt: str, full: bool) -> av.VideoFrame:
+    """The same in a format of fewer bits. full: whether of the full range."""
+    made, depth, before = av.VideoFrame(frame.width, frame.height, pix_fmt), bits(pix_fmt), bits(frame.format.name)
+    unit = (2**depth - 1) / (2**before - 1) if full else 2.0 ** (depth - before)
+    kind, number = (np.uint8, cv2.CV_8U) if depth == 8 else (np.uint16, cv2.CV_16U)
+    for place, (source, plane) in enumerate(zip(frame.planes, made.planes)):
+        values = np.frombuffer(source, np.uint16).reshape(source.height, -1)[:, : source.width]
+        rows = np.frombuffer(plane, kind).reshape(plane.height, -1)[:, : plane.width]
+        shift = 2 ** (depth - 1) - 2 ** (before - 1) * unit if place else 0  # grey has the middle value of chroma
+        cv2.addWeighted(values, unit, values, 0, shift, dst=rows, dtype=number)
+    return made
 
 
 def plain(frame: av.VideoFrame, colour: Colour, reformatter: VideoReformatter) -> av.VideoFrame:

@@ -20,7 +20,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, VideoReformatter
 
 from . import io
-from .colours import DEEP, FROM_RGB, SHALLOW, THREADS, Colour, bits, is_rgb, to_ffmpeg
+from .colours import DEEP, SHALLOW, Colour, bits, is_rgb, to_yuv, with_layout
 from .containers import located
 from .hdr import Light, light_options
 from .timeline import common
@@ -217,24 +217,13 @@ class VideoWriter:
         form = self.form
         odd = form.stored != (form.width, form.height)
         if original is not None and not odd and not form.rgb and not is_rgb(original):
-            same = {"src_color_range": self.range, "dst_color_range": self.range}
-            same |= {"src_colorspace": self.matrix, "dst_colorspace": self.matrix}
-            return self.reformatter.reformat(original, format=form.pix_fmt, threads=THREADS, **same)
+            return with_layout(original, form.pix_fmt, self.matrix, self.range, self.reformatter)
         if odd:
             image = np.pad(image, ((0, form.height % 2), (0, form.width % 2), (0, 0)), mode="edge")
-        image = to_ffmpeg(image) if form.deep and not form.rgb else image
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format=DEEP if form.deep else SHALLOW)
         if form.rgb:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format=DEEP if form.deep else SHALLOW)
             return self.reformatter.reformat(frame, format=form.pix_fmt)
-        return self.reformatter.reformat(
-            frame,
-            format=form.pix_fmt,
-            src_colorspace=self.matrix,
-            dst_colorspace=self.matrix,
-            src_color_range=ColorRange.JPEG,
-            dst_color_range=self.range,
-            interpolation=FROM_RGB,
-        )
+        return to_yuv(image, form.pix_fmt, self.matrix, self.range, self.reformatter)
 
 
 class FolderWriter:
