@@ -360,6 +360,8 @@ def test_fast_mode_is_the_default_where_it_pays(tmp_path, monkeypatch):
 def test_options_that_the_output_cannot_follow_are_refused(tmp_path, clip, capsys):
     assert "--crf 99: h264 takes 0 to 51" in complaint(capsys, clip, tmp_path / "out.mp4", "--crf", "99")
     assert "--crf -5" in complaint(capsys, clip, tmp_path / "out.webm", "--crf", "-5")
+    # FFmpeg would take 0, the best quality, for AV1's own choice, which is worse than the default.
+    assert "--crf 0: av1 takes 1 to 63" in complaint(capsys, clip, tmp_path / "out.mp4", "--crf", "0", "--codec", "av1")
     assert "--crf 18" in complaint(capsys, clip, tmp_path / "out.mkv", "--crf", "18", "--codec", "ffv1")
     for name in ("out.gif", "out", "-"):
         assert "--codec h265" in complaint(capsys, clip, name if name == "-" else tmp_path / name, "--codec", "h265")

@@ -28,19 +28,20 @@ from .video import PIPE
 
 
 class Codec(NamedTuple):
-    """encoder: FFmpeg's name. crf: default quality, None for a lossless codec. options: the encoder's own. worst: the
-    largest crf that it accepts."""
+    """encoder: FFmpeg's name. crf: default quality, None for a lossless codec. options: the encoder's own. worst, best:
+    the largest and the smallest crf that it accepts."""
 
     encoder: str
     crf: int | None
     options: dict[str, str]
     worst: int = 63
+    best: int = 0
 
 
 CODECS = {
     "h264": Codec("libx264", 18, {"preset": "medium"}, 51),
     "h265": Codec("libx265", 20, {"preset": "medium", "x265-params": "log-level=error"}, 51),
-    "av1": Codec("libsvtav1", 28, {"preset": "8"}),
+    "av1": Codec("libsvtav1", 28, {"preset": "8"}, best=1),  # FFmpeg takes 0 for no wish
     "vp9": Codec("libvpx-vp9", 28, {"b": "0", "row-mt": "1", "deadline": "good", "cpu-used": "4"}),
     "ffv1": Codec("ffv1", None, {"level": "3"}),
 }
@@ -58,6 +59,7 @@ PNG = "png"  # a folder of pictures
 # Bits per colour that are kept, where not 8: few players take H.264 of 10.
 DEPTHS = {"h265": 10, "av1": 10, LOSSLESS: 10, PNG: 16}
 CRASHING = range(33, 50)  # widths at which x265 4.2 writes past its memory, which ends the process
+COARSE = 10  # crf below which SVT-AV1's preset 8 spoils the second and the fourth frame of 10 bits
 MOST = 2**31 - 1  # ticks in a second, and from a frame to the next: containers count in 32 bits
 MPEG = 90000  # units in a second, as MPEG counts
 FASTEST_GIF, FASTEST_MATROSKA = 100, 1000  # frames a second
@@ -162,6 +164,8 @@ class VideoWriter:
             form.tag(context)
             quality = codec.crf if form.crf is None else form.crf
             options = codec.options | ({} if codec.crf is None else {"crf": str(quality)})
+            if form.codec == "av1" and form.deep and quality < COARSE:
+                options["preset"] = "7"
             stream.options = light_options(form.codec, form.light, options)
         what = f"frames of {stream.width}x{stream.height}, {float(form.nominal):g} a second"
         if codec.encoder == "libx265" and stream.width in CRASHING:
@@ -324,8 +328,9 @@ def check_crf(codec: str, crf: int) -> None:
     """ValueError for a quality that a codec does not accept: encoders silently replace some of those."""
     if CODECS[codec].crf is None:
         raise ValueError(f"--crf {crf}: {codec} is lossless; leave it out, or give another --codec")
-    if not 0 <= crf <= CODECS[codec].worst:
-        raise ValueError(f"--crf {crf}: {codec} takes 0 to {CODECS[codec].worst}")
+    best, worst = CODECS[codec].best, CODECS[codec].worst
+    if not best <= crf <= worst:
+        raise ValueError(f"--crf {crf}: {codec} takes {best} to {worst}")
 
 
 def check_folder(out: Path) -> None:
