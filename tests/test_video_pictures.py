@@ -355,6 +355,28 @@ def test_the_tags_of_colours_are_kept_where_only_some_are_there(tmp_path, name, 
     assert tags == [(1, 2), (1, 2)]
 
 
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "libvpx-vp9"])
+@pytest.mark.parametrize("frames_say", [False, True])
+def test_what_the_container_says_of_colours_counts_where_frames_say_nothing(tmp_path, codec, frames_say):
+    """As of files that were tagged later, and WebM, whose frames have no primaries. SMPTE 240M: nobody's guess."""
+    options = {"libx265": {"x265-params": "log-level=none"}}.get(codec, {"b": "1M"})
+    source = encode(tmp_path / "in.mkv", moving(3), codec=codec, colour=(1, 1) if frames_say else None, **options)
+    with av.open(str(source)) as first, av.open(str(tmp_path / "tagged.mkv"), "w") as output:
+        stream = output.add_stream_from_template(first.streams.video[0], opaque=True)
+        context = stream.codec_context
+        context.colorspace, context.color_primaries, context.color_trc = 7, 7, 7
+        for packet in first.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                output.mux(packet)
+    colour = video.open_source(str(tmp_path / "tagged.mkv")).colour
+    assert (colour.matrix, colour.primaries, colour.transfer) == (1 if frames_say else 7, 7, 7)
+    run(tmp_path / "tagged.mkv", tmp_path / "out.mkv", "--codec", "h264", "--cuts", "no")
+    with av.open(str(tmp_path / "out.mkv")) as container:
+        frame = next(container.decode(video=0))
+    assert (frame.colorspace, frame.color_primaries, frame.color_trc) == tuple(colour[:1] + colour[2:])
+
+
 @pytest.mark.parametrize("pix_fmt, matrix, told", [("yuv420p", 1, False), ("yuv420p", 2, True), ("bgr0", 1, True)])
 def test_tags_of_colours_that_mp4_loses_with_ffv1_are_told(tmp_path, capsys, pix_fmt, matrix, told):
     """FFmpeg's MP4 stores them for this codec only if matrix, primaries and transfer are known: RGB has no matrix."""

@@ -153,11 +153,13 @@ class Video(Source):
             self.begin = begins(container, stream)
             self.has_sound = any(other.type in COPIED for other in container.streams)
             self.notes += _stream_notes(path, container, stream)
+            context = stream.codec_context  # which tells what the container says, until a decoder sets it
+            told = Colour(context.colorspace, context.color_range, context.color_primaries, context.color_trc)
             first = list(islice(self._decode(container, stream), LOOKED_AT))
             if not first:
                 raise ValueError(f"{path}: not a single frame can be decoded; convert it to another format first")
             self.dts_only = tells_decoding(container, [frame.pts for frame in first])
-            self._describe(first[0], stream)
+            self._describe(first[0], stream, told)
             if note := fields.note(path, first):
                 self.notes += (note,)
         self.damaged = 0  # those before the first frame are met again
@@ -234,7 +236,8 @@ class Video(Source):
         time = moment * self.step - self.delay - self.origin
         return snapped(time, self.rate, self.step) if self.regular else time
 
-    def _describe(self, frame: av.VideoFrame, stream: av.VideoStream) -> None:
+    def _describe(self, frame: av.VideoFrame, stream: av.VideoStream, told: Colour) -> None:
+        """told: the colours as the container has them, for what the frames leave open."""
         self.origin = (frame.pts or 0) * self.step
         self.begin = min(self.begin, self.origin)  # MP4 skips what is before 0
         self.delay = (frame.dts or 0) * self.step - self.origin if self.dts_only else Fraction(0)
@@ -247,12 +250,14 @@ class Video(Source):
         self.coded = (frame.width, frame.height, frame.format.name)
         if self.filters and not sides[0]:  # lies on its side
             self.width, self.height, self.aspect = self.height, self.width, 1 / self.aspect
-        matrix, extent = frame.colorspace, FULL if frame.format.name.startswith("yuvj") else frame.color_range
+        extent = FULL if frame.format.name.startswith("yuvj") else frame.color_range
+        says = (frame.colorspace, extent, frame.color_primaries, frame.color_trc)
+        colour = Colour(*(b if a == unknown else a for a, b, unknown in zip(says, told, Colour())))
         if is_rgb(frame):  # RGB has no matrix: its tags do not hold for the YUV that an encoder makes of it
-            matrix, extent = Colour().matrix, Colour().range
-        elif matrix == RGB:  # PNG says so of grey, too
-            matrix = Colour().matrix
-        self.colour = Colour(matrix, extent, frame.color_primaries, frame.color_trc)
+            colour = colour._replace(matrix=Colour().matrix, range=Colour().range)
+        elif colour.matrix == RGB:  # PNG says so of grey, too
+            colour = colour._replace(matrix=Colour().matrix)
+        self.colour = colour
         self.light = light_of(frame)
         self.pix_fmt = plain_format(frame.format.name.replace("yuvj", "yuv"), self.colour)
         alpha = any(part.is_alpha for part in frame.format.components)
