@@ -330,6 +330,11 @@ def notes(
     partly = colours.UNKNOWN in tags and form.colour != colours.Colour()
     if kind in video_out.MP4 and form.codec == "ffv1" and partly:
         yield f"{args.output}: the colour description is not stored in {kind} with ffv1; use .mkv"
+    if kind not in video_out.DEFAULTS and source.colour.beyond_sdr:
+        yield f"{args.output}: colours are of HDR or BT.2020, which this kind of output cannot say; they look pale"
+    untagged = source.colour._replace(matrix=colours.UNKNOWN)
+    if kind == "pipe" and untagged.conversion(source.height) != source.colour.conversion(source.height):
+        yield f"{args.output}: y4m cannot say that colours are not by the usual matrix; tag what is made of it"
     if kind in (".gif", "folder") and form.aspect != 1:
         yield f"{args.output}: the pixel aspect ratio {form.aspect} becomes 1, and the picture narrower or wider"
 

@@ -1,6 +1,8 @@
 """The pictures of what interpolate_video.py writes: unchanged, upright, of the standard's colours, of their shape."""
 
+import sys
 from fractions import Fraction
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -353,6 +355,34 @@ def test_the_tags_of_colours_are_kept_where_only_some_are_there(tmp_path, name, 
             frame = next(container.decode(video=0))
             tags.append((frame.colorspace, frame.color_range))
     assert tags == [(1, 2), (1, 2)]
+
+
+@pytest.mark.parametrize(
+    "matrix, transfer, told", [(6, 6, None), (1, 1, "usual matrix"), (9, 16, "of HDR"), (9, 18, "of HDR")]
+)
+def test_colours_that_an_output_cannot_tell_of_are_told(tmp_path, capsys, monkeypatch, matrix, transfer, told):
+    source = tmp_path / "in.mkv"
+    with av.open(str(source), "w") as output:
+        stream = output.add_stream("ffv1", rate=25)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        context = stream.codec_context
+        context.colorspace, context.color_primaries, context.color_trc = matrix, matrix, transfer
+        for number, image in enumerate(moving(3)):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p")
+            frame.pts, frame.colorspace = number, matrix
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    with open(tmp_path / "out.y4m", "wb", buffering=0) as pipe, monkeypatch.context() as during:
+        during.setattr(sys, "stdout", SimpleNamespace(buffer=pipe))
+        run(source, "-")
+    said = capsys.readouterr().err
+    assert ("usual matrix" in said, "of HDR" in said) == (told is not None, told == "of HDR")
+    for name in ("out.gif", "out"):
+        run(source, tmp_path / name)
+        assert ("of HDR" in capsys.readouterr().err) == (told == "of HDR")
+    run(source, tmp_path / "out.mkv")
+    said = capsys.readouterr().err
+    assert "usual matrix" not in said and "of HDR" not in said
 
 
 @pytest.mark.parametrize("codec", ["libx264", "libx265", "libvpx-vp9"])

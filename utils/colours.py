@@ -19,6 +19,7 @@ SHALLOW, DEEP = "rgb24", "rgb48le"  # RGB of 8 bits per colour, and of 16
 DEEP_OF_YUV = "gbrp16le"  # gives the same array; FFmpeg's way from 4:2:0 to rgb48 is wrong where chroma is interpolated
 UNKNOWN, LIMITED, FULL = 2, 1, 2  # FFmpeg's numbers for an unspecified matrix, and for the two ranges
 RGB, BT709, BT601 = 0, 1, 5
+BT2020, PQ, HLG = 9, 16, 18  # primaries of large gamuts, and the transfer of HDR
 MATRICES = {BT709, 4, 7, 9}  # those with a conversion of their own: also FCC, SMPTE 240M, BT.2020
 LARGEST_SD = 576  # rows up to which an unspecified matrix is BT.601, as players assume
 GREY = re.compile(r"^gray(?=$|\d+[lb]e$)")  # formats without chroma, of any depth
@@ -42,6 +43,10 @@ class Colour(NamedTuple):
         guess = BT601 if height <= LARGEST_SD else BT709
         matrix = guess if self.matrix == UNKNOWN else self.matrix if self.matrix in MATRICES else BT601
         return matrix, ColorRange.JPEG if self.range == FULL else ColorRange.MPEG
+
+    @property
+    def beyond_sdr(self) -> bool:
+        return self.primaries == BT2020 or self.transfer in (PQ, HLG)
 
 
 def to_rgb(frame: av.VideoFrame, colour: Colour, reformatter: VideoReformatter, deep: bool = False) -> np.ndarray:
