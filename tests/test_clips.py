@@ -13,11 +13,11 @@ import torch
 from conftest import sliding
 from processes import begin
 from torch.utils.data import default_collate
-from video_files import encode
+from video_files import as_stored, encode
 
 from datasets import clips
 from datasets.transforms import Augment, finish
-from utils import io, shots
+from utils import containers, io, shots
 
 
 def write_folder(folder, frames):
@@ -153,8 +153,8 @@ def test_no_window_holds_a_leap_in_a_videos_time(tmp_path):
 @pytest.mark.parametrize("name", ["a.avi", "a.wmv"])
 def test_a_container_that_tells_only_when_frames_are_decoded_holds_no_leaps(tmp_path, name):
     frames = sliding(24, 96, 128)
-    with av.open(str(tmp_path / name), "w", metadata_encoding="latin-1") as container:
-        container.metadata["title"] = "Männer"  # not UTF-8, as in many an old file
+    with containers.av_open(tmp_path / name, "w") as container:
+        container.metadata["title"] = as_stored("Männer", "latin-1")  # not UTF-8, as in many an old file
         stream = container.add_stream("libx264", rate=25, options={"bf": "3"})
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
         for pixels in frames:

@@ -5,7 +5,9 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from video_files import decode, encode, moving, packets, run
+from video_files import as_stored, decode, encode, moving, packets, run
+
+from utils.containers import av_open
 
 
 def test_sound_is_copied_packet_by_packet(tmp_path):
@@ -144,10 +146,10 @@ def test_subtitles_are_copied_where_they_can_be_stored(tmp_path, capsys):
 def test_attached_fonts_go_along_and_what_does_not_is_told(tmp_path, capsys, name, kept, letters):
     source, font = tmp_path / "in.mkv", b"what draws the subtitles"
     plain = encode(tmp_path / "plain.mkv", moving(10), sound="aac")
-    with av.open(str(plain)) as first, av.open(str(source), "w", metadata_encoding=letters) as output:
+    with av.open(str(plain)) as first, av_open(source, "w") as output:
         streams = [output.add_stream_from_template(stream, opaque=True) for stream in first.streams]
         output.add_stream_from_template(first.streams.video[0], opaque=True)
-        output.add_attachment("font", "font/ttf", font).metadata["filename"] = "fönt.ttf"
+        output.add_attachment("font", "font/ttf", font).metadata["filename"] = as_stored("fönt.ttf", letters)
         for packet in first.demux():
             if packet.size:
                 packet.stream = streams[packet.stream.index]
@@ -156,20 +158,23 @@ def test_attached_fonts_go_along_and_what_does_not_is_told(tmp_path, capsys, nam
     told = capsys.readouterr().err
     assert "in.mkv: video (stream 2) left out" in told
     assert ("attachment (stream 3, fönt.ttf) cannot be stored in .mp4" in told) == (not kept)
-    with av.open(str(tmp_path / name), metadata_encoding=letters) as container:
+    with av_open(tmp_path / name) as container:
         found = [(stream.name, stream.data) for stream in container.streams if stream.type == "attachment"]
-    assert found == [("fönt.ttf", font)] * kept
+    assert found == [(as_stored("fönt.ttf", letters), font)] * kept
 
 
 @pytest.mark.parametrize("letters", ["utf-8", "latin-1"])  # FFmpeg passes on what old files hold
 def test_what_belongs_to_the_content_goes_along(tmp_path, letters):
+    of_file = {"ARTIST": "somebody", "COMMENT": "a word", "title": as_stored("a näme", letters)}
+    of_pictures = {"language": "fra", "title": as_stored("une forêt", letters)}
+    of_chapter = {"title": as_stored("één", letters)}
     source = encode(tmp_path / "plain.mkv", moving(50), sound="aac", bf="0")
-    with av.open(str(source)) as given, av.open(str(tmp_path / "in.mkv"), "w", metadata_encoding=letters) as output:
+    with av.open(str(source)) as given, av_open(tmp_path / "in.mkv", "w") as output:
         streams = {s.index: output.add_stream_from_template(s, opaque=True) for s in given.streams}
         streams[1].disposition = av.stream.Disposition.forced
-        streams[0].metadata.update({"language": "fra", "title": "une forêt"})
-        output.metadata.update({"ARTIST": "somebody", "COMMENT": "a word", "title": "a näme"})
-        chapters = [{"id": 1, "start": 0, "end": 1000, "time_base": Fraction(1, 1000), "metadata": {"title": "één"}}]
+        streams[0].metadata.update(of_pictures)
+        output.metadata.update(of_file)
+        chapters = [{"id": 1, "start": 0, "end": 1000, "time_base": Fraction(1, 1000), "metadata": of_chapter}]
         output.set_chapters(chapters)
         for packet in given.demux():
             if packet.size:
@@ -177,12 +182,12 @@ def test_what_belongs_to_the_content_goes_along(tmp_path, letters):
                 output.mux(packet)
     for slow in (1, 2):
         run(tmp_path / "in.mkv", tmp_path / "out.mkv", "--slow", slow, "--overwrite")
-        with av.open(str(tmp_path / "out.mkv"), metadata_encoding=letters) as container:
-            assert {"ARTIST": "somebody", "COMMENT": "a word", "title": "a näme"}.items() <= container.metadata.items()
+        with av_open(tmp_path / "out.mkv") as container:
+            assert of_file.items() <= container.metadata.items()
             chapters = [(c["end"] * c["time_base"], c["metadata"]) for c in container.chapters()]
-            assert chapters == ([(1, {"title": "één"})] if slow == 1 else [])
+            assert chapters == ([(1, of_chapter)] if slow == 1 else [])
             assert len(container.streams) == (2 if slow == 1 else 1)
-            assert {"language": "fra", "title": "une forêt"}.items() <= container.streams.video[0].metadata.items()
+            assert of_pictures.items() <= container.streams.video[0].metadata.items()
             assert slow > 1 or container.streams[1].disposition & av.stream.Disposition.forced
 
 

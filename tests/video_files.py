@@ -77,6 +77,11 @@ def encode(path, images, rate=25, times=None, codec="libx264", pix_fmt="yuv420p"
     return path
 
 
+def as_stored(text, letters):
+    """A text as PyAV gives it where a file holds it in these letters: bytes that are no UTF-8 are escaped."""
+    return text.encode(letters).decode("utf-8", "surrogateescape")
+
+
 def decode(path):
     """Times in seconds from the first frame, and RGB frames, by PyAV alone."""
     with av.open(str(path)) as container:

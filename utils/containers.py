@@ -32,7 +32,9 @@ def opened(path: str | Path) -> Iterator[av.container.InputContainer]:
 def av_open(path: str | Path, mode: str = "r", **how) -> av.container.Container:
     """av.open, but titles that are not in UTF-8, as in many an old AVI, come as bytes, to be handed to another file."""
     spare_copies()
-    return av.open(located(path), mode, metadata_errors="surrogateescape", **how)
+    if int(av.__version__.partition(".")[0]) < 19:  # which does so without being told, and no longer knows the option
+        how["metadata_errors"] = "surrogateescape"
+    return av.open(located(path), mode, **how)
 
 
 @cache
