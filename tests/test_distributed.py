@@ -6,6 +6,7 @@ import runpy
 import socket
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -122,15 +123,15 @@ def test_every_rank_of_a_machine_has_its_own_gpu(monkeypatch):
         distributed._device(torch.device("cuda"), 1, here=3)
 
 
-def waiting_for_ranks(log):
+def waiting_for_ranks(log, seconds):
     def main(args):
-        join = dist.init_process_group
+        meet = dist.rendezvous
 
         def told(*args, **kwargs):
             Path(log).write_text("joining")
-            join(*args, **kwargs)
+            return meet(*args, **kwargs)
 
-        dist.init_process_group = told
+        dist.rendezvous, distributed.MEETING = told, timedelta(seconds=int(seconds))
         with distributed.ranks(args):
             pass
 
@@ -140,14 +141,20 @@ def waiting_for_ranks(log):
     cli.run(main, options)
 
 
-@pytest.mark.parametrize("kind", cli.STOPPING)
-def test_a_rank_that_waits_for_others_in_vain_can_be_stopped(tmp_path, kind):
-    """As where its launcher was killed: PyTorch would go on for hours."""
+def rank_without_others(tmp_path, rank, seconds, **environment):
+    """A rank of two whose other one and launcher are not there, which it looks for so many seconds."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    about = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
-    process = begin(tmp_path / "log", work=waiting_for_ranks, **about)
+    about = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank}
+    words = (tmp_path / "log", seconds)
+    return begin(*words, work=waiting_for_ranks, log=tmp_path / "said.txt", **about, **environment)
+
+
+@pytest.mark.parametrize("kind", cli.STOPPING)
+def test_a_rank_that_waits_for_others_in_vain_can_be_stopped(tmp_path, kind):
+    """As where its launcher was killed: PyTorch would go on for minutes."""
+    process = rank_without_others(tmp_path, "1", 60)
     until = time.monotonic() + 60
     while not (tmp_path / "log").exists() and time.monotonic() < until:
         time.sleep(0.01)
@@ -157,3 +164,16 @@ def test_a_rank_that_waits_for_others_in_vain_can_be_stopped(tmp_path, kind):
     ended = not process.is_alive()
     process.kill()
     assert ended and process.exitcode == -kind
+
+
+@pytest.mark.parametrize(("rank", "agent"), [("0", "True"), ("1", "True"), ("0", "False"), ("1", "False")])
+def test_a_rank_whose_launcher_or_others_are_gone_ends_with_one_line(tmp_path, rank, agent):
+    """agent: whether torchrun holds what ranks meet at, and was killed; otherwise the first rank does."""
+    process = rank_without_others(tmp_path, rank, 1, TORCHELASTIC_USE_AGENT_STORE=agent)
+    process.join(30)
+    ended = not process.is_alive()
+    process.kill()
+    said = (tmp_path / "said.txt").read_text()
+    assert ended and process.exitcode == 2, said
+    assert "the other processes of this run, or their launcher, cannot be met: " in said.splitlines()[-1]
+    assert "Traceback" not in said

@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 GONE = ("Connection closed by peer", "Connection reset by peer")  # what gloo says when another rank has ended
 TIMEOUT = timedelta(hours=2)  # one rank may wait for another to validate or score its whole share
+MEETING = timedelta(minutes=10)  # PyTorch's own for GPUs, at the start: none of them has anything else to do then
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +76,7 @@ def ranks(args: argparse.Namespace) -> Iterator[torch.device]:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     # While PyTorch waits for the others, Python runs no handler; nothing is to be tidied up yet.
     with cli.handled([kind for kind in cli.STOPPING if signal.getsignal(kind) is cli.interrupt], signal.SIG_DFL):
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        _join(backend)
     try:
         yield device
     except RuntimeError as error:
@@ -156,6 +157,17 @@ def agree(values: dict) -> None:
                     f"{name} is {ours} for process 0 and {theirs[name]} for process {number}: all machines need the "
                     "same command, the same lists, and --log_path on a disk that they share"
                 )
+
+
+def _join(backend: str) -> None:
+    """Meet the other ranks. ValueError where they, or the launcher, are not there within the time of MEETING."""
+    try:
+        # Apart from the next: ranks whose launcher was killed meanwhile would look for it until the time is over.
+        store, number, world = next(dist.rendezvous("env://", timeout=MEETING))
+        store.set_timeout(TIMEOUT)
+        dist.init_process_group(backend, store=store, rank=number, world_size=world, timeout=TIMEOUT)
+    except dist.DistError as error:
+        raise ValueError(f"the other processes of this run, or their launcher, cannot be met: {error}") from error
 
 
 def _environment(name: str, default: int) -> int:
