@@ -144,8 +144,9 @@ def _onnx_runner(path: Path, providers: Sequence[str]) -> Callable[..., Tensor]:
     if missing:
         here = ", ".join(onnxruntime.get_available_providers())
         raise ValueError(f"onnxruntime here has no {', '.join(missing)}; it has {here}")
+    order = list(dict.fromkeys([*providers, "CPUExecutionProvider"]))
     try:
-        session = onnxruntime.InferenceSession(path, providers=[*providers, "CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(path, providers=order)
     except Exception as error:  # onnxruntime's have no common type
         raise ValueError(f"{path}: onnxruntime cannot read it: {error}") from None
 

@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+import warnings
 from functools import cache
 
 import pytest
@@ -164,6 +165,13 @@ def test_what_cannot_be_exported_is_refused(model, exported, tmp_path, monkeypat
         export.runner(tmp_path / "text.onnx")
     with pytest.raises(ValueError, match="onnxruntime here has no NoProvider; it has .*CPU"):
         export.runner(exported("onnx"), ["NoProvider"])
+
+
+def test_the_provider_that_is_always_there_can_be_named_without_a_word(exported):
+    pytest.importorskip("onnxruntime")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        export.runner(exported("onnx"), ["CPUExecutionProvider"])
 
 
 @pytest.mark.parametrize("form", ["torchscript", "pt2"])
