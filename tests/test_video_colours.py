@@ -127,6 +127,16 @@ def test_fewer_bits_are_the_nearest(tmp_path, pix_fmt, extent):
         assert np.abs(errors.mean()) <= 0.1 and np.abs(errors).max() <= 1.4
 
 
+@pytest.mark.parametrize("extent", [1, 2])
+@pytest.mark.parametrize("depth", [12, 16])
+def test_the_largest_value_is_the_largest_of_fewer_bits(tmp_path, depth, extent):
+    """Of the limited range too, where it is brighter than white."""
+    whole = [np.full((HEIGHT, WIDTH), 2**depth - 1, np.uint16)] * 3
+    source = store(tmp_path / "in.mkv", [whole] * 2, f"yuv444p{depth}le", extent)
+    run(source, tmp_path / "out.mkv", "--codec", "ffv1", "--cuts", "no")
+    assert all((samples == 1023).all() for samples in planes(tmp_path / "out.mkv")[::2])
+
+
 @pytest.mark.parametrize("pix_fmt", ["gbrp10le", "gbrp16le", "yuv444p10le", "gray16le"])
 def test_eight_bits_that_are_read_of_more_are_the_nearest(tmp_path, pix_fmt):
     most = 2 ** av.VideoFormat(pix_fmt).components[0].bits - 1

@@ -127,6 +127,7 @@ def _rounded(frame: av.VideoFrame, pix_fmt: str, full: bool) -> av.VideoFrame:
         rows = np.frombuffer(plane, kind).reshape(plane.height, -1)[:, : plane.width]
         shift = 2 ** (depth - 1) - 2 ** (before - 1) * unit if place else 0  # grey has the middle value of chroma
         cv2.addWeighted(values, unit, values, 0, shift, dst=rows, dtype=number)
+        np.minimum(rows, 2**depth - 1, out=rows)
     return made
 
 
