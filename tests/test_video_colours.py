@@ -147,6 +147,17 @@ def test_eight_bits_that_are_read_of_more_are_the_nearest(tmp_path, pix_fmt):
         assert np.abs(frame.image - ramp[..., None] * (255 / most)).max() <= 0.51
 
 
+@pytest.mark.parametrize("pix_fmt", ["gbrp10le", "gbrp12le", "gbrp16le"])
+def test_ten_bits_of_rgb_are_the_nearest_to_those_of_the_input(tmp_path, pix_fmt):
+    most = 2 ** av.VideoFormat(pix_fmt).components[0].bits - 1
+    ramp = np.linspace(0, most, HEIGHT * WIDTH).round().astype(np.uint16)
+    source = store(tmp_path / "in.mkv", [[ramp, ramp[::-1].copy(), ramp]] * 2, pix_fmt)
+    run(source, tmp_path / "out.mkv", "--codec", "ffv1", "--cuts", "no")
+    exact = np.concatenate([ramp, ramp[::-1], ramp]) * (1023 / most)
+    made = planes(tmp_path / "out.mkv")
+    assert len(made) == 3 and all(np.abs(samples - exact).max() <= 0.51 for samples in made)
+
+
 @pytest.mark.parametrize("pix_fmt, top", [("rgb555be", 31), ("rgb565be", 63)])
 def test_rgb_of_sixteen_bits_a_pixel_has_its_colours(tmp_path, pix_fmt, top):
     """As of old screen recordings in QuickTime. FFmpeg takes the two bytes of a pixel in the wrong order."""

@@ -98,6 +98,12 @@ def to_yuv(
     return made if finer == pix_fmt else _rounded(made, pix_fmt, full=True)
 
 
+def to_gbr(image: np.ndarray, pix_fmt: str) -> av.VideoFrame:
+    """A frame of RGB in planes of 9 to 16 bits from RGB uint16 (H, W, 3), the nearest: FFmpeg would cut off bits."""
+    values = cv2.addWeighted(image, (2 ** bits(pix_fmt) - 1) / 65535, image, 0, 0)
+    return av.VideoFrame.from_ndarray(values, format=pix_fmt)
+
+
 def with_layout(
     frame: av.VideoFrame, pix_fmt: str, matrix: int, extent: ColorRange, reformatter: VideoReformatter
 ) -> av.VideoFrame:

@@ -20,7 +20,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, VideoReformatter
 
 from . import io
-from .colours import DEEP, SHALLOW, Colour, bits, is_rgb, to_yuv, with_layout
+from .colours import SHALLOW, Colour, bits, is_rgb, to_gbr, to_yuv, with_layout
 from .containers import located
 from .hdr import Light, light_options
 from .timeline import common
@@ -224,8 +224,10 @@ class VideoWriter:
             return with_layout(original, form.pix_fmt, self.matrix, self.range, self.reformatter)
         if odd:
             image = np.pad(image, ((0, form.height % 2), (0, form.width % 2), (0, 0)), mode="edge")
+        if form.rgb and form.deep:
+            return to_gbr(image, form.pix_fmt)
         if form.rgb:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format=DEEP if form.deep else SHALLOW)
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format=SHALLOW)
             return self.reformatter.reformat(frame, format=form.pix_fmt)
         return to_yuv(image, form.pix_fmt, self.matrix, self.range, self.reformatter)
 
