@@ -375,16 +375,26 @@ def test_options_that_the_output_cannot_follow_are_refused(tmp_path, clip, capsy
     assert not list(tmp_path.glob("*out*"))
 
 
+@pytest.mark.parametrize("height, width", [(24, 64), (26, 66), (64, 4)])
+def test_av1_takes_the_small_frames_that_its_encoder_ends_with(tmp_path, height, width):
+    images = [image[:height, :width] for image in moving(3)]
+    run(encode(tmp_path / "in.mkv", images, codec="ffv1", pix_fmt="bgr0"), tmp_path / "out.mp4", "--codec", "av1")
+    assert len(decode(tmp_path / "out.mp4")[0]) == 5
+
+
 def test_encoders_add_no_lines_of_their_own(tmp_path, clip, capfd):
     for codec in video_out.CODECS:
         run(clip, tmp_path / f"{codec}.mkv", "--codec", codec)
     assert "[info]" not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("height, width, what", [(2, 2, "them"), (60, 48, "this width")])
-def test_a_size_that_an_encoder_cannot_take_is_named(tmp_path, capsys, height, width, what):
+@pytest.mark.parametrize(
+    "codec, height, width, what",
+    [("h265", 2, 2, "them"), ("h265", 60, 48, "this width"), ("av1", 24, 66, "frames this narrow or flat")],
+)
+def test_a_size_that_an_encoder_cannot_take_is_named(tmp_path, capsys, codec, height, width, what):
     images = [image[:height, :width] for image in moving(4)]
     source = encode(tmp_path / "in.mkv", images, codec="ffv1", pix_fmt="bgr0")
-    line = complaint(capsys, source, tmp_path / "out.mp4", "--codec", "h265")
-    assert f"{width}x{height}, 50 a second: h265 cannot encode {what}" in line
+    line = complaint(capsys, source, tmp_path / "out.mp4", "--codec", codec)
+    assert f"{width}x{height}, 50 a second: {codec} cannot encode {what}" in line
     assert [path.name for path in tmp_path.iterdir()] == ["in.mkv"]

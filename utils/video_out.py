@@ -59,6 +59,7 @@ PNG = "png"  # a folder of pictures
 # Bits per colour that are kept, where not 8: few players take H.264 of 10.
 DEPTHS = {"h265": 10, "av1": 10, LOSSLESS: 10, PNG: 16}
 CRASHING = range(33, 50)  # widths at which x265 4.2 writes past its memory, which ends the process
+ENDLESS = 64, 26  # SVT-AV1 never ends where one side is longer than this, and the other shorter than that
 COARSE = 10  # crf below which SVT-AV1's preset 8 spoils the second and the fourth frame of 10 bits
 MOST = 2**31 - 1  # ticks in a second, and from a frame to the next: containers count in 32 bits
 MPEG = 90000  # units in a second, as MPEG counts
@@ -170,6 +171,8 @@ class VideoWriter:
         what = f"frames of {stream.width}x{stream.height}, {float(form.nominal):g} a second"
         if codec.encoder == "libx265" and stream.width in CRASHING:
             raise ValueError(f"{what}: {form.codec} cannot encode this width; change --codec")
+        if codec.encoder == "libsvtav1" and max(form.stored) > ENDLESS[0] and min(form.stored) < ENDLESS[1]:
+            raise ValueError(f"{what}: {form.codec} cannot encode frames this narrow or flat; change --codec")
         try:
             with usual_priority():
                 stream.codec_context.open()
