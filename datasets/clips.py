@@ -376,24 +376,18 @@ def _decode(path: Path, times: list) -> Iterator[np.ndarray]:
 def _decode_video(path: Path, times: list) -> Iterator[np.ndarray]:
     from utils import containers  # here, because other data sets do not need PyAV
 
-    sides = None
+    turn = None
     with containers.opened(path) as container:
         for packet in containers.packets(container, containers.video_stream(container, path)):
             for frame in packet.decode():
                 times.append(frame.pts)
-                sides = sides or containers.upright_sides(frame)  # of the first: H.264 may tell it of keyframes alone
-                yield _upright(frame.to_ndarray(format="rgb24"), *sides)
+                if turn is None:  # of the first: H.264 may tell it of keyframes alone
+                    filters = containers.TURNS.get(containers.upright_sides(frame), ())
+                    size = frame.width, frame.height, frame.format.name
+                    turn = containers.turning(filters, *size, frame.time_base)
+                yield turn(frame).to_ndarray(format="rgb24")
         if containers.tells_decoding(container, times):
             times.clear()
-
-
-def _upright(image: np.ndarray, a: int, b: int, c: int, d: int) -> np.ndarray:
-    """A frame (H, W, 3) as players show it. a, b, c, d: of containers.upright_sides; what is meant to be shown askew
-    stays as it is."""
-    if abs(a * d - b * c) != 1:
-        return image
-    image = image if a else image.transpose(1, 0, 2)
-    return np.ascontiguousarray(image[:: d or b, :: a or c])
 
 
 def _shrink(frame: np.ndarray, longest: int | None) -> np.ndarray:

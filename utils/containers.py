@@ -2,7 +2,7 @@
 
 import gc
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from functools import cache
@@ -10,12 +10,24 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.filter import Graph
 from av.sidedata.sidedata import Type
 
 DTS_ONLY = ("avi",)  # containers that store only when frames are decoded, not when they are shown
 DTS_AT_TIMES = ("asf", "mxf")  # those that may do so
 ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # begins the part that holds the file's size
 UNTOLD = 2**32 - 1  # the size of an AVI that FFmpeg wrote into a pipe, or did not finish
+# Filters that make a frame upright, by `upright_sides`.
+TURNS = {
+    (1, 0, 0, 1): (),
+    (-1, 0, 0, 1): ("hflip",),
+    (1, 0, 0, -1): ("vflip",),
+    (-1, 0, 0, -1): ("hflip", "vflip"),
+    (0, 1, -1, 0): ("transpose=clock",),
+    (0, -1, 1, 0): ("transpose=cclock",),
+    (0, 1, 1, 0): ("transpose=cclock_flip",),
+    (0, -1, -1, 0): ("transpose=clock_flip",),
+}
 FROM_ANYWHERE = ("mpegts", "mpeg", "flv")  # containers of recordings, whose times may start anywhere
 
 
@@ -100,6 +112,26 @@ def upright_sides(frame: av.VideoFrame) -> tuple[int, int, int, int]:
         sides = np.eye(2) if matrix is None else np.frombuffer(matrix, "<i4", 9).reshape(3, 3)[:2, :2].astype(float)
         sides /= np.maximum(np.linalg.norm(sides, axis=1, keepdims=True), 1)
     return tuple(sides.round().astype(int).ravel().tolist())
+
+
+def turning(
+    filters: Sequence[str], width: int, height: int, name: str, tick: Fraction
+) -> Callable[[av.VideoFrame], av.VideoFrame]:
+    """A function that makes frames of this size and format upright. filters: of TURNS. tick: of the frames' times."""
+    if not filters:
+        return lambda frame: frame
+    graph = Graph()
+    nodes = [graph.add_buffer(width=width, height=height, format=name, time_base=tick)]
+    for text in filters:
+        nodes.append(graph.add(*text.split("=")))
+    nodes.append(graph.add("buffersink"))
+    graph.link_nodes(*nodes).configure()
+
+    def turn(frame: av.VideoFrame) -> av.VideoFrame:
+        graph.push(frame)
+        return graph.pull()
+
+    return turn
 
 
 def begins(container: av.container.InputContainer, stream: av.stream.Stream) -> Fraction:

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import av
-from av.filter import Graph
 from av.video.reformatter import VideoReformatter
 
 from . import fields, io
 from .colours import DEEP, FULL, RGB, SHALLOW, Colour, is_rgb, plain, plain_format, to_rgb
 from .containers import (
+    TURNS,
     begins,
     is_cover,
     opened,
@@ -31,6 +31,7 @@ from .containers import (
     reading,
     stated_size,
     tells_decoding,
+    turning,
     upright_sides,
     video_stream,
 )
@@ -49,17 +50,6 @@ FROM_DECODING = ("flv",)  # containers whose duration counts from where the firs
 GUESSED = ("mpeg",)  # containers where only some frames have times: reading from the middle gets the others wrong
 OTHER_PICTURES = (".bmp", ".webp", ".tif", ".tiff", ".exr", ".heic", ".avif", ".gif")  # which utils.io does not read
 Y4M = "yuv4mpegpipe"  # FFmpeg's name; it skips an incomplete last frame
-# Filters that make a frame upright, by the signs of its display matrix: where its right and lower sides point.
-TURNS = {
-    (1, 0, 0, 1): (),
-    (-1, 0, 0, 1): ("hflip",),
-    (1, 0, 0, -1): ("vflip",),
-    (-1, 0, 0, -1): ("hflip", "vflip"),
-    (0, 1, -1, 0): ("transpose=clock",),
-    (0, -1, 1, 0): ("transpose=cclock",),
-    (0, 1, 1, 0): ("transpose=cclock_flip",),
-    (0, -1, -1, 0): ("transpose=clock_flip",),
-}
 
 
 class Source:
@@ -181,7 +171,7 @@ class Video(Source):
             yield from (frame for frame in self._frames(latest, "SLICE", deep) if frame.time > latest)
 
     def _frames(self, start: Fraction, threads: str, deep: bool) -> Iterator[Frame]:
-        turn, reformatter, other = self._turn(), VideoReformatter(), VideoReformatter()
+        turn, reformatter, other = turning(self.filters, *self.coded, self.step), VideoReformatter(), VideoReformatter()
         # Seek indices are approximate: where one leads past `start`, or to nothing at all, seek further back.
         for back in [back for back in (0, 2, 10) if back < start and self.timed] + [None]:
             before, found, latest = self.damaged, False, None
@@ -350,24 +340,6 @@ class Video(Source):
                 "were joined; correct them with ffmpeg -i IN -c copy OUT"
             )
         decoded[packet.stream.index] = time
-
-    def _turn(self):
-        """A function that makes a decoded frame upright."""
-        if not self.filters:
-            return lambda frame: frame
-        width, height, name = self.coded
-        graph = Graph()
-        filters = [graph.add_buffer(width=width, height=height, format=name, time_base=self.step)]
-        for text in self.filters:
-            filters.append(graph.add(*text.split("=")))
-        filters.append(graph.add("buffersink"))
-        graph.link_nodes(*filters).configure()
-
-        def turn(frame: av.VideoFrame) -> av.VideoFrame:
-            graph.push(frame)
-            return graph.pull()
-
-        return turn
 
 
 class Pipe(Source):
