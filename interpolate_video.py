@@ -23,7 +23,6 @@ a folder of PNG. 4K takes under 5 GB of memory, with 10 bits under 6: see --scal
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -319,9 +318,9 @@ def notes(
     told = isinstance(source, video.Folder) and not form.deep  # by utils.io, as wherever pictures are read
     if colours.bits(source.pix_fmt) > form.depth and not told:
         yield f"{source.path}: more than {form.depth} bits per colour ({source.pix_fmt}), reduced to {form.depth}"
-    chroma = re.match(r"yuva?(411|422|440|444)p", source.pix_fmt) if kind != "folder" else None  # PNG is RGB
-    if chroma and form.pix_fmt.startswith("yuv420p"):
-        name = f"{source.path}: chroma of 4:{chroma[1][1]}:{chroma[1][2]} ({source.pix_fmt})"
+    chroma = video_out.KEPT[video_out.LOSSLESS].match(source.pix_fmt) if kind != "folder" else None  # PNG is RGB
+    if chroma and chroma[2] in ("411", "422", "440", "444") and form.pix_fmt.startswith("yuv420p"):
+        name = f"{source.path}: chroma of 4:{chroma[2][1]}:{chroma[2][2]} ({source.pix_fmt})"
         yield f"{name}, reduced to 4:2:0, which every player plays; .mkv with --codec ffv1 keeps it"
     if source.light != hdr.Light() and form.codec not in hdr.OPTIONS:
         how = f"with {form.codec}; use" if kind in video_out.DEFAULTS else "in this kind of output; make a video with"
