@@ -181,7 +181,7 @@ def flow_distillation(flows: tuple[Tensor, ...], teacher: Tensor) -> Tensor:
 class _Robust(torch.autograd.Function):
     """mean(known (d^2 + eps2)^half) with a gradient for d only, which is computed along with it in the same memory.
 
-    A power takes a third longer, and differentiated by PyTorch three times as long; eps keeps the logarithm finite.
+    A power takes longer, and differentiated by PyTorch still longer; eps keeps the logarithm finite.
     """
 
     @staticmethod
