@@ -63,8 +63,11 @@ def export(model: IFRNet, form: str, path: Path, size: tuple[int, int] | None = 
     """Write the network as a file; it is itself moved to the CPU and put into evaluation mode. form: one of SUFFIXES;
     size: (height, width), None for any.
 
-    ValueError for TorchScript of any size, for sides that are not multiples of DIVISOR, and where a package is missing.
+    ValueError for TorchScript of any size, for sides that are not multiples of DIVISOR, where a package is missing and
+    where `path` is a folder.
     """
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; give a name for the file")
     if form == "onnx":
         try:
             import onnxscript  # noqa: F401

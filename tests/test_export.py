@@ -102,6 +102,12 @@ def test_it_writes_the_file_and_says_how_far_it_is_from_the_network(weights, tmp
         typed("--check", out, "--size", "64x32")
 
 
+def test_a_folder_is_refused_before_the_work(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_exported", None)
+    with pytest.raises(ValueError, match="is a folder; give a name for the file"):
+        export.export(model, "onnx", tmp_path)
+
+
 def test_of_weights_that_ignore_t_it_says_so(model, tmp_path, capsys):
     state = {name: value.clone() for name, value in model.state_dict().items()}
     state["decoder4.convblock.0.0.weight"][:, -1] = 0
