@@ -305,7 +305,8 @@ def skimage_photographs() -> list[np.ndarray]:
 
 def write_vimeo90k(out: Path, source: Synthetic, train: int, test: int) -> None:
     """Write triplets with their exact flow in the layout of Vimeo90K, without scenes that show no motion; ValueError
-    where there seem to be no others. The lists come last: where they are, all else is."""
+    where there seem to be no others. The lists come last, that of training at the very end: where it is, all else
+    is."""
     from tqdm import tqdm
 
     for split in (TRAIN_LIST, TEST_LIST):
@@ -328,7 +329,7 @@ def write_vimeo90k(out: Path, source: Synthetic, train: int, test: int) -> None:
             io.clear_left(path)
             flow_files.write_flow(path, half.cpu().numpy())
     io.write_bytes(out / "flow" / RECORD, json.dumps({"teacher": "exact", "format": "flo"}).encode())
-    for split, part in ((TRAIN_LIST, names[:train]), (TEST_LIST, names[train:])):
+    for split, part in ((TEST_LIST, names[train:]), (TRAIN_LIST, names[:train])):
         io.write_bytes(out / split, "".join(f"{name}\n" for name in part).encode())
 
 

@@ -1,3 +1,4 @@
+import errno
 import math
 
 import cv2
@@ -359,3 +360,19 @@ def test_the_written_set_has_the_layout_of_vimeo90k(tmp_path):
         warped = warp(io.to_float(frame)[None], torch.from_numpy(flow).movedim(-1, 0)[None])[0]
         assert (warped - io.to_float(frames[1])).abs().median() < 0.02
     assert not list(out.rglob(".*"))
+
+
+@pytest.mark.parametrize("name", ["tri_trainlist.txt", "tri_testlist.txt"])
+def test_a_set_of_which_a_list_found_no_room_is_not_taken_for_a_whole_one(tmp_path, monkeypatch, name):
+    args = synthetic.parser().parse_args(f"--out {tmp_path} --train 1 --test 1 --width 64 --height 48".split())
+
+    def full(path, data, usual=io.write_bytes):
+        if path.name == name:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        usual(path, data)
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
+        patched.setattr(io, "write_bytes", full)
+        synthetic.main(args)
+    synthetic.main(args)
+    assert all((tmp_path / part).read_text() for part in ("tri_trainlist.txt", "tri_testlist.txt"))
