@@ -313,15 +313,25 @@ def _open(path: Path, name: str, longest: int | None, cache: Path) -> Clip:
     stem = f"{path.stem[:40]}-{_digest(path.resolve(), longest)}"  # a name has 255 bytes at most
     current = f"{stem}-{_digest(io.states(files), VERSION)}"
     frames, breaks = (cache / f"{current}.{part}.npy" for part in ("frames", "breaks"))
-    if not breaks.is_file():
-        with io.alone_in(cache) as alone:
-            if not breaks.is_file():  # else another rank was here before
-                # The clip before it changed, and what a kill left; or else what another rank is writing.
-                for start in (stem, f".{stem}") if alone else ():
-                    for old in cache.glob(f"{glob.escape(start)}-*.npy"):
-                        old.unlink(missing_ok=True)
-                _write(path, longest, files, frames, breaks)
+    if clip := _cached(name, frames, breaks):
+        return clip
+    with io.alone_in(cache) as alone:
+        if clip := _cached(name, frames, breaks):  # another rank was here before
+            return clip
+        # The clip before it changed, and what a kill left; or else what another rank is writing.
+        for start in (stem, f".{stem}") if alone else ():
+            for old in cache.glob(f"{glob.escape(start)}-*.npy"):
+                old.unlink(missing_ok=True)
+        _write(path, longest, files, frames, breaks)
     return Clip(name, Frames(frames), np.load(breaks))
+
+
+def _cached(name: str, frames: Path, breaks: Path) -> Clip | None:
+    """The clip in these files; None where they are not there, or broken, as a power failure may leave them."""
+    try:
+        return Clip(name, Frames(frames), np.load(breaks))
+    except (FileNotFoundError, *io.BROKEN_ARRAY):
+        return None
 
 
 def _write(path: Path, longest: int | None, files: list[Path], frames: Path, breaks: Path) -> None:

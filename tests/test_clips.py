@@ -186,6 +186,17 @@ def test_a_name_as_long_as_a_disk_takes_is_kept_and_what_a_kill_left_is_not(tmp_
     assert not left.exists()
 
 
+@pytest.mark.parametrize("part", ["frames", "breaks"])
+@pytest.mark.parametrize("hurt", [lambda data: b"", lambda data: data[:-1], lambda data: data.replace(b")", b" ", 1)])
+def test_a_cached_file_that_a_power_failure_left_broken_is_made_again(tmp_path, part, hurt):
+    write_folder(tmp_path / "a", sliding())
+    clips.open_clips(tmp_path, cache=tmp_path / "cache")
+    (file,) = (tmp_path / "cache").glob(f"*.{part}.npy")
+    file.write_bytes(hurt(file.read_bytes()))
+    (clip,) = clips.open_clips(tmp_path, cache=tmp_path / "cache")
+    assert np.array_equal(clip.frames[:], sliding()) and not clip.breaks.any()
+
+
 def test_large_clips_are_halved(tmp_path):
     write_folder(tmp_path / "a", sliding(3, 48, 64))
     (clip,) = clips.open_clips(tmp_path, longest=40, cache=tmp_path / "cache")
