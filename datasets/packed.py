@@ -23,14 +23,13 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from tokenize import TokenError
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from utils import cli
-from utils.io import clear_left, only_run, write_bytes
+from utils.io import BROKEN_ARRAY, clear_left, only_run, write_bytes
 
 from . import Sample
 from .transforms import FLOW_STEPS, FLOW_UNKNOWN, Augment, Raw, Stack, centre_crop, lines
@@ -65,8 +64,24 @@ def _read_plan(path: Path) -> dict:
 def _load(path: Path, mode: str | None = None) -> np.ndarray:
     try:
         return np.load(path, mmap_mode=mode)
-    except (ValueError, EOFError, TokenError) as error:  # the last from NumPy's reading of a header
+    except BROKEN_ARRAY as error:
         raise _damaged(path) from error
+
+
+def _check(root: Path, index: dict) -> None:
+    """ValueError where the first or the last triplet is not as it was packed: where a copy was interrupted, arrays may
+    be there that belong to what was packed before."""
+    arrays = [_load(root / name, "r") for name in (FRAMES, FLOW)[: 1 + index["flow"]]]
+    checksums, count = _load(root / CHECKSUMS), len(index["names"])
+    whole = all(len(array) == count for array in (checksums, *arrays))
+    if not (whole and all(checksum(*(array[row] for array in arrays)) == checksums[row] for row in (0, -1))):
+        raise ValueError(f"{root}: its files do not belong together; copy them again, or remove {root} and pack again")
+
+
+def checksum(frames: np.ndarray, flow: np.ndarray | None = None) -> int:
+    """The CRC of a triplet as it is packed; never 0, which means not written."""
+    crc = zlib.crc32(frames)
+    return (crc if flow is None else zlib.crc32(flow, crc)) or 1
 
 
 def _damaged(path: Path) -> ValueError:
@@ -99,6 +114,7 @@ class Packed(Dataset):
         self.flow = index["flow"] if flow is None else flow
         if self.flow and not index["flow"]:
             raise ValueError(f"{root}: was packed without flow")
+        _check(self.root, index)
         self._open()
 
     def _open(self) -> None:
@@ -226,8 +242,7 @@ class _Packer:
         return beyond
 
     def checksum(self, row: int) -> int:
-        crc = zlib.crc32(self.frames[row])
-        return (zlib.crc32(self.flows[row], crc) if self.flows is not None else crc) or 1  # 0 means not written
+        return checksum(self.frames[row], None if self.flows is None else self.flows[row])
 
     def is_whole(self, row: int) -> bool:
         return self.checksum(row) == self.checksums[row]
@@ -303,13 +318,15 @@ def _prepare(source: Vimeo90K, out: Path, plan: dict) -> None:
     begun = out / "begun.json"
     for path in (begun, out / INDEX):
         clear_left(path)
-    if begun.is_file():
-        if _read_plan(begun) == plan:
+    frames = source.stack(0).frames.shape
+    if known := [path for path in (begun, out / INDEX) if path.is_file()]:  # a copy may have the latter alone
+        same, there = _read_plan(known[0]) == plan, _load(out / FRAMES, "r").shape[1:]
+        if same and there == frames:
             return
         if _load(out / CHECKSUMS).any():
-            raise ValueError(f"{out}: another list or another choice of flow is packed here; give another --out")
+            what = f"frames of {there[2]}x{there[1]} are" if same else "another list or another choice of flow is"
+            raise ValueError(f"{out}: {what} packed here; give another --out")
         begun.unlink()  # of a run that packed nothing
-    frames = source.stack(0).frames.shape
     shapes = {name: ((len(source),), np.uint32) for name in (CHECKSUMS, SOURCES)}
     shapes[FRAMES] = (len(source), *frames), np.uint8
     if source.flow:

@@ -168,6 +168,33 @@ def test_another_list_is_not_written_over(files, packed_set):
     assert len(Packed(packed_set)) == 7
 
 
+def test_a_set_of_frames_of_another_size_is_not_written_over(files, packed_set):
+    write_set(files, NAMES, size=(32, 32))
+    with pytest.raises(ValueError, match="frames of 64x48 are packed here; give another --out"):
+        pack(Vimeo90K(files, NAMES), packed_set, workers=1)
+    assert Packed(packed_set)[0].imgt.shape == (3, 48, 64)
+
+
+def test_a_set_that_was_copied_without_the_note_of_its_beginning_is_known_by_its_index(files, packed_set, capsys):
+    (packed_set / "begun.json").unlink()
+    with pytest.raises(ValueError, match="another list or another choice of flow is packed here"):
+        pack(Vimeo90K(files, NAMES[:3]), packed_set, workers=1)
+    pack(Vimeo90K(files, NAMES), packed_set, workers=1)
+    assert "7 triplets, 7 of them packed before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [packed.FRAMES, packed.FLOW])
+@pytest.mark.parametrize("names", [NAMES, NAMES[:5]])
+def test_arrays_of_another_packing_as_a_copy_that_was_interrupted_leaves_them_are_refused(
+    files, packed_set, tmp_path, name, names
+):
+    write_set(tmp_path / "later", names[::-1])  # other pictures under each name
+    pack(Vimeo90K(tmp_path / "later", names), tmp_path / "again", workers=1)
+    (tmp_path / "again" / name).replace(packed_set / name)
+    with pytest.raises(ValueError, match="packed: its files do not belong together; copy them again"):
+        Packed(packed_set, flow=False)
+
+
 def test_a_start_that_packed_nothing_binds_nobody(files, tmp_path):
     out, names = tmp_path / "packed", read_list(files)
     out.mkdir()
