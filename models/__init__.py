@@ -59,4 +59,5 @@ def load(checkpoint: str | Path, device: str | torch.device = "cpu") -> IFRNet:
                     model = build(name, kind).float()  # whatever PyTorch's defaults
                 model.load_state_dict(state)
                 return model.to(device).eval()
-    raise ValueError(f"{path}: its {len(state)} tensors fit none of {', '.join(VARIANTS)}")
+    names, way = ", ".join(VARIANTS), "others need a .py file, see models/external.py"
+    raise ValueError(f"{path}: its {len(state)} tensors fit none of {names}; {way}")

@@ -18,6 +18,7 @@ import models
 import train_gopro
 import train_vimeo90k
 from datasets import Sample, clips, gopro
+from losses.terms import charbonnier
 from utils import cli, epochs
 from utils.io import to_uint8, write_image
 
@@ -66,6 +67,32 @@ def test_a_set_of_ones_own_is_trained_on_by_index_and_epoch_and_validated_by_ind
     train_set.asked.clear()
     trained("--iterations", "6", "--batch_size", "1", "--resume", "auto")  # the third epoch, whatever the size of steps
     assert [epoch for _, epoch in train_set.asked] == [2, 2]
+
+
+class Flowless(torch.nn.Module):
+    """A network of another kind, as CONTRIBUTING.md describes it."""
+
+    def __init__(self):
+        super().__init__()
+        self.share = torch.nn.Parameter(torch.tensor(0.9))
+
+    def forward(self, img0, img1, t, imgt=None):
+        return models.Interpolation(torch.lerp(img1, img0, self.share), (), (), None)
+
+
+def test_a_network_of_another_kind_without_flow_is_trained_and_validated_by_a_recipe_of_its_own(tmp_path):
+    parser = train_vimeo90k.parser()
+    parser.set_defaults(model_name="Mine", recipe="own", log_path=str(tmp_path))
+    args = parser.parse_args("--iterations 30 --batch_size 2 --lr_start 0.05 --workers 0 --device cpu".split())
+
+    def loss(out, batch, progress):
+        return {"rec": charbonnier(out.imgt - batch.imgt)}
+
+    model, to_sample = Flowless(), lambda batch, _: batch
+    epochs.train(args, torch.device("cpu"), model, Plain(range(4)), Plain([9]), to_sample, loss, None)
+    assert abs(model.share.item() - 0.9) > 0.1
+    best = torch.load(tmp_path / "Mine" / "best.pth", weights_only=True)
+    assert best.keys() == model.state_dict().keys() and list((tmp_path / "Mine").glob("events.*"))
 
 
 def test_a_recipe_of_ones_own_has_no_options_about_clips_unless_it_takes_clips(typed):

@@ -187,7 +187,8 @@ def _backward(
             terms = {name: term / recipe.accumulate for name, term in loss(out, batch, progress).items()}
             if device.type == "cpu":
                 # grid_sample's backward on the CPU reads out of bounds where a coordinate is NaN.
-                broken = ~(sum(terms.values()) + out.flows[0].sum()).detach().isfinite()
+                watched = (*terms.values(), *(flow.sum() for flow in out.flows[:1]))
+                broken = ~sum(watched).detach().isfinite()
                 finite = finite and not distributed.maximum(broken.float())
             if finite:
                 state.scaler.scale(sum(terms.values())).backward()

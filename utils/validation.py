@@ -41,7 +41,7 @@ class Validation:
         """What the network makes of `count` samples spread over the set: RGB uint8 (H, W, 3) by name.
 
         From left to right: both frames overlaid, the prediction, the truth, the error four times enlarged, the flow to
-        either frame. Of several targets the middle one.
+        either frame if the network has any. Of several targets the middle one.
         """
         model.eval()
         result = {}
@@ -51,8 +51,8 @@ class Validation:
             img0, img1 = (x[None].to(self.device) for x in (sample.img0, sample.img1))
             imgt = (sample.imgt if sample.imgt.ndim == 3 else sample.imgt[middle])[None].to(self.device)
             out = model(img0, img1, sample.t.flatten()[middle].to(self.device))
-            flows = out.flows[0].split(2, 1)
-            most = max(flow.norm(dim=1).max().item() for flow in flows)
+            flows = [flow for finest in out.flows[:1] for flow in finest.split(2, 1)]
+            most = max((flow.norm(dim=1).max().item() for flow in flows), default=0)
             error = ((out.imgt - imgt).abs() * 4).clamp(max=1)
             strip = [(img0 + img1) / 2, out.imgt, imgt, error, *(flow_colours(flow, most) for flow in flows)]
             result[f"validation/{index}"] = to_uint8(torch.cat(strip, 3)[0])
