@@ -57,9 +57,8 @@ def main(args: argparse.Namespace) -> None:
         teacher = models.flow.build(args.teacher, args.teacher_weights, device) if args.teacher else None
         train_set, val_set, paper = sets(args, device, flow=False if teacher else None)
         if not (teacher or getattr(train_set, "flow", False)):
-            distributed.say(
-                f"no teacher flow in {args.data}: training without flow distillation (see generate_flow.py, --teacher)"
-            )
+            ways = "--teacher" if args.data.startswith(epochs.CLIPS) else "generate_flow.py, --teacher"
+            distributed.say(f"no teacher flow in {args.data}: training without flow distillation (see {ways})")
         torch.manual_seed(args.seed)
         model = without_time(models.build(args.model_name, args.activation))
         epochs.train(args, device, model, train_set, val_set, finish, loss_with(teacher), paper)

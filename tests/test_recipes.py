@@ -91,6 +91,10 @@ def test_a_network_of_another_kind_without_flow_is_trained_and_validated_by_a_re
     model, to_sample = Flowless(), lambda batch, _: batch
     epochs.train(args, torch.device("cpu"), model, Plain(range(4)), Plain([9]), to_sample, loss, None)
     assert abs(model.share.item() - 0.9) > 0.1
+    args.iterations, args.resume, changed = 40, "auto", Flowless()
+    changed.more = torch.nn.Parameter(torch.zeros(2))
+    with pytest.raises(ValueError, match=r'Mine .*; its code has changed since \(Missing key.*"more".*\); give'):
+        epochs.train(args, torch.device("cpu"), changed, Plain(range(4)), Plain([9]), to_sample, loss, None)
     best = torch.load(tmp_path / "Mine" / "best.pth", weights_only=True)
     assert best.keys() == model.state_dict().keys() and list((tmp_path / "Mine").glob("events.*"))
 
@@ -119,13 +123,16 @@ def test_gopro_trains_on_all_seven_frames_without_distillation(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("script", [train_vimeo90k, train_gopro], ids=lambda script: script.__name__)
-def test_both_scripts_train_on_a_folder_of_clips(tmp_path, monkeypatch, script):
+def test_both_scripts_train_on_a_folder_of_clips(tmp_path, monkeypatch, capsys, script):
     monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
     for seed, name in enumerate(["a", "b"]):
         write_frames(tmp_path / "clips" / name, seed)
     data = ["--data", f"clips:{tmp_path / 'clips'}", "--clip_stride", 2, "--model_name", NAME, "--crop", 32]
     run(script, *data, "--workers", 0, "--device", "cpu", "--log_path", tmp_path, "--iterations", 2, "--batch_size", 2)
     assert models.load(tmp_path / NAME / "best.pth")
+    said = capsys.readouterr().out
+    assert "generate_flow.py" not in said  # which makes flow for triplets alone
+    assert ("without flow distillation (see --teacher)" in said) == (script is train_vimeo90k)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names are text here, on Linux any bytes")

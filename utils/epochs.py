@@ -141,10 +141,10 @@ def train(
 
     model: called as model(img0, img1, t) and, in training, model(img0, img1, t, imgt), which IFRNet.forward describes;
     scale is left out. Of the models.Interpolation that it returns, `imgt` is scored, flows[0], where there is any, is
-    drawn and must be finite, and the rest is for the loss. train_set: indexed with (i, epoch); val_set: with i. Their
-    `names`, where they have such, must be the same on all ranks. prepare: (batch of the training set, device) ->
-    datasets.Sample, on any device. loss: as for `fit`. paper: iterations of the published recipe, to point out a run
-    that departs from it.
+    drawn and must be finite, and the rest is for the loss. On several ranks every weight must take part in every step,
+    see DistributedDataParallel. train_set: indexed with (i, epoch); val_set: with i. Their `names`, where they have
+    such, must be the same on all ranks. prepare: (batch of the training set, device) -> datasets.Sample, on any device.
+    loss: as for `fit`. paper: iterations of the published recipe, to point out a run that departs from it.
     """
     ordered = partial(Order, len(train_set), args.batch_size, args.seed, args.accumulate)
     order = ordered()

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -113,11 +114,16 @@ class State:
         try:
             self.model.load_state_dict(content["model"])
         except RuntimeError as error:
-            config = content.get("config") or {}
-            theirs = " with ".join(str(config[name]) for name in ("model_name", "activation") if name in config)
-            raise ValueError(
-                f"{source}: weights of {theirs or 'another network'}; give its --model_name and --activation"
-            ) from error
+            names = ("model_name", "activation")
+            theirs, ours = (
+                " with ".join(str(config[name]) for name in names if name in config)
+                for config in (content.get("config") or {}, self.config)
+            )
+            way = "give its --model_name and --activation"
+            if theirs and theirs == ours:  # of one's own, perhaps
+                first = textwrap.shorten(str(error).partition("\n")[2].partition("\n")[0], 160)
+                way = f"its code has changed since ({first}); give another --log_path"
+            raise ValueError(f"{source}: weights of {theirs or 'another network'}; {way}") from error
         if self.ema:
             self.ema.load_state_dict(content.get("ema") or content["model"])
         self.iteration, self.validated = content["iteration"], content.get("validated", -1)
