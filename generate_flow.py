@@ -7,10 +7,10 @@
     python generate_flow.py --check 16                             how good are the labels in flow/?
     python generate_flow.py --check 16 --teacher raft_large        how good would this teacher's labels be?
 
-To continue an interrupted run, type the same command: complete files are kept, broken ones are made again. Decoding,
-flow estimation and writing overlap. The files do not depend on the number of processes or on interruptions, because
-batches are always cut from the list in the same way; on a CPU they do depend on the number of threads
-(OMP_NUM_THREADS).
+To continue an interrupted run, type the same command: complete files are kept, broken ones are made again, also those
+of another size than the frames. Where frames have changed and kept their size, remove their flow first. Decoding, flow
+estimation and writing overlap. The files do not depend on the number of processes or on interruptions, because batches
+are always cut from the list in the same way; on a CPU they do depend on the number of threads (OMP_NUM_THREADS).
 
 Formats, per file: flo, 8 bytes a pixel; f16, 4 bytes, within 1/128 pixel up to 32 pixels; png (KITTI), about 1 byte,
 within 1/128 pixel. Read from memory, png takes ten times as long as flo; from a disk below 350 MB/s, less time.

@@ -109,7 +109,8 @@ class Packed(Dataset):
         self.names = index["names"] if names is None else list(names)
         missing = [name for name in self.names if name not in position]
         if missing:
-            raise ValueError(f"{root}: {len(missing)} triplets of the list are not in this set, such as {missing[0]}")
+            what = f"{len(missing)} triplets of the list are not in this set, such as {missing[0]}"
+            raise ValueError(f"{root}: {what}; pack a list with all of them, by --list and another --out")
         self.rows = [position[name] for name in self.names]
         self.flow = index["flow"] if flow is None else flow
         if self.flow and not index["flow"]:
