@@ -339,11 +339,11 @@ def main(args: argparse.Namespace) -> None:
     if args.speed < LEAST_SPEED:
         raise ValueError(f"--speed {args.speed:g}: hardly any motion would be visible; give {LEAST_SPEED} or more")
     io.check_writable(args.out)
-    if (args.out / TRAIN_LIST).exists() and not args.overwrite:
-        raise ValueError(f"{args.out}: a set is there; give --overwrite to replace it, or another --out")
-    images = io.list_images(args.images, below=True) if args.images else None
-    source = Synthetic(material(images), (args.height, args.width), speed=args.speed, seed=args.seed)
     with io.only_run(args.out):
+        if (args.out / TRAIN_LIST).exists() and not args.overwrite:
+            raise ValueError(f"{args.out}: a set is there; give --overwrite to replace it, or another --out")
+        images = io.list_images(args.images, below=True) if args.images else None
+        source = Synthetic(material(images), (args.height, args.width), speed=args.speed, seed=args.seed)
         write_vimeo90k(args.out, source, args.train, args.test)
     size = f"{args.width}x{args.height}"
     print(f"{args.out}: {args.train} triplets to train on, {args.test} to test on, {size}, with exact flow")

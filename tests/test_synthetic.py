@@ -1,5 +1,6 @@
 import errno
 import math
+from contextlib import contextmanager
 
 import cv2
 import numpy as np
@@ -376,3 +377,15 @@ def test_a_set_of_which_a_list_found_no_room_is_not_taken_for_a_whole_one(tmp_pa
         synthetic.main(args)
     synthetic.main(args)
     assert all((tmp_path / part).read_text() for part in ("tri_trainlist.txt", "tri_testlist.txt"))
+
+
+def test_a_set_that_another_run_has_just_written_is_not_written_over(tmp_path, monkeypatch):
+    @contextmanager
+    def after_another(folder):
+        (folder / "tri_trainlist.txt").write_text("00001/0001")
+        yield
+
+    monkeypatch.setattr(io, "only_run", after_another)
+    args = synthetic.parser().parse_args(f"--out {tmp_path} --train 1 --test 1 --width 64 --height 48".split())
+    with pytest.raises(ValueError, match="a set is there; give --overwrite to replace it"):
+        synthetic.main(args)
