@@ -217,6 +217,23 @@ def test_a_whole_file_of_few_frames_a_second_is_whole(tmp_path, capsys, rate):
         assert "ends" not in capsys.readouterr().err and len(decode(tmp_path / "out.mp4")[0]) == 23
 
 
+@pytest.mark.parametrize("name", ["in.mkv", "in.nut"])
+def test_the_last_frame_of_a_few_is_not_shown_as_long_as_their_sound(tmp_path, name):
+    """Of few that are reordered FFmpeg may know no beginning, and takes the file's duration for theirs."""
+    with av.open(str(tmp_path / name), "w") as output:
+        stream, audio = output.add_stream("libx264", rate=25), output.add_stream("pcm_s16le", rate=48000, layout="mono")
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        for image in moving(2):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        output.mux(stream.encode(None))
+        for start in range(14400, 96000, 4800):  # later than the frames
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 4800), np.int16), format="s16", layout="mono")
+            frame.sample_rate, frame.pts = 48000, start
+            output.mux(audio.encode(frame))
+    run(tmp_path / name, tmp_path / "out.mp4", "--fps", "50")
+    assert len(decode(tmp_path / "out.mp4")[0]) == 4
+
+
 def test_a_codec_without_a_decoder_is_named_with_a_way_out(tmp_path, capsys):
     source = encode(tmp_path / "in.mkv", moving(3), codec="ffv1")
     source.write_bytes(source.read_bytes().replace(b"V_FFV1", b"V_XXX1"))

@@ -45,7 +45,7 @@ LEAP_BACK, LEAP_AHEAD = 1, 6 * 3600  # seconds; no container can hold a frame of
 COPIED = ("audio", "subtitle")  # streams that are copied to the output
 PLAYED = ("audio", "video")
 LOOKED_AT = 8  # frames by which it is told what the others are like
-FROM_ZERO = ("matroska,webm", "nut")  # containers whose duration counts from 0, not from their first frame
+FROM_ZERO = ("matroska,webm", "nut")  # containers with one duration for all streams, from 0, not from the first frame
 FROM_DECODING = ("flv",)  # containers whose duration counts from where the first frame is decoded, before it is shown
 GUESSED = ("mpeg",)  # containers where only some frames have times: reading from the middle gets the others wrong
 OTHER_PICTURES = (".bmp", ".webp", ".tif", ".tiff", ".exr", ".heic", ".avif", ".gif")  # which utils.io does not read
@@ -277,7 +277,8 @@ class Video(Source):
                     times.append(time)
                     latest, hold = max((latest, hold), (time, (packet.duration or 0) * packet.time_base))
             start = Fraction(container.start_time or 0, av.time_base)
-            if video.duration and video.start_time is not None:  # else the duration is a guess, as for a raw stream
+            # Else the duration is a guess, as for a raw stream, or that of the file.
+            if video.duration and video.start_time is not None and kind not in FROM_ZERO:
                 until = (video.start_time + video.duration) * video.time_base
                 hold = until - latest if until > latest else hold  # packets come in the order of decoding
             self.damaged += kind == Y4M and read < container.size
