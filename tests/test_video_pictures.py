@@ -66,9 +66,9 @@ UPRIGHT = pytest.mark.parametrize(
 )
 
 
-def with_matrix(path, a, b, c, d):
-    """An MP4 file whose frames are to be shown by this matrix."""
-    source = encode(path, moving(4))
+def with_matrix(path, a, b, c, d, **how):
+    """An MP4 file whose frames are to be shown by this matrix. how: see encode."""
+    source = encode(path, moving(4), **how)
     data, (across, down) = bytearray(source.read_bytes()), (2**17, 2**15)  # the aspect of pixels is stored elsewhere
     box = np.array([a * across, b * across, 0, c * down, d * down, 0, 0, 0, 2**30], ">i4").tobytes()
     at = data.index(b"tkhd") + 44  # where the track's header has its matrix
@@ -83,6 +83,17 @@ def test_a_mirrored_video_comes_out_as_players_show_it(tmp_path, matrix, upright
     run(source, tmp_path / "out.mp4", "--codec", "ffv1", "--factor", "1")
     lying, got = decode(source)[1], decode(tmp_path / "out.mp4")[1]
     assert all(np.abs(upright(a).astype(int) - b).mean() <= 0.5 for a, b in zip(lying, got)) and len(got) == 4
+
+
+@UPRIGHT
+def test_a_turned_video_keeps_its_values_where_bits_are_reduced(tmp_path, matrix, upright):
+    source = with_matrix(tmp_path / "in.mp4", *matrix, codec="ffv1", pix_fmt="yuv420p10le")
+    with av.open(str(source)) as container:
+        given = [np.frombuffer(f.planes[0], np.uint16).reshape(64, 128) for f in container.decode(video=0)]
+    run(source, tmp_path / "out.mkv", "--codec", "h264", "--crf", "0", "--factor", "1")
+    for lying, made in zip(given, planes(tmp_path / "out.mkv"), strict=True):
+        exact = upright(lying[..., None])[..., 0] / 4
+        assert np.abs(made[: lying.size].reshape(exact.shape) - exact).max() <= 0.5
 
 
 @UPRIGHT

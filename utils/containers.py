@@ -17,11 +17,12 @@ DTS_ONLY = ("avi",)  # containers that store only when frames are decoded, not w
 DTS_AT_TIMES = ("asf", "mxf")  # those that may do so
 ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # begins the part that holds the file's size
 UNTOLD = 2**32 - 1  # the size of an AVI that FFmpeg wrote into a pipe, or did not finish
-# Filters that make a frame upright, by `upright_sides`.
+# Filters that make a frame upright, by `upright_sides`. One that is only turned upside down has its rows in reverse in
+# memory: a copy has them in order, as those take them who read its memory.
 TURNS = {
     (1, 0, 0, 1): (),
     (-1, 0, 0, 1): ("hflip",),
-    (1, 0, 0, -1): ("vflip",),
+    (1, 0, 0, -1): ("vflip", "copy"),
     (-1, 0, 0, -1): ("hflip", "vflip"),
     (0, 1, -1, 0): ("transpose=clock",),
     (0, -1, 1, 0): ("transpose=cclock",),
