@@ -19,6 +19,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import tqdm
 from conftest import files_up_to
 from processes import begin, run_ranks
 from video_files import (
@@ -425,6 +426,16 @@ def test_an_interrupt_before_anything_is_done_leaves_nothing(tmp_path, clip, cap
     with pytest.raises(KeyboardInterrupt):
         run(clip, tmp_path / "out.mp4")
     assert not list(tmp_path.glob("*out*"))
+
+
+def test_an_interrupt_at_the_first_line_is_an_interrupt(tmp_path, monkeypatch, capsys):
+    """The progress bar makes itself a lock at first, and if that is cut short has none to let go of."""
+    source = encode(tmp_path / "in.mp4", moving(3), pix_fmt="yuv444p")  # of which there is something to say
+    monkeypatch.delattr(tqdm.std.tqdm, "_lock", raising=False)
+    monkeypatch.setattr(tqdm.std, "TqdmDefaultWriteLock", failing(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt, match="^interrupted$"):
+        run(source, tmp_path / "out.mp4")
+    assert "reduced to 4:2:0" in capsys.readouterr().err and not list(tmp_path.glob("*out*"))
 
 
 @pytest.mark.parametrize("shown", [0, 1])

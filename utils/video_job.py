@@ -38,7 +38,7 @@ RECORDED += ("segment", "input_fps")
 
 def say(line: str) -> None:
     if distributed.is_main():
-        tqdm.write(line, file=sys.stderr)  # standard output may carry the video
+        print(line, file=sys.stderr, flush=True)  # standard output may carry the video
 
 
 def by_motion(args: argparse.Namespace) -> Callable[[np.ndarray, np.ndarray], float] | None:
