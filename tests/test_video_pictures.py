@@ -97,6 +97,21 @@ def test_a_turned_video_keeps_its_values_where_bits_are_reduced(tmp_path, matrix
 
 
 @UPRIGHT
+@pytest.mark.parametrize("extent", [1, 2])
+@pytest.mark.parametrize("pix_fmt", ["yuv422p", "yuv422p10le"])
+def test_a_turned_video_keeps_its_colours_whatever_its_chroma(tmp_path, matrix, upright, pix_fmt, extent):
+    """FFmpeg's filters do not take all formats: what is converted for them must not get another matrix or range."""
+    source = with_matrix(tmp_path / "in.mp4", *matrix, pix_fmt=pix_fmt, colour=(1, extent))
+    run(source, tmp_path / "out.mkv", "--codec", "ffv1", "--factor", "1")
+    for lying, made in zip(planes(source), planes(tmp_path / "out.mkv"), strict=True):
+        luma, *chroma = np.split(lying, [64 * 128, 64 * 192])
+        assert (made[: luma.size] == upright(luma.reshape(64, 128, 1)).ravel()).all()
+        got = np.split(made[luma.size :], 2)
+        assert all(abs(a.mean() - b.mean()) <= 1 for a, b in zip(chroma, got, strict=True))
+        assert got[0].size == luma.size // (1 if matrix[0] == 0 else 2)  # of 4:2:2 on its side none is lost, either
+
+
+@UPRIGHT
 def test_footage_to_train_on_and_to_score_is_turned_as_a_video_is(tmp_path, matrix, upright):
     source = with_matrix(tmp_path / "in.mp4", *matrix)
     (clip,) = clips.open_clips(tmp_path, cache=tmp_path / "cache")

@@ -13,6 +13,8 @@ import numpy as np
 from av.filter import Graph
 from av.sidedata.sidedata import Type
 
+from .colours import Colour
+
 DTS_ONLY = ("avi",)  # containers that store only when frames are decoded, not when they are shown
 DTS_AT_TIMES = ("asf", "mxf")  # those that may do so
 ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # begins the part that holds the file's size
@@ -129,8 +131,15 @@ def turning(
     graph.link_nodes(*nodes).configure()
 
     def turn(frame: av.VideoFrame) -> av.VideoFrame:
+        # Filters that do not take a format, as that of 4:2:2 to be laid on its side, are given another one, made with
+        # the colours that the buffer was told of: without tags, or brightness and colours would become others.
+        told = frame.colorspace, frame.color_range
+        frame.colorspace, frame.color_range = Colour()[:2]
         graph.push(frame)
-        return graph.pull()
+        turned = graph.pull()
+        for each in (frame, turned):
+            each.colorspace, each.color_range = told
+        return turned
 
     return turn
 

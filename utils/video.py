@@ -60,8 +60,8 @@ class Source:
     frames, and last: time of the last one; None where only reading can tell. longest: the longest time between two
     frames, and usual: the median of these times; None for pictures and y4m, which come at one rate. hold: how long the
     last one is shown; steady: whether all are shown equally long. aspect: of a pixel. pix_fmt: FFmpeg's name of the
-    pixels' format. light: see hdr. notes: what a user should know, one line each. damaged: frames skipped as damaged so
-    far.
+    pixels' format, once upright. light: see hdr. notes: what a user should know, one line each. damaged: frames skipped
+    as damaged so far.
     """
 
     path: str
@@ -249,7 +249,8 @@ class Video(Source):
             colour = colour._replace(matrix=Colour().matrix)
         self.colour = colour
         self.light = light_of(frame)
-        self.pix_fmt = plain_format(frame.format.name.replace("yuvj", "yuv"), self.colour)
+        upright = turning(self.filters, *self.coded, self.step)(frame)  # FFmpeg lays 4:2:2 on its side as 4:4:4
+        self.pix_fmt = plain_format(upright.format.name.replace("yuvj", "yuv"), self.colour)
         alpha = any(part.is_alpha for part in frame.format.components)
         hidden = stream.metadata.get("alpha_mode") == "1"  # of WebM, beside the frames: FFmpeg does not decode it
         if hidden or alpha and frame.to_ndarray(format="rgba")[..., 3].min() < 255:
