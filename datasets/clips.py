@@ -329,9 +329,10 @@ def _open(path: Path, name: str, longest: int | None, cache: Path) -> Clip:
 def _cached(name: str, frames: Path, breaks: Path) -> Clip | None:
     """The clip in these files; None where they are not there, or broken, as a power failure may leave them."""
     try:
-        return Clip(name, Frames(frames), np.load(breaks))
+        clip = Clip(name, Frames(frames), np.load(breaks))
     except (FileNotFoundError, *io.BROKEN_ARRAY):
         return None
+    return clip if len(clip.frames) == len(clip.breaks) + 1 else None  # the count of frames is written last of all
 
 
 def _write(path: Path, longest: int | None, files: list[Path], frames: Path, breaks: Path) -> None:
