@@ -64,6 +64,8 @@ def _read_plan(path: Path) -> dict:
 def _load(path: Path, mode: str | None = None) -> np.ndarray:
     try:
         return np.load(path, mmap_mode=mode)
+    except FileNotFoundError as error:
+        raise _damaged(path, "missing") from error
     except BROKEN_ARRAY as error:
         raise _damaged(path) from error
 
@@ -71,6 +73,8 @@ def _load(path: Path, mode: str | None = None) -> np.ndarray:
 def _check(root: Path, index: dict) -> None:
     """ValueError where the first or the last triplet is not as it was packed: where a copy was interrupted, arrays may
     be there that belong to what was packed before."""
+    if index["flow"] and not (root / FLOW).is_file():
+        return  # training with a teacher does without it, and a checksum covers both arrays
     arrays = [_load(root / name, "r") for name in (FRAMES, FLOW)[: 1 + index["flow"]]]
     checksums, count = _load(root / CHECKSUMS), len(index["names"])
     whole = all(len(array) == count for array in (checksums, *arrays))
@@ -84,8 +88,8 @@ def checksum(frames: np.ndarray, flow: np.ndarray | None = None) -> int:
     return (crc if flow is None else zlib.crc32(flow, crc)) or 1
 
 
-def _damaged(path: Path) -> ValueError:
-    return ValueError(f"{path}: cut short or damaged; copy it again, or remove {path.parent} and pack again")
+def _damaged(path: Path, how: str = "cut short or damaged") -> ValueError:
+    return ValueError(f"{path}: {how}; copy it again, or remove {path.parent} and pack again")
 
 
 class Packed(Dataset):
@@ -327,7 +331,7 @@ def _prepare(source: Vimeo90K, out: Path, plan: dict) -> None:
         if _load(out / CHECKSUMS).any():
             what = f"frames of {there[2]}x{there[1]} are" if same else "another list or another choice of flow is"
             raise ValueError(f"{out}: {what} packed here; give another --out")
-        begun.unlink()  # of a run that packed nothing
+        begun.unlink(missing_ok=True)  # of a run that packed nothing
     shapes = {name: ((len(source),), np.uint32) for name in (CHECKSUMS, SOURCES)}
     shapes[FRAMES] = (len(source), *frames), np.uint8
     if source.flow:

@@ -195,6 +195,29 @@ def test_arrays_of_another_packing_as_a_copy_that_was_interrupted_leaves_them_ar
         Packed(packed_set, flow=False)
 
 
+def test_flow_may_be_removed_where_it_is_not_wanted(packed_set):
+    expected = Packed(packed_set)[2]
+    (packed_set / packed.FLOW).unlink()
+    assert torch.equal(Packed(packed_set, flow=False)[2].imgt, expected.imgt)
+    with pytest.raises(ValueError, match="flow.npy: missing; copy it again"):
+        Packed(packed_set)
+
+
+@pytest.mark.parametrize("name", [packed.FRAMES, packed.SOURCES])
+def test_what_a_copy_lacks_is_named_with_a_way_out(files, packed_set, name):
+    for path in (packed_set / "begun.json", packed_set / name):
+        path.unlink()
+    with pytest.raises(ValueError, match=f"{name}: missing; copy it again, or remove .*packed and pack again"):
+        pack(Vimeo90K(files, NAMES), packed_set, workers=1)
+
+
+def test_an_index_beside_nothing_that_is_packed_binds_nobody(files, packed_set):
+    (packed_set / "begun.json").unlink()
+    np.save(packed_set / packed.CHECKSUMS, np.zeros(7, np.uint32))
+    pack(Vimeo90K(files, NAMES[:3]), packed_set, workers=1)
+    assert Packed(packed_set).names == list(NAMES[:3])
+
+
 def test_a_start_that_packed_nothing_binds_nobody(files, tmp_path):
     out, names = tmp_path / "packed", read_list(files)
     out.mkdir()
