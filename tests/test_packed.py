@@ -218,6 +218,13 @@ def test_an_index_beside_nothing_that_is_packed_binds_nobody(files, packed_set):
     assert Packed(packed_set).names == list(NAMES[:3])
 
 
+def test_frames_of_another_packing_from_somewhere_on_are_refused(packed_set):
+    """As a copy over an older set leaves them that writes into its files."""
+    np.load(packed_set / packed.FRAMES, "r+")[3:] += 1
+    with pytest.raises(ValueError, match="packed: its files do not belong together"):
+        Packed(packed_set)
+
+
 def test_a_start_that_packed_nothing_binds_nobody(files, tmp_path):
     out, names = tmp_path / "packed", read_list(files)
     out.mkdir()

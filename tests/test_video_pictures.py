@@ -112,8 +112,9 @@ def test_a_turned_video_keeps_its_colours_whatever_its_chroma(tmp_path, matrix, 
 
 
 @UPRIGHT
-def test_footage_to_train_on_and_to_score_is_turned_as_a_video_is(tmp_path, matrix, upright):
-    source = with_matrix(tmp_path / "in.mp4", *matrix)
+@pytest.mark.parametrize("colour", [None, (1, 1), (1, 2)])
+def test_footage_to_train_on_and_to_score_is_turned_as_a_video_is(tmp_path, matrix, upright, colour):
+    source = with_matrix(tmp_path / "in.mp4", *matrix, colour=colour)
     (clip,) = clips.open_clips(tmp_path, cache=tmp_path / "cache")
     assert all((upright(a) == b).all() for a, b in zip(decode(source)[1], clip.frames[:], strict=True))
 
