@@ -93,7 +93,7 @@ def test_a_network_of_another_kind_without_flow_is_trained_and_validated_by_a_re
     assert abs(model.share.item() - 0.9) > 0.1
     args.iterations, args.resume, changed = 40, "auto", Flowless()
     changed.more = torch.nn.Parameter(torch.zeros(2))
-    with pytest.raises(ValueError, match=r'Mine .*; its code has changed since \(Missing key.*"more".*\); give'):
+    with pytest.raises(ValueError, match=r'Mine .*; its code has changed since \(Missing key.*"more".*\); begin anew'):
         epochs.train(args, torch.device("cpu"), changed, Plain(range(4)), Plain([9]), to_sample, loss, None)
     best = torch.load(tmp_path / "Mine" / "best.pth", weights_only=True)
     assert best.keys() == model.state_dict().keys() and list((tmp_path / "Mine").glob("events.*"))

@@ -122,7 +122,7 @@ class State:
             way = "give its --model_name and --activation"
             if theirs and theirs == ours:  # of one's own, perhaps
                 first = textwrap.shorten(str(error).partition("\n")[2].partition("\n")[0], 160)
-                way = f"its code has changed since ({first}); give another --log_path"
+                way = f"its code has changed since ({first}); begin anew, under another --log_path"
             raise ValueError(f"{source}: weights of {theirs or 'another network'}; {way}") from error
         if self.ema:
             self.ema.load_state_dict(content.get("ema") or content["model"])
