@@ -323,8 +323,13 @@ class FastIFRNet:
 
     @torch.inference_mode()
     def encode(self, img0: Tensor, img1: Tensor, scale: float = 1.0) -> Pair:
-        """See IFRNet.encode. The frames are kept as they are: `mean` of the result is 0."""
+        """See IFRNet.encode. The frames are kept as they are: `mean` of the result is 0. ValueError also for frames of
+        another type than float32, or on another device."""
         check_frames(img0, img1, scale)
+        device = self.encoder[0][0].weight.device
+        for img in (img0, img1):  # kernels get no more than an address: of what lies there they read more, or less
+            if img.dtype != torch.float32 or img.device != device:
+                raise ValueError(f"frames of {img.dtype} on {img.device}; torch.float32 on {device} is needed")
         mean = common_mean(img0, img1)
         size = tuple(round(side * scale) for side in img0.shape[-2:])
         small = (img0, img1) if scale == 1 else (resize(img0, size=size), resize(img1, size=size))

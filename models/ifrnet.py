@@ -65,14 +65,16 @@ def check_frames(img0: Tensor, img1: Tensor, scale: float) -> None:
     """ValueError where two batches of frames cannot go through the network: see IFRNet.encode."""
     if img0.shape != img1.shape:
         raise ValueError(f"the two frames have different sizes: {tuple(img0.shape)} and {tuple(img1.shape)}")
+    if img0.ndim != 4 or img0.shape[1] != 3 or not len(img0):
+        raise ValueError(f"frames of shape {tuple(img0.shape)}; RGB is needed, (B, 3, H, W)")
     for side in img0.shape[-2:]:
         # Integer arithmetic at scale 1, which torch.export can reason about.
         levels = side * scale / DIVISOR if scale != 1 else 0
         if abs(levels - round(levels)) > 1e-6 or (scale == 1 and side % DIVISOR):
             height, width = img0.shape[-2:]
             raise ValueError(
-                f"a frame of {width}x{height} at scale {scale:g}: width and height times scale must be multiples "
-                f"of {DIVISOR}; models.Interpolator pads frames of any size"
+                f"a frame of {width}x{height} at scale {float(scale):g}: width and height times scale must be "
+                f"multiples of {DIVISOR}; models.Interpolator pads frames of any size"
             )
 
 
@@ -155,7 +157,7 @@ class IFRNet(nn.Module):
         """Both frames' features, made once for all times.
 
         img0, img1: (B, 3, H, W) in [0, 1]; scale: the size at which flow is estimated, relative to the frames.
-        ValueError where the sizes differ or scale * H or scale * W is not a multiple of 16.
+        ValueError for other shapes, where the sizes differ, or scale * H or scale * W is not a multiple of 16.
         """
         check_frames(img0, img1, scale)
         mean = common_mean(img0, img1)

@@ -89,6 +89,15 @@ def test_the_flow_that_is_told_is_the_last(small):
         torch.testing.assert_close(enlarged, expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("wrong", [torch.Tensor.double, torch.Tensor.bfloat16, lambda x: (255 * x).byte()])
+def test_frames_of_a_type_that_kernels_would_misread_are_refused(small, wrong):
+    img0, img1 = pairs(32, 48)
+    quick = fast.FastIFRNet(small, CPU, torch.float32)
+    for pair in ((wrong(img0), wrong(img1)), (img0, wrong(img1))):
+        with pytest.raises(ValueError, match=f"frames of {pair[1].dtype} on cpu; torch.float32 on cpu is needed"):
+            quick.encode(*pair)
+
+
 @pytest.mark.parametrize("scale", [1.0, 0.5, 0.8, "multi"])
 def test_the_interpolator_gives_the_same_frames_in_either_mode(small, scale):
     img0, img1 = formula_image(75, 131, 1), formula_image(75, 131, 2)

@@ -1,4 +1,5 @@
 import re
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from conftest import formula_image, formula_weights
 
 import models
 from losses import ifrnet_loss
+from models import fast
 from models.layers import conv, warp
 
 PARAMETERS = {"IFRNet_S": 2_803_610, "IFRNet": 4_959_692, "IFRNet_L": 19_699_460}
@@ -85,6 +87,21 @@ def test_times_and_true_frames_that_do_not_fit_the_pairs_are_refused():
     for count in (1, 4):
         with pytest.raises(ValueError, match=rf"true frames of shape \({count}, 3, 16, 16\) for \(2, 3, 16, 16\)"):
             model(*pairs, 0.5, torch.rand(count, 3, 16, 16))
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 48), (1, 1, 32, 48), (1, 4, 32, 48), (0, 3, 32, 48), (32, 48)])
+def test_what_is_no_batch_of_rgb_is_refused_before_its_memory_is_read(shape):
+    model, frame = models.build("IFRNet_S"), torch.zeros(shape)
+    message = re.escape(f"frames of shape {shape}; RGB is needed, (B, 3, H, W)")
+    for network in (model, fast.FastIFRNet(model, torch.device("cpu"), torch.float32)):
+        with pytest.raises(ValueError, match=message):
+            network.encode(frame, frame)
+
+
+def test_a_scale_that_is_a_fraction_is_told_as_a_number():
+    frame = torch.zeros(1, 3, 32, 48)
+    with pytest.raises(ValueError, match="48x32 at scale 0.333333: width and height times scale must be multiples"):
+        models.build("IFRNet_S").encode(frame, frame, Fraction(1, 3))
 
 
 def test_a_network_without_shipped_weights_is_named_beside_those_that_have_some(tmp_path, monkeypatch):
