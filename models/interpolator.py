@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import fast, multiscale
 from .ifrnet import DIVISOR, IFRNet
@@ -71,7 +71,7 @@ def nearest_scale(scale: float) -> float:
     if not isinstance(scale, Real):
         raise ValueError(f"unknown scale {scale!r}; give a number or one of {', '.join(NAMED_SCALES)}")
     if not 1 / FINEST <= scale <= 4:
-        raise ValueError(f"scale {scale:g} is out of range; give a number from 1/{FINEST} to 4")
+        raise ValueError(f"scale {float(scale):g} is out of range; give a number from 1/{FINEST} to 4")
     return float(Fraction(float(scale)).limit_denominator(FINEST))
 
 
@@ -123,13 +123,16 @@ def check_settings(model: IFRNet, precision: str | None, tile: int | str | None,
         raise ValueError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
     if mode not in MODES:
         raise ValueError(f"unknown mode {mode!r}; choose one of {', '.join(MODES)}")
+    if not isinstance(padding, Padding):
+        raise ValueError(f'unknown padding {padding!r}; give a Padding, such as Padding("zeros")')
     if padding.mode not in PADDINGS:
         raise ValueError(f"unknown padding {padding.mode!r}; choose one of {', '.join(PADDINGS)}")
-    if padding.size is not None and not (len(padding.size) == 2 and all(side > 0 for side in padding.size)):
-        raise ValueError(f"padding to the size {padding.size}; give (height, width), in pixels, or None")
+    size = (1, 1) if padding.size is None else padding.size
+    if not isinstance(size, Sequence) or [isinstance(side, Integral) and side > 0 for side in size] != [True, True]:
+        raise ValueError(f"padding to the size {size}; give (height, width), in pixels, or None")
     if tile not in (None, "auto") and not (isinstance(tile, Integral) and tile >= LEAST_ROWS):
         raise ValueError(f'tile {tile!r}; give {LEAST_ROWS} rows or more, "auto" or None')
-    if not hasattr(model, "any_time"):
+    if not (isinstance(model, nn.Module) and hasattr(model, "any_time")):
         what = "models.load gives one, and DataParallel holds one as its .module"
         raise ValueError(f"model of type {type(model).__name__}; an IFRNet is needed: {what}")
 

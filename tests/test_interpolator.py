@@ -258,10 +258,12 @@ def test_a_gpu_gives_what_the_cpu_gives(calm, pair, precision):
 
 
 WRONG = [("precision", "int8", "unknown precision 'int8'"), ("padding", Padding("circle"), "unknown padding 'circle'")]
-WRONG += [("scale", scale, f"scale {scale} is out of range") for scale in (0, -1, 5)]
+WRONG += [("padding", padding, f"unknown padding {padding!r}; give a Padding") for padding in ("zeros", None)]
+WRONG += [("scale", scale, f"scale {scale} is out of range") for scale in (0, -1, 5, Fraction(5))]
 WRONG += [("tile", tile, f"tile {tile!r}; give 32 rows or more") for tile in (8, 3.5, 64.5, "rows")]
 WRONG += [
-    ("padding", Padding(size=size), f"padding to the size {size}; give (height, width)") for size in ((3,), (0, 64))
+    ("padding", Padding(size=size), f"padding to the size {size}; give (height, width)")
+    for size in ((3,), (0, 64), (64.5, 80), "64", 64)
 ]
 
 
@@ -279,7 +281,8 @@ def test_numbers_of_numpy_are_numbers(model, pair, mode):
 
 
 def test_what_is_no_network_is_refused(model):
-    for other in (torch.nn.DataParallel(model), "IFRNet_S", model.state_dict()):
+    call = models.Interpolator(model, "cpu")
+    for other in (torch.nn.DataParallel(model), "IFRNet_S", model.state_dict(), call, baselines.Average("cpu")):
         with pytest.raises(ValueError, match=f"model of type {type(other).__name__}; an IFRNet is needed"):
             models.Interpolator(other, "cpu")
 
