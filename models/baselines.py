@@ -122,7 +122,7 @@ NAMES = (*VARIANTS, *BASELINES)
 
 
 def interpolator(
-    model_name: str | None = None,
+    model_name: str | Path | None = None,
     checkpoint: str | Path | None = None,
     device: str | torch.device | None = None,
     **options,
@@ -142,14 +142,14 @@ def interpolator(
     return Interpolator(network(model_name, checkpoint), device, **options)
 
 
-def is_network(model_name: str | None) -> bool:
+def is_network(model_name: str | Path | None) -> bool:
     """Whether the model of a name, see `interpolator`, is a network of this project."""
     return model_name in (None, *VARIANTS)
 
 
-def is_model(model_name: str | None) -> bool:
+def is_model(model_name: str | Path | None) -> bool:
     """Whether `interpolator` knows the name."""
-    return model_name in (None, *NAMES) or model_name.endswith(external.SUFFIX)
+    return model_name in (None, *NAMES) or str(model_name).endswith(external.SUFFIX)
 
 
 def network(model_name: str | None, checkpoint: str | Path | None) -> IFRNet:

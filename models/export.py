@@ -54,18 +54,22 @@ class Frame(nn.Module):
 def example(height: int, width: int, t: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs to export and to check with: noise, a few pixels wide, that moves to the left."""
     generator = torch.Generator().manual_seed(0)
-    noise = torch.rand(1, 3, -(-height // 8), -(-width // 8) + 1, generator=generator)
+    plain = {"dtype": torch.float32, "device": "cpu"}  # whatever PyTorch's defaults
+    noise = torch.rand(1, 3, -(-height // 8), -(-width // 8) + 1, generator=generator, **plain)
     picture = nn.functional.interpolate(noise, scale_factor=8, mode="bilinear")[..., :height, :]
-    return picture[..., :width].clone(), picture[..., 4 : width + 4].clone(), torch.tensor([t])
+    return picture[..., :width].clone(), picture[..., 4 : width + 4].clone(), torch.tensor([t], **plain)
 
 
-def export(model: IFRNet, form: str, path: Path, size: tuple[int, int] | None = None) -> None:
+def export(model: IFRNet, form: str, path: str | Path, size: tuple[int, int] | None = None) -> None:
     """Write the network as a file; it is itself moved to the CPU and put into evaluation mode. form: one of SUFFIXES;
     size: (height, width), None for any.
 
-    ValueError for TorchScript of any size, for sides that are not multiples of DIVISOR, where a package is missing and
-    where `path` is a folder.
+    ValueError for another form, for TorchScript of any size, for sides that are not multiples of DIVISOR, where a
+    package is missing and where `path` is a folder.
     """
+    path = Path(path)
+    if form not in SUFFIXES:
+        raise ValueError(f"unknown format {form!r}; choose one of {', '.join(SUFFIXES)}")
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; give a name for the file")
     if form == "onnx":
@@ -75,7 +79,7 @@ def export(model: IFRNet, form: str, path: Path, size: tuple[int, int] | None = 
             raise ValueError(f"ONNX needs the packages onnx and onnxscript: {error}") from None
     if form == "torchscript" and size is None:
         raise ValueError("a TorchScript file has one size; give --size, or another --format")
-    if size and any(side % DIVISOR for side in size):
+    if size and any(side < DIVISOR or side % DIVISOR for side in size):
         raise ValueError(f"{size[1]}x{size[0]}: width and height must be multiples of {DIVISOR}")
     frame, inputs = Frame(model.cpu().eval()), example(*(size or EXAMPLE))
     with torch.no_grad(), warnings.catch_warnings():
@@ -106,11 +110,12 @@ def _exported(frame: Frame, inputs: tuple[Tensor, ...], form: str, dynamic: bool
     return torch.onnx.export(program, inputs, dynamo=True, verbose=False, **options).model_proto.SerializeToString()
 
 
-def runner(path: Path, providers: Sequence[str] = ()) -> Callable[..., Tensor]:
+def runner(path: str | Path, providers: Sequence[str] = ()) -> Callable[..., Tensor]:
     """An exported file as a function of img0, img1 and t. providers: of onnxruntime, first choice first.
 
     FileNotFoundError or ValueError where the file is missing or cannot be run.
     """
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     if path.suffix == ".onnx":

@@ -102,6 +102,19 @@ def test_it_writes_the_file_and_says_how_far_it_is_from_the_network(weights, tmp
         typed("--check", out, "--size", "64x32")
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_file_may_be_named_by_a_word(model, tmp_path):
+    name, inputs = str(tmp_path / "x.pt"), export.example(32, 48)
+    export.export(model, "torchscript", name, (32, 48))
+    torch.testing.assert_close(export.runner(name)(*inputs), model(*inputs).imgt, atol=1e-4, rtol=0)
+
+
+def test_an_export_is_checked_with_the_same_frames_whatever_pytorch_takes_unless_told(unless_told):
+    expected = export.example(32, 48)
+    unless_told()
+    assert all(torch.equal(*both) for both in zip(export.example(32, 48), expected, strict=True))
+
+
 def test_a_folder_is_refused_before_the_work(model, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "_exported", None)
     with pytest.raises(ValueError, match="is a folder; give a name for the file"):
@@ -150,6 +163,10 @@ def test_what_cannot_be_exported_is_refused(model, exported, tmp_path, monkeypat
         export.export(model, "torchscript", tmp_path / "x.pt")
     with pytest.raises(ValueError, match="30x32: width and height must be multiples of 16"):
         export.export(model, "pt2", tmp_path / "x.pt2", (32, 30))
+    with pytest.raises(ValueError, match="48x0: width and height must be multiples of 16"):
+        export.export(model, "pt2", tmp_path / "x.pt2", (0, 48))
+    with pytest.raises(ValueError, match="unknown format 'tflite'; choose one of onnx, torchscript, pt2"):
+        export.export(model, "tflite", tmp_path / "x.tflite", (32, 48))
     assert not list(tmp_path.iterdir())
     with pytest.raises(FileNotFoundError, match="none.onnx: no such file"):
         export.runner(tmp_path / "none.onnx")

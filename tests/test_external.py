@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from scoring import frame, score
 
 import models
 from benchmarks import Vimeo90K
+from models import baselines
 from models.baselines import Average, External
 from utils import io
 from utils.pipeline import between
@@ -230,6 +233,14 @@ def test_a_method_is_scored_beside_others_and_its_code_is_recorded(tmp_path, rep
     path.write_text(ANY_TIME)
     assert score(typed, Vimeo90K.BENCHMARK, root, out, "--model_name", path).status == 0
     assert len(list(out.glob("Vimeo90K-method*.json"))) == 2
+
+
+def test_a_path_names_a_method_and_what_is_no_name_is_unknown(repository):
+    call = baselines.interpolator(repository("one", 0.5), device="cpu")
+    torch.testing.assert_close(call(*PAIR)[0], sum(PAIR) / 2)
+    for other in (5, Path("IFRNet_S")):
+        with pytest.raises(ValueError, match=re.escape(f"unknown model {other!r}; choose one of IFRNet_S")):
+            baselines.interpolator(other, device="cpu")
 
 
 def test_an_unknown_model_is_told_with_those_that_there_are(typed):

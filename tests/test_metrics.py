@@ -83,12 +83,21 @@ def test_what_would_be_scored_wrongly_is_refused(metric):
     prediction, target = noisy_pair(32, 48, 1)
     for wrong, complaint in (
         ((prediction, (255 * target).byte()), "uint8; floats"),  # differences of bytes would wrap round
+        ((prediction.numpy(), target), "type ndarray; tensors"),
         ((prediction[:, :1], target), r"\(1, 1, 32, 48\) and \(1, 3, 32, 48\)"),
         ((prediction[0], target[0]), r"\(3, 32, 48\) and"),
         ((prediction.movedim(1, -1), target.movedim(1, -1)), r"\(1, 32, 48, 3\) and"),
     ):
         with pytest.raises(ValueError, match=complaint):
             metric(*wrong)
+
+
+@pytest.mark.parametrize("metric", [metrics.psnr, metrics.ssim, metrics.ssim_2d, metrics.ie])
+def test_scores_are_the_same_whatever_pytorch_takes_unless_told(metric, unless_told):
+    pair = noisy_pair(32, 48, 1)
+    expected = metric(*pair)
+    unless_told()
+    assert torch.equal(metric(*pair), expected)
 
 
 def test_2d_ssim_names_the_size_of_an_image_smaller_than_its_window():
@@ -110,6 +119,12 @@ def test_a_video_that_only_moves_does_not_flicker_and_one_that_blinks_does():
     assert metrics.warping_error(video, forward, backward).item() == pytest.approx(0, abs=1e-10)
     blinking = video + 0.1 * torch.tensor([0, 1, 0, 1]).view(4, 1, 1, 1)
     assert metrics.warping_error(blinking, forward, backward).item() == pytest.approx(0.01, rel=1e-4)
+
+
+def test_the_flicker_of_bytes_whose_differences_would_wrap_round_is_refused():
+    video, *flow = moving(3, 2)
+    with pytest.raises(ValueError, match="uint8; floats"):
+        metrics.warping_error((255 * video).byte(), *flow)
 
 
 def test_what_is_hidden_in_the_next_frame_does_not_count_as_flicker():

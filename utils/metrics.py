@@ -69,8 +69,10 @@ def warping_error(video: Tensor, forward: Tensor, backward: Tensor) -> Tensor:
 
     video: (N, 3, H, W) in [0, 1]; forward, backward: flow between its frames, i -> i + 1 and back, (N - 1, 2, H, W) in
     pixels. The mean over all neighbours of the squared difference between a frame and the next one, brought there by
-    flow, over pixels visible in both. One number. A blurred video scores well: never read it without PSNR.
+    flow, over pixels visible in both. One number. A blurred video scores well: never read it without PSNR. ValueError
+    for a video of another type or shape.
     """
+    check_images(video, video)
     seen = (inside(forward) & consistent(forward, backward)).double()
     change = ((warp(video[1:], forward) - video[:-1]).double() ** 2).mean(1, keepdim=True)
     of_pairs = (seen * change).sum((1, 2, 3)) / seen.sum((1, 2, 3)).clamp(min=1)
@@ -78,8 +80,10 @@ def warping_error(video: Tensor, forward: Tensor, backward: Tensor) -> Tensor:
 
 
 def check_images(prediction: Tensor, target: Tensor) -> None:
-    """ValueError where two tensors are not images of one size as floats, (B, 3, H, W)."""
+    """ValueError where these are not tensors of images of one size as floats, (B, 3, H, W)."""
     for image in (prediction, target):
+        if not isinstance(image, Tensor):
+            raise ValueError(f"images of type {type(image).__name__}; tensors are needed, RGB in [0, 1], (B, 3, H, W)")
         if not image.is_floating_point():
             raise ValueError(f"images of type {image.dtype}; floats in [0, 1] are needed: divide bytes by 255")
     if prediction.shape != target.shape or prediction.ndim != 4 or prediction.shape[1] != 3:
@@ -98,7 +102,7 @@ def _ssim(prediction: Tensor, target: Tensor, blur: Callable[[Tensor], Tensor]) 
 
 def _blur(x: Tensor, dim: int) -> Tensor:
     """Gaussian mean along one dimension, which shrinks by the window's size less one."""
-    offsets = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
+    offsets = torch.arange(WINDOW, dtype=torch.float64, device="cpu") - WINDOW // 2
     weights = torch.exp(-(offsets**2) / (2 * SIGMA**2))
     size = x.shape[dim] - WINDOW + 1
     total = torch.zeros_like(x.narrow(dim, 0, size))
