@@ -55,8 +55,7 @@ def load(checkpoint: str | Path, device: str | torch.device = "cpu") -> IFRNet:
             with torch.device("meta"):
                 model = build(name, kind)
             if {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in state.items()}:
-                with torch.device("cpu"):
-                    model = build(name, kind).float()  # whatever PyTorch's defaults
+                model = model.to_empty(device="cpu").float()  # whatever PyTorch's defaults; draws no random numbers
                 model.load_state_dict(state)
                 return model.to(device).eval()
     names, way = ", ".join(VARIANTS), "others need a .py file, see models/external.py"

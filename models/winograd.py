@@ -42,7 +42,8 @@ def as_convolution(up: nn.ConvTranspose2d) -> nn.Conv2d:
     ones read taps 2 and 0, at the same and at the next.
     """
     inputs, outputs = up.weight.shape[:2]
-    conv = nn.Conv2d(inputs, 4 * outputs, 3, padding=1, device=up.weight.device, dtype=up.weight.dtype)
+    conv = nn.Conv2d(inputs, 4 * outputs, 3, padding=1, device="meta", dtype=up.weight.dtype)
+    conv = conv.to_empty(device=up.weight.device)  # draws no random numbers
     weight = torch.zeros_like(conv.weight).view(2, 2, outputs, inputs, 3, 3)
     taps = {0: ((0, 3), (1, 1)), 1: ((1, 2), (2, 0))}  # even 0, odd 1: (tap of the new kernel, tap of the old)
     for odd_y, odd_x in ((0, 0), (0, 1), (1, 0), (1, 1)):

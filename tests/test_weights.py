@@ -59,6 +59,12 @@ def test_weights_are_single_precision_whatever_pytorch_takes_unless_told(model, 
     assert torch.equal(models.Interpolator(loaded, "cpu")(*PAIR), expected)
 
 
+def test_neither_loading_nor_fast_mode_draws_from_pytorchs_random_numbers(model, tmp_path):
+    path, before = saved(tmp_path / "whole.pth", model.state_dict()), torch.get_rng_state()
+    models.Interpolator(models.load(path), "cpu", mode="fast")(*PAIR)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 class Runs:
     """Unpickling it runs code, which creates a file."""
 
