@@ -286,6 +286,16 @@ def test_teachers_keep_nothing_for_a_backward_pass(raft_weights):
         assert not teacher.estimate(img0, img1).requires_grad
 
 
+def test_teachers_refuse_what_would_be_wrong_flow_without_a_word(raft_weights):
+    pair = frames(2)[:, None].repeat(1, 2, 1, 1, 1)
+    for teacher in (formula_liteflownet(), RAFT("small", raft_weights), DIS()):
+        with pytest.raises(ValueError, match="frames of torch.uint8 and torch.uint8; floats"):
+            teacher.estimate(*(255 * pair).byte())
+        for img0, img1 in ((pair[0], pair[1, :1]), (pair[0], pair[1, ..., 1:]), pair[:, 0], pair[:, :, :1]):
+            with pytest.raises(ValueError, match=r"both must have the same, \(B, 3, H, W\)"):
+                teacher.estimate(img0, img1)
+
+
 def test_teachers_are_asked_for_by_name(tmp_path, raft_weights, monkeypatch):
     assert isinstance(flow.build("raft_small", raft_weights), RAFT)
     monkeypatch.setattr(flow, "LITEFLOWNET", tmp_path / "network-default.pytorch")

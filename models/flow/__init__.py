@@ -23,7 +23,18 @@ LITEFLOWNET = CHECKPOINTS / "network-default.pytorch"
 
 class Teacher(Protocol):
     def estimate(self, img0: Tensor, img1: Tensor) -> Tensor:
-        """Flow (B, 2, H, W) in pixels from img0 to img1, both (B, 3, H, W) in [0, 1], on the device of img0."""
+        """Flow (B, 2, H, W) in pixels from img0 to img1, both (B, 3, H, W) in [0, 1], on the device of img0. ValueError
+        for frames that `check` refuses."""
+
+
+def check(img0: Tensor, img1: Tensor) -> None:
+    """ValueError unless both are frames of one shape as floats, (B, 3, H, W): of bytes, and of batches of two sizes,
+    teachers would make wrong flow without a word."""
+    if not (img0.is_floating_point() and img1.is_floating_point()):
+        raise ValueError(f"frames of {img0.dtype} and {img1.dtype}; floats in [0, 1] are needed: divide bytes by 255")
+    if img0.shape != img1.shape or img0.ndim != 4 or img0.shape[1] != 3:
+        shapes = f"{tuple(img0.shape)} and {tuple(img1.shape)}"
+        raise ValueError(f"frames of shapes {shapes}; both must have the same, (B, 3, H, W)")
 
 
 def build(name: str, weights: str | Path | None = None, device: str | torch.device = "cpu", **options: bool) -> Teacher:

@@ -5,6 +5,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import check
+
 SMALLEST = 32  # OpenCV 5.0 reads past the end of some smaller frames (16x300 among them) and crashes
 
 
@@ -16,6 +18,7 @@ class DIS:
 
         img0, img1: RGB, (B, 3, H, W) in [0, 1], any size. The result lies on img0's device.
         """
+        check(img0, img1)
         height, width = img0.shape[-2:]
         pairs = zip(_grey(img0), _grey(img1))
         flow = np.stack([_search().calc(first, second, None)[:height, :width] for first, second in pairs])

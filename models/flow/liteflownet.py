@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..layers import resize
 from ..weights import read_weights
+from . import check
 
 UNIT = 20  # full-resolution pixels that a flow of 1 inside the network stands for
 REACH = 3  # displacements on each side of the cost volume
@@ -247,6 +248,7 @@ class LiteFlowNet(nn.Module):
         img0, img1: RGB, (B, 3, H, W) in [0, 1], any size: they are resized to one that the network takes. The
         result is on img0's device.
         """
+        check(img0, img1)
         height, width = img0.shape[-2:]
         size = tuple(max(-(-side // DIVISOR) * DIVISOR, SMALLEST) for side in (height, width))
         frames = [resize(img.to(self.means), size=size) for img in (img0, img1)]

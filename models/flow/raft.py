@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.models import optical_flow
 
 from ..weights import read_weights
+from . import check
 
 SIZES = {
     "large": (optical_flow.raft_large, optical_flow.Raft_Large_Weights.DEFAULT),
@@ -42,6 +43,7 @@ class RAFT(nn.Module):
 
         img0, img1: RGB, (B, 3, H, W) in [0, 1], any size. The result lies on img0's device.
         """
+        check(img0, img1)
         height, width = img0.shape[-2:]
         left, right = margins(width)
         top, bottom = margins(height)
