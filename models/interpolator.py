@@ -234,7 +234,8 @@ class Interpolator:
 
         img0, img1: (3, H, W) or (B, 3, H, W) in [0, 1], any H and W from 2 up. times: in (0, 1). scale: for these
         frames, in place of the interpolator's. Returns (T, 3, H, W) or (B, T, 3, H, W), float32 on the interpolator's
-        device. ValueError for frames that `check_pair` refuses, and for times that `check_times` refuses.
+        device. They take no gradients back to the frames or the model: call the model itself for that. ValueError for
+        frames that `check_pair` refuses, and for times that `check_times` refuses.
         """
         # Also of a single frame a copy: one made in inference mode could not be changed in place or trained on.
         return torch.stack(list(self.each(img0, img1, times, scale)), img0.ndim - 3)
@@ -244,7 +245,8 @@ class Interpolator:
         self, img0: Tensor, img1: Tensor, times: Sequence[float] = (0.5,), scale: float | str | None = None
     ) -> Iterator[Tensor]:
         """The same frames one after another, (3, H, W) or (B, 3, H, W): memory does not grow with their number, except
-        that a GPU makes a few small ones at once. They are inference tensors: clone() one to change it in place."""
+        that a GPU makes a few small ones at once. They are inference tensors: clone() one to change it in place. img0
+        and img1 may be read until the last: do not change them before."""
         check_pair(img0, img1)
         self.check_times(times)
         times = [float(t) for t in times]
