@@ -163,6 +163,37 @@ def test_attached_fonts_go_along_and_what_does_not_is_told(tmp_path, capsys, nam
     assert found == [(as_stored("fönt.ttf", letters), font)] * kept
 
 
+@pytest.mark.parametrize("apart, kept", [(1, True), (20, False)])
+def test_subtitles_that_are_stored_in_another_order_do_not_cost_the_video(tmp_path, capsys, apart, kept):
+    """FFmpeg's writers refuse times that go back."""
+    plain, source = encode(tmp_path / "plain.mp4", moving(10)), tmp_path / "in.mkv"
+    with av.open(str(plain)) as first, av.open(str(source), "w") as output:
+        picture = output.add_stream_from_template(first.streams.video[0], opaque=True)
+        text = output.add_mux_stream("subrip", time_base=Fraction(1, 1000))
+        for packet in first.demux(video=0):
+            if packet.size:
+                packet.stream = picture
+                output.mux(packet)
+        moments = {b"one": 400, b"two": 500, b"three": 500 + 1000 * apart, b"four": 25000, b"five": 25500}
+        for line, moment in moments.items():
+            packet = av.Packet(line)
+            packet.pts = packet.dts = moment
+            packet.duration, packet.time_base, packet.stream = 90, Fraction(1, 1000), text
+            output.mux(packet)
+    data = bytearray(source.read_bytes())
+    time = slice(data.index(b"four") - 3, data.index(b"four") - 1)  # in its cluster, before a byte of flags
+    data[time] = (int.from_bytes(data[time], "big", signed=True) - 24600).to_bytes(2, "big", signed=True)
+    source.write_bytes(data)
+    given = packets(source, "subtitle")
+    assert [line for _, line in given] == list(moments) and given[3][0] == given[0][0]
+    run(source, tmp_path / "out.mkv")
+    one, two, three, four, five = given
+    in_order = [one, four, two, three, five] if kept else [one, two, three, five]
+    assert packets(tmp_path / "out.mkv", "subtitle") == in_order
+    assert ("1 packet of sound or subtitles left out" in capsys.readouterr().err) == (not kept)
+    assert len(decode(tmp_path / "out.mkv")[0]) == 19
+
+
 @pytest.mark.parametrize("letters", ["utf-8", "latin-1"])  # FFmpeg passes on what old files hold
 def test_what_belongs_to_the_content_goes_along(tmp_path, letters):
     of_file = {"ARTIST": "somebody", "COMMENT": "a word", "title": as_stored("a näme", letters)}

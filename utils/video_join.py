@@ -26,6 +26,7 @@ from .video_out import MP4, Format, muxer, writing
 ATTACHED = "attachment"  # FFmpeg's name for streams such as the fonts of subtitles
 OF_THE_FILE = ("encoder", "major_brand", "minor_version", "compatible_brands", "duration")  # not of its content
 PRIMING = Fraction(1, 20)  # seconds before the start that audio decoders need
+APART = 10  # seconds by which packets may be out of order
 TRIED = 8  # packets by which it is told whether a container takes a stream
 GIF_TICK = Fraction(1, 100)
 # A palette of its own for every frame, so that memory does not grow with the length.
@@ -93,11 +94,11 @@ def join_videos(
                 if whole and timed:
                     output.set_chapters(container.chapters())
                 end = None if whole else _end(parts[-1])
-                merged.append(_other_packets(container, streams, begin, end))
+                merged.append(_in_order(_other_packets(container, streams, begin, end)))
             for _, _, packet in heapq.merge(*merged):
                 try:
                     output.mux(packet)
-                except av.error.InvalidDataError:
+                except (av.error.InvalidDataError, av.error.ArgumentError):  # the latter where times go back
                     if packet.stream.index == video.index:
                         raise
                     damaged += 1
@@ -193,6 +194,16 @@ def _other_packets(container: InputContainer, streams: dict, begin: Fraction, en
         if end is None or time < end:
             packet.stream = streams[index]
             yield time, 1 + number, packet
+
+
+def _in_order(made: Iterator[tuple]) -> Iterator[tuple]:
+    """The same, by their times, as Matroska may have subtitles that begin before those stored earlier."""
+    waiting: list[tuple] = []
+    for each in made:
+        heapq.heappush(waiting, each)
+        while waiting[0][0] < each[0] - APART:
+            yield heapq.heappop(waiting)
+    yield from sorted(waiting)
 
 
 def _decoded(parts: Sequence[Path]) -> Iterator[av.VideoFrame]:
