@@ -194,6 +194,38 @@ def test_subtitles_that_are_stored_in_another_order_do_not_cost_the_video(tmp_pa
     assert len(decode(tmp_path / "out.mkv")[0]) == 19
 
 
+def retold(path, plain, pictures=(), sound=(), moved=()):
+    """The file `plain` with other metadata of its pictures and sound. moved: the times of these sounds, in units."""
+    with av.open(str(plain)) as given, av.open(str(path), "w") as output:
+        streams = [output.add_stream_from_template(stream, opaque=True) for stream in given.streams]
+        for stream, told in zip(streams, (pictures, sound)):
+            stream.metadata.update(told)
+        for number, packet in enumerate(given.demux(audio=0)):
+            if packet.size:
+                packet.pts = packet.dts = dict(moved).get(number, packet.pts)
+                packet.stream = streams[1]
+                output.mux(packet)
+        given.seek(0)
+        for packet in given.demux(video=0):
+            if packet.size:
+                packet.stream = streams[0]
+                output.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("name", ["out.mkv", "out.mp4"])
+def test_sound_with_the_time_of_the_one_before_is_kept(tmp_path, name):
+    """As FFmpeg reads some AC-3 of DVDs."""
+    plain = encode(tmp_path / "plain.mkv", moving(20), sound="aac", bf="0")
+    with av.open(str(plain)) as container:
+        times = [packet.pts for packet in container.demux(audio=0)]
+    source = retold(tmp_path / "in.mkv", plain, moved={6: times[5], 7: times[5], 10: times[9]}.items())
+    run(source, tmp_path / name)
+    given, found = packets(source, "audio"), packets(tmp_path / name, "audio")
+    assert given[5][0] == given[6][0] == given[7][0] and [data for _, data in found] == [data for _, data in given]
+    assert max(abs(a - b) for (a, _), (b, _) in zip(found, given)) <= Fraction(3, 1000)
+
+
 @pytest.mark.parametrize("letters", ["utf-8", "latin-1"])  # FFmpeg passes on what old files hold
 def test_what_belongs_to_the_content_goes_along(tmp_path, letters):
     of_file = {"ARTIST": "somebody", "COMMENT": "a word", "title": as_stored("a näme", letters)}

@@ -176,19 +176,23 @@ def _other_packets(container: InputContainer, streams: dict, begin: Fraction, en
     output, by their number in the container. begin: as in `join_videos`."""
     if not streams:
         return
-    given, latest = [container.streams[index] for index in streams], {}
+    given, latest, taken = [container.streams[index] for index in streams], {}, {}
     first = {stream.index: round(begin / stream.time_base) for stream in given}
     for number, packet in enumerate(packets(container, *given)):
         index, moment = packet.stream.index, packet.pts if packet.dts is None else packet.dts
-        if moment is None or packet.stream.type == "audio" and moment <= latest.get(index, moment - 1):
+        sound = packet.stream.type == "audio"
+        if moment is None or sound and moment < latest.get(index, moment):
             continue  # it has no time, or goes back a little, which no container accepts
-        if packet.stream.type == "audio" and not packet.duration:
+        if sound and not packet.duration:
             packet.duration = moment - latest.get(index, moment)  # MP4 loses the last one, if it lasts for no time
         latest[index] = moment
+        # As of AC-3 in MPEG and of FLAC in ASF, some have the time of the one before.
+        later = max(0, taken.get(index, moment - 1) + 1 - moment) if sound else 0
+        taken[index] = moment + later
         for name in ("pts", "dts"):
             if getattr(packet, name) is not None:
-                setattr(packet, name, getattr(packet, name) - first[index])
-        time = (moment - first[index]) * packet.time_base
+                setattr(packet, name, getattr(packet, name) + later - first[index])
+        time = (moment + later - first[index]) * packet.time_base
         if packet.is_discard and time < -PRIMING:  # cut away by an edit list, which not every container has
             continue
         if end is None or time < end:
