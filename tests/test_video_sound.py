@@ -226,6 +226,19 @@ def test_sound_with_the_time_of_the_one_before_is_kept(tmp_path, name):
     assert max(abs(a - b) for (a, _), (b, _) in zip(found, given)) <= Fraction(3, 1000)
 
 
+def test_titles_of_tracks_in_mp4_go_along(tmp_path):
+    """FFmpeg reads them under another name than it writes them."""
+    plain, title = encode(tmp_path / "plain.mkv", moving(4), sound="aac", bf="0"), "une forêt"
+    source = retold(tmp_path / "in.mp4", plain, {"title": title}, {"title": title})
+    run(source, tmp_path / "out.mp4")
+    run(source, tmp_path / "out.mkv")
+    for path in (source, tmp_path / "out.mp4"):
+        assert path.read_bytes().count(b"name" + title.encode()) == 2
+    with av.open(str(tmp_path / "out.mkv")) as container:
+        assert [stream.metadata.get("title") for stream in container.streams] == [title, title]
+        assert all(stream.disposition & av.stream.Disposition.default for stream in container.streams)
+
+
 @pytest.mark.parametrize("letters", ["utf-8", "latin-1"])  # FFmpeg passes on what old files hold
 def test_what_belongs_to_the_content_goes_along(tmp_path, letters):
     of_file = {"ARTIST": "somebody", "COMMENT": "a word", "title": as_stored("a näme", letters)}

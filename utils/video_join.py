@@ -132,16 +132,26 @@ def _add_streams(output: OutputContainer, container: InputContainer, out: Path, 
                 attached.metadata["filename"] = stream.name  # of any bytes, unlike the name above
             continue
         streams[stream.index] = output.add_stream_from_template(stream, opaque=True)
-        streams[stream.index].metadata.update(stream.metadata)
+        streams[stream.index].metadata.update(_of_stream(stream))
         streams[stream.index].disposition = stream.disposition
     return streams
 
 
 def _describe(output: OutputContainer, video: av.VideoStream, container: InputContainer, source: str) -> None:
-    """Copy the metadata of the file `source`, and the language and title of its pictures."""
-    shown = video_stream(container, source).metadata
-    video.metadata.update({name: shown[name] for name in ("language", "title") if name in shown})
+    """Copy the metadata of the file `source`, and the language, title and disposition of its pictures."""
+    shown = video_stream(container, source)
+    known = _of_stream(shown)
+    video.metadata.update({name: known[name] for name in ("language", "title") if name in known})
+    video.disposition = shown.disposition
     output.metadata.update({k: v for k, v in container.metadata.items() if k.lower() not in OF_THE_FILE})
+
+
+def _of_stream(stream: av.stream.Stream) -> dict[str, str]:
+    """The metadata of a stream."""
+    known = dict(stream.metadata)
+    if "name" in known:  # where MP4 is read, FFmpeg calls a title so
+        known.setdefault("title", known.pop("name"))
+    return known
 
 
 def _video_packets(parts: Sequence[Path], video: av.VideoStream, usual: Fraction) -> Iterator[tuple]:
