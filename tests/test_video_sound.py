@@ -239,6 +239,16 @@ def test_titles_of_tracks_in_mp4_go_along(tmp_path):
         assert all(stream.disposition & av.stream.Disposition.default for stream in container.streams)
 
 
+@pytest.mark.parametrize("language, code", [("fre", 1), ("deu", 2), ("swe", 5), ("eng", 0)])
+def test_languages_go_along_into_mov_by_either_of_their_codes(tmp_path, language, code):
+    """A header of a track there holds QuickTime's number of its language."""
+    plain = encode(tmp_path / "plain.mkv", moving(4), sound="aac", bf="0")
+    run(retold(tmp_path / "in.mkv", plain, {"language": language}, {"language": language}), tmp_path / "out.mov")
+    data = (tmp_path / "out.mov").read_bytes()
+    places = [place for place in range(len(data)) if data.startswith(b"mdhd", place)]
+    assert [int.from_bytes(data[place + 24 : place + 26], "big") for place in places] == [code] * 2
+
+
 @pytest.mark.parametrize("letters", ["utf-8", "latin-1"])  # FFmpeg passes on what old files hold
 def test_what_belongs_to_the_content_goes_along(tmp_path, letters):
     of_file = {"ARTIST": "somebody", "COMMENT": "a word", "title": as_stored("a näme", letters)}

@@ -28,6 +28,9 @@ OF_THE_FILE = ("encoder", "major_brand", "minor_version", "compatible_brands", "
 PRIMING = Fraction(1, 20)  # seconds before the start that audio decoders need
 APART = 10  # seconds by which packets may be out of order
 TRIED = 8  # packets by which it is told whether a container takes a stream
+# What FFmpeg calls languages in MOV, where it does not know their other code of ISO 639-2.
+MOV_LANGUAGES = {"cze": "ces", "deu": "ger", "ell": "gre", "fre": "fra", "isl": "ice", "nld": "dut"}
+MOV_LANGUAGES |= {"rum": "ron", "slo": "slk", "swe": "sve", "zho": "chi"}
 GIF_TICK = Fraction(1, 100)
 # A palette of its own for every frame, so that memory does not grow with the length.
 GIF_FILTERS = ("split", "palettegen=stats_mode=single", "paletteuse=new=1")
@@ -90,7 +93,7 @@ def join_videos(
             merged = [_video_packets(parts, video, 1 / form.nominal)]
             if source is not None:
                 streams = _add_streams(output, container, out, source) if timed else {}
-                _describe(output, video, container, source)
+                _describe(output, video, container, out, source)
                 if whole and timed:
                     output.set_chapters(container.chapters())
                 end = None if whole else _end(parts[-1])
@@ -132,25 +135,29 @@ def _add_streams(output: OutputContainer, container: InputContainer, out: Path, 
                 attached.metadata["filename"] = stream.name  # of any bytes, unlike the name above
             continue
         streams[stream.index] = output.add_stream_from_template(stream, opaque=True)
-        streams[stream.index].metadata.update(_of_stream(stream))
+        streams[stream.index].metadata.update(_of_stream(stream, out))
         streams[stream.index].disposition = stream.disposition
     return streams
 
 
-def _describe(output: OutputContainer, video: av.VideoStream, container: InputContainer, source: str) -> None:
+def _describe(
+    output: OutputContainer, video: av.VideoStream, container: InputContainer, out: Path, source: str
+) -> None:
     """Copy the metadata of the file `source`, and the language, title and disposition of its pictures."""
     shown = video_stream(container, source)
-    known = _of_stream(shown)
+    known = _of_stream(shown, out)
     video.metadata.update({name: known[name] for name in ("language", "title") if name in known})
     video.disposition = shown.disposition
     output.metadata.update({k: v for k, v in container.metadata.items() if k.lower() not in OF_THE_FILE})
 
 
-def _of_stream(stream: av.stream.Stream) -> dict[str, str]:
-    """The metadata of a stream."""
+def _of_stream(stream: av.stream.Stream, out: Path) -> dict[str, str]:
+    """The metadata of a stream, as `out` takes them."""
     known = dict(stream.metadata)
     if "name" in known:  # where MP4 is read, FFmpeg calls a title so
         known.setdefault("title", known.pop("name"))
+    if muxer(out) == "mov" and "language" in known:
+        known["language"] = MOV_LANGUAGES.get(known["language"], known["language"])
     return known
 
 
