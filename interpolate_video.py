@@ -299,7 +299,7 @@ def notes(
         yield f"{args.output}: without sound and subtitles, because --slow {float(args.slow):g} stretches time"
     elif source.has_sound and kind not in video_out.DEFAULTS:
         yield f"{args.output}: without sound and subtitles, which this kind of output cannot hold"
-    elif source.has_sound:
+    elif kind in video_out.DEFAULTS and isinstance(source, video.Video):
         yield from video_join.left_out(source.path, Path(args.output))
     if kind in video_out.DEFAULTS and form.stored != (form.width, form.height):
         name = f"{args.output}: {form.width}x{form.height} is odd"

@@ -249,6 +249,19 @@ def test_languages_go_along_into_mov_by_either_of_their_codes(tmp_path, language
     assert [int.from_bytes(data[place + 24 : place + 26], "big") for place in places] == [code] * 2
 
 
+def test_fonts_without_sound_or_subtitles_are_told_where_they_are_left_out(tmp_path, capsys):
+    plain, source = encode(tmp_path / "plain.mkv", moving(4)), tmp_path / "in.mkv"
+    with av.open(str(plain)) as first, av.open(str(source), "w") as output:
+        video = output.add_stream_from_template(first.streams.video[0], opaque=True)
+        output.add_attachment("font", "font/ttf", b"letters").metadata["filename"] = "a.ttf"
+        for packet in first.demux(video=0):
+            if packet.size:
+                packet.stream = video
+                output.mux(packet)
+    run(source, tmp_path / "out.mp4")
+    assert "attachment (stream 1, a.ttf) cannot be stored in .mp4" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("letters", ["utf-8", "latin-1"])  # FFmpeg passes on what old files hold
 def test_what_belongs_to_the_content_goes_along(tmp_path, letters):
     of_file = {"ARTIST": "somebody", "COMMENT": "a word", "title": as_stored("a näme", letters)}
