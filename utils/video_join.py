@@ -27,6 +27,7 @@ ATTACHED = "attachment"  # FFmpeg's name for streams such as the fonts of subtit
 OF_THE_FILE = ("encoder", "major_brand", "minor_version", "compatible_brands", "duration")  # not of its content
 PRIMING = Fraction(1, 20)  # seconds before the start that audio decoders need
 APART = 10  # seconds by which packets may be out of order
+NEXT = Fraction(1, 1000)  # seconds from a packet to the next with the same time
 TRIED = 8  # packets by which it is told whether a container takes a stream
 # What FFmpeg calls languages in MOV, where it does not know their other code of ISO 639-2.
 MOV_LANGUAGES = {"cze": "ces", "deu": "ger", "ell": "gre", "fre": "fra", "isl": "ice", "nld": "dut"}
@@ -203,8 +204,9 @@ def _other_packets(container: InputContainer, streams: dict, begin: Fraction, en
         if sound and not packet.duration:
             packet.duration = moment - latest.get(index, moment)  # MP4 loses the last one, if it lasts for no time
         latest[index] = moment
-        # As of AC-3 in MPEG and of FLAC in ASF, some have the time of the one before.
-        later = max(0, taken.get(index, moment - 1) + 1 - moment) if sound else 0
+        before, later = taken.get(index, moment - 1), 0
+        if sound and moment <= before:  # as some AC-3 in MPEG: a unit later could be none of the output's
+            later = before + ceil(NEXT / packet.time_base) - moment
         taken[index] = moment + later
         for name in ("pts", "dts"):
             if getattr(packet, name) is not None:
