@@ -121,9 +121,8 @@ def test_slow_motion_is_silent_and_says_so(tmp_path, capsys):
     assert "--slow 2" in capsys.readouterr().err
 
 
-def test_subtitles_are_copied_where_they_can_be_stored(tmp_path, capsys):
-    plain = encode(tmp_path / "plain.mp4", moving(50))
-    source = tmp_path / "in.mkv"
+def with_subtitles(source, plain, lines, lasting):
+    """The pictures of the file `plain` in Matroska, with these lines at these milliseconds, each for so many."""
     with av.open(str(plain)) as first, av.open(str(source), "w") as output:
         picture = output.add_stream_from_template(first.streams.video[0], opaque=True)
         text = output.add_mux_stream("subrip", time_base=Fraction(1, 1000))
@@ -131,11 +130,17 @@ def test_subtitles_are_copied_where_they_can_be_stored(tmp_path, capsys):
             if packet.size:
                 packet.stream = picture
                 output.mux(packet)
-        for moment in (0, 1000):
-            packet = av.Packet(f"line at {moment}".encode())
+        for line, moment in lines.items():
+            packet = av.Packet(line)
             packet.pts = packet.dts = moment
-            packet.duration, packet.time_base, packet.stream = 900, Fraction(1, 1000), text
+            packet.duration, packet.time_base, packet.stream = lasting, Fraction(1, 1000), text
             output.mux(packet)
+    return source
+
+
+def test_subtitles_are_copied_where_they_can_be_stored(tmp_path, capsys):
+    plain, lines = encode(tmp_path / "plain.mp4", moving(50)), {b"line at 0": 0, b"line at 1000": 1000}
+    source = with_subtitles(tmp_path / "in.mkv", plain, lines, 900)
     run(source, tmp_path / "out.mkv")
     assert packets(tmp_path / "out.mkv", "subtitle") == packets(source, "subtitle") != []
     run(source, tmp_path / "out.mp4")
@@ -166,20 +171,8 @@ def test_attached_fonts_go_along_and_what_does_not_is_told(tmp_path, capsys, nam
 @pytest.mark.parametrize("apart, kept", [(1, True), (20, False)])
 def test_subtitles_that_are_stored_in_another_order_do_not_cost_the_video(tmp_path, capsys, apart, kept):
     """FFmpeg's writers refuse times that go back."""
-    plain, source = encode(tmp_path / "plain.mp4", moving(10)), tmp_path / "in.mkv"
-    with av.open(str(plain)) as first, av.open(str(source), "w") as output:
-        picture = output.add_stream_from_template(first.streams.video[0], opaque=True)
-        text = output.add_mux_stream("subrip", time_base=Fraction(1, 1000))
-        for packet in first.demux(video=0):
-            if packet.size:
-                packet.stream = picture
-                output.mux(packet)
-        moments = {b"one": 400, b"two": 500, b"three": 500 + 1000 * apart, b"four": 25000, b"five": 25500}
-        for line, moment in moments.items():
-            packet = av.Packet(line)
-            packet.pts = packet.dts = moment
-            packet.duration, packet.time_base, packet.stream = 90, Fraction(1, 1000), text
-            output.mux(packet)
+    moments = {b"one": 400, b"two": 500, b"three": 500 + 1000 * apart, b"four": 25000, b"five": 25500}
+    source = with_subtitles(tmp_path / "in.mkv", encode(tmp_path / "plain.mp4", moving(10)), moments, 90)
     data = bytearray(source.read_bytes())
     time = slice(data.index(b"four") - 3, data.index(b"four") - 1)  # in its cluster, before a byte of flags
     data[time] = (int.from_bytes(data[time], "big", signed=True) - 24600).to_bytes(2, "big", signed=True)
