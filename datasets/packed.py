@@ -45,7 +45,9 @@ def is_packed(root: str | Path) -> bool:
 
 
 def read_index(root: str | Path) -> dict:
-    """What a packed set holds. ValueError where packing was not finished."""
+    """What a packed set holds. FileNotFoundError without the folder, ValueError where packing was not finished."""
+    if not Path(root).is_dir():
+        raise FileNotFoundError(f"{root}: no such folder; python -m datasets.packed makes one")
     path = Path(root) / INDEX
     if not path.is_file():
         raise ValueError(f"{root}: packing was not finished; run python -m datasets.packed again, it continues")

@@ -64,14 +64,16 @@ def export(model: IFRNet, form: str, path: str | Path, size: tuple[int, int] | N
     """Write the network as a file; it is itself moved to the CPU and put into evaluation mode. form: one of SUFFIXES;
     size: (height, width), None for any.
 
-    ValueError for another form, for TorchScript of any size, for sides that are not multiples of DIVISOR, where a
-    package is missing and where `path` is a folder.
+    ValueError for another form, for weights that are not float32, for TorchScript of any size, for sides that are not
+    multiples of DIVISOR, where a package is missing and where `path` is a folder.
     """
     path = Path(path)
     if form not in SUFFIXES:
         raise ValueError(f"unknown format {form!r}; choose one of {', '.join(SUFFIXES)}")
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; give a name for the file")
+    if others := sorted({str(weight.dtype) for weight in model.parameters()} - {str(torch.float32)}):
+        raise ValueError(f"weights of {', '.join(others)}: an export is float32; call model.float() first")
     if form == "onnx":
         try:
             import onnxscript  # noqa: F401

@@ -167,6 +167,8 @@ def test_what_cannot_be_exported_is_refused(model, exported, tmp_path, monkeypat
         export.export(model, "pt2", tmp_path / "x.pt2", (0, 48))
     with pytest.raises(ValueError, match="unknown format 'tflite'; choose one of onnx, torchscript, pt2"):
         export.export(model, "tflite", tmp_path / "x.tflite", (32, 48))
+    with pytest.raises(ValueError, match=r"weights of torch.float16: .* call model.float\(\) first"):
+        export.export(models.build("IFRNet_S").half(), "torchscript", tmp_path / "x.pt", (32, 48))
     assert not list(tmp_path.iterdir())
     with pytest.raises(FileNotFoundError, match="none.onnx: no such file"):
         export.runner(tmp_path / "none.onnx")

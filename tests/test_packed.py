@@ -70,6 +70,8 @@ def test_names_choose_and_order(packed_set):
     assert torch.equal(few[0].imgt, whole[5].imgt) and torch.equal(few[1].imgt, whole[2].imgt)
     with pytest.raises(ValueError, match="1 triplets of the list are not in this set, such as 9/9; pack a list with"):
         Packed(packed_set, ["9/9"])
+    with pytest.raises(FileNotFoundError, match="none: no such folder; python -m datasets.packed makes one"):
+        Packed(packed_set / "none")
     for names in (iter(NAMES[:2]), np.array(NAMES[:2])):
         assert Packed(packed_set, names).names == list(NAMES[:2])
 
