@@ -218,6 +218,29 @@ def test_sound_with_the_time_of_the_one_before_is_kept(tmp_path, name):
     assert max(abs(a - b + begin) for (a, _), (b, _) in zip(found, given)) <= Fraction(4, 1000)
 
 
+@pytest.mark.parametrize("name", ["out.mkv", "out.mov"])
+def test_sound_in_packets_shorter_than_the_unit_of_its_times_does_not_fall_behind(tmp_path, name):
+    """As TrueHD in Matroska, which has 1200 packets a second, and times in milliseconds."""
+    source = tmp_path / "in.mkv"
+    with av.open(str(encode(tmp_path / "plain.mkv", moving(25)))) as first, av.open(str(source), "w") as output:
+        picture = output.add_stream_from_template(first.streams.video[0], opaque=True)
+        audio = output.add_stream("pcm_s16le", rate=48000, layout="mono")
+        for packet in first.demux(video=0):
+            if packet.size:
+                packet.stream = picture
+                output.mux(packet)
+        for start in range(0, 48000, 40):
+            frame = av.AudioFrame.from_ndarray(np.full((1, 40), start // 40, np.int16), format="s16", layout="mono")
+            frame.sample_rate, frame.pts = 48000, start
+            output.mux(audio.encode(frame))
+    run(source, tmp_path / name)
+    given, found = packets(source, "audio"), packets(tmp_path / name, "audio")
+    assert len({time for time, _ in given}) < 1010 and len(given) == 1200
+    assert b"".join(data for _, data in found) == b"".join(data for _, data in given)
+    begins = {data[:2]: time for time, data in given}
+    assert max(abs(time - begins[data[:2]]) for time, data in found) <= Fraction(1, 1000)
+
+
 def test_titles_of_tracks_in_mp4_go_along(tmp_path):
     """FFmpeg reads them under another name than it writes them."""
     plain, title = encode(tmp_path / "plain.mkv", moving(4), sound="aac", bf="0"), "une forêt"

@@ -27,7 +27,7 @@ ATTACHED = "attachment"  # FFmpeg's name for streams such as the fonts of subtit
 OF_THE_FILE = ("encoder", "major_brand", "minor_version", "compatible_brands", "duration")  # not of its content
 PRIMING = Fraction(1, 20)  # seconds before the start that audio decoders need
 APART = 10  # seconds by which packets may be out of order
-NEXT = Fraction(1, 1000)  # seconds from a packet to the next with the same time
+NEXT = Fraction(1, 5000)  # seconds at least from a packet of sound to the next; MP4's unit of time is a sample's
 TRIED = 8  # packets by which it is told whether a container takes a stream
 # What FFmpeg calls languages in MOV, where it does not know their other code of ISO 639-2.
 MOV_LANGUAGES = {"cze": "ces", "deu": "ger", "ell": "gre", "fre": "fra", "isl": "ice", "nld": "dut"}
@@ -194,8 +194,14 @@ def _other_packets(container: InputContainer, streams: dict, begin: Fraction, en
     output, by their number in the container. begin: as in `join_videos`."""
     if not streams:
         return
-    given, latest, taken = [container.streams[index] for index in streams], {}, {}
+    given, latest, soonest = [container.streams[index] for index in streams], {}, {}
     first = {stream.index: round(begin / stream.time_base) for stream in given}
+    # Sound may have the time of the packet before, as some AC-3 in MPEG, and TrueHD in Matroska, where six packets last
+    # for five milliseconds. It comes a little later, by less than a unit of its times where that is long: by whole ones
+    # it would fall behind more and more.
+    finer = {stream.index: ceil(stream.time_base / NEXT) for stream in given}
+    units = {stream.index: stream.time_base / finer[stream.index] for stream in given}
+    steps = {index: ceil(NEXT / unit) for index, unit in units.items()}
     for number, packet in enumerate(packets(container, *given)):
         index, moment = packet.stream.index, packet.pts if packet.dts is None else packet.dts
         sound = packet.stream.type == "audio"
@@ -204,19 +210,19 @@ def _other_packets(container: InputContainer, streams: dict, begin: Fraction, en
         if sound and not packet.duration:
             packet.duration = moment - latest.get(index, moment)  # MP4 loses the last one, if it lasts for no time
         latest[index] = moment
-        before, later = taken.get(index, moment - 1), 0
-        if sound and moment <= before:  # as some AC-3 in MPEG: a unit later could be none of the output's
-            later = before + ceil(NEXT / packet.time_base) - moment
-        taken[index] = moment + later
+        moment = (moment - first[index]) * finer[index]
+        later = max(soonest.get(index, moment) - moment, 0) if sound else 0
+        soonest[index] = moment + later + steps[index]
+        packet.time_base, packet.duration = units[index], (packet.duration or 0) * finer[index]
         for name in ("pts", "dts"):
             if getattr(packet, name) is not None:
-                setattr(packet, name, getattr(packet, name) + later - first[index])
-        time = (moment + later - first[index]) * packet.time_base
+                setattr(packet, name, (getattr(packet, name) - first[index]) * finer[index] + later)
+        time = (moment + later) * units[index]
         if packet.is_discard and time < -PRIMING:  # cut away by an edit list, which not every container has
             continue
         if end is None or time < end:
             packet.stream = streams[index]
-            yield time, 1 + number, packet
+            yield float(time), 1 + number, packet  # thousands wait to be put in order, which of fractions takes long
 
 
 def _in_order(made: Iterator[tuple]) -> Iterator[tuple]:
