@@ -254,7 +254,7 @@ def test_titles_of_tracks_in_mp4_go_along(tmp_path):
         assert all(stream.disposition & av.stream.Disposition.default for stream in container.streams)
 
 
-@pytest.mark.parametrize("language, code", [("fre", 1), ("deu", 2), ("swe", 5), ("eng", 0)])
+@pytest.mark.parametrize("language, code", [("fre", 1), ("deu", 2), ("swe", 5), ("eng", 0), ("sqi", 36)])
 def test_languages_go_along_into_mov_by_either_of_their_codes(tmp_path, language, code):
     """A header of a track there holds QuickTime's number of its language."""
     plain = encode(tmp_path / "plain.mkv", moving(4), sound="aac", bf="0")

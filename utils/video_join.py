@@ -30,8 +30,9 @@ APART = 10  # seconds by which packets may be out of order
 NEXT = Fraction(1, 5000)  # seconds at least from a packet of sound to the next; MP4's unit of time is a sample's
 TRIED = 8  # packets by which it is told whether a container takes a stream
 # What FFmpeg calls languages in MOV, where it does not know their other code of ISO 639-2.
-MOV_LANGUAGES = {"cze": "ces", "deu": "ger", "ell": "gre", "fre": "fra", "isl": "ice", "nld": "dut"}
-MOV_LANGUAGES |= {"rum": "ron", "slo": "slk", "swe": "sve", "zho": "chi"}
+MOV_LANGUAGES = {"bod": "tib", "cym": "wel", "cze": "ces", "deu": "ger", "ell": "gre", "eus": "baq", "fas": "per"}
+MOV_LANGUAGES |= {"fre": "fra", "hye": "arm", "isl": "ice", "kat": "geo", "mkd": "mac", "msa": "may", "mya": "bur"}
+MOV_LANGUAGES |= {"nld": "dut", "rum": "ron", "slo": "slk", "sqi": "alb", "swe": "sve", "zho": "chi"}
 GIF_TICK = Fraction(1, 100)
 # A palette of its own for every frame, so that memory does not grow with the length.
 GIF_FILTERS = ("split", "palettegen=stats_mode=single", "paletteuse=new=1")
