@@ -254,14 +254,27 @@ def test_titles_of_tracks_in_mp4_go_along(tmp_path):
         assert all(stream.disposition & av.stream.Disposition.default for stream in container.streams)
 
 
-@pytest.mark.parametrize("language, code", [("fre", 1), ("deu", 2), ("swe", 5), ("eng", 0), ("sqi", 36)])
-def test_languages_go_along_into_mov_by_either_of_their_codes(tmp_path, language, code):
+@pytest.mark.parametrize(
+    "language, code, back",
+    [
+        ("fre", 1, "fra"),
+        ("deu", 2, "ger"),
+        ("swe", 5, "swe"),
+        ("hrv", 18, "hrv"),
+        ("eng", 0, "eng"),
+        ("sqi", 36, "alb"),
+    ],
+)
+def test_languages_go_along_into_mov_by_either_of_their_codes_and_back(tmp_path, language, code, back):
     """A header of a track there holds QuickTime's number of its language."""
     plain = encode(tmp_path / "plain.mkv", moving(4), sound="aac", bf="0")
     run(retold(tmp_path / "in.mkv", plain, {"language": language}, {"language": language}), tmp_path / "out.mov")
     data = (tmp_path / "out.mov").read_bytes()
     places = [place for place in range(len(data)) if data.startswith(b"mdhd", place)]
     assert [int.from_bytes(data[place + 24 : place + 26], "big") for place in places] == [code] * 2
+    run(tmp_path / "out.mov", tmp_path / "back.mkv")
+    with av.open(str(tmp_path / "back.mkv")) as container:
+        assert [stream.metadata.get("language") for stream in container.streams] == [back] * 2
 
 
 def test_fonts_without_sound_or_subtitles_are_told_where_they_are_left_out(tmp_path, capsys):

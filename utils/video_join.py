@@ -32,7 +32,10 @@ TRIED = 8  # packets by which it is told whether a container takes a stream
 # What FFmpeg calls languages in MOV, where it does not know their other code of ISO 639-2.
 MOV_LANGUAGES = {"bod": "tib", "cym": "wel", "cze": "ces", "deu": "ger", "ell": "gre", "eus": "baq", "fas": "per"}
 MOV_LANGUAGES |= {"fre": "fra", "hye": "arm", "isl": "ice", "kat": "geo", "mkd": "mac", "msa": "may", "mya": "bur"}
-MOV_LANGUAGES |= {"nld": "dut", "rum": "ron", "slo": "slk", "sqi": "alb", "swe": "sve", "zho": "chi"}
+MOV_LANGUAGES |= {"nld": "dut", "rum": "ron", "slo": "slk", "sqi": "alb", "zho": "chi"}
+# Those that it calls by no code of ISO 639-2, and their codes.
+MOV_ALONE = {"fo ": "fao", "hr ": "hrv", "iri": "gle", "pa ": "pan", "sr ": "srp", "sve": "swe"}
+MOV_LANGUAGES |= {code: name for name, code in MOV_ALONE.items()}
 GIF_TICK = Fraction(1, 100)
 # A palette of its own for every frame, so that memory does not grow with the length.
 GIF_FILTERS = ("split", "palettegen=stats_mode=single", "paletteuse=new=1")
@@ -158,8 +161,10 @@ def _of_stream(stream: av.stream.Stream, out: Path) -> dict[str, str]:
     known = dict(stream.metadata)
     if "name" in known:  # where MP4 is read, FFmpeg calls a title so
         known.setdefault("title", known.pop("name"))
-    if muxer(out) == "mov" and "language" in known:
-        known["language"] = MOV_LANGUAGES.get(known["language"], known["language"])
+    if "language" in known:
+        known["language"] = MOV_ALONE.get(known["language"], known["language"])
+        if muxer(out) == "mov":
+            known["language"] = MOV_LANGUAGES.get(known["language"], known["language"])
     return known
 
 
