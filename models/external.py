@@ -25,6 +25,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from .interpolator import BRIGHTEST
@@ -32,14 +33,15 @@ from .interpolator import BRIGHTEST
 SUFFIX, FUNCTION = ".py", "interpolate"
 ROOT = Path(__file__).resolve().parents[1]
 OURS = (ROOT, ROOT / "benchmarks") if __package__ == "models" else ()  # not where installed, as `ifrnet`
-ALONE = threading.RLock()  # held while a method's code runs: what it finds in `sys` belongs to the whole process
+ALONE = threading.RLock()  # held while a method's code runs: `sys` and PyTorch's defaults are the whole process's
 
 
 class Method:
     """The function in a file, which is run for it. any_time: whether it takes t.
 
     FileNotFoundError, or ValueError where the file has no such function. A ValueError or OSError that its code raises
-    becomes a RuntimeError, as it is no fault in our command line and its traceback is wanted; all else stays as it is.
+    becomes a RuntimeError, as it is no fault in our command line and its traceback is wanted, and so does SystemExit,
+    which would end ours without a result; all else stays as it is.
     ValueError for a result that is not a frame.
     """
 
@@ -50,6 +52,7 @@ class Method:
         self.paths = [str(file.parent), *(entry for entry in sys.path if Path(entry).resolve() not in OURS)]
         spec = importlib.util.spec_from_file_location(f"external_{file.stem}", file)
         module = importlib.util.module_from_spec(spec)
+        self.defaults = _defaults()
         self.names, self.modules = {spec.name, *_beside(file.parent, self.paths)}, {spec.name: module}
         place, words = os.getcwd(), sys.argv
         sys.argv = [str(file)]  # it is not its command line that was typed
@@ -96,18 +99,23 @@ class Method:
     @contextmanager
     def _at_home(self) -> Iterator[None]:
         """Here imports find what lies beside the file, also under names that are ours or another method's: other
-        repositories have `models` and `utils`, too. What it prints does not get into our output."""
+        repositories have `models` and `utils`, too. Default types and devices that it sets are its own. What it prints
+        does not get into our output."""
         with ALONE:
-            hidden, paths = _taken(self.names), sys.path[:]
+            hidden, paths, defaults = _taken(self.names), sys.path[:], _defaults()
             sys.modules.update(self.modules)
             sys.path[:] = self.paths
+            _set_defaults(*self.defaults)
             try:
                 with redirect_stdout(sys.stderr):
                     yield
             except (ValueError, OSError) as error:
                 raise RuntimeError(f"{self.path}: {error}") from error
+            except SystemExit as error:
+                raise RuntimeError(f"{self.path}: {error!r}") from error
             finally:
-                self.paths, self.modules = sys.path[:], _taken(self.names)
+                self.paths, self.modules, self.defaults = sys.path[:], _taken(self.names), _defaults()
+                _set_defaults(*defaults)
                 sys.path[:] = paths
                 sys.modules.update(hidden)
 
@@ -134,3 +142,14 @@ def _place(name: str, paths: list[str]) -> str | None:
 def _taken(names: set[str]) -> dict[str, ModuleType]:
     """The modules of these packages, no longer loaded."""
     return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in names}
+
+
+def _defaults() -> tuple[torch.dtype, torch.device]:
+    """What PyTorch makes new tensors of."""
+    return torch.get_default_dtype(), torch.get_default_device()
+
+
+def _set_defaults(dtype: torch.dtype, device: torch.device) -> None:
+    torch.set_default_dtype(dtype)
+    if device != torch.get_default_device():  # one that is set, even to the CPU, makes every call of PyTorch's slower
+        torch.set_default_device(None if device.type == "cpu" else device)

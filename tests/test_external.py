@@ -103,6 +103,20 @@ def test_what_a_file_does_to_our_process_ends_with_it(tmp_path, monkeypatch, cap
     assert capfd.readouterr() == ("", "loaded\ncalled\n")
 
 
+def test_pytorchs_defaults_of_a_method_are_its_own(tmp_path):
+    text = "import torch\n\ntorch.set_default_dtype(torch.float64)\ntorch.set_default_device('meta')\n\n"
+    text += "def interpolate(img0, img1):\n    new = torch.ones(1)\n"
+    text += "    assert new.is_meta and new.dtype == torch.float64\n    return img0\n"
+    try:
+        torch.testing.assert_close(External(written(tmp_path, text), "cpu")(*PAIR), PAIR[0][None])
+        assert torch.get_default_dtype() == torch.float32 and torch.get_default_device().type == "cpu"
+        torch.testing.assert_close(External(written(tmp_path, ANY_TIME), "cpu")(*PAIR), Average("cpu")(*PAIR))
+        assert torch.ones(1).dtype == torch.float32 and not torch.ones(1).is_meta
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+
+
 def test_methods_that_are_called_in_several_threads_leave_our_process_as_it_was(repository):
     calls = [External(repository(name, factor), "cpu") for name, factor in (("a", 1 / 2), ("b", 1 / 3))]
     expected = [call(*PAIR) for call in calls]
@@ -207,6 +221,13 @@ def test_an_error_in_a_methods_code_keeps_its_traceback(tmp_path, typed, raised,
     with pytest.raises(RuntimeError, match="method.py: .*(odd|No such file)") as error:
         typed(main, parser(""), "--model_name", written(tmp_path, text), "--out", tmp_path)
     assert type(error.value.__cause__).__name__ in raised
+
+
+def test_a_method_that_ends_the_process_does_not_end_ours_in_silence(tmp_path):
+    with pytest.raises(RuntimeError, match=r"method.py: SystemExit\(0\)"):
+        External(written(tmp_path, f"import sys\n\n{ANY_TIME}\nsys.exit(0)\n"))
+    with pytest.raises(RuntimeError, match=r"method.py: SystemExit\('no licence'\)"):
+        External(written(tmp_path, "import sys\n\ndef interpolate(*_):\n    sys.exit('no licence')\n"), "cpu")(*PAIR)
 
 
 def test_a_method_is_scored_beside_others_and_its_code_is_recorded(tmp_path, repository, typed):
