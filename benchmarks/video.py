@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -123,11 +124,16 @@ def overhead(args: argparse.Namespace, folder: Path) -> None:
 def quality(args: argparse.Namespace, folder: Path) -> None:
     calls = {}
     models = cli.asked(args)
-    names = [store.weights_name(Path(path)) if path else name or "IFRNet_S" for name, path in models]
+    names = [store.weights_name(Path(path)) if path else Path(name or "IFRNet_S").stem for name, path in models]
     for label, (name, checkpoint) in zip(names, models):
-        label = label if names.count(label) == 1 else checkpoint or label
+        label = label if names.count(label) == 1 else checkpoint or name
         calls[label] = interpolator(name, checkpoint, args.device, precision=args.precision, mode=args.mode)
-    print(f"{'clip':28s}" + "".join(f"{name:>12s}" for name in calls))
+    widths = [max(12, len(name) + 1) for name in calls]
+
+    def show(title: str, row: Sequence[float]) -> None:
+        print(f"{title:28s}" + "".join(f"{value:{width}.2f}" for value, width in zip(row, widths)), flush=True)
+
+    print(f"{'clip':28s}" + "".join(f"{name:>{width}s}" for name, width in zip(calls, widths)))
     means = []
     for clip in args.clips:
         source = video.open_source(str(args.data / clip))
@@ -144,8 +150,8 @@ def quality(args: argparse.Namespace, folder: Path) -> None:
             values = [bounded_psnr(*pair).item() for pair in pairs]
             row.append(sum(values) / len(values))
         means.append(row)
-        print(f"{clip:28s}" + "".join(f"{value:12.2f}" for value in row), flush=True)
-    print(f"{'mean':28s}" + "".join(f"{value:12.2f}" for value in np.mean(means, 0)))
+        show(clip, row)
+    show("mean", np.mean(means, 0))
 
 
 PARTS = {"memory": memory, "overhead": overhead, "quality": quality}

@@ -71,3 +71,18 @@ def test_weights_named_like_a_baseline_stand_beside_it(weights, tmp_path, typed)
     words = ["--parts", "quality", "--data", tmp_path / "clips", "--count", 1, "--device", "cpu"]
     done = typed(video.main, video.parser(), *words, "--model_name", "average", "--checkpoint", path)
     assert done.status == 0 and re.match(rf"clip +average *{re.escape(str(path))}\n", done.out)
+
+
+def test_methods_from_elsewhere_have_columns_that_can_be_read(tmp_path, typed):
+    for k in range(3):
+        io.write_image(tmp_path / f"clips/a/{k}.png", frame(k, 32, 32))
+    paths = [tmp_path / name for name in ("a/one.py", "a/other.py", "b/other.py")]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("def interpolate(img0, img1):\n    return (img0 + img1) / 2\n")
+    words = ["--parts", "quality", "--data", tmp_path / "clips", "--device", "cpu", "--model_name", "average"]
+    done = typed(video.main, video.parser(), *words, *paths)
+    head, clip, _ = done.out.splitlines()
+    assert done.status == 0 and head.split() == ["clip", "average", "one", *map(str, paths[1:])]
+    ends = [[match.end() for match in re.finditer(r"\S+", line)][1:] for line in (head, clip)]
+    assert ends[0] == ends[1] and len(set(clip.split()[1:])) == 1
