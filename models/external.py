@@ -6,8 +6,8 @@
         return ...
 
 img0 and img1 are RGB in [0, 1], (B, 3, H, W), float32 and on one device, of any size: padding, weights and precision
-are up to the method. t is a number in (0, 1). The frame at t is a tensor of floats of their shape and range.
-baselines.External calls the function.
+are up to the method. t is a number in (0, 1), for the third parameter, whatever its name. The frame at t is a tensor of
+floats of their shape and range. baselines.External calls the function.
 
 Code in other places can be added to sys.path, but not under the names of our packages (models, utils, ...): these are
 found beside the file only. A result records the hash of the file, not those of the code and weights that it uses. If
