@@ -241,6 +241,42 @@ def test_sound_in_packets_shorter_than_the_unit_of_its_times_does_not_fall_behin
     assert max(abs(time - begins[data[:2]]) for time, data in found) <= Fraction(1, 1000)
 
 
+def with_sound(path, codec, rate, blocks, **options):
+    """A second of pictures and, in another codec and file, sound of `blocks`: (time in samples, samples of 16 bits)."""
+    plain = encode(path.with_name("plain.mkv"), moving(25), bf="0")
+    with av.open(str(plain)) as first, av.open(str(path), "w", options=options) as output:
+        picture = output.add_stream_from_template(first.streams.video[0], opaque=True)
+        audio = output.add_stream(codec, rate=rate, layout="mono")
+        for packet in first.demux(video=0):
+            if packet.size:
+                packet.stream = picture
+                output.mux(packet)
+        for start, samples in blocks:
+            frame = av.AudioFrame.from_ndarray(samples[None].astype(np.int16), format="s16", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
+            for changed in av.AudioResampler(audio.format, "mono").resample(frame):
+                output.mux(audio.encode(changed))
+        output.mux(audio.encode(None))
+    return path
+
+
+def samples(path):
+    """The sound of a file, decoded."""
+    with av.open(str(path)) as container:
+        return np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+
+
+def test_sound_of_low_rate_keeps_the_packet_that_its_first_one_is_decoded_with(tmp_path):
+    """One of AAC lasts for 64 ms at 16000 samples a second."""
+    noise = np.random.default_rng(0).integers(-9000, 9000, 1024)
+    blocks = [(i * 1024, noise) for i in range(16)]
+    source = with_sound(tmp_path / "in.mp4", "aac", 16000, blocks)
+    run(source, tmp_path / "out.mp4")
+    given, found = packets(source, "audio"), packets(tmp_path / "out.mp4", "audio")
+    assert found == given and given[0][0] < -Fraction(6, 100)
+    assert np.array_equal(samples(tmp_path / "out.mp4"), samples(source))
+
+
 def test_titles_of_tracks_in_mp4_go_along(tmp_path):
     """FFmpeg reads them under another name than it writes them."""
     plain, title = encode(tmp_path / "plain.mkv", moving(4), sound="aac", bf="0"), "une forêt"

@@ -25,7 +25,7 @@ from .video_out import MP4, Format, muxer, writing
 
 ATTACHED = "attachment"  # FFmpeg's name for streams such as the fonts of subtitles
 OF_THE_FILE = ("encoder", "major_brand", "minor_version", "compatible_brands", "duration")  # not of its content
-PRIMING = Fraction(1, 20)  # seconds before the start that audio decoders need
+PRIMING = Fraction(1, 20)  # seconds before the start that audio decoders need, or a packet if this is longer
 APART = 10  # seconds by which packets may be out of order
 NEXT = Fraction(1, 5000)  # seconds at least from a packet of sound to the next; MP4's unit of time is a sample's
 TRIED = 8  # packets by which it is told whether a container takes a stream
@@ -224,7 +224,8 @@ def _other_packets(container: InputContainer, streams: dict, begin: Fraction, en
             if getattr(packet, name) is not None:
                 setattr(packet, name, (getattr(packet, name) - first[index]) * finer[index] + later)
         time = (moment + later) * units[index]
-        if packet.is_discard and time < -PRIMING:  # cut away by an edit list, which not every container has
+        lasts = packet.duration * units[index]
+        if packet.is_discard and time < -max(PRIMING, lasts):  # cut away by an edit list, which not every container has
             continue
         if end is None or time < end:
             packet.stream = streams[index]
