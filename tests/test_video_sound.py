@@ -266,6 +266,24 @@ def samples(path):
         return np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
 
 
+@pytest.mark.parametrize("codec, silent", [("pcm_s16le", 0), ("pcm_u8", 128), ("pcm_mulaw", 0)])
+def test_sound_behind_a_gap_does_not_come_early_in_mov(tmp_path, codec, silent):
+    """MOV counts samples that are not compressed, and stores no other times."""
+    starts = (0, 800, 1600, 8000, 8800)
+    blocks = [(start, np.full(800, 3000 + start)) for start in starts]
+    run(with_sound(tmp_path / "in.nut", codec, 8000, blocks), tmp_path / "out.mov")
+    given, found = samples(tmp_path / "in.nut"), samples(tmp_path / "out.mov")
+    assert np.array_equal(found[:2400], given[:2400]) and np.array_equal(found[8000:], given[2400:])
+    assert (abs(found[2400:8000].astype(int) - silent) <= 8).all()
+
+
+@pytest.mark.parametrize("apart, size", [(500, 1000), (1, 1)])
+def test_no_sample_is_lost_in_mov_where_packets_come_sooner_than_the_one_before_ends(tmp_path, apart, size):
+    blocks = [(i * apart, np.arange(i, i + size) % 5000) for i in range(40)]
+    run(with_sound(tmp_path / "in.nut", "pcm_s16le", 48000, blocks), tmp_path / "out.mov")
+    assert np.array_equal(samples(tmp_path / "out.mov"), samples(tmp_path / "in.nut"))
+
+
 def test_sound_of_low_rate_keeps_the_packet_that_its_first_one_is_decoded_with(tmp_path):
     """One of AAC lasts for 64 ms at 16000 samples a second."""
     noise = np.random.default_rng(0).integers(-9000, 9000, 1024)

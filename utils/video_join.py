@@ -5,12 +5,13 @@ keeps the exact times of frames. Joining copies packets without encoding again, 
 """
 
 import heapq
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from fractions import Fraction
 from io import BytesIO
-from itertools import islice
+from itertools import chain, islice
 from math import ceil
 from pathlib import Path
 
@@ -26,8 +27,11 @@ from .video_out import MP4, Format, muxer, writing
 ATTACHED = "attachment"  # FFmpeg's name for streams such as the fonts of subtitles
 OF_THE_FILE = ("encoder", "major_brand", "minor_version", "compatible_brands", "duration")  # not of its content
 PRIMING = Fraction(1, 20)  # seconds before the start that audio decoders need, or a packet if this is longer
+SUBTITLES = 1000  # units of time in a second that are fine enough for them
 APART = 10  # seconds by which packets may be out of order
-NEXT = Fraction(1, 5000)  # seconds at least from a packet of sound to the next; MP4's unit of time is a sample's
+GAP = Fraction(1, 50)  # seconds that sound is missing from which on silence is put in their place
+PCM = re.compile(r"pcm_(?:[suf](\d+)(?:le|be)?|alaw|mulaw)")  # sound that is not compressed, and its bits
+SILENT = {"pcm_u8": b"\x80", "pcm_alaw": b"\xd5", "pcm_mulaw": b"\xff"}  # a byte of silence, where it is not 0
 TRIED = 8  # packets by which it is told whether a container takes a stream
 # What FFmpeg calls languages in MOV, where it does not know their other code of ISO 639-2.
 MOV_LANGUAGES = {"bod": "tib", "cym": "wel", "cze": "ces", "deu": "ger", "ell": "gre", "eus": "baq", "fas": "per"}
@@ -102,7 +106,8 @@ def join_videos(
                 if whole and timed:
                     output.set_chapters(container.chapters())
                 end = None if whole else _end(parts[-1])
-                merged.append(_in_order(_other_packets(container, streams, begin, end)))
+                others = _in_order(_other_packets(container, streams, begin, end))
+                merged.append(_without_gaps(others, container, streams) if mp4 else others)
             for _, _, packet in heapq.merge(*merged):
                 try:
                     output.mux(packet)
@@ -205,9 +210,9 @@ def _other_packets(container: InputContainer, streams: dict, begin: Fraction, en
     # Sound may have the time of the packet before, as some AC-3 in MPEG, and TrueHD in Matroska, where six packets last
     # for five milliseconds. It comes a little later, by less than a unit of its times where that is long: by whole ones
     # it would fall behind more and more.
-    finer = {stream.index: ceil(stream.time_base / NEXT) for stream in given}
+    finer = {stream.index: ceil(stream.time_base / _least(stream)) for stream in given}
     units = {stream.index: stream.time_base / finer[stream.index] for stream in given}
-    steps = {index: ceil(NEXT / unit) for index, unit in units.items()}
+    steps = {stream.index: ceil(_least(stream) / units[stream.index]) for stream in given}
     for number, packet in enumerate(packets(container, *given)):
         index, moment = packet.stream.index, packet.pts if packet.dts is None else packet.dts
         sound = packet.stream.type == "audio"
@@ -232,6 +237,12 @@ def _other_packets(container: InputContainer, streams: dict, begin: Fraction, en
             yield float(time), 1 + number, packet  # thousands wait to be put in order, which of fractions takes long
 
 
+def _least(stream: av.stream.Stream) -> Fraction:
+    """Seconds at least from a packet to the next: for sound those of a sample, which is MP4's unit of time."""
+    rate = stream.codec_context.sample_rate if stream.type == "audio" and stream.codec_context else 0
+    return Fraction(1, rate or SUBTITLES)
+
+
 def _in_order(made: Iterator[tuple]) -> Iterator[tuple]:
     """The same, by their times, as Matroska may have subtitles that begin before those stored earlier."""
     waiting: list[tuple] = []
@@ -240,6 +251,32 @@ def _in_order(made: Iterator[tuple]) -> Iterator[tuple]:
         while waiting[0][0] < each[0] - APART:
             yield heapq.heappop(waiting)
     yield from sorted(waiting)
+
+
+def _without_gaps(made: Iterator[tuple], container: InputContainer, streams: dict) -> Iterator[tuple]:
+    """The same for MP4 and MOV, which count the samples of sound that is not compressed, and store no other times: what
+    follows a gap would come too early. Silence fills it. streams: as in `_other_packets`."""
+    silences, nexts = {}, {}
+    for index, stream in streams.items():
+        given = container.streams[index].codec_context
+        if given is not None and given.channels and (match := PCM.fullmatch(given.name)):
+            sample = SILENT.get(given.name, b"\0") * (int(match[1] or 8) // 8 * given.channels)
+            silences[stream.index] = sample, given.sample_rate
+    for time, number, packet in made:
+        stream = packet.stream
+        if stream.index in silences:
+            sample, rate = silences[stream.index]
+            due = round(packet.pts * packet.time_base * rate)
+            at = nexts.get(stream.index, due)
+            gap = range(at, due, rate) if due - at > GAP * rate else ()  # by the second
+            for piece in chain((av.Packet(sample * min(rate, due - n)) for n in gap), [packet]):
+                piece.stream, piece.time_base, piece.duration = stream, Fraction(1, rate), piece.size // len(sample)
+                piece.pts = piece.dts = at
+                at += piece.duration
+                yield time, number, piece
+            nexts[stream.index] = at
+        else:
+            yield time, number, packet
 
 
 def _decoded(parts: Sequence[Path]) -> Iterator[av.VideoFrame]:
