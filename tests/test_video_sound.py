@@ -121,15 +121,22 @@ def test_slow_motion_is_silent_and_says_so(tmp_path, capsys):
     assert "--slow 2" in capsys.readouterr().err
 
 
+def pictures(plain, output):
+    """The packets of the pictures of the file `plain`, for a new stream in `output`."""
+    with av.open(str(plain)) as given:
+        stream = output.add_stream_from_template(given.streams.video[0], opaque=True)
+        found = [packet for packet in given.demux(video=0) if packet.size]
+    for packet in found:
+        packet.stream = stream
+    return found
+
+
 def with_subtitles(source, plain, lines, lasting):
     """The pictures of the file `plain` in Matroska, with these lines at these milliseconds, each for so many."""
-    with av.open(str(plain)) as first, av.open(str(source), "w") as output:
-        picture = output.add_stream_from_template(first.streams.video[0], opaque=True)
+    with av.open(str(source), "w") as output:
+        shown = pictures(plain, output)
         text = output.add_mux_stream("subrip", time_base=Fraction(1, 1000))
-        for packet in first.demux(video=0):
-            if packet.size:
-                packet.stream = picture
-                output.mux(packet)
+        output.mux(shown)
         for line, moment in lines.items():
             packet = av.Packet(line)
             packet.pts = packet.dts = moment
@@ -218,41 +225,15 @@ def test_sound_with_the_time_of_the_one_before_is_kept(tmp_path, name):
     assert max(abs(a - b + begin) for (a, _), (b, _) in zip(found, given)) <= Fraction(4, 1000)
 
 
-@pytest.mark.parametrize("name", ["out.mkv", "out.mov"])
-def test_sound_in_packets_shorter_than_the_unit_of_its_times_does_not_fall_behind(tmp_path, name):
-    """As TrueHD in Matroska, which has 1200 packets a second, and times in milliseconds."""
-    source = tmp_path / "in.mkv"
-    with av.open(str(encode(tmp_path / "plain.mkv", moving(25)))) as first, av.open(str(source), "w") as output:
-        picture = output.add_stream_from_template(first.streams.video[0], opaque=True)
-        audio = output.add_stream("pcm_s16le", rate=48000, layout="mono")
-        for packet in first.demux(video=0):
-            if packet.size:
-                packet.stream = picture
-                output.mux(packet)
-        for start in range(0, 48000, 40):
-            frame = av.AudioFrame.from_ndarray(np.full((1, 40), start // 40, np.int16), format="s16", layout="mono")
-            frame.sample_rate, frame.pts = 48000, start
-            output.mux(audio.encode(frame))
-    run(source, tmp_path / name)
-    given, found = packets(source, "audio"), packets(tmp_path / name, "audio")
-    assert len({time for time, _ in given}) < 1010 and len(given) == 1200
-    assert b"".join(data for _, data in found) == b"".join(data for _, data in given)
-    begins = {data[:2]: time for time, data in given}
-    assert max(abs(time - begins[data[:2]]) for time, data in found) <= Fraction(1, 1000)
-
-
-def with_sound(path, codec, rate, blocks, **options):
-    """A second of pictures and, in another codec and file, sound of `blocks`: (time in samples, samples of 16 bits)."""
+def with_sound(path, codec, rate, blocks):
+    """A second of pictures, and sound of `blocks`: (time in samples, samples of 16 bits)."""
     plain = encode(path.with_name("plain.mkv"), moving(25), bf="0")
-    with av.open(str(plain)) as first, av.open(str(path), "w", options=options) as output:
-        picture = output.add_stream_from_template(first.streams.video[0], opaque=True)
+    with av.open(str(path), "w") as output:
+        shown = pictures(plain, output)
         audio = output.add_stream(codec, rate=rate, layout="mono")
-        for packet in first.demux(video=0):
-            if packet.size:
-                packet.stream = picture
-                output.mux(packet)
-        for start, samples in blocks:
-            frame = av.AudioFrame.from_ndarray(samples[None].astype(np.int16), format="s16", layout="mono")
+        output.mux(shown)
+        for start, block in blocks:
+            frame = av.AudioFrame.from_ndarray(block[None].astype(np.int16), format="s16", layout="mono")
             frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
             for changed in av.AudioResampler(audio.format, "mono").resample(frame):
                 output.mux(audio.encode(changed))
@@ -264,6 +245,19 @@ def samples(path):
     """The sound of a file, decoded."""
     with av.open(str(path)) as container:
         return np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+
+
+@pytest.mark.parametrize("name", ["out.mkv", "out.mov"])
+def test_sound_in_packets_shorter_than_the_unit_of_its_times_does_not_fall_behind(tmp_path, name):
+    """As TrueHD in Matroska, which has 1200 packets a second, and times in milliseconds."""
+    blocks = [(start, np.full(40, start // 40)) for start in range(0, 48000, 40)]
+    source = with_sound(tmp_path / "in.mkv", "pcm_s16le", 48000, blocks)
+    run(source, tmp_path / name)
+    given, found = packets(source, "audio"), packets(tmp_path / name, "audio")
+    assert len({time for time, _ in given}) < 1010 and len(given) == 1200
+    assert b"".join(data for _, data in found) == b"".join(data for _, data in given)
+    begins = {data[:2]: time for time, data in given}
+    assert max(abs(time - begins[data[:2]]) for time, data in found) <= Fraction(1, 1000)
 
 
 @pytest.mark.parametrize("codec, silent", [("pcm_s16le", 0), ("pcm_u8", 128), ("pcm_mulaw", 0)])
@@ -333,13 +327,10 @@ def test_languages_go_along_into_mov_by_either_of_their_codes_and_back(tmp_path,
 
 def test_fonts_without_sound_or_subtitles_are_told_where_they_are_left_out(tmp_path, capsys):
     plain, source = encode(tmp_path / "plain.mkv", moving(4)), tmp_path / "in.mkv"
-    with av.open(str(plain)) as first, av.open(str(source), "w") as output:
-        video = output.add_stream_from_template(first.streams.video[0], opaque=True)
+    with av.open(str(source), "w") as output:
+        shown = pictures(plain, output)
         output.add_attachment("font", "font/ttf", b"letters").metadata["filename"] = "a.ttf"
-        for packet in first.demux(video=0):
-            if packet.size:
-                packet.stream = video
-                output.mux(packet)
+        output.mux(shown)
     run(source, tmp_path / "out.mp4")
     assert "attachment (stream 1, a.ttf) cannot be stored in .mp4" in capsys.readouterr().err
 

@@ -27,9 +27,8 @@ from .video_out import MP4, Format, muxer, writing
 ATTACHED = "attachment"  # FFmpeg's name for streams such as the fonts of subtitles
 OF_THE_FILE = ("encoder", "major_brand", "minor_version", "compatible_brands", "duration")  # not of its content
 PRIMING = Fraction(1, 20)  # seconds before the start that audio decoders need, or a packet if this is longer
-SUBTITLES = 1000  # units of time in a second that are fine enough for them
 APART = 10  # seconds by which packets may be out of order
-GAP = Fraction(1, 50)  # seconds that sound is missing from which on silence is put in their place
+GAP = Fraction(1, 50)  # seconds without sound from which on silence takes their place
 PCM = re.compile(r"pcm_(?:[suf](\d+)(?:le|be)?|alaw|mulaw)")  # sound that is not compressed, and its bits
 SILENT = {"pcm_u8": b"\x80", "pcm_alaw": b"\xd5", "pcm_mulaw": b"\xff"}  # a byte of silence, where it is not 0
 TRIED = 8  # packets by which it is told whether a container takes a stream
@@ -234,13 +233,13 @@ def _other_packets(container: InputContainer, streams: dict, begin: Fraction, en
             continue
         if end is None or time < end:
             packet.stream = streams[index]
-            yield float(time), 1 + number, packet  # thousands wait to be put in order, which of fractions takes long
+            yield float(time), 1 + number, packet  # thousands are put in order, and comparing fractions takes long
 
 
 def _least(stream: av.stream.Stream) -> Fraction:
     """Seconds at least from a packet to the next: for sound those of a sample, which is MP4's unit of time."""
     rate = stream.codec_context.sample_rate if stream.type == "audio" and stream.codec_context else 0
-    return Fraction(1, rate or SUBTITLES)
+    return Fraction(1, rate) if rate else stream.time_base
 
 
 def _in_order(made: Iterator[tuple]) -> Iterator[tuple]:
