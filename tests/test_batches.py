@@ -242,6 +242,15 @@ def test_an_error_of_a_set_that_is_iterated_over_comes_as_it_was_raised(workers)
         next(items)
 
 
+def test_what_reading_ahead_raises_is_raised_as_it_was():
+    class Broken:
+        def batch(self, keys):
+            raise ValueError("frames.npy: gone")
+
+    with pytest.raises(ValueError, match="^frames.npy: gone$"):
+        next(batches.read(Broken(), Order(7, 2), workers=1))
+
+
 class Collecting(Dataset):
     def __getitem__(self, key):
         return gc.collect()

@@ -390,15 +390,6 @@ def test_batches_read_ahead_are_those_read_in_turn(packed_set):
         assert all(torch.equal(x, y) for x, y in zip(finish(a, CPU), finish(b, CPU)))
 
 
-def test_what_reading_ahead_raises_is_raised_as_it_was():
-    class Broken:
-        def batch(self, keys):
-            raise ValueError("frames.npy: gone")
-
-    with pytest.raises(ValueError, match="^frames.npy: gone$"):
-        next(batches.read(Broken(), batches.Order(7, 2), workers=1))
-
-
 def test_a_set_in_gpu_memory_needs_a_gpu(packed_set):
     with pytest.raises(ValueError, match="--cache gpu needs a GPU"):
         Resident(Packed(packed_set, NAMES, Augment(32)), CPU)
