@@ -225,9 +225,9 @@ def test_sound_with_the_time_of_the_one_before_is_kept(tmp_path, name):
     assert max(abs(a - b + begin) for (a, _), (b, _) in zip(found, given)) <= Fraction(4, 1000)
 
 
-def with_sound(path, codec, rate, blocks):
-    """A second of pictures, and sound of `blocks`: (time in samples, samples of 16 bits)."""
-    plain = encode(path.with_name("plain.mkv"), moving(25), bf="0")
+def with_sound(path, codec, rate, blocks, pace=25):
+    """25 pictures, `pace` a second, and sound of `blocks`: (time in samples, samples of 16 bits)."""
+    plain = encode(path.with_name("plain.mkv"), moving(25), pace, bf="0")
     with av.open(str(path), "w") as output:
         shown = pictures(plain, output)
         audio = output.add_stream(codec, rate=rate, layout="mono")
@@ -269,6 +269,19 @@ def test_sound_behind_a_gap_does_not_come_early_in_mov(tmp_path, codec, silent):
     given, found = samples(tmp_path / "in.nut"), samples(tmp_path / "out.mov")
     assert np.array_equal(found[:2400], given[:2400]) and np.array_equal(found[8000:], given[2400:])
     assert (abs(found[2400:8000].astype(int) - silent) <= 8).all()
+
+
+def test_silence_in_a_gap_lies_among_the_pictures_of_its_time(tmp_path):
+    """Or a player would have to go to and fro in the file."""
+    blocks = [(start, np.ones(800)) for start in (0, 800, 23 * 8000)]
+    run(with_sound(tmp_path / "in.nut", "pcm_s16le", 8000, blocks, pace=1), tmp_path / "out.mov")
+    with av.open(str(tmp_path / "out.mov")) as container:
+        stored = sorted((p.pos, p.stream.index, p.pts * p.time_base) for p in container.demux() if p.size)
+    latest, apart = {}, []
+    for _, index, time in stored:
+        latest[index] = time
+        apart.append(max(latest.values()) - min(latest.values()))
+    assert max(apart) < 3
 
 
 @pytest.mark.parametrize("apart, size", [(500, 1000), (1, 1)])

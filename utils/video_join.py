@@ -254,7 +254,7 @@ def _in_order(made: Iterator[tuple]) -> Iterator[tuple]:
 
 def _without_gaps(made: Iterator[tuple], container: InputContainer, streams: dict) -> Iterator[tuple]:
     """The same for MP4 and MOV, which count the samples of sound that is not compressed, and store no other times: what
-    follows a gap would come too early. Silence fills it. streams: as in `_other_packets`."""
+    follows a gap would come too early. Silence fills it, each second at its time. streams: as in `_other_packets`."""
     silences, nexts = {}, {}
     for index, stream in streams.items():
         given = container.streams[index].codec_context
@@ -270,9 +270,9 @@ def _without_gaps(made: Iterator[tuple], container: InputContainer, streams: dic
             gap = range(at, due, rate) if due - at > GAP * rate else ()  # by the second
             for piece in chain((av.Packet(sample * min(rate, due - n)) for n in gap), [packet]):
                 piece.stream, piece.time_base, piece.duration = stream, Fraction(1, rate), piece.size // len(sample)
-                piece.pts = piece.dts = at
+                piece.pts = piece.dts = start = at
                 at += piece.duration
-                yield time, number, piece
+                yield start / rate, number, piece
             nexts[stream.index] = at
         else:
             yield time, number, packet
