@@ -131,11 +131,11 @@ def pictures(plain, output):
     return found
 
 
-def with_subtitles(source, plain, lines, lasting):
-    """The pictures of the file `plain` in Matroska, with these lines at these milliseconds, each for so many."""
+def with_subtitles(source, plain, lines, lasting, codec="subrip"):
+    """The pictures of the file `plain`, with these lines at these milliseconds, each for so many."""
     with av.open(str(source), "w") as output:
         shown = pictures(plain, output)
-        text = output.add_mux_stream("subrip", time_base=Fraction(1, 1000))
+        text = output.add_mux_stream(codec, time_base=Fraction(1, 1000))
         output.mux(shown)
         for line, moment in lines.items():
             packet = av.Packet(line)
@@ -152,6 +152,27 @@ def test_subtitles_are_copied_where_they_can_be_stored(tmp_path, capsys):
     assert packets(tmp_path / "out.mkv", "subtitle") == packets(source, "subtitle") != []
     run(source, tmp_path / "out.mp4")
     assert "cannot be stored in .mp4 and is left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "first, codec, name, kept",
+    [
+        ("in.mp4", "mov_text", "out.mp4", True),
+        ("in.mp4", "mov_text", "out.mov", True),
+        ("in.mp4", "mov_text", "out.mkv", False),
+        ("in.mkv", "dvd_subtitle", "out.mp4", True),
+        ("in.mkv", "dvd_subtitle", "out.mov", False),
+    ],
+)
+def test_subtitles_of_mp4_and_those_of_dvds_are_copied_or_told(tmp_path, capsys, first, codec, name, kept):
+    lines = {b"\0\6a line": 0, b"\0\7another": 1000}  # a length precedes those of MP4
+    source = with_subtitles(tmp_path / first, encode(tmp_path / "plain.mkv", moving(50), bf="0"), lines, 900, codec)
+    run(source, tmp_path / name)
+    assert ("subtitle (stream 1, " in capsys.readouterr().err) == (not kept)
+    assert len(decode(tmp_path / name)[0]) == 99
+    if kept:  # MP4 has empty ones between
+        found = [(time, data) for time, data in packets(tmp_path / name, "subtitle") if len(data) > 2]
+        assert found == [(Fraction(moment, 1000), line) for line, moment in lines.items()]
 
 
 @pytest.mark.parametrize("name, kept, letters", [("out.mkv", True, "latin-1"), ("out.mp4", False, "utf-8")])

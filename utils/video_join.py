@@ -258,7 +258,7 @@ def _without_gaps(made: Iterator[tuple], container: InputContainer, streams: dic
     silences, nexts = {}, {}
     for index, stream in streams.items():
         given = container.streams[index].codec_context
-        if given is not None and given.channels and (match := PCM.fullmatch(given.name)):
+        if given is not None and (match := PCM.fullmatch(given.name)) and given.channels:
             sample = SILENT.get(given.name, b"\0") * (int(match[1] or 8) // 8 * given.channels)
             silences[stream.index] = sample, given.sample_rate
     for time, number, packet in made:
