@@ -5,6 +5,7 @@ error, exit status 2. Set VFI_DEBUG=1 to see where it was raised. Anything else 
 """
 
 import argparse
+import atexit
 import difflib
 import math
 import multiprocessing
@@ -101,10 +102,17 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
             message = _complaint(main, args)
         finally:
             warnings.formatwarning = usual
+            atexit.register(_ignore_interrupts)
         if message is not None:
             line = one_line(f"{Path(sys.argv[0]).name}: {message}")
             print("\n" * sys.stderr.isatty() + line, file=sys.stderr, flush=True)  # below any progress bar
             sys.exit(2)
+
+
+def _ignore_interrupts() -> None:
+    """While Python ends, which takes up to a second: an interrupt in a destructor would be a page of traceback."""
+    for kind in STOPPING:
+        signal.signal(kind, signal.SIG_IGN)
 
 
 def _complaint(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> str | None:
