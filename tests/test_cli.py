@@ -243,3 +243,17 @@ def test_one_that_follows_at_once_does_not_disturb_what_tidies_up_after_an_impat
                 tidied.append(True)
 
     assert typed(main, cli.Parser("")).status == 2 and tidied
+
+
+def test_one_that_follows_at_once_does_not_disturb_what_tidies_up_undisturbed(typed):
+    tidied = []
+
+    def main(_):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            with cli.undisturbed():  # as a generator's destructor does, which can raise nothing
+                os.kill(os.getpid(), signal.SIGTERM)
+            tidied.append(True)
+
+    assert typed(main, cli.Parser("")).status == 2 and tidied

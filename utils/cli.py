@@ -187,17 +187,19 @@ def stopped_as_interrupted() -> AbstractContextManager:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Delay an interrupt to the end of the block, but not a second one that comes after IMPATIENT. A run interrupted
-    while it starts processes may wait for them without end, and a process interrupted while it hands something over
-    prints a traceback."""
+    """Delay an interrupt to the end of the block, but not a second one that comes after IMPATIENT; those that follow
+    within it are ignored, as by `interrupt`. A run interrupted while it starts processes may wait for them without
+    end, and a process interrupted while it hands something over prints a traceback."""
     global _interrupted
     since = math.inf
 
     def note(*_) -> None:
         nonlocal since
-        if time.monotonic() - since > IMPATIENT:
+        now = time.monotonic()
+        if now - since > IMPATIENT:
             interrupt()
-        since = min(since, time.monotonic())
+        if now - _interrupted > IMPATIENT:
+            since = min(since, now)
 
     interrupting = (interrupt, signal.default_int_handler)  # unlike that of a training, which ends after its step
     with handled([kind for kind in STOPPING if signal.getsignal(kind) in interrupting], note):
