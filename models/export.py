@@ -14,7 +14,9 @@ shimmer and edges double. --check with its provider, at the size that will be us
 """
 
 import argparse
+import atexit
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -235,6 +237,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    # While Python ends, an interrupt in one of PyTorch's destructors would be a page of traceback.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     try:
         main(parser().parse_args())
     except (ValueError, OSError, KeyboardInterrupt) as error:

@@ -1,6 +1,7 @@
 """Exports: the frames of the network, in another runtime, at sizes and times that the export did not see."""
 
 import runpy
+import subprocess
 import sys
 import warnings
 from functools import cache
@@ -156,6 +157,20 @@ def test_what_is_wrong_ends_in_one_line(tmp_path, monkeypatch, capsys, option, v
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and error.count("\n") == 1 and words in error
     assert not list(tmp_path.iterdir())
+
+
+ENDING = """
+import atexit, os, runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+sys.argv[1:] = ["--check", "missing.onnx"]
+runpy.run_module("models.export", run_name="__main__")
+"""
+
+
+def test_an_interrupt_while_python_ends_prints_no_traceback():
+    done = subprocess.run([sys.executable, "-c", ENDING], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "models.export: missing.onnx: no such file\n")
 
 
 def test_what_cannot_be_exported_is_refused(model, exported, tmp_path, monkeypatch):
