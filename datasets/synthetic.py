@@ -299,7 +299,8 @@ def skimage_photographs() -> list[np.ndarray]:
     import skimage.color
     import skimage.data
 
-    photographs = [getattr(skimage.data, name)() for name in PHOTOGRAPHS]
+    with cli.undisturbed():  # imageio's destructor prints a traceback where its constructor was interrupted
+        photographs = [getattr(skimage.data, name)() for name in PHOTOGRAPHS]
     return [photo if photo.ndim == 3 else skimage.color.gray2rgb(photo) for photo in photographs]
 
 

@@ -1,10 +1,13 @@
 import errno
 import math
+import os
+import signal
 from contextlib import contextmanager
 
 import cv2
 import numpy as np
 import pytest
+import skimage.data
 import torch
 import torch.nn.functional as F
 
@@ -24,7 +27,7 @@ from datasets.scenes import (
 from datasets.stencils import INNER, STEPS, Cutouts, drawn_stencils, signed_distance
 from datasets.synthetic import Material, Synthetic, photo_patches
 from models.layers import warp
-from utils import flow_files, io
+from utils import cli, flow_files, io
 
 SIZE = (64, 96)
 
@@ -309,6 +312,19 @@ def test_more_photographs_than_there_is_memory_for_are_refused(tmp_path, monkeyp
     assert len(photo_patches(paths[:3], side=64)) == 6
     with pytest.raises(ValueError, match="3.png: only the 3 photographs before this one, of 4, fit .* GB; give fewer"):
         photo_patches(paths, side=64)
+
+
+def test_an_interrupt_waits_while_photographs_are_read(typed, monkeypatch):
+    read = []
+
+    def interrupted():
+        os.kill(os.getpid(), signal.SIGINT)
+        read.append(True)
+        return np.zeros((8, 8, 3), np.uint8)
+
+    monkeypatch.setattr(skimage.data, synthetic.PHOTOGRAPHS[0], interrupted)
+    done = typed(lambda _: synthetic.skimage_photographs(), cli.Parser(""))
+    assert done == (2, "", "script.py: interrupted\n") and read
 
 
 def test_material_holds_photographs_and_textures_in_their_shares(tmp_path, monkeypatch):
