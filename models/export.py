@@ -242,5 +242,7 @@ if __name__ == "__main__":
     try:
         main(parser().parse_args())
     except (ValueError, OSError, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the same for those that run as the exception is forgotten
         print(f"{PROGRAM}: {' '.join(str(error).split()) or 'interrupted'}", file=sys.stderr)
         sys.exit(2)
