@@ -203,8 +203,8 @@ def test_an_interrupt_that_is_ignored_in_the_background_stays_so(typed):
 def test_an_interrupt_while_python_ends_prints_no_traceback(tmp_path, end, status, said):
     script = tmp_path / "ending.py"
     lines = ["import atexit, os, signal, sys", f"sys.path.insert(0, {str(ROOT)!r})", "from utils import cli"]
-    lines += ["for kind in cli.STOPPING:", "    signal.signal(kind, signal.default_int_handler)"]
-    lines += ["    atexit.register(os.kill, os.getpid(), kind)", "def main(_):", f"    {end}"]
+    lines += ["signal.signal(signal.SIGINT, signal.default_int_handler)"]
+    lines += ["atexit.register(os.kill, os.getpid(), signal.SIGINT)", "def main(_):", f"    {end}"]
     script.write_text("\n".join([*lines, 'cli.run(main, cli.Parser("A script."))']))
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (status, said)

@@ -102,17 +102,12 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
             message = _complaint(main, args)
         finally:
             warnings.formatwarning = usual
-            atexit.register(_ignore_interrupts)
+            # Python takes up to a second to end, and an interrupt in a destructor would be a page of traceback.
+            atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
         if message is not None:
             line = one_line(f"{Path(sys.argv[0]).name}: {message}")
             print("\n" * sys.stderr.isatty() + line, file=sys.stderr, flush=True)  # below any progress bar
             sys.exit(2)
-
-
-def _ignore_interrupts() -> None:
-    """While Python ends, which takes up to a second: an interrupt in a destructor would be a page of traceback."""
-    for kind in STOPPING:
-        signal.signal(kind, signal.SIG_IGN)
 
 
 def _complaint(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> str | None:
