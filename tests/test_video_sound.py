@@ -114,6 +114,25 @@ def test_names_in_capitals_are_names_all_the_same(tmp_path):
         assert b"hvc1" in data and data.index(b"moov") < data.index(b"mdat")
 
 
+@pytest.mark.parametrize(
+    "first, codec, rate, way",
+    [
+        ("in.3gp", "libopencore_amrnb", 8000, "; use .mov"),
+        ("in.flv", "adpcm_swf", 11025, "; convert it first: ffmpeg -i IN -c:v copy -c:a aac OUT.mkv"),
+    ],
+)
+def test_only_a_kind_of_file_that_can_hold_it_is_recommended_for_sound(tmp_path, capsys, first, codec, rate, way):
+    """Matroska, which holds most, cannot hold that of old phones, nor as PyAV writes it that of WMV."""
+    blocks = [(start, np.zeros(160)) for start in range(0, rate, 160)]
+    source = with_sound(tmp_path / first, codec, rate, blocks)
+    for name in ("out.mp4", "out.mkv"):
+        run(source, tmp_path / name)
+        assert f"cannot be stored in {name[3:]} and is left out{way}\n" in capsys.readouterr().err
+    run(source, tmp_path / "out.mov")
+    with av.open(str(tmp_path / "out.mov")) as container:
+        assert len(container.streams.audio) == (way == "; use .mov")
+
+
 def test_slow_motion_is_silent_and_says_so(tmp_path, capsys):
     run(encode(tmp_path / "in.mp4", moving(10), sound="aac"), tmp_path / "out.mp4", "--slow", "2")
     with av.open(str(tmp_path / "out.mp4")) as container:

@@ -31,6 +31,8 @@ APART = 10  # seconds by which packets may be out of order
 GAP = Fraction(1, 50)  # seconds without sound from which on silence takes their place
 PCM = re.compile(r"pcm_(?:[suf](\d+)(?:le|be)?|alaw|mulaw)")  # sound that is not compressed, and its bits
 SILENT = {"pcm_u8": b"\x80", "pcm_alaw": b"\xd5", "pcm_mulaw": b"\xff"}  # a byte of silence, where it is not 0
+HOLDING = (".mkv", ".mp4", ".mov")  # kinds of output for what another cannot hold, in the order of advice
+CONVERTED = "; convert it first: ffmpeg -i IN -c:v copy -c:a aac OUT.mkv"
 TRIED = 8  # packets by which it is told whether a container takes a stream
 # What FFmpeg calls languages in MOV, where it does not know their other code of ISO 639-2.
 MOV_LANGUAGES = {"bod": "tib", "cym": "wel", "cze": "ces", "deu": "ger", "ell": "gre", "eus": "baq", "fas": "per"}
@@ -345,5 +347,7 @@ def left_out(path: str, out: Path) -> Iterator[str]:
             if stream.type in (*COPIED, ATTACHED) and not holds(out, path, stream.index):
                 codec = stream.codec_context.name if stream.codec_context else "unknown"
                 kind = f"{stream.type} (stream {stream.index}, {stream.name if stream.type == ATTACHED else codec})"
-                way = "; use .mkv" if muxer(out) != "matroska" else ""
+                others = (other for other in HOLDING if holds(out.with_suffix(other), path, stream.index))
+                known = stream.type == "audio" and stream.codec_context
+                way = next((f"; use {other}" for other in others), CONVERTED if known else "")
                 yield f"{out}: {kind} cannot be stored in {out.suffix} and is left out{way}"
