@@ -194,6 +194,16 @@ def test_subtitles_of_mp4_and_those_of_dvds_are_copied_or_told(tmp_path, capsys,
         assert found == [(Fraction(moment, 1000), line) for line, moment in lines.items()]
 
 
+def test_the_last_subtitle_is_kept_though_it_is_not_told_how_long_it_lasts(tmp_path):
+    """As those of DVDs, which tell it within. MP4 has no packets that last for no time."""
+    lines = {b"\0\6a line": 0, b"\0\7another": 1000}
+    plain = encode(tmp_path / "plain.mkv", moving(50), bf="0")
+    source = with_subtitles(tmp_path / "in.mkv", plain, lines, 0, "dvd_subtitle")
+    run(source, tmp_path / "out.mp4")
+    found = [(time, data) for time, data in packets(tmp_path / "out.mp4", "subtitle") if len(data) > 2]
+    assert found == [(Fraction(moment, 1000), line) for line, moment in lines.items()]
+
+
 @pytest.mark.parametrize("name, kept, letters", [("out.mkv", True, "latin-1"), ("out.mp4", False, "utf-8")])
 def test_attached_fonts_go_along_and_what_does_not_is_told(tmp_path, capsys, name, kept, letters):
     source, font = tmp_path / "in.mkv", b"what draws the subtitles"

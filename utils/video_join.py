@@ -33,6 +33,7 @@ PCM = re.compile(r"pcm_(?:[suf](\d+)(?:le|be)?|alaw|mulaw)")  # sound that is no
 SILENT = {"pcm_u8": b"\x80", "pcm_alaw": b"\xd5", "pcm_mulaw": b"\xff"}  # a byte of silence, where it is not 0
 HOLDING = (".mkv", ".mp4", ".mov")  # kinds of output for what another cannot hold, in the order of advice
 CONVERTED = "; convert it first: ffmpeg -i IN -c:v copy -c:a aac OUT.mkv"
+LAST = 1  # second for which a packet is shown that does not say how long, where nothing follows it
 TRIED = 8  # packets by which it is told whether a container takes a stream
 # What FFmpeg calls languages in MOV, where it does not know their other code of ISO 639-2.
 MOV_LANGUAGES = {"bod": "tib", "cym": "wel", "cze": "ces", "deu": "ger", "ell": "gre", "eus": "baq", "fas": "per"}
@@ -256,7 +257,8 @@ def _in_order(made: Iterator[tuple]) -> Iterator[tuple]:
 
 def _without_gaps(made: Iterator[tuple], container: InputContainer, streams: dict) -> Iterator[tuple]:
     """The same for MP4 and MOV, which count the samples of sound that is not compressed, and store no other times: what
-    follows a gap would come too early. Silence fills it, each second at its time. streams: as in `_other_packets`."""
+    follows a gap would come too early. Silence fills it, each second at its time. Nor do they keep a last packet that
+    lasts for no time, as of a DVD's subtitles, which tell it within. streams: as in `_other_packets`."""
     silences, nexts = {}, {}
     for index, stream in streams.items():
         given = container.streams[index].codec_context
@@ -277,6 +279,7 @@ def _without_gaps(made: Iterator[tuple], container: InputContainer, streams: dic
                 yield start / rate, number, piece
             nexts[stream.index] = at
         else:
+            packet.duration = packet.duration or round(LAST / packet.time_base)
             yield time, number, packet
 
 
