@@ -426,6 +426,21 @@ def test_what_belongs_to_the_content_goes_along(tmp_path, letters):
             assert slow > 1 or container.streams[1].disposition & av.stream.Disposition.forced
 
 
+@pytest.mark.parametrize("name", ["out.mp4", "out.mov"])
+def test_where_and_when_an_iphone_recorded_goes_along(tmp_path, name):
+    told = {"location.ISO6709": "+37.3-122.0+010.0/", "creationdate": "2023-07-14T12:11:12+0200", "make": "Apple"}
+    told = {f"com.apple.quicktime.{key}": value for key, value in told.items()} | {"comment": "a word"}
+    plain, source = encode(tmp_path / "plain.mkv", moving(4), bf="0"), tmp_path / "in.mov"
+    with av.open(str(source), "w", options={"movflags": "use_metadata_tags"}) as output:
+        output.metadata.update(told)
+        output.mux(pictures(plain, output))
+    run(source, tmp_path / name)
+    with av.open(str(source)) as given, av.open(str(tmp_path / name)) as made:
+        assert told.items() <= given.metadata.items() and told.items() <= made.metadata.items()
+    data = (tmp_path / name).read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+
+
 def test_chapters_that_go_along_are_not_told_to_be_left_out(tmp_path, capsys):
     """MP4 holds them as a stream of data, too."""
     chapters = [{"id": 1, "start": 0, "end": 300, "time_base": Fraction(1, 1000), "metadata": {"title": "one"}}]

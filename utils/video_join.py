@@ -26,6 +26,7 @@ from .video_out import MP4, Format, muxer, writing
 
 ATTACHED = "attachment"  # FFmpeg's name for streams such as the fonts of subtitles
 OF_THE_FILE = ("encoder", "major_brand", "minor_version", "compatible_brands", "duration")  # not of its content
+APPLE = "com.apple.quicktime."
 PRIMING = Fraction(1, 20)  # seconds before the start that audio decoders need, or a packet if this is longer
 APART = 10  # seconds by which packets may be out of order
 GAP = Fraction(1, 50)  # seconds without sound from which on silence takes their place
@@ -96,10 +97,15 @@ def join_videos(
     where the pictures end. timed: False leaves out all that has a time, because times have changed.
     """
     mp4, damaged = out.suffix.lower() in MP4, 0
-    options = {"movflags": "+faststart"} | form.movie_options if mp4 else {}
+
+    def options(container: InputContainer | None) -> dict[str, str]:
+        # Else MP4 and MOV leave out where, when and with what an iPhone recorded, which have names of Apple's own.
+        own = container is not None and any(name.startswith(APPLE) for name in container.metadata)
+        return {"movflags": "+faststart" + "+use_metadata_tags" * own} | form.movie_options if mp4 else {}
+
     with io.replacing(out, parts[0].parent) as temporary, writing(out):
         copied = nullcontext() if source is None else av_open(source)
-        with av_open(temporary, "w", format=muxer(out), options=options) as output, copied as container:
+        with copied as container, av_open(temporary, "w", format=muxer(out), options=options(container)) as output:
             video = _add_video(output, parts[0], form, mp4)
             merged = [_video_packets(parts, video, 1 / form.nominal)]
             if source is not None:
