@@ -248,3 +248,14 @@ def test_lost_transparency_of_webm_is_told_though_no_frame_shows_it(tmp_path):
     for name, pix_fmt, told in (("in.webm", "yuva420p", True), ("plain.webm", "yuv420p", False)):
         source = video.open_source(str(encode(tmp_path / name, moving(3), codec="libvpx-vp9", pix_fmt=pix_fmt)))
         assert any("transparency is lost" in note for note in source.notes) == told
+
+
+def test_frames_of_interlaced_video_are_like_those_between(tmp_path):
+    """OpenCV cannot convert those that are marked as interlaced after one that is not, and shows the one before."""
+    source = encode(tmp_path / "in.mpg", moving(4), codec="mpeg2video", flags="+ilme+ildct", qscale="2")
+    run(source, tmp_path / "out.mkv", "--codec", "ffv1")
+    with av.open(str(source)) as given, av.open(str(tmp_path / "out.mkv")) as made:
+        assert all(frame.interlaced_frame for frame in given.decode(video=0))
+        assert not any(frame.interlaced_frame for frame in made.decode(video=0))
+    kept = planes(tmp_path / "out.mkv")[::2]
+    assert len(kept) == 4 and all(np.array_equal(a, b) for a, b in zip(kept, planes(source)))

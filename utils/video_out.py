@@ -21,7 +21,7 @@ from av.video.reformatter import ColorRange, VideoReformatter
 
 from . import io
 from .colours import SHALLOW, Colour, bits, is_rgb, to_gbr, to_yuv, with_layout
-from .containers import located
+from .containers import located, turning
 from .hdr import Light, light_options
 from .timeline import common
 from .video import PIPE
@@ -150,7 +150,7 @@ class VideoWriter:
     def __init__(self, path: Path | str, form: Format, file=None, container: str | None = None):
         self.path, self.form, self.written, self.end = path, form, 0, None
         self.packets: list[av.Packet] = []  # encoded, not yet stored
-        self.reformatter = VideoReformatter()
+        self.reformatter, self.progressive = VideoReformatter(), None
         codec = CODECS[form.codec] if file is None else Codec("wrapped_avframe", None, {})
         options = form.movie_options if file is None else {}
         with writing(path):
@@ -224,7 +224,12 @@ class VideoWriter:
         form = self.form
         odd = form.stored != (form.width, form.height)
         if original is not None and not odd and not form.rgb and not is_rgb(original):
-            return with_layout(original, form.pix_fmt, self.matrix, self.range, self.reformatter)
+            frame = with_layout(original, form.pix_fmt, self.matrix, self.range, self.reformatter)
+            if frame.interlaced_frame:  # FFV1 says so of each frame, and of those between it cannot
+                how = form.width, form.height, form.pix_fmt, form.exact_tick
+                self.progressive = self.progressive or turning(("setfield=prog",), *how)
+                frame = self.progressive(frame)
+            return frame
         if odd:
             image = np.pad(image, ((0, form.height % 2), (0, form.width % 2), (0, 0)), mode="edge")
         if form.rgb and form.deep:
