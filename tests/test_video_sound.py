@@ -352,6 +352,43 @@ def test_sound_of_low_rate_keeps_the_packet_that_its_first_one_is_decoded_with(t
     assert np.array_equal(samples(tmp_path / "out.mp4"), samples(source))
 
 
+def edited(path, plain, *edits):
+    """The file `plain`, MOV, of which these parts are shown, one behind the other: from and until when, in seconds."""
+    data = bytearray(plain.read_bytes())
+    movie, place = data.index(b"mvhd"), len(data)
+    while (place := data.rfind(b"elst", 0, place)) > 0:
+        second, media = (int.from_bytes(data[n + 16 : n + 20], "big") for n in (movie, data.index(b"mdhd", place)))
+        first, entries = int.from_bytes(data[place + 16 : place + 20], "big"), b""
+        for start, end in edits:
+            entries += round((end - start) * second).to_bytes(4, "big")
+            entries += (first + round(start * media)).to_bytes(4, "big") + b"\0\1\0\0"
+        data[place + 8 : place + 24] = len(edits).to_bytes(4, "big") + entries
+        for around in (b"elst", b"edts", b"trak", b"moov"):
+            at = data.rfind(around, 0, place + 4)
+            size = int.from_bytes(data[at - 4 : at], "big") + len(entries) - 12
+            data[at - 4 : at] = size.to_bytes(4, "big")
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("sound", ["aac", "pcm_s16le"])
+@pytest.mark.parametrize("end", [26, Fraction(261, 10)])  # in packets: with one, or within it
+def test_what_is_hidden_between_two_edits_is_not_heard_and_no_way_back_in_time(tmp_path, sound, end):
+    """FFmpeg gives what the second edit is decoded with once more, with earlier times and marked."""
+    plain, packet = encode(tmp_path / "plain.mov", moving(60), sound=sound, bf="0", g="10"), Fraction(1024, 44100)
+    whole = retold(tmp_path / "whole.mov", plain, movie_timescale="44100")
+    source = edited(tmp_path / "in.mov", whole, (0, end * packet), (52 * packet, 78 * packet))
+    with av.open(str(source)) as container:
+        heard = [(packet.is_discard, bytes(packet)) for packet in container.demux(audio=0) if packet.size]
+    hidden = [packet[0] for packet in heard]
+    assert hidden != sorted(hidden, reverse=True), "something is hidden behind what is heard"
+    run(source, tmp_path / "out.mov")
+    found = b"".join(data for _, data in packets(tmp_path / "out.mov", "audio"))
+    begin = hidden.index(False)  # AAC has a packet before, marked too, that the first one is decoded with
+    assert found == b"".join(data for place, (marked, data) in enumerate(heard) if place < begin or not marked)
+    assert len(decode(tmp_path / "out.mov")[0]) == 2 * len(decode(source)[0]) - 1
+
+
 def test_titles_of_tracks_in_mp4_go_along(tmp_path):
     """FFmpeg reads them under another name than it writes them."""
     plain, title = encode(tmp_path / "plain.mkv", moving(4), sound="aac", bf="0"), "une forêt"

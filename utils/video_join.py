@@ -213,7 +213,7 @@ def _other_packets(container: InputContainer, streams: dict, begin: Fraction, en
     output, by their number in the container. begin: as in `join_videos`."""
     if not streams:
         return
-    given, latest, soonest = [container.streams[index] for index in streams], {}, {}
+    given, latest, soonest, played = [container.streams[index] for index in streams], {}, {}, set()
     first = {stream.index: round(begin / stream.time_base) for stream in given}
     # Sound may have the time of the packet before, as some AC-3 in MPEG, and TrueHD in Matroska, where six packets last
     # for five milliseconds. It comes a little later, by less than a unit of its times where that is long: by whole ones
@@ -226,6 +226,9 @@ def _other_packets(container: InputContainer, streams: dict, begin: Fraction, en
         sound = packet.stream.type == "audio"
         if moment is None or sound and moment < latest.get(index, moment):
             continue  # it has no time, or goes back a little, which no container accepts
+        if packet.is_discard and index in played:
+            continue  # it is between two edits of MP4, or behind the last
+        played |= set() if packet.is_discard else {index}
         if sound and not packet.duration:
             packet.duration = moment - latest.get(index, moment)  # MP4 loses the last one, if it lasts for no time
         latest[index] = moment
