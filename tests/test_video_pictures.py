@@ -259,3 +259,11 @@ def test_frames_of_interlaced_video_are_like_those_between(tmp_path):
         assert not any(frame.interlaced_frame for frame in made.decode(video=0))
     kept = planes(tmp_path / "out.mkv")[::2]
     assert len(kept) == 4 and all(np.array_equal(a, b) for a, b in zip(kept, planes(source)))
+
+
+def test_names_in_capitals_are_names_all_the_same(tmp_path):
+    source = encode(tmp_path / "in.mp4", moving(4))
+    for name in ("out.mp4", "OUT.MP4", "out.m4v"):
+        run(source, tmp_path / name, "--codec", "h265")
+        data = (tmp_path / name).read_bytes()
+        assert b"hvc1" in data and data.index(b"moov") < data.index(b"mdat")

@@ -77,6 +77,29 @@ def encode(path, images, rate=25, times=None, codec="libx264", pix_fmt="yuv420p"
     return path
 
 
+def pictures(plain, output):
+    """The packets of the pictures of the file `plain`, for a new stream in `output`."""
+    with av.open(str(plain)) as given:
+        stream = output.add_stream_from_template(given.streams.video[0], opaque=True)
+        found = [packet for packet in given.demux(video=0) if packet.size]
+    for packet in found:
+        packet.stream = stream
+    return found
+
+
+def retold(path, plain, pictures=(), sound=(), **options):
+    """The file `plain` in another, with this metadata of its pictures and sound."""
+    with av.open(str(plain)) as given, av.open(str(path), "w", options=options) as output:
+        streams = [output.add_stream_from_template(stream, opaque=True) for stream in given.streams]
+        for stream, told in zip(streams, (pictures, sound)):
+            stream.metadata.update(told)
+        for packet in given.demux():
+            if packet.size:
+                packet.stream = streams[packet.stream.index]
+                output.mux(packet)
+    return path
+
+
 def as_stored(text, letters):
     """A text as PyAV gives it where a file holds it in these letters: bytes that are no UTF-8 are escaped."""
     return text.encode(letters).decode("utf-8", "surrogateescape")
