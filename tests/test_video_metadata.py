@@ -64,6 +64,17 @@ def test_the_last_subtitle_is_kept_though_it_is_not_told_how_long_it_lasts(tmp_p
     assert found == [(Fraction(moment, 1000), line) for line, moment in lines.items()]
 
 
+def test_an_empty_text_at_the_end_of_mp4_still_lasts_for_no_time(tmp_path):
+    """FFmpeg ends subtitles with one; or the file would be a second longer."""
+    lines, plain = {b"\0\6a line": 0, b"\0\7another": 1700, b"\0\0": 2000}, encode(tmp_path / "plain.mkv", moving(50))
+    run(with_subtitles(tmp_path / "in.mp4", plain, lines, 0, "mov_text"), tmp_path / "once.mp4")
+    run(tmp_path / "once.mp4", tmp_path / "twice.mp4")
+    assert packets(tmp_path / "once.mp4", "subtitle")[-1] == (2, b"\0\0")
+    with av.open(str(tmp_path / "twice.mp4")) as container:
+        text = container.streams.subtitles[0]
+        assert text.duration * text.time_base == 2
+
+
 @pytest.mark.parametrize("name, kept, letters", [("out.mkv", True, "latin-1"), ("out.mp4", False, "utf-8")])
 def test_attached_fonts_go_along_and_what_does_not_is_told(tmp_path, capsys, name, kept, letters):
     source, font = tmp_path / "in.mkv", b"what draws the subtitles"

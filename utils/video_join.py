@@ -34,6 +34,7 @@ PCM = re.compile(r"pcm_(?:[suf](\d+)(?:le|be)?|alaw|mulaw)")  # sound that is no
 SILENT = {"pcm_u8": b"\x80", "pcm_alaw": b"\xd5", "pcm_mulaw": b"\xff"}  # a byte of silence, where it is not 0
 HOLDING = (".mkv", ".mp4", ".mov")  # kinds of output for what another cannot hold, in the order of advice
 CONVERTED = "; convert it first: ffmpeg -i IN -c:v copy -c:a aac OUT.mkv"
+EMPTY = b"\0\0"  # text of MP4 that shows nothing, and ends the one before
 LAST = 1  # second for which a packet is shown that does not say how long, where nothing follows it
 TRIED = 8  # packets by which it is told whether a container takes a stream
 # What FFmpeg calls languages in MOV, where it does not know their other code of ISO 639-2.
@@ -288,7 +289,8 @@ def _without_gaps(made: Iterator[tuple], container: InputContainer, streams: dic
                 yield start / rate, number, piece
             nexts[stream.index] = at
         else:
-            packet.duration = packet.duration or round(LAST / packet.time_base)
+            if packet.size > len(EMPTY):
+                packet.duration = packet.duration or round(LAST / packet.time_base)
             yield time, number, packet
 
 
