@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import av
 import pytest
-from video_files import as_stored, decode, encode, moving, packets, pictures, retold, run
+from video_files import as_stored, decode, edited, encode, moving, packets, pictures, retold, run
 
 from utils.containers import av_open
 
@@ -73,6 +73,18 @@ def test_an_empty_text_at_the_end_of_mp4_still_lasts_for_no_time(tmp_path):
     with av.open(str(tmp_path / "twice.mp4")) as container:
         text = container.streams.subtitles[0]
         assert text.duration * text.time_base == 2
+
+
+def test_subtitles_that_an_edit_cuts_away_do_not_delay_those_that_follow(tmp_path):
+    """FFmpeg's writer of MP4 counts from the first of them, but not where it ends one that is shown."""
+    lines = {b"\0\6a line": 0, b"\0\7another": 600, b"\0\7a third": 1200}
+    plain = encode(tmp_path / "plain.mkv", moving(60), bf="0", g="10")
+    whole = with_subtitles(tmp_path / "whole.mp4", plain, lines, 300, "mov_text")
+    source = edited(tmp_path / "in.mp4", whole, (Fraction(1, 2), 2))
+    run(source, tmp_path / "out.mp4")
+    for path in (source, tmp_path / "out.mp4"):
+        found = [(time, data) for time, data in packets(path, "subtitle") if len(data) > 2]
+        assert found == [(0, b"\0\7another"), (Fraction(3, 5), b"\0\7a third")]
 
 
 @pytest.mark.parametrize("name, kept, letters", [("out.mkv", True, "latin-1"), ("out.mp4", False, "utf-8")])

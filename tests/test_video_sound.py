@@ -5,7 +5,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from video_files import decode, encode, moving, packets, pictures, retold, run
+from video_files import decode, edited, encode, moving, packets, pictures, retold, run
 
 
 def test_sound_is_copied_packet_by_packet(tmp_path):
@@ -223,25 +223,6 @@ def test_sound_of_low_rate_keeps_the_packet_that_its_first_one_is_decoded_with(t
     given, found = packets(source, "audio"), packets(tmp_path / "out.mp4", "audio")
     assert found == given and given[0][0] < -Fraction(6, 100)
     assert np.array_equal(samples(tmp_path / "out.mp4"), samples(source))
-
-
-def edited(path, plain, *edits):
-    """The file `plain`, MOV, of which these parts are shown, one behind the other: from and until when, in seconds."""
-    data = bytearray(plain.read_bytes())
-    movie, place = data.index(b"mvhd"), len(data)
-    while (place := data.rfind(b"elst", 0, place)) > 0:
-        second, media = (int.from_bytes(data[n + 16 : n + 20], "big") for n in (movie, data.index(b"mdhd", place)))
-        first, entries = int.from_bytes(data[place + 16 : place + 20], "big"), b""
-        for start, end in edits:
-            entries += round((end - start) * second).to_bytes(4, "big")
-            entries += (first + round(start * media)).to_bytes(4, "big") + b"\0\1\0\0"
-        data[place + 8 : place + 24] = len(edits).to_bytes(4, "big") + entries
-        for around in (b"elst", b"edts", b"trak", b"moov"):
-            at = data.rfind(around, 0, place + 4)
-            size = int.from_bytes(data[at - 4 : at], "big") + len(entries) - 12
-            data[at - 4 : at] = size.to_bytes(4, "big")
-    path.write_bytes(data)
-    return path
 
 
 @pytest.mark.parametrize("sound", ["aac", "pcm_s16le"])

@@ -100,6 +100,25 @@ def retold(path, plain, pictures=(), sound=(), **options):
     return path
 
 
+def edited(path, plain, *edits):
+    """The file `plain`, MOV, of which these parts are shown, one behind the other: from and until when, in seconds."""
+    data = bytearray(plain.read_bytes())
+    movie, place = data.index(b"mvhd"), len(data)
+    while (place := data.rfind(b"elst", 0, place)) > 0:
+        second, media = (int.from_bytes(data[n + 16 : n + 20], "big") for n in (movie, data.index(b"mdhd", place)))
+        first, entries = int.from_bytes(data[place + 16 : place + 20], "big"), b""
+        for start, end in edits:
+            entries += round((end - start) * second).to_bytes(4, "big")
+            entries += (first + round(start * media)).to_bytes(4, "big") + b"\0\1\0\0"
+        data[place + 8 : place + 24] = len(edits).to_bytes(4, "big") + entries
+        for around in (b"elst", b"edts", b"trak", b"moov"):
+            at = data.rfind(around, 0, place + 4)
+            size = int.from_bytes(data[at - 4 : at], "big") + len(entries) - 12
+            data[at - 4 : at] = size.to_bytes(4, "big")
+    path.write_bytes(data)
+    return path
+
+
 def as_stored(text, letters):
     """A text as PyAV gives it where a file holds it in these letters: bytes that are no UTF-8 are escaped."""
     return text.encode(letters).decode("utf-8", "surrogateescape")

@@ -227,8 +227,8 @@ def _other_packets(container: InputContainer, streams: dict, begin: Fraction, en
         sound = packet.stream.type == "audio"
         if moment is None or sound and moment < latest.get(index, moment):
             continue  # it has no time, or goes back a little, which no container accepts
-        if packet.is_discard and index in played:
-            continue  # it is between two edits of MP4, or behind the last
+        if packet.is_discard and (index in played or not sound):
+            continue  # it is not played in an edit of MP4, and only sound before the first helps to decode
         played |= set() if packet.is_discard else {index}
         if sound and not packet.duration:
             packet.duration = moment - latest.get(index, moment)  # MP4 loses the last one, if it lasts for no time
