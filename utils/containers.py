@@ -120,7 +120,8 @@ def upright_sides(frame: av.VideoFrame) -> tuple[int, int, int, int]:
 def turning(
     filters: Sequence[str], width: int, height: int, name: str, tick: Fraction
 ) -> Callable[[av.VideoFrame], av.VideoFrame]:
-    """A function that makes frames of this size and format upright. filters: of TURNS. tick: of the frames' times."""
+    """A function that puts frames of this size and format through filters, as those of TURNS, which make them upright.
+    tick: of the frames' times."""
     if not filters:
         return lambda frame: frame
     graph = Graph()
