@@ -102,7 +102,7 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
             message = _complaint(main, args)
         finally:
             warnings.formatwarning = usual
-            # Python takes up to a second to end, and an interrupt in a destructor would be a page of traceback.
+            # While Python ends, an interrupt in one of PyTorch's destructors would be a page of traceback.
             atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
         if message is not None:
             line = one_line(f"{Path(sys.argv[0]).name}: {message}")

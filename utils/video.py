@@ -265,7 +265,7 @@ class Video(Source):
                 seen = packet.stream.index == video.index and packet.size and not packet.is_discard
                 count += seen
                 stored[packet.stream.index] += packet.dts is not None
-                heard = packet.stream.type == "audio" and not packet.is_discard  # several edits of MOV go back to begin
+                heard = packet.stream.type == "audio" and not packet.is_discard  # a second edit of MOV leads back
                 if packet.dts is not None and (seen or heard):
                     self._check_order(packet, decoded)
                 if packet.pts is None:
