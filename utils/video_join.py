@@ -98,15 +98,15 @@ def join_videos(
     where the pictures end. timed: False leaves out all that has a time, because times have changed.
     """
     mp4, damaged = out.suffix.lower() in MP4, 0
-
-    def options(container: InputContainer | None) -> dict[str, str]:
+    with (
+        io.replacing(out, parts[0].parent) as temporary,
+        writing(out),
+        nullcontext() if source is None else av_open(source) as container,
+    ):
         # Else MP4 and MOV leave out where, when and with what an iPhone recorded, which have names of Apple's own.
-        own = container is not None and any(name.startswith(APPLE) for name in container.metadata)
-        return {"movflags": "+faststart" + "+use_metadata_tags" * own} | form.movie_options if mp4 else {}
-
-    with io.replacing(out, parts[0].parent) as temporary, writing(out):
-        copied = nullcontext() if source is None else av_open(source)
-        with copied as container, av_open(temporary, "w", format=muxer(out), options=options(container)) as output:
+        own = source is not None and any(name.startswith(APPLE) for name in container.metadata)
+        options = {"movflags": "+faststart" + "+use_metadata_tags" * own} | form.movie_options if mp4 else {}
+        with av_open(temporary, "w", format=muxer(out), options=options) as output:
             video = _add_video(output, parts[0], form, mp4)
             merged = [_video_packets(parts, video, 1 / form.nominal)]
             if source is not None:
@@ -116,7 +116,7 @@ def join_videos(
                     output.set_chapters(container.chapters())
                 end = None if whole else _end(parts[-1])
                 others = _in_order(_other_packets(container, streams, begin, end))
-                merged.append(_without_gaps(others, container, streams) if mp4 else others)
+                merged.append(_for_mp4(others, container, streams) if mp4 else others)
             for _, _, packet in heapq.merge(*merged):
                 try:
                     output.mux(packet)
@@ -227,9 +227,10 @@ def _other_packets(container: InputContainer, streams: dict, begin: Fraction, en
         sound = packet.stream.type == "audio"
         if moment is None or sound and moment < latest.get(index, moment):
             continue  # it has no time, or goes back a little, which no container accepts
-        if packet.is_discard and (index in played or not sound):
+        if not packet.is_discard:
+            played.add(index)
+        elif index in played or not sound:
             continue  # it is not played in an edit of MP4, and only sound before the first helps to decode
-        played |= set() if packet.is_discard else {index}
         if sound and not packet.duration:
             packet.duration = moment - latest.get(index, moment)  # MP4 loses the last one, if it lasts for no time
         latest[index] = moment
@@ -265,10 +266,10 @@ def _in_order(made: Iterator[tuple]) -> Iterator[tuple]:
     yield from sorted(waiting)
 
 
-def _without_gaps(made: Iterator[tuple], container: InputContainer, streams: dict) -> Iterator[tuple]:
-    """The same for MP4 and MOV, which count the samples of sound that is not compressed, and store no other times: what
-    follows a gap would come too early. Silence fills it, each second at its time. Nor do they keep a last packet that
-    lasts for no time, as of a DVD's subtitles, which tell it within. streams: as in `_other_packets`."""
+def _for_mp4(made: Iterator[tuple], container: InputContainer, streams: dict) -> Iterator[tuple]:
+    """The same as MP4 and MOV can store it. They count the samples of sound that is not compressed, and store no other
+    times: what follows a gap would come too early. Silence fills it, each second at its time. Nor do they keep a last
+    packet that lasts for no time, as of a DVD's subtitles, which tell it within. streams: as in `_other_packets`."""
     silences, nexts = {}, {}
     for index, stream in streams.items():
         given = container.streams[index].codec_context
@@ -289,8 +290,8 @@ def _without_gaps(made: Iterator[tuple], container: InputContainer, streams: dic
                 yield start / rate, number, piece
             nexts[stream.index] = at
         else:
-            if packet.size > len(EMPTY):
-                packet.duration = packet.duration or round(LAST / packet.time_base)
+            if not packet.duration and bytes(packet) != EMPTY:
+                packet.duration = round(LAST / packet.time_base)
             yield time, number, packet
 
 
@@ -361,7 +362,8 @@ def left_out(path: str, out: Path) -> Iterator[str]:
             if stream.type in (*COPIED, ATTACHED) and not holds(out, path, stream.index):
                 codec = stream.codec_context.name if stream.codec_context else "unknown"
                 kind = f"{stream.type} (stream {stream.index}, {stream.name if stream.type == ATTACHED else codec})"
-                others = (other for other in HOLDING if holds(out.with_suffix(other), path, stream.index))
+                others = (out.with_suffix(other) for other in HOLDING if other != out.suffix.lower())
                 known = stream.type == "audio" and stream.codec_context
-                way = next((f"; use {other}" for other in others), CONVERTED if known else "")
+                way = next((f"; use {other.suffix}" for other in others if holds(other, path, stream.index)), None)
+                way = way or (CONVERTED if known else "")
                 yield f"{out}: {kind} cannot be stored in {out.suffix} and is left out{way}"
