@@ -154,8 +154,7 @@ def make_contender(
         call.check_times(times)
         about = {"model": name, "other_scale": None, "precision": "fp32", "mode": "eager"}
         if isinstance(call, External):
-            path = call.path.resolve()
-            about |= {"model": call.path.stem, "code": str(path), "code_sha256": io.sha256(path)}
+            about |= store.method(call.path)
         return Contender(call, about)
     scale = benchmark.scale_of(args.protocol) if args.scale is None else args.scale
     options = {"precision": args.precision, "scale": scale, "padding": benchmark.padding}

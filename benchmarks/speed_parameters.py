@@ -1,7 +1,8 @@
-"""Size and speed of the networks: parameters, multiply-accumulates, seconds a frame, peak memory.
+"""Size and speed of networks and other methods: parameters, multiply-accumulates, seconds a frame, peak memory.
 
     python benchmarks/speed_parameters.py
     python benchmarks/speed_parameters.py --model_name IFRNet_S --sizes 1280x720 --minutes 10 --out results
+    python benchmarks/speed_parameters.py --model_name IFRNet rife.py --sizes 1280x720
     python benchmarks/speed_parameters.py --model_name IFRNet_S --sizes 1280x720 --ablation
     python benchmarks/speed_parameters.py --compare results/speed_parameters-CPU_x86_64_2_threads.json
 
@@ -15,6 +16,9 @@ MACs per second as a share of those of one large matrix product in half precisio
 the peak of the whole process on a CPU (Linux); on a GPU what one way takes beyond weights and frames, CUDA graphs
 included. There, float32 is PyTorch's default, with TF32 in the convolutions. What would take longer than --minutes is
 left out and named.
+
+A method from elsewhere (see models/external.py) is timed as it is. Its parameters are those of the modules that it
+calls for a frame; MACs that it computes by kernels of its own are not counted.
 
 --scales also times flow estimation at other scales, "multi" among them; all ratios are to float32 at scale 1.
 --ablation times the parts of fast mode one by one (see ablation.py). --compare repeats the measurements of an older
@@ -41,12 +45,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cv2
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 import models
 from benchmarks import ablation, store
+from benchmarks.costs import LEAST, MATRICES, WARM_UP, counted, in_turn, macs, peak_memory, product
 from benchmarks.kernel_times import ROUNDS, kernel_times, told
 from benchmarks.published import SECONDS_720P
+from models.baselines import External, is_network
+from models.external import SUFFIX
 from models.fast import best_precision
 from models.interpolator import PRECISIONS, Interpolator, default_device
 from utils import cli, io
@@ -54,12 +60,9 @@ from utils.metrics import bounded_psnr
 
 SIZES = ("448x256", "1280x720", "1920x1080", "3840x2160")
 PARTS = ("parts", "compiled")  # of fast mode, one by one; the same and torch.compile, which takes minutes
-WARM_UP = {"cpu": 1, "cuda": 3}  # untimed calls; on a GPU kernels are compiled in the first, recorded in the second
-LEAST, MOST = 3, {"cpu": 30, "cuda": 300}  # timed rounds of calls
 FRAMES_8X = 7  # of one pair
 MOTION = 100 / 3840  # of the frames' width
 TOLERANCE = 0.15
-MATRICES = {"cpu": 2048, "cuda": 8192}  # their side: large enough for a product at full speed
 SECONDS = 6.0  # for the rounds of one model at one size, of which there are at least LEAST
 HEADS = ("model", "size", "mode", "precision", "s/frame", "quartiles", "ratio", "of matmul", "dB", "peak MB", "V100 s")
 WIDTHS = (max(map(len, models.VARIANTS)), 9, 9, 9, 8, 15, 6, 9, 5, 8, 6)
@@ -84,16 +87,6 @@ def ways(device: torch.device, scales: Sequence[float | str] = ()) -> list[Way]:
         eager = tuple(precision for precision in eager if precision != "bf16")
     at_1 = [*(Way("eager", precision) for precision in eager), Way("fast", half)]
     return at_1 + [way._replace(scale=scale) for scale in scales for way in (at_1[0], at_1[-1])]
-
-
-def macs(model: models.IFRNet, height: int, width: int, frames: int = 1) -> int:
-    """Multiply-accumulates of `frames` frames of one pair. height, width: multiples of 16."""
-    with torch.device("meta"):
-        network = models.build(model.name, model.act)
-        frame = torch.empty(1, 3, height, width)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(frame, frame, torch.empty(frames))
-    return counter.get_total_flops() // 2
 
 
 def network(name: str) -> tuple[models.IFRNet, bool]:
@@ -129,59 +122,8 @@ def likeness(chosen: Sequence[Way], calls: Sequence[Callable[[], Tensor]]) -> It
             yield None if reference is None else bounded_psnr(call(), reference).nan_to_num(0, neginf=0).mean().item()
 
 
-def timed(call: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
-def in_turn(calls: list[Callable[[], object]], device: torch.device, seconds: float) -> list[list[float]]:
-    """Each call's times, from rounds in which the calls take turns, for about `seconds` after a warm-up."""
-    for _ in range(WARM_UP[device.type]):
-        last = [timed(call, device) for call in calls]
-    rounds = min(max(int(seconds / sum(last)), LEAST), MOST[device.type])
-    return [list(of_call) for of_call in zip(*([timed(call, device) for call in calls] for _ in range(rounds)))]
-
-
-def peak_memory(call: Callable[[], object], device: torch.device) -> float | None:
-    """The peak memory of a call in MB; on a CPU that of the whole process, None where the system does not tell.
-
-    On a GPU the call must not have run yet: what its first run allocates and keeps counts. What cuDNN allocates to try
-    its algorithms does not: where there is less memory, it tries those that need less.
-    """
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        before = torch.cuda.memory_reserved(device)
-        for _ in range(WARM_UP[device.type]):
-            call()
-        torch.cuda.synchronize(device)
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-        call()
-        torch.cuda.synchronize(device)
-        return (torch.cuda.max_memory_reserved(device) - before) / 2**20
-    status, marks = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    try:
-        marks.write_text("5")  # resets the peak (proc(5))
-        call()
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        return None
-    return int(line.split()[1]) / 2**10
-
-
-def product(device: torch.device, precision: str) -> Callable[[], object]:
-    """A call that multiplies large matrices: the best that the device's matrix units can do."""
-    side = MATRICES[device.type]
-    return partial(torch.mm, *torch.rand(2, side, side, device=device, dtype=PRECISIONS[precision]))
-
-
 def measure(
-    name: str,
+    name: str | External,
     size: tuple[int, int],
     chosen: list[Way],
     device: torch.device,
@@ -190,13 +132,15 @@ def measure(
     frames: int = 1,
     profile: bool = False,
 ) -> list[dict]:
-    """The rows of one network at one size, one for each way. seconds: to spend on rounds, of which there are at least
-    LEAST. parts: one of PARTS, for the ways of an ablation instead of those chosen. frames: of one pair. profile:
-    whether the last row says where its time goes."""
+    """The rows of one network, or method, at one size, one for each way. seconds: to spend on rounds, of which there
+    are at least LEAST. parts: one of PARTS, for the ways of an ablation instead of those chosen. frames: of one pair.
+    profile: whether the last row says where its time goes."""
     width, height = size
-    model, trained = network(name)
     pair = [frame.to(device) for frame in photograph_in_motion(width, height)]
-    if parts:
+    model, trained = network(name) if isinstance(name, str) else (None, False)
+    if model is None:
+        made = {EAGER: name}
+    elif parts:
         made = {Way(*way): call for way, call in ablation.calls(model, device, compiled=parts == "compiled").items()}
     else:
         made = {
@@ -211,15 +155,20 @@ def measure(
     peaks = peaks or [peak_memory(call, device) for call in calls]
     alike = list(likeness(chosen, calls)) if trained else [None] * len(calls)
     times = [[took / frames for took in of_way] for of_way in times]
-    reference = dict(zip(chosen, times)).get(EAGER)
+    reference = dict(zip(chosen, times)).get(EAGER) if model else None
     pace = MATRICES[device.type] ** 3 / statistics.median(products)
-    work = macs(model, -(-height // 16) * 16, -(-width // 16) * 16, frames) / frames
+    if model is None:
+        about = store.method(name.path)
+        work, parameters = counted(name, pair)
+    else:
+        about, parameters = {"model": name}, sum(p.numel() for p in model.parameters())
+        work = macs(model, -(-height // 16) * 16, -(-width // 16) * 16, frames) / frames
     rows = []
     for way, of_way, peak, near in zip(chosen, times, peaks, alike):
         speed, comparable = spread(of_way, reference), (way.precision, way.scale) == (half, 1)
         rows.append(
             {
-                "model": name,
+                **about,
                 "size": f"{width}x{height}",
                 "frames": frames,
                 **way._asdict(),
@@ -228,7 +177,7 @@ def measure(
                 "db": near,
                 "peak_mb": peak,
                 "macs": round(work),
-                "parameters": sum(p.numel() for p in model.parameters()),
+                "parameters": parameters,
                 "published": SECONDS_720P.get(name) if size == (1280, 720) and frames == 1 else None,
             }
         )
@@ -245,16 +194,21 @@ def spread(times: list[float], reference: list[float] | None) -> dict[str, float
 
 
 def measure_all(args: argparse.Namespace, chosen: list[Way]) -> Iterator[list[dict] | str]:
-    """The rows of every network at every size, cheapest first; only the name where there is no time to measure."""
-    networks = {name: macs(models.build(name), 64, 64) for name in args.model_name}
+    """The rows of every model at every size, cheapest first; only the name where there is no time to measure."""
+    methods = {name: External(name, args.device) for name in args.model_name if not is_network(name)}
+    each = {name: macs_per_pixel(methods.get(name, name)) for name in args.model_name}
     kinds = [(1, size) for size in args.sizes]
     if not args.ablation:
         kinds.append((FRAMES_8X, min(args.sizes, key=math.prod)))
-    costs = sorted((each * n * w * h, name, n, (w, h)) for name, each in networks.items() for n, (w, h) in kinds)
-    end, rate = time.monotonic() + 60 * args.minutes, 0.0
+    costs = sorted((each[name] * n * w * h, name, n, (w, h)) for name in each for n, (w, h) in kinds)
+    end, paces = time.monotonic() + 60 * args.minutes, {"networks": 0.0}
     for cost, name, frames, size in costs:
+        method = methods.get(name)
+        if method and frames > 1 and not method.any_time:
+            continue
         # At least: warm-up, rounds and the calls for memory, dB and profile, at the pace measured last.
-        expected = rate * cost * (WARM_UP[args.device.type] + LEAST + 2 + args.profile * (1 + ROUNDS))
+        pace = paces.get(name, paces["networks"])
+        expected = pace * cost * (WARM_UP[args.device.type] + LEAST + 2 + args.profile * (1 + ROUNDS))
         if time.monotonic() + expected > end:
             what = f"{name} at {size[0]}x{size[1]}" + (f", {frames + 1}x" if frames > 1 else "")
             yield f"{what} (about {expected:.0f} s)"
@@ -263,10 +217,18 @@ def measure_all(args: argparse.Namespace, chosen: list[Way]) -> Iterator[list[di
         # For several frames only float32 and fast mode: they take longer, and these two give the ratio.
         ends = [way for way in chosen if way[:2] == EAGER[:2] or way.mode == "fast"]
         those = chosen if frames == 1 else ends or chosen
-        rows = measure(name, size, those, args.device, seconds, args.ablation, frames, args.profile)
+        rows = measure(method or name, size, those, args.device, seconds, args.ablation, frames, args.profile)
         if frames == 1:
-            rate = sum(row["seconds"] for row in rows) / cost
+            paces[name if method else "networks"] = sum(row["seconds"] for row in rows) / cost
         yield rows
+
+
+def macs_per_pixel(model: str | External) -> float:
+    """What the frame between two takes, about: by its definition for a network, measured once for a method. At least
+    one, as a method may compute all by means that are not counted."""
+    if isinstance(model, str):
+        return macs(models.build(model), 64, 64) / 64**2
+    return max(counted(model, photograph_in_motion(256, 256))[0] / 256**2, 1)
 
 
 def mode(row: dict) -> str:
@@ -289,15 +251,10 @@ def table(rows: list[dict], head: bool = True) -> str:
     return "\n".join(" ".join(f"{cell:>{width}}" for cell, width in zip(line, widths)).rstrip() for line in lines)
 
 
-def sizes_of(names: list[str]) -> str:
-    """A line for each network: its parameters and multiply-accumulates."""
-    lines = []
-    for name in names:
-        model = models.build(name)
-        count = sum(p.numel() for p in model.parameters())
-        work = macs(model, 720, 1280) / 1e12
-        lines.append(f"{name:{WIDTHS[0]}s} {count:11,d} parameters, {work:.2f} T MACs at 1280x720")
-    return "\n".join(lines)
+def size_of(row: dict, digits: int) -> str:
+    """A model's parameters and multiply-accumulates as text."""
+    tera = f"{row['macs'] / 1e12:.{digits}f} T MACs at {row['size']}"
+    return f"{row['model']:{WIDTHS[0]}s} {row['parameters']:11,d} parameters, {tera}"
 
 
 def ratios(rows: list[dict]) -> dict[tuple, float]:
@@ -324,8 +281,9 @@ def compared(rows: list[dict], older: list[dict], tolerance: float) -> tuple[str
 
 
 def to_compare(path: Path, args: argparse.Namespace) -> list[dict]:
-    """The rows of an older result; `args` is set to measure its networks, sizes and scales again. ValueError for a file
-    of another kind or without ratios, and for options that say what to measure."""
+    """The rows of an older result; `args` is set to measure its networks, sizes and scales again, not its methods,
+    which have no ratio. ValueError for a file of another kind or without ratios, and for options that say what to
+    measure."""
     for name in ("model_name", "sizes", "scales", "precision"):
         if getattr(args, name) is not None:
             raise ValueError(f"--{name}: {path} determines what is measured; leave the option out")
@@ -335,7 +293,7 @@ def to_compare(path: Path, args: argparse.Namespace) -> list[dict]:
     modes = {row["mode"] for row in older["rows"]}
     if modes - {"eager", "fast"}:
         args.ablation = args.ablation or ("compiled" if ablation.COMPILED in modes else "parts")
-    args.model_name = list(dict.fromkeys(row["model"] for row in older["rows"]))
+    args.model_name = list(dict.fromkeys(model for model, *_ in ratios(older["rows"])))
     args.sizes = list(dict.fromkeys(size(row["size"]) for row in older["rows"]))
     args.scales = list(dict.fromkeys(scale for row in older["rows"] if (scale := row["scale"]) != 1))
     return older["rows"]
@@ -347,6 +305,11 @@ def settle(args: argparse.Namespace) -> list[Way]:
     args.sizes = args.sizes or list(map(size, SIZES))
     args.scales = args.scales or ()
     args.device = args.device or default_device()
+    methods = [name for name in args.model_name if not is_network(name)]
+    if args.ablation and methods:
+        raise ValueError(f"--ablation: times the parts of networks; leave it out, or {methods[0]}")
+    if args.scales and len(methods) == len(args.model_name):
+        raise ValueError(f"--scales {args.scales[0]}: has no effect on {methods[0]}; leave it out, or name a network")
     if args.ablation and args.scales:
         raise ValueError(f"--scales {args.scales[0]}: --ablation measures at scale 1; leave one of the two out")
     if args.ablation and args.precision:
@@ -382,7 +345,9 @@ def main(args: argparse.Namespace) -> None:
     chosen = settle(args)
     io.check_writable(args.out)
     name = store.device_name(args.device, threads=True)
-    print(sizes_of(args.model_name))
+    for network in map(models.build, filter(is_network, args.model_name)):
+        count, work = sum(p.numel() for p in network.parameters()), macs(network, 720, 1280)
+        print(size_of({"model": network.name, "parameters": count, "macs": work, "size": "1280x720"}, digits=2))
     print(f"{name}, PyTorch {torch.__version__}")
     result = {
         "benchmark": store.SPEED,
@@ -398,6 +363,8 @@ def main(args: argparse.Namespace) -> None:
             result["left_out"].append(rows)
             continue
         print(table(rows, head=not result["rows"]), flush=True)
+        if "code" in rows[0] and rows[0]["frames"] == 1:
+            print(size_of(rows[0], digits=4), flush=True)
         if args.profile:
             print(told(rows[-1]["profile"]), flush=True)
         result["rows"] += rows
@@ -415,7 +382,7 @@ def main(args: argparse.Namespace) -> None:
 def file_stem(args: argparse.Namespace, device: str) -> str:
     """The name of a result's file: it says what was measured, unless that is everything."""
     marks = [store.SPEED, "ablation"] if args.ablation else [store.SPEED]
-    marks += [] if args.model_name == list(models.VARIANTS) else args.model_name
+    marks += [] if args.model_name == list(models.VARIANTS) else [Path(name).stem for name in args.model_name]
     marks += [] if args.sizes == list(map(size, SIZES)) else [f"{width}x{height}" for width, height in args.sizes]
     marks += [f"scale{scale}" for scale in args.scales] + ([args.precision] if args.precision else [])
     return "-".join([*marks, re.sub("[^A-Za-z0-9]+", "_", device)])
@@ -435,9 +402,19 @@ def size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
+def model(text: str) -> str:
+    """The type of --model_name: a network, or the file of a method."""
+    if not is_network(text) and not text.endswith(SUFFIX):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither {', '.join(models.VARIANTS)} nor the .py file of a method"
+        )
+    return text
+
+
 def parser() -> cli.Parser:
     options = cli.Parser(__doc__)
-    options.add_argument("--model_name", nargs="+", choices=models.VARIANTS, help="networks (default: all)")
+    about = f"{', '.join(models.VARIANTS)}, or .py files with interpolate(img0, img1, t) (default: our networks)"
+    options.add_argument("--model_name", nargs="+", type=model, help=about)
     options.add_argument("--sizes", nargs="+", type=size, help=f"of the frames (default: {' '.join(SIZES)})")
     options.add_argument("--scales", nargs="+", type=cli.scale, help="of flow estimation, besides 1: 0.5, multi, ..")
     options.add_argument("--precision", choices=PRECISIONS, help="only this one (default: all that suit)")

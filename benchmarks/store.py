@@ -148,6 +148,11 @@ def device_name(device: torch.device, threads: bool = False) -> str:
     return f"CPU {platform.machine()}" + f", {torch.get_num_threads()} threads" * threads
 
 
+def method(path: Path) -> dict:
+    """What a result says of a method from elsewhere, whose file this is."""
+    return {"model": path.stem, "code": str(path.resolve()), "code_sha256": io.sha256(path)}
+
+
 def write(path: Path, result: dict) -> None:
     io.write_bytes(path, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
 

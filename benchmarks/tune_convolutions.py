@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.ablation import apart
-from benchmarks.speed_parameters import in_turn, network, photograph_in_motion, size
+from benchmarks.costs import in_turn
+from benchmarks.speed_parameters import network, photograph_in_motion, size
 from models import VARIANTS, cuda_convolution
 from models.cuda_convolution import GROUP, KINDS, MOST, Plan, kind_of
 from models.fast import Conv

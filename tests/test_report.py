@@ -299,7 +299,10 @@ def test_a_time_at_another_scale_is_not_told_as_that_of_scale_1():
         one = {"model": "IFRNet_S", "precision": "fp32", "scale": scale}
         assert report._seconds({"rows": rows}, one) == seconds
     assert report._seconds({"rows": rows}, one | {"turned": True}) == 1.4, "the network is called twice a frame"
-    assert report._seconds({"rows": rows}, one | {"code": "IFRNet_S.py"}) is None, "it only has the name"
+    method = one | {"code": "IFRNet_S.py", "code_sha256": "1f"}
+    assert report._seconds({"rows": rows}, method) is None, "it only has the name"
+    rows.append(rows[0] | {"scale": "multi", "code": "elsewhere/IFRNet_S.py", "code_sha256": "1f", "seconds": 0.3})
+    assert report._seconds({"rows": rows}, method) == 0.3 and report._seconds({"rows": rows}, one) == 0.7
 
 
 # The page

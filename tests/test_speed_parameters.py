@@ -1,5 +1,6 @@
 """Size and speed: counts against counting by hand, and what a run prints, writes and leaves out."""
 
+import hashlib
 import json
 import math
 import re
@@ -125,6 +126,41 @@ def test_other_scales_are_timed_beside_scale_1_and_measured_again(typed, tmp_pat
     assert asked == [speed.ways(CPU, [0.5, "multi"])]
 
 
+METHOD = """
+import torch
+twice, unused = torch.nn.Conv2d(3, 3, 3, padding=1), torch.nn.Conv2d(3, 3, 1)
+join = torch.nn.Sequential(torch.nn.Conv2d(6, 5, 1, bias=False), torch.nn.Conv2d(5, 3, 5, padding=2))
+
+def interpolate(img0, img1{}):
+    assert img0.shape[2] in SIDES
+    return join(torch.cat([twice(img0), twice(img1)], 1)).sigmoid()
+"""
+
+
+@pytest.mark.parametrize("any_time", [True, False])
+def test_a_method_from_elsewhere_is_timed_and_counted_as_it_is(any_time, typed, tmp_path, monkeypatch):
+    path = tmp_path / "mine.py"
+    path.write_text("SIDES = 48, 256\n" + METHOD.format(", t" * any_time))
+    words = ["--model_name", "IFRNet_S", path, "--sizes", "64x48"]
+    done = run(typed, tmp_path, *words)
+    assert done.status == 0, done.err
+    (file,) = tmp_path.glob("speed_parameters-IFRNet_S-mine-64x48-CPU_*.json")
+    rows = store.read(file)["rows"]
+    mine = [row for row in rows if row["model"] == "mine"]
+    assert [row["frames"] for row in mine] == ([1, 7] if any_time else [1])
+    parameters, macs = 84 + 30 + 378, 48 * 64 * (2 * 81 + 30 + 375)
+    for row in mine:
+        assert (row["parameters"], row["macs"]) == (parameters, macs) and 0 < row["low"] <= row["seconds"] < 1
+        assert row["ratio"] is None and row["db"] is None and row["code"] == str(path)
+        assert row["code_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert f"mine {parameters:15d} parameters, 0.0000 T MACs at 64x48\n" in done.out
+    assert [row["ratio"] is None for row in rows].count(False) == len(speed.ways(CPU)) + 2
+    asked = []
+    monkeypatch.setattr(speed, "measure_all", lambda args, _: asked.extend(args.model_name) or iter([rows]))
+    assert run(typed, tmp_path, "--compare", file).status == 0
+    assert asked == ["IFRNet_S"], "a method has no ratio to compare"
+
+
 def test_the_frames_are_a_photograph_that_moves_by_100_pixels_of_3840():
     for (width, height), moved in (((3840, 2160), 100), ((1280, 720), 33), ((16, 16), 1)):
         img0, img1 = speed.photograph_in_motion(width, height)
@@ -234,6 +270,10 @@ def test_wrong_options_are_one_line(typed, tmp_path):
         (["--sizes", "8x8"], "'8x8' is not a size"),
         (["--precision", "fp16"], "--precision fp16: not measured on this cpu; give one of fp32"),
         (["--model_name", "dis"], "'dis'"),
+        (["--model_name", "none.py"], "none.py: no such file"),
+        (["--model_name", "IFRNet_S", "mine.py", "--ablation"], "--ablation: times the parts of networks; .* mine.py"),
+        (["--model_name", "mine.py", "--scales", "multi"], "--scales multi: has no effect on mine.py"),
+        (["--model_name", "mine.py", "--precision", "fp32"], "--precision has no effect on mine.py"),
         (["--scales", "9"], "scale 9 is out of range"),
         (["--scales", "auto"], "--scales auto: stands for a number"),
         (["--scales", "0.5", "--ablation"], "--scales 0.5: --ablation measures at scale 1"),
