@@ -5,7 +5,7 @@
 
 Writes tables.md, tables.csv, tables.tex (published rows beside ours, the best in bold), plots as SVG, and report.html:
 one self-contained file with the tables, the plots and, for the worst and the median cases, a slider between prediction
-and truth, the error and the flow. Times come from speed_parameters.py's results among those given.
+and truth, the error and the flow. What a frame costs comes from speed_parameters.py's results among those given.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from benchmarks import store
 from benchmarks.page import page
 from benchmarks.plots import Series, plot
 from benchmarks.published import PARAMETERS, SCORES, SECONDS_720P
-from benchmarks.tables import PAPER, comma_separated, footing, labels, latex, make_tables, markdown
+from benchmarks.tables import PAPER, comma_separated, footing, labels, latex, make_costs, make_tables, markdown
 from utils import cli, io
 
 
@@ -66,7 +66,7 @@ def make_plots(results: dict[str, dict], speeds: list[dict]) -> dict[str, str]:
         # Published points stand beside ours only where the cases are the same.
         comparable = all(footing(result, split) == PAPER for result in ours.values())
         known = {n: v["psnr"] for n, v in SCORES.get(benchmark, {}).get(split, {}).items()} if comparable else {}
-        sizes = {of: result["parameters"] / 1e6 for of, result in ours.items() if "parameters" in result}
+        sizes = {of: count / 1e6 for of, result in ours.items() if (count := _parameters(speeds, result))}
         points = [
             _points("published", {n: p / 1e6 for n, p in PARAMETERS.items()}, known),
             _points("ours", sizes, psnr),
@@ -98,20 +98,29 @@ def _over_time(name: str, result: dict, split: str) -> Series:
     return Series(name, [(t, float(np.mean(v)), "mean") for t, v in sorted(values.items())], line=True)
 
 
+def _parameters(speeds: list[dict], result: dict) -> int | None:
+    """The parameters of a result's model; of a method from elsewhere those that were counted when it was timed."""
+    rows = [row for speed in speeds for row in speed["rows"] if "code" in result and _same(row, result)]
+    return result.get("parameters", rows[0]["parameters"] if rows else None)
+
+
+def _same(row: dict, result: dict) -> bool:
+    """Whether both are of one model. A method from elsewhere is its code, whatever the name of its file."""
+    return all(row.get(name) == result.get(name) for name in ("model", "code_sha256"))
+
+
 def _seconds(speed: dict, result: dict) -> float | None:
     """Seconds for one frame of 1280x720 with this model, precision and scale, in the fastest mode of a speed result;
     twice that where the protocol predicts every frame twice."""
     wanted = {"size": "1280x720", "frames": 1, "scale": result.get("scale", 1)}
-    wanted |= {name: result[name] for name in ("model", "precision")}
-    code = result.get("code_sha256")  # of a method from elsewhere, whatever the name of its file
-    same = [row for row in speed["rows"] if row.get("code_sha256") == code]
-    found = [row["seconds"] for row in same if wanted.items() <= row.items()]
+    wanted["precision"] = result["precision"]
+    found = [row["seconds"] for row in speed["rows"] if _same(row, result) and wanted.items() <= row.items()]
     return min(found) * (1 + bool(result.get("turned"))) if found else None
 
 
 def main(args: argparse.Namespace) -> None:
     results, speeds = read_results(args.results)
-    tables, plots = make_tables(results), make_plots(results, speeds)
+    tables, plots = make_tables(results) + make_costs(speeds), make_plots(results, speeds)
     texts_by_file = {
         "tables.md": markdown(tables),
         "tables.csv": comma_separated(tables),

@@ -48,7 +48,7 @@ from torch import Tensor
 
 import models
 from benchmarks import ablation, store
-from benchmarks.costs import LEAST, MATRICES, WARM_UP, counted, in_turn, macs, peak_memory, product
+from benchmarks.costs import LEAST, MATRICES, WARM_UP, counted, in_turn, macs, mode, peak_memory, product
 from benchmarks.kernel_times import ROUNDS, kernel_times, told
 from benchmarks.published import SECONDS_720P
 from models.baselines import External, is_network
@@ -229,13 +229,6 @@ def macs_per_pixel(model: str | External) -> float:
     if isinstance(model, str):
         return macs(models.build(model), 64, 64) / 64**2
     return max(counted(model, photograph_in_motion(256, 256))[0] / 256**2, 1)
-
-
-def mode(row: dict) -> str:
-    """A row's mode as shown: "fast", "fast, 8x" for the seven frames of a pair, "fast, multi" for another scale."""
-    frames, scale = row["frames"], row["scale"]
-    parts = [row["mode"], *([f"{frames + 1}x"] if frames > 1 else []), *([str(scale)] if scale != 1 else [])]
-    return ", ".join(parts)
 
 
 def table(rows: list[dict], head: bool = True) -> str:

@@ -22,7 +22,7 @@ from models import VARIANTS
 from utils import distributed, io
 
 UNITS = {"psnr": "PSNR", "ssim": "SSIM", "ssim_2d": "SSIM 2-D", "ie": "IE", "lpips": "LPIPS", "warp": "warp error"}
-DIGITS = {"psnr": 2, "ie": 3, "warp": 6}  # of the table; the others have 4
+DIGITS = {"psnr": 2, "ie": 3, "warp": 6, "parameters": 2, "macs": 3, "milliseconds": 1}  # of tables; others have 4
 SPEED, THROUGHPUT = "speed_parameters", "training_throughput"  # the `benchmark` of results that are times
 RESULTS = Path(__file__).resolve().parents[1] / "results"  # unless --out names another folder
 HIGHER_IS_BETTER = ("psnr", "ssim", "ssim_2d")
@@ -31,6 +31,7 @@ HIGHER_IS_BETTER = ("psnr", "ssim", "ssim_2d")
 # and others besides; {..., str: form}, where the others have a form too.
 NUMBER, TEXT = (int, float), (str, NoneType)
 ROW = {"model": str, "size": str, "frames": int, "mode": str, "precision": str, "scale": (*NUMBER, str)}
+ROW |= {"parameters": int, "macs": int}
 TIMES = {"benchmark": str, "device": str, "rows": [ROW | {"seconds": NUMBER, "ratio": (*NUMBER, NoneType)}]}
 AVERAGE = {"cases": int, "left_out": int, "full": (int, NoneType), str: NUMBER}  # and the metrics
 SAMPLE = {"name": str, "times": [NUMBER], "broken": TEXT, str: [NUMBER]}  # and, unless broken, the metrics

@@ -6,7 +6,8 @@ from collections import Counter
 from typing import NamedTuple
 
 from benchmarks import store
-from benchmarks.published import PROTOCOLS, SCORES
+from benchmarks.costs import mode
+from benchmarks.published import PARAMETERS, PROTOCOLS, SCORES, SECONDS_720P
 from models.baselines import BASELINES
 
 # Benchmarks that share a table, as in the paper and later ones; any other has a table of its own.
@@ -16,6 +17,8 @@ TABLES = {
     "8x": ("GoPro", "Adobe240"),
     "High resolution": ("Xiph", "X_TEST"),
 }
+COSTS = {"parameters": "parameters, M", "macs": "MACs, T", "milliseconds": "ms"}
+SIZE = "1280x720"  # of the frames whose multiply-accumulates papers give
 PAPER = "paper"
 NOTE = (
     "† by another protocol than the paper's, on other cases, or LPIPS: comparable only with numbers of the same kind. "
@@ -40,7 +43,8 @@ class Cell(NamedTuple):
 
 
 class Table(NamedTuple):
-    """columns: (benchmark, split, metric). rows: label -> column -> cell."""
+    """columns: (benchmark, split, metric), or of costs (device or "", size or "", one of COSTS). rows: label -> column
+    -> cell."""
 
     title: str
     columns: list[tuple[str, str, str]]
@@ -89,6 +93,39 @@ def make_tables(results: dict[str, dict]) -> list[Table]:
     return tables
 
 
+def make_costs(speeds: list[dict]) -> list[Table]:
+    """The table of what a frame costs, if any was measured: by every way of every model, on every device, at every
+    size. Of several measurements of the same, the last."""
+    rows: dict[str, dict[tuple[str, str, str], Cell]] = {}
+
+    def put(label: str, device: str, size: str, cost: str, value: float) -> None:
+        rows.setdefault(label, {})[device, size, cost] = Cell(value, PAPER)
+
+    for name, count in PARAMETERS.items():
+        put(f"{name}, published", "", "", "parameters", count / 1e6)
+        put(f"{name}, published", "V100", SIZE, "milliseconds", 1000 * SECONDS_720P[name])
+    for speed in speeds:
+        for row in speed["rows"]:
+            label = _way(row)
+            put(label, "", "", "parameters", row["parameters"] / 1e6)
+            if row["size"] == SIZE:
+                put(label, "", SIZE, "macs", row["macs"] / 1e12)
+            put(label, speed["device"], row["size"], "milliseconds", 1000 * row["seconds"])
+    columns = sorted({column for cells in rows.values() for column in cells}, key=_order)
+    return [Table("Cost of a frame", columns, rows)] if any(speed["rows"] for speed in speeds) else []
+
+
+def _way(row: dict) -> str:
+    if "code" in row:  # mode and precision are up to it
+        return row["model"] + (f", {row['frames'] + 1}x" if row["frames"] > 1 else "")
+    return f"{row['model']}, {mode(row)}, {row['precision']}"
+
+
+def _order(column: tuple[str, str, str]) -> tuple:
+    device, size, cost = column
+    return list(COSTS).index(cost), device, len(size), size
+
+
 def footing(result: dict, split: str, metric: str = "psnr") -> str:
     """What a value may be compared with, see Cell."""
     average, words = result["average"][split], [result["protocol"]]
@@ -101,10 +138,12 @@ def footing(result: dict, split: str, metric: str = "psnr") -> str:
 
 
 def best(table: Table) -> set[tuple[str, tuple]]:
-    """(label, column) of the best values of each column among comparable ones, where there are at least two.
+    """(label, column) of the best values of each column of scores among comparable ones, where there are at least two.
     Values that are shown alike are equal: published ones have no more digits."""
     winners = set()
     for column in table.columns:
+        if column[2] in COSTS:
+            continue
         by_footing: dict[str, list[tuple[float, str]]] = {}
         for name, cells in table.rows.items():
             if column in cells and cells[column].footing:
@@ -141,7 +180,10 @@ def mark(cell: Cell) -> str:
 def heads(table: Table) -> list[str]:
     """The names of the columns: benchmark, split where there are several, metric."""
     several = {b for b, split, _ in table.columns if len({s for x, s, _ in table.columns if x == b}) > 1}
-    return ["method"] + [" ".join([b, *([s] if b in several else []), store.UNITS[m]]) for b, s, m in table.columns]
+    units = store.UNITS | COSTS
+    return ["method"] + [
+        " ".join(filter(None, [b, s if b in several or m in COSTS else "", units[m]])) for b, s, m in table.columns
+    ]
 
 
 def _escaped(table: Table, bold: str, special: dict[int, str]) -> list[list[str]]:

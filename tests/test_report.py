@@ -253,6 +253,8 @@ def test_plots_of_cases_times_size_and_speed(scored, tmp_path, typed):
             "frames": 1,
             "scale": 1,
             "ratio": None,
+            "parameters": 2_803_610,
+            "macs": 10**11,
         }
         for size, mode, seconds in (("1280x720", "eager", 0.5), ("1280x720", "fast", 0.2), ("448x256", "eager", 0.1))
     ]
@@ -268,6 +270,7 @@ def test_plots_of_cases_times_size_and_speed(scored, tmp_path, typed):
     assert of_time.startswith("this GPU, IFRNet_S-formula") and ": 0.2, " in of_time  # the fastest way
     (size,) = circles((tmp_path / "report/Vimeo90K-test-parameters.svg").read_text())
     assert ": 2.804, " in size
+    assert "| IFRNet_S, fast, fp32 | 2.80 | 0.100 | - | - | 200.0 |" in (tmp_path / "report/tables.md").read_text()
 
 
 def test_curves_run_over_all_cases_and_are_means_over_them():
@@ -303,6 +306,37 @@ def test_a_time_at_another_scale_is_not_told_as_that_of_scale_1():
     assert report._seconds({"rows": rows}, method) is None, "it only has the name"
     rows.append(rows[0] | {"scale": "multi", "code": "elsewhere/IFRNet_S.py", "code_sha256": "1f", "seconds": 0.3})
     assert report._seconds({"rows": rows}, method) == 0.3 and report._seconds({"rows": rows}, one) == 0.7
+
+
+def test_what_a_frame_costs_is_a_table_by_device_and_size_beside_the_papers():
+    one = {"model": "IFRNet_S", "mode": "eager", "precision": "fp32", "scale": 1, "frames": 1, "size": "1280x720"}
+    one |= {"parameters": 2_803_610, "macs": 100_123_000_000, "seconds": 0.0456}
+    fast = one | {"mode": "fast", "precision": "bf16", "size": "448x256", "seconds": 0.00123, "macs": 13 * 10**9}
+    mine = one | {"model": "mine", "code": "mine.py", "code_sha256": "1f", "parameters": 12_345, "seconds": 2.5}
+    speeds = [
+        {"device": "this CPU", "rows": [one, fast, fast | {"frames": 7, "seconds": 0.001}, mine]},
+        {"device": "a GPU", "rows": [one | {"seconds": 0.0021, "scale": "multi"}, mine | {"frames": 7}]},
+    ]
+    (table,) = tables.make_costs(speeds)
+    assert tables.markdown([table]).splitlines()[2:] == [
+        "| method | parameters, M | 1280x720 MACs, T | V100 1280x720 ms | a GPU 1280x720 ms | this CPU 448x256 ms |"
+        " this CPU 1280x720 ms |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| IFRNet_S, published | 2.80 | - | 19.0 | - | - | - |",
+        "| IFRNet, published | 4.96 | - | 25.0 | - | - | - |",
+        "| IFRNet_L, published | 19.70 | - | 79.0 | - | - | - |",
+        "| IFRNet_S, eager, fp32 | 2.80 | 0.100 | - | - | - | 45.6 |",
+        "| IFRNet_S, fast, bf16 | 2.80 | - | - | - | 1.2 | - |",
+        "| IFRNet_S, fast, 8x, bf16 | 2.80 | - | - | - | 1.0 | - |",
+        "| mine | 0.01 | 0.100 | - | - | - | 2500.0 |",
+        "| IFRNet_S, eager, multi, fp32 | 2.80 | 0.100 | - | 2.1 | - | - |",
+        "| mine, 8x | 0.01 | 0.100 | - | 2500.0 | - | - |",
+    ]
+    assert tables.make_costs([]) == tables.make_costs([{"device": "this CPU", "rows": []}]) == []
+    assert '"IFRNet_S, published",V100,1280x720,milliseconds,19.0,True,False' in tables.comma_separated([table])
+    method = {"model": "mine", "code": "elsewhere/mine.py", "code_sha256": "1f"}
+    assert report._parameters(speeds, method) == 12_345 and report._parameters([], method) is None
+    assert report._parameters(speeds, method | {"code_sha256": "2f"}) is None, "other code of this name"
 
 
 # The page
