@@ -204,7 +204,8 @@ def test_what_belongs_to_the_content_goes_along(tmp_path, letters):
 @pytest.mark.parametrize("name", ["out.mp4", "out.mov"])
 def test_where_and_when_an_iphone_recorded_goes_along(tmp_path, name):
     told = {"location.ISO6709": "+37.3-122.0+010.0/", "creationdate": "2023-07-14T12:11:12+0200", "make": "Apple"}
-    told = {f"com.apple.quicktime.{key}": value for key, value in told.items()} | {"comment": "a word"}
+    told = {f"com.apple.quicktime.{key}": value for key, value in told.items()}
+    told |= {"comment": "a word", "title": "a name"}
     plain, source = encode(tmp_path / "plain.mkv", moving(4), bf="0"), tmp_path / "in.mov"
     with av.open(str(source), "w", options={"movflags": "use_metadata_tags"}) as output:
         output.metadata.update(told)
@@ -212,6 +213,8 @@ def test_where_and_when_an_iphone_recorded_goes_along(tmp_path, name):
     run(source, tmp_path / name)
     with av.open(str(source)) as given, av.open(str(tmp_path / name)) as made:
         assert told.items() <= given.metadata.items() and told.items() <= made.metadata.items()
+        # Then FFmpeg stores a title by a name of its own, too, and no longer by that of MP4 or MOV.
+        assert made.metadata.get("com.apple.quicktime.title") == "a name"
     data = (tmp_path / name).read_bytes()
     assert data.index(b"moov") < data.index(b"mdat")
 

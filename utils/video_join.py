@@ -27,6 +27,7 @@ from .video_out import MP4, Format, muxer, writing
 ATTACHED = "attachment"  # FFmpeg's name for streams such as the fonts of subtitles
 OF_THE_FILE = ("encoder", "major_brand", "minor_version", "compatible_brands", "duration")  # not of its content
 APPLE = "com.apple.quicktime."
+NAMED_ALIKE = ("album", "artist", "comment", "copyright", "description", "genre", "title")  # behind APPLE, too
 PRIMING = Fraction(1, 20)  # seconds before the start that audio decoders need, or a packet if this is longer
 APART = 10  # seconds by which packets may be out of order
 GAP = Fraction(1, 50)  # seconds without sound from which on silence takes their place
@@ -103,8 +104,9 @@ def join_videos(
         writing(out),
         nullcontext() if source is None else av_open(source) as container,
     ):
-        # Else MP4 and MOV leave out where, when and with what an iPhone recorded, which have names of Apple's own.
-        own = source is not None and any(name.startswith(APPLE) for name in container.metadata)
+        # Else MP4 and MOV leave out where, when and with what an iPhone recorded, which have names of Apple's own. With
+        # it FFmpeg stores nothing by the usual names.
+        own = mp4 and source is not None and any(name.startswith(APPLE) for name in container.metadata)
         options = {"movflags": "+faststart" + "+use_metadata_tags" * own} | form.movie_options if mp4 else {}
         with av_open(temporary, "w", format=muxer(out), options=options) as output:
             video = _add_video(output, parts[0], form, mp4)
@@ -112,6 +114,9 @@ def join_videos(
             if source is not None:
                 streams = _add_streams(output, container, out, source) if timed else {}
                 _describe(output, video, container, out, source)
+                for name in NAMED_ALIKE if own else ():
+                    if name in container.metadata:
+                        output.metadata.setdefault(APPLE + name, container.metadata[name])
                 if whole and timed:
                     output.set_chapters(container.chapters())
                 end = None if whole else _end(parts[-1])
