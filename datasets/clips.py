@@ -395,7 +395,7 @@ def _decode_video(path: Path, times: list) -> Iterator[np.ndarray]:
                 if turn is None:  # of the first: H.264 may tell it of keyframes alone
                     filters = containers.TURNS.get(containers.upright_sides(frame), ())
                     size = frame.width, frame.height, frame.format.name
-                    turn = containers.turning(filters, *size, frame.time_base)
+                    turn = containers.filtering(filters, *size, frame.time_base)
                 yield turn(frame).to_ndarray(format="rgb24")
         if containers.tells_decoding(container, times):
             times.clear()

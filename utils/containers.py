@@ -117,11 +117,11 @@ def upright_sides(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     return tuple(sides.round().astype(int).ravel().tolist())
 
 
-def turning(
+def filtering(
     filters: Sequence[str], width: int, height: int, name: str, tick: Fraction
 ) -> Callable[[av.VideoFrame], av.VideoFrame]:
-    """A function that puts frames of this size and format through filters, as those of TURNS, which make them upright.
-    tick: of the frames' times."""
+    """A function that puts frames of this size and format through filters of FFmpeg, as those of TURNS. tick: of the
+    frames' times."""
     if not filters:
         return lambda frame: frame
     graph = Graph()
@@ -131,18 +131,18 @@ def turning(
     nodes.append(graph.add("buffersink"))
     graph.link_nodes(*nodes).configure()
 
-    def turn(frame: av.VideoFrame) -> av.VideoFrame:
+    def filtered(frame: av.VideoFrame) -> av.VideoFrame:
         # Filters that do not take a format, as that of 4:2:2 to be laid on its side, are given another one, made with
         # the colours that the buffer was told of: without tags, or brightness and colours would become others.
         told = frame.colorspace, frame.color_range
         frame.colorspace, frame.color_range = Colour()[:2]
         graph.push(frame)
-        turned = graph.pull()
-        for each in (frame, turned):
+        made = graph.pull()
+        for each in (frame, made):
             each.colorspace, each.color_range = told
-        return turned
+        return made
 
-    return turn
+    return filtered
 
 
 def begins(container: av.container.InputContainer, stream: av.stream.Stream) -> Fraction:

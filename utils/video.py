@@ -25,13 +25,13 @@ from .colours import DEEP, FULL, RGB, SHALLOW, Colour, is_rgb, plain, plain_form
 from .containers import (
     TURNS,
     begins,
+    filtering,
     is_cover,
     opened,
     packets,
     reading,
     stated_size,
     tells_decoding,
-    turning,
     upright_sides,
     video_stream,
 )
@@ -171,7 +171,8 @@ class Video(Source):
             yield from (frame for frame in self._frames(latest, "SLICE", deep) if frame.time > latest)
 
     def _frames(self, start: Fraction, threads: str, deep: bool) -> Iterator[Frame]:
-        turn, reformatter, other = turning(self.filters, *self.coded, self.step), VideoReformatter(), VideoReformatter()
+        turn = filtering(self.filters, *self.coded, self.step)
+        reformatter, other = VideoReformatter(), VideoReformatter()
         # Seek indices are approximate: where one leads past `start`, or to nothing at all, seek further back.
         for back in [back for back in (0, 2, 10) if back < start and self.timed] + [None]:
             before, found, latest = self.damaged, False, None
@@ -249,7 +250,7 @@ class Video(Source):
             colour = colour._replace(matrix=Colour().matrix)
         self.colour = colour
         self.light = light_of(frame)
-        upright = turning(self.filters, *self.coded, self.step)(frame)  # FFmpeg lays 4:2:2 on its side as 4:4:4
+        upright = filtering(self.filters, *self.coded, self.step)(frame)  # FFmpeg lays 4:2:2 on its side as 4:4:4
         self.pix_fmt = plain_format(upright.format.name.replace("yuvj", "yuv"), self.colour)
         alpha = any(part.is_alpha for part in frame.format.components)
         hidden = stream.metadata.get("alpha_mode") == "1"  # of WebM, beside the frames: FFmpeg does not decode it

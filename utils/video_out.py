@@ -21,7 +21,7 @@ from av.video.reformatter import ColorRange, VideoReformatter
 
 from . import io
 from .colours import SHALLOW, Colour, bits, is_rgb, to_gbr, to_yuv, with_layout
-from .containers import located, turning
+from .containers import filtering, located
 from .hdr import Light, light_options
 from .timeline import common
 from .video import PIPE
@@ -227,7 +227,7 @@ class VideoWriter:
             frame = with_layout(original, form.pix_fmt, self.matrix, self.range, self.reformatter)
             if frame.interlaced_frame:  # FFV1 says so of each frame, and of those between it cannot
                 how = form.width, form.height, form.pix_fmt, form.exact_tick
-                self.progressive = self.progressive or turning(("setfield=prog",), *how)
+                self.progressive = self.progressive or filtering(("setfield=prog",), *how)
                 frame = self.progressive(frame)
             return frame
         if odd:
