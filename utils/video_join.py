@@ -307,7 +307,9 @@ def _decoded(parts: Sequence[Path]) -> Iterator[av.VideoFrame]:
 
 
 def _end(part: Path) -> Fraction:
-    return max(frame.pts * frame.time_base for frame in _decoded([part]))
+    """When its last frame begins, in seconds."""
+    with av_open(part) as container:
+        return max(packet.pts * packet.time_base for packet in container.demux(video=0) if packet.size)
 
 
 def _palette_graph(frame: av.VideoFrame) -> Graph:
@@ -342,9 +344,9 @@ def holds(out: Path, path: str, index: int) -> bool:
     """Whether the container of `out` can hold a stream of the file `path` as it is: some only refuse it later."""
     try:
         with av_open(path) as container, av.open(BytesIO(), "w", muxer(out)) as trial:
-            if container.streams[index].type == ATTACHED:
-                return muxer(out) == "matroska"
             given = container.streams[index]
+            if given.type == ATTACHED:
+                return muxer(out) == "matroska"
             stream = trial.add_stream_from_template(given, opaque=True)
             trial.start_encoding()  # a stream may have no packets
             found = (packet for packet in packets(container, given) if packet.pts is not None or not packet.size)
