@@ -295,9 +295,9 @@ def average_rate(source: video.Source, grid: Grid) -> Fraction:
 def notes(
     args: argparse.Namespace, source: video.Source, grid: Grid, form: video_out.Format, kind: str
 ) -> Iterator[str]:
-    if args.slow > 1 and source.has_sound:
+    if args.slow > 1 and source.has_copied:
         yield f"{args.output}: without sound and subtitles, because --slow {float(args.slow):g} stretches time"
-    elif source.has_sound and kind not in video_out.DEFAULTS:
+    elif source.has_copied and kind not in video_out.DEFAULTS:
         yield f"{args.output}: without sound and subtitles, which this kind of output cannot hold"
     elif kind in video_out.DEFAULTS and isinstance(source, video.Video):
         yield from video_join.left_out(source.path, Path(args.output))

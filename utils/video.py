@@ -60,8 +60,8 @@ class Source:
     frames, and last: time of the last one; None where only reading can tell. longest: the longest time between two
     frames, and usual: the median of these times; None for pictures and y4m, which come at one rate. hold: how long the
     last one is shown; steady: whether all are shown equally long. aspect: of a pixel. pix_fmt: FFmpeg's name of the
-    pixels' format, once upright. light: see hdr. notes: what a user should know, one line each. damaged: frames skipped
-    as damaged so far.
+    pixels' format, once upright. colour, light: see colours, hdr. has_copied: whether there is sound or subtitles.
+    notes: what a user should know, one line each. damaged: frames skipped as damaged so far.
     """
 
     path: str
@@ -81,7 +81,7 @@ class Source:
     light = Light()
     aspect = Fraction(1)
     pix_fmt = SHALLOW
-    has_sound = False
+    has_copied = False
     damaged = 0
     notes: tuple[str, ...] = ()
 
@@ -141,7 +141,7 @@ class Video(Source):
             self.rate = stream.guessed_rate or stream.average_rate or Fraction(25)
             self.step = stream.time_base
             self.begin = begins(container, stream)
-            self.has_sound = any(other.type in COPIED for other in container.streams)
+            self.has_copied = any(other.type in COPIED for other in container.streams)
             self.notes += _stream_notes(path, container, stream)
             context = stream.codec_context  # which tells what the container says, until a decoder sets it
             told = Colour(context.colorspace, context.color_range, context.color_primaries, context.color_trc)
