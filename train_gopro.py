@@ -25,8 +25,7 @@ PAPER_EPOCHS, PAPER_STEP = 600, 8  # windows a step
 
 def loss(out: models.Interpolation, batch: Sample, progress: float) -> dict[str, torch.Tensor]:
     """The paper's loss without distillation: 8x has no teacher."""
-    terms = ifrnet_loss(out, batch.imgt)
-    return {name: terms[name] for name in ("rec", "geo")}
+    return {name: term for name, term in ifrnet_loss(out, batch.imgt).items() if name != "dis"}
 
 
 def main(args: argparse.Namespace) -> None:

@@ -122,6 +122,13 @@ def test_gopro_trains_on_all_seven_frames_without_distillation(tmp_path, monkeyp
     assert validations(tmp_path)[-1] > 5
 
 
+def test_a_term_that_is_added_to_the_loss_counts_on_gopro_too(monkeypatch):
+    terms = {"rec": 1.0, "geo": 2.0, "dis": 0.0, "more": 3.0}
+    monkeypatch.setattr(train_gopro, "ifrnet_loss", lambda out, imgt: terms)
+    sample = Plain([0])[0]
+    assert train_gopro.loss(None, sample, 0.5) == {"rec": 1.0, "geo": 2.0, "more": 3.0}
+
+
 @pytest.mark.parametrize("script", [train_vimeo90k, train_gopro], ids=lambda script: script.__name__)
 def test_both_scripts_train_on_a_folder_of_clips(tmp_path, monkeypatch, capsys, script):
     monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
