@@ -1,12 +1,14 @@
 """The recipes on other data than Vimeo90K's triplets: a set of one's own, GoPro's videos, folders of clips."""
 
 import os
+import re
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import formula_image
+from conftest import ROOT, formula_image
 from training_runs import (
     NAME,
     rows,
@@ -97,6 +99,23 @@ def test_a_network_of_another_kind_without_flow_is_trained_and_validated_by_a_re
         epochs.train(args, torch.device("cpu"), changed, Plain(range(4)), Plain([9]), to_sample, loss, None)
     best = torch.load(tmp_path / "Mine" / "best.pth", weights_only=True)
     assert best.keys() == model.state_dict().keys() and list((tmp_path / "Mine").glob("events.*"))
+
+
+def test_the_recipe_in_the_rules_trains_a_network_of_another_kind_and_refuses_what_is_for_ifrnet(
+    vimeo, tmp_path, monkeypatch, typed
+):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
+    monkeypatch.setitem(sys.modules, "models.mine", SimpleNamespace(Mine=Flowless))
+    script = {"__name__": "train_mine"}
+    exec(code, script)
+    assert script["parser"]().description.startswith("Train Mine")
+    words = ["--data", vimeo, "--log_path", tmp_path, "--crop", 32, "--workers", 0, "--device", "cpu"]
+    words += ["--iterations", 2, "--batch_size", 2]
+    for option in ("--model_name", NAME), ("--activation", "gelu"), ("--teacher", "dis"):
+        refused = typed(script["main"], script["parser"](), *words, *option)
+        assert refused.status == 2 and f"{' '.join(option)}: is for IFRNet; leave it out" in refused.err
+    assert typed(script["main"], script["parser"](), *words).status == 0
+    assert (tmp_path / "Mine" / "best.pth").is_file()
 
 
 def test_a_recipe_of_ones_own_has_no_options_about_clips_unless_it_takes_clips(typed):
