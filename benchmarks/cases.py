@@ -57,7 +57,8 @@ def centre_512(image: np.ndarray) -> np.ndarray:
 
 class Split(NamedTuple):
     """Cases that are averaged into one row of the table. view: applied to every picture after it is read. full: the
-    number of cases that published averages cover; None where that is not settled."""
+    number of cases that published averages cover, or the whole set has; None where that is not settled: reports then
+    mark the averages as of other cases."""
 
     name: str
     cases: list[Case]

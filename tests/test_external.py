@@ -139,6 +139,13 @@ def test_a_method_is_asked_for_the_frame_at_t(tmp_path):
     torch.testing.assert_close(call(*PAIR, times), Average("cpu")(*PAIR, times))
 
 
+def test_a_method_may_pad_by_our_networks_code_and_import_a_network_beside_ours(tmp_path):
+    """As CONTRIBUTING.md tells of networks of another kind."""
+    text = "from models import Padding\nfrom models.widen import widen\n\ndef interpolate(img0, img1):\n"
+    call = External(written(tmp_path, text + "    return Padding().pad(img0, (0, 0, 0, 0))\n"), "cpu")
+    torch.testing.assert_close(call(*PAIR, [0.5])[0], PAIR[0])
+
+
 def test_a_method_that_takes_no_t_makes_videos_by_halving(repository):
     call = External(repository("a", 1 / 2), "cpu")
     with pytest.raises(ValueError, match=r"method.py: t = 0.25, but interpolate\(img0, img1\) knows t = 0.5 only"):
