@@ -15,7 +15,7 @@ import demo_2x
 import interpolate_video
 from benchmarks import common, video
 from models.baselines import BASELINES
-from utils import cli, io
+from utils import cli, distributed, io
 
 SCRIPTS = {
     "a demo": (demo_2x.parser, [""], []),
@@ -139,6 +139,16 @@ def test_what_a_user_can_cause_is_one_line_but_for_who_looks_for_its_place(typed
             with pytest.raises(type(error)) as raised:
                 typed(main, cli.Parser(""))
             assert raised.value is error
+
+
+def test_a_script_for_one_process_is_refused_where_torchrun_starts_several(typed, monkeypatch):
+    several, done = cli.Parser(""), []
+    distributed.add_options(several)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert typed(done.append, cli.Parser("")) == (2, "", "script.py: runs in one process; start it without torchrun\n")
+    assert not done and typed(done.append, several).status == 0
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert typed(done.append, cli.Parser("")).status == 0 and len(done) == 2
 
 
 def test_a_name_that_the_output_cannot_hold_is_printed_and_ends_nothing(tmp_path):

@@ -113,6 +113,7 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
 def _complaint(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> str | None:
     """What a user has to know of the error that ended main(args); None if there was none."""
     try:
+        _check_alone(args)
         main(args)
     except KeyboardInterrupt as interrupt:
         return str(interrupt) or "interrupted"
@@ -132,6 +133,13 @@ def _complaint(main: Callable[[argparse.Namespace], None], args: argparse.Namesp
             raise
         return str(error)
     return None
+
+
+def _check_alone(args: argparse.Namespace) -> None:
+    """ValueError where torchrun has started several processes of a script that is for one, which has no --world_size:
+    all would do the same work, write the same files, and slow each other where time is measured."""
+    if not hasattr(args, "world_size") and os.environ.get("LOCAL_WORLD_SIZE", "1") != "1":
+        raise ValueError("runs in one process; start it without torchrun")
 
 
 def short_of_memory(error: MemoryError | RuntimeError) -> str | None:
