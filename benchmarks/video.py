@@ -75,6 +75,9 @@ def network(args: argparse.Namespace) -> tuple[str | None, str | None]:
 def peak(source: Path, out: Path, *words: str) -> float:
     command = [sys.executable, "-c", PEAK.format(root=str(ROOT))]
     done = subprocess.run([*command, str(source), str(out), *words], capture_output=True, text=True)
+    if done.returncode < 0:  # as by a system that is short of memory; it may have said nothing
+        why = f"the process whose memory is measured was killed by signal {-done.returncode}"
+        raise ValueError(f"{source.name}: {why}; if memory is short, name other --parts")
     if done.returncode:
         raise ValueError(f"{source.name}: {done.stderr.strip().splitlines()[-1]}")
     return int(done.stdout.split()[-1]) / 2**20

@@ -57,6 +57,12 @@ def test_the_script_is_timed_against_its_network_and_its_memory_taken_from_its_p
     assert 0.1 < most <= resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
 
 
+def test_a_process_that_is_killed_while_its_memory_is_taken_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(video, "PEAK", "import os  # {root!r}\nos.kill(os.getpid(), 9)")
+    with pytest.raises(ValueError, match="in.mp4: the process whose memory is measured was killed by signal 9; if mem"):
+        video.peak(tmp_path / "in.mp4", tmp_path / "out.mp4")
+
+
 def test_a_baseline_has_no_memory_and_overhead_of_its_own(typed):
     done = typed(video.main, video.parser(), "--parts", "overhead", "--device", "cpu", "--model_name", "average", "dis")
     assert done.status == 2 and done.err == (
