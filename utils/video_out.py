@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import av
 import numpy as np
+import torch
 from av.video.reformatter import ColorRange, VideoReformatter
 
 from . import io
@@ -38,8 +39,10 @@ class Codec(NamedTuple):
     best: int = 0
 
 
+# x264's code for AVX-512 makes another file of the same frames every time where several threads run it.
+REPEATABLE = {"x264-params": "asm=avx2"} if torch.backends.cpu.get_cpu_capability() == "AVX512" else {}
 CODECS = {
-    "h264": Codec("libx264", 18, {"preset": "medium"}, 51),
+    "h264": Codec("libx264", 18, {"preset": "medium"} | REPEATABLE, 51),
     "h265": Codec("libx265", 20, {"preset": "medium", "x265-params": "log-level=error"}, 51),
     "av1": Codec("libsvtav1", 28, {"preset": "8"}, best=1),  # FFmpeg takes 0 for no wish
     "vp9": Codec("libvpx-vp9", 28, {"b": "0", "row-mt": "1", "deadline": "good", "cpu-used": "4"}),
