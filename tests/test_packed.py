@@ -273,10 +273,15 @@ def test_flow_beyond_fixed_point_is_unknown_and_counted(files, tmp_path, capsys)
     assert torch.equal(flow.isfinite(), known) and flow[known].abs().max() < 512
 
 
-@pytest.mark.parametrize("hurt", [lambda data: data[:1000], lambda data: data.replace(b")", b" ", 1)])
-def test_an_array_that_was_cut_or_whose_header_is_damaged_is_named(packed_set, hurt):
+@pytest.mark.parametrize(
+    "sound, hurt",
+    # The header, read as Python, lacks a bracket, or has a type that is none, a name of bytes, or a length below zero.
+    [(b")", b" "), (b"|u1", b",u1"), (b" 'shape", b"b'shape"), (b" 3,", b"-3,"), (b"", None)],
+)
+def test_an_array_that_was_cut_or_whose_header_is_damaged_is_named(packed_set, sound, hurt):
     path = packed_set / packed.FRAMES
-    path.write_bytes(hurt(path.read_bytes()))
+    data = path.read_bytes()
+    path.write_bytes(data[:1000] if hurt is None else data.replace(sound, hurt, 1))
     with pytest.raises(ValueError, match="frames.npy: cut short or damaged; copy it again"):
         Packed(packed_set)
 

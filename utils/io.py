@@ -37,7 +37,8 @@ LOCK = ".lock"  # a file in a folder that one process at a time works in
 JPEG_MARKER = re.compile(rb"\xff([^\x00\xff])", re.DOTALL)
 JPEG_ALONE = {bytes([0x01]), *(bytes([number]) for number in range(0xD0, 0xD9))}  # markers without length or content
 PNG_WITH_ALPHA = (4, 6)  # colour types, in byte 25
-BROKEN_ARRAY = ValueError, EOFError, TokenError  # raised by numpy.load for a file that is cut short or damaged
+# Raised by numpy.load for a file that is cut short or damaged: it reads the header as Python.
+BROKEN_ARRAY = ValueError, EOFError, TokenError, SyntaxError, TypeError, OverflowError
 
 
 def read_bytes(path: str | Path) -> bytes:
