@@ -145,11 +145,11 @@ def _taken(names: set[str]) -> dict[str, ModuleType]:
 
 
 def _defaults() -> tuple[torch.dtype, torch.device]:
-    """What PyTorch makes new tensors of."""
-    return torch.get_default_dtype(), torch.get_default_device()
+    """What PyTorch makes new tensors of, and where: torch.get_default_device fails in 2.6 once that was set to None."""
+    return torch.get_default_dtype(), torch.empty(0).device
 
 
 def _set_defaults(dtype: torch.dtype, device: torch.device) -> None:
     torch.set_default_dtype(dtype)
-    if device != torch.get_default_device():  # one that is set, even to the CPU, makes every call of PyTorch's slower
+    if device != torch.empty(0).device:  # one that is set, even to the CPU, makes every call of PyTorch's slower
         torch.set_default_device(None if device.type == "cpu" else device)
