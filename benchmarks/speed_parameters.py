@@ -193,9 +193,11 @@ def spread(times: list[float], reference: list[float] | None) -> dict[str, float
     return {"seconds": median, "low": low, "high": high, "rounds": len(times), "ratio": ratio}
 
 
-def measure_all(args: argparse.Namespace, chosen: list[Way]) -> Iterator[list[dict] | str]:
-    """The rows of every model at every size, cheapest first; only the name where there is no time to measure."""
-    methods = {name: External(name, args.device) for name in args.model_name if not is_network(name)}
+def measure_all(
+    args: argparse.Namespace, chosen: list[Way], methods: dict[str, External]
+) -> Iterator[list[dict] | str]:
+    """The rows of every model at every size, cheapest first; only the name where there is no time to measure. methods:
+    those among the models, by name."""
     each = {name: macs_per_pixel(methods.get(name, name)) for name in args.model_name}
     kinds = [(1, size) for size in args.sizes]
     if not args.ablation:
@@ -337,6 +339,7 @@ def main(args: argparse.Namespace) -> None:
         raise ValueError(f"--tolerance {args.tolerance:g}: has no effect without --compare; give both, or neither")
     chosen = settle(args)
     io.check_writable(args.out)
+    methods = {name: External(name, args.device) for name in args.model_name if not is_network(name)}
     name = store.device_name(args.device, threads=True)
     for network in map(models.build, filter(is_network, args.model_name)):
         count, work = sum(p.numel() for p in network.parameters()), macs(network, 720, 1280)
@@ -350,8 +353,10 @@ def main(args: argparse.Namespace) -> None:
         "rows": [],
         "left_out": [],
     }
-    path = free(args.out / f"{file_stem(args, name)}.json", args.compare)
-    for rows in measure_all(args, chosen):
+    if methods:  # other ones may have files of the same names
+        result["code_sha256"] = [io.sha256(method.path) for method in methods.values()]
+    path = free(store.place(args.out, file_stem(args, name), result), args.compare)
+    for rows in measure_all(args, chosen, methods):
         if isinstance(rows, str):
             result["left_out"].append(rows)
             continue

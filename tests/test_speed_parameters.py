@@ -120,7 +120,7 @@ def test_other_scales_are_timed_beside_scale_1_and_measured_again(typed, tmp_pat
     ratios = {speed.mode(row): row["ratio"] for row in rows}
     assert ratios["eager, multi"] < ratios["eager, 0.5"]
     asked = []
-    monkeypatch.setattr(speed, "measure_all", lambda args, chosen: asked.append(chosen) or iter([rows]))
+    monkeypatch.setattr(speed, "measure_all", lambda args, chosen, _: asked.append(chosen) or iter([rows]))
     done = run(typed, tmp_path, "--compare", path)
     assert done.status == 0 and "IFRNet_S 64x64 eager, multi fp32" in done.out, done.err
     assert asked == [speed.ways(CPU, [0.5, "multi"])]
@@ -156,9 +156,23 @@ def test_a_method_from_elsewhere_is_timed_and_counted_as_it_is(any_time, typed, 
     assert f"mine {parameters:15d} parameters, 0.0000 T MACs at 64x48\n" in done.out
     assert [row["ratio"] is None for row in rows].count(False) == len(speed.ways(CPU)) + 2
     asked = []
-    monkeypatch.setattr(speed, "measure_all", lambda args, _: asked.extend(args.model_name) or iter([rows]))
+    monkeypatch.setattr(speed, "measure_all", lambda args, *_: asked.extend(args.model_name) or iter([rows]))
     assert run(typed, tmp_path, "--compare", file).status == 0
     assert asked == ["IFRNet_S"], "a method has no ratio to compare"
+
+
+def test_a_method_does_not_take_the_place_of_another_of_its_name(typed, tmp_path):
+    """Nor of a network of this name, which it may wrap."""
+    words = ["--sizes", "32x16", "--model_name"]
+    files = [folder / "IFRNet_S.py" for folder in (tmp_path / "a", tmp_path / "b")]
+    for k, file in enumerate(files):
+        file.parent.mkdir()
+        file.write_text(f"def interpolate(img0, img1):\n    return img{k}\n")
+    for name in ("IFRNet_S", *files, "IFRNet_S", *files):
+        done = run(typed, tmp_path, *words, name)
+        assert done.status == 0, done.err
+    results = list(map(store.read, tmp_path.glob("speed_parameters-IFRNet_S-32x16-CPU_*.json")))
+    assert {result["rows"][0].get("code") for result in results} == {None, *map(str, files)} and len(results) == 3
 
 
 def test_the_frames_are_a_photograph_that_moves_by_100_pixels_of_3840():
@@ -349,7 +363,7 @@ def test_what_was_not_measured_again_is_named_and_what_cannot_be_compared_is_ref
         for mode, precision, ratio in (("eager", "fp32", 1.0), ("fast", "bf16", 4.0), (ablation.COMPILED, "bf16", 2.0))
     ]
     asked = []
-    monkeypatch.setattr(speed, "measure_all", lambda args, _: asked.append(args.ablation) or iter([rows[:2]]))
+    monkeypatch.setattr(speed, "measure_all", lambda args, *_: asked.append(args.ablation) or iter([rows[:2]]))
     older = {"benchmark": store.SPEED, "device": "this", "rows": rows}
     store.write(tmp_path / "older.json", older)
     done = run(typed, tmp_path, "--compare", tmp_path / "older.json")
