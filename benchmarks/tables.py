@@ -18,7 +18,7 @@ TABLES = {
     "High resolution": ("Xiph", "X_TEST"),
 }
 COSTS = {"parameters": "parameters, M", "macs": "MACs, T", "milliseconds": "ms"}
-SIZE = "1280x720"  # of the frames whose multiply-accumulates papers give
+SIZE, DEVICE = "1280x720", "V100"  # of the paper's multiply-accumulates and times
 PAPER = "paper"
 NOTE = (
     "† by another protocol than the paper's, on other cases, or LPIPS: comparable only with numbers of the same kind. "
@@ -95,18 +95,21 @@ def make_tables(results: dict[str, dict]) -> list[Table]:
 
 def make_costs(speeds: list[dict]) -> list[Table]:
     """The table of what a frame costs, if any was measured: by every way of every model, on every device, at every
-    size. Of several measurements of the same, the last."""
+    size. Of several measurements of the same, the last. Methods whose files share a name, or have a network's, are
+    told apart as in `labels`."""
     rows: dict[str, dict[tuple[str, str, str], Cell]] = {}
+    named = {(row["model"], row.get("code_sha256")) for speed in speeds for row in speed["rows"]}
+    codes = Counter(name for name, _ in named)
 
     def put(label: str, device: str, size: str, cost: str, value: float) -> None:
         rows.setdefault(label, {})[device, size, cost] = Cell(value, PAPER)
 
     for name, count in PARAMETERS.items():
         put(f"{name}, published", "", "", "parameters", count / 1e6)
-        put(f"{name}, published", "V100", SIZE, "milliseconds", 1000 * SECONDS_720P[name])
+        put(f"{name}, published", DEVICE, SIZE, "milliseconds", 1000 * SECONDS_720P[name])
     for speed in speeds:
         for row in speed["rows"]:
-            label = _way(row)
+            label = _way(row, codes[row["model"]] > 1)
             put(label, "", "", "parameters", row["parameters"] / 1e6)
             if row["size"] == SIZE:
                 put(label, "", SIZE, "macs", row["macs"] / 1e12)
@@ -115,9 +118,10 @@ def make_costs(speeds: list[dict]) -> list[Table]:
     return [Table("Cost of a frame", columns, rows)] if any(speed["rows"] for speed in speeds) else []
 
 
-def _way(row: dict) -> str:
+def _way(row: dict, ambiguous: bool) -> str:
     if "code" in row:  # mode and precision are up to it
-        return row["model"] + (f", {row['frames'] + 1}x" if row["frames"] > 1 else "")
+        name = f"{row['model']} {row['code_sha256'][:6]}" if ambiguous else row["model"]
+        return name + (f", {row['frames'] + 1}x" if row["frames"] > 1 else "")
     return f"{row['model']}, {mode(row)}, {row['precision']}"
 
 
@@ -217,8 +221,9 @@ def comma_separated(tables: list[Table]) -> str:
         for name, cells in table.rows.items():
             for column in table.columns:
                 if column in cells:
-                    value, comparable = cells[column]
-                    writer.writerow([name, *column, value, comparable == PAPER, (name, column) in winners])
+                    value, footing = cells[column]
+                    comparable = footing == PAPER and (column[2] != "milliseconds" or column[0] == DEVICE)
+                    writer.writerow([name, *column, value, comparable, (name, column) in winners])
     return out.getvalue()
 
 

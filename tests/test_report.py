@@ -339,6 +339,35 @@ def test_what_a_frame_costs_is_a_table_by_device_and_size_beside_the_papers():
     assert report._parameters(speeds, method | {"code_sha256": "2f"}) is None, "other code of this name"
 
 
+def test_costs_of_methods_whose_files_share_a_name_are_told_apart():
+    one = {"model": "IFRNet_S", "mode": "eager", "precision": "fp32", "scale": 1, "frames": 1, "size": "448x256"}
+    one |= {"parameters": 2_803_610, "macs": 13 * 10**9, "seconds": 0.1}
+    others = [one | {"code": f"{k}.py", "code_sha256": 8 * f"{k}f", "parameters": k * 10**6} for k in (1, 2)]
+    alone = others[0] | {"model": "mine"}
+    (table,) = tables.make_costs([{"device": "this CPU", "rows": [one, *others, alone, alone | {"frames": 7}]}])
+    millions = {name: cells["", "", "parameters"].value for name, cells in list(table.rows.items())[3:]}
+    assert millions == {
+        "IFRNet_S, eager, fp32": 2.80361,
+        "IFRNet_S 1f1f1f": 1,
+        "IFRNet_S 2f2f2f": 2,
+        "mine": 1,
+        "mine, 8x": 1,
+    }
+
+
+def test_times_of_other_devices_than_the_papers_are_not_comparable_with_its():
+    one = {"model": "IFRNet_S", "mode": "eager", "precision": "fp32", "scale": 1, "frames": 1, "size": "1280x720"}
+    one |= {"parameters": 2_803_610, "macs": 10**11, "seconds": 0.1}
+    lines = csv.DictReader(tables.comma_separated(tables.make_costs([{"device": "a GPU", "rows": [one]}])).splitlines())
+    comparable = {(line["benchmark"], line["metric"]): line["comparable with the paper"] for line in lines}
+    assert comparable == {
+        ("", "parameters"): "True",
+        ("V100", "milliseconds"): "True",
+        ("", "macs"): "True",
+        ("a GPU", "milliseconds"): "False",
+    }
+
+
 # The page
 
 
