@@ -32,10 +32,10 @@ def counted(call: External, pair: Sequence[Tensor]) -> tuple[int, int]:
     """Multiply-accumulates of the frame between two, by any method, and the parameters of the modules that it calls."""
     sizes = {}
 
-    def look(module: torch.nn.Module, _: object) -> None:
+    def look(module: torch.nn.Module, *_: object) -> None:
         sizes.update({id(weight): weight.numel() for weight in module.parameters()})
 
-    hook = torch.nn.modules.module.register_module_forward_pre_hook(look)
+    hook = torch.nn.modules.module.register_module_forward_hook(look)  # after: its first call may make its weights
     try:
         with FlopCounterMode(display=False) as counter:
             call(*pair)

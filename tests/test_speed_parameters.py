@@ -12,9 +12,10 @@ from conftest import formula_image, formula_weights
 from torch.utils.flop_counter import FlopCounterMode
 
 import models
-from benchmarks import ablation, kernel_times, store
+from benchmarks import ablation, costs, kernel_times, store
 from benchmarks import speed_parameters as speed
 from models import kernels
+from models.baselines import External
 from utils.metrics import EXACT
 
 CPU = torch.device("cpu")
@@ -159,6 +160,16 @@ def test_a_method_from_elsewhere_is_timed_and_counted_as_it_is(any_time, typed, 
     monkeypatch.setattr(speed, "measure_all", lambda args, *_: asked.extend(args.model_name) or iter([rows]))
     assert run(typed, tmp_path, "--compare", file).status == 0
     assert asked == ["IFRNet_S"], "a method has no ratio to compare"
+
+
+def test_weights_that_a_methods_first_call_makes_are_counted(tmp_path):
+    path = tmp_path / "lazy.py"
+    path.write_text(
+        "import torch\nlayer = torch.nn.LazyConv2d(3, 1)\n"
+        "def interpolate(img0, img1):\n    return layer(torch.cat([img0, img1], 1)).sigmoid()\n"
+    )
+    pair = speed.photograph_in_motion(32, 16)
+    assert costs.counted(External(path, "cpu"), pair) == (32 * 16 * 18, 21)
 
 
 def test_a_method_does_not_take_the_place_of_another_of_its_name(typed, tmp_path):
