@@ -69,16 +69,18 @@ def html_table(table: Table) -> str:
 
 
 def origin(stem: str, result: dict) -> str:
-    """What it takes to reproduce a result."""
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    about = f"protocol {result['protocol']}, {result['precision']}, {result['device']}, {versions}"
+    """What it takes to reproduce a result, of scores or of times."""
+    words = [f"protocol {result['protocol']}", result["precision"]] if "protocol" in result else []
+    words += [result["device"], *(f"{name} {version}" for name, version in result["versions"].items())]
+    about = ", ".join(words)
     if "checkpoint" in result:
         about += f", weights {result['checkpoint']} (SHA-256 {result['checkpoint_sha256']})"
     return f"<p><b>{escape(stem)}</b>: {escape(about)}<br><code>{escape(result['command'])}</code></p>"
 
 
-def page(tables: list[Table], plots: dict[str, str], results: dict[str, dict]) -> str:
-    """The page as HTML. plots: SVG. results: by the name of their file, each with its `folder`."""
+def page(tables: list[Table], plots: dict[str, str], results: dict[str, dict], speeds: list[dict]) -> str:
+    """The page as HTML. plots: SVG. results: by the name of their file, each with its `folder`. speeds: those of
+    speed_parameters.py."""
     parts = [html_table(table) for table in tables]
     parts.append("<h2>Plots</h2>")
     parts.append('<div class="row">' + "".join(f'<div class="plot">{svg}</div>' for svg in plots.values()) + "</div>")
@@ -88,6 +90,7 @@ def page(tables: list[Table], plots: dict[str, str], results: dict[str, dict]) -
         parts += [shown_case(names[stem], result, case) for case in result["shown"]]
     parts.append("<h2>How to reproduce</h2>")
     parts += [origin(stem, result) for stem, result in results.items()]
+    parts += [origin(speed["benchmark"], speed) for speed in speeds]
     return PAGE.replace("BODY", "\n".join(parts))
 
 

@@ -33,6 +33,7 @@ NUMBER, TEXT = (int, float), (str, NoneType)
 ROW = {"model": str, "size": str, "frames": int, "mode": str, "precision": str, "scale": (*NUMBER, str)}
 ROW |= {"parameters": int, "macs": int}
 TIMES = {"benchmark": str, "device": str, "rows": [ROW | {"seconds": NUMBER, "ratio": (*NUMBER, NoneType)}]}
+TIMES |= {"versions": {str: str}, "command": str}
 AVERAGE = {"cases": int, "left_out": int, "full": (int, NoneType), str: NUMBER}  # and the metrics
 SAMPLE = {"name": str, "times": [NUMBER], "broken": TEXT, str: [NUMBER]}  # and, unless broken, the metrics
 SHOWN = {"split": str, "name": str, "why": str, "t": NUMBER, "psnr": NUMBER, "prediction": str, "target": str}

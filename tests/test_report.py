@@ -258,7 +258,10 @@ def test_plots_of_cases_times_size_and_speed(scored, tmp_path, typed):
         }
         for size, mode, seconds in (("1280x720", "eager", 0.5), ("1280x720", "fast", 0.2), ("448x256", "eager", 0.1))
     ]
-    (scored / "speed.json").write_text(json.dumps({"benchmark": store.SPEED, "device": "this GPU", "rows": rows}))
+    for name, of_it in (("speed", rows[:2]), ("speed-small", rows[2:])):
+        about = {"benchmark": store.SPEED, "device": "this GPU", "versions": {"torch": "2.6"}, "rows": of_it}
+        about |= {"command": f"python {name}.py <a size>"}
+        (scored / f"{name}.json").write_text(json.dumps(about))
     make(typed, scored, "--out", tmp_path / "report")
     times = circles((tmp_path / "report/GoPro-8x-times.svg").read_text())
     psnr = result(scored, "GoPro-average-first1")["samples"]["8x"][0]["psnr"]
@@ -271,6 +274,21 @@ def test_plots_of_cases_times_size_and_speed(scored, tmp_path, typed):
     (size,) = circles((tmp_path / "report/Vimeo90K-test-parameters.svg").read_text())
     assert ": 2.804, " in size
     assert "| IFRNet_S, fast, fp32 | 2.80 | 0.100 | - | - | 200.0 |" in (tmp_path / "report/tables.md").read_text()
+    page = (tmp_path / "report/report.html").read_text()
+    for name in ("speed", "speed-small"):
+        origin = f"this GPU, torch 2.6<br><code>python {name}.py &lt;a size&gt;</code>"
+        assert f"<p><b>speed_parameters</b>: {origin}" in page
+
+
+def test_times_of_one_device_are_one_series_whatever_files_they_are_in():
+    sample = {"name": "a", "times": [0.5], "broken": None, "psnr": [30.0]}
+    scores = {"benchmark": "Mine", "protocol": "paper", "precision": "fp32", "samples": {"test": [sample]}}
+    scores |= {"other_scale": None, "cases_sha256": "", "average": {"test": {"psnr": 30, "cases": 1, "full": 1}}}
+    row = {"size": "1280x720", "frames": 1, "scale": 1, "precision": "fp32", "parameters": 1, "seconds": 0.5}
+    names = ("IFRNet_S", "IFRNet")
+    results = {f"Mine-{name}": scores | {"model": name} for name in names}
+    speeds = [{"device": "this GPU", "rows": [row | {"model": name}]} for name in names]
+    assert report.make_plots(results, speeds)["Mine-test-time"].count(">this GPU</text>") == 1
 
 
 def test_curves_run_over_all_cases_and_are_means_over_them():
@@ -300,12 +318,12 @@ def test_a_time_at_another_scale_is_not_told_as_that_of_scale_1():
     rows.append(rows[0] | {"frames": 8, "seconds": 0.1})  # of each of eight, which share their features
     for scale, seconds in ((1.0, 0.5), (0.5, None), ("multi", 0.7)):
         one = {"model": "IFRNet_S", "precision": "fp32", "scale": scale}
-        assert report._seconds({"rows": rows}, one) == seconds
-    assert report._seconds({"rows": rows}, one | {"turned": True}) == 1.4, "the network is called twice a frame"
+        assert report._seconds(rows, one) == seconds
+    assert report._seconds(rows, one | {"turned": True}) == 1.4, "the network is called twice a frame"
     method = one | {"code": "IFRNet_S.py", "code_sha256": "1f"}
-    assert report._seconds({"rows": rows}, method) is None, "it only has the name"
+    assert report._seconds(rows, method) is None, "it only has the name"
     rows.append(rows[0] | {"scale": "multi", "code": "elsewhere/IFRNet_S.py", "code_sha256": "1f", "seconds": 0.3})
-    assert report._seconds({"rows": rows}, method) == 0.3 and report._seconds({"rows": rows}, one) == 0.7
+    assert report._seconds(rows, method) == 0.3 and report._seconds(rows, one) == 0.7
 
 
 def test_what_a_frame_costs_is_a_table_by_device_and_size_beside_the_papers():
@@ -454,7 +472,8 @@ def test_wrong_input_is_one_line(scored, tmp_path, typed):
     del older["device"]
     store.write(tmp_path / "older.json", older)
     store.write(tmp_path / "times.json", {"benchmark": store.SPEED, "device": "this", "rows": [{"model": "IFRNet"}]})
-    store.write(tmp_path / "speed.json", {"benchmark": store.SPEED, "device": "this", "rows": []})
+    times = {"benchmark": store.SPEED, "device": "this", "rows": [], "versions": {}, "command": "python a.py"}
+    store.write(tmp_path / "speed.json", times)
     (tmp_path / "again").mkdir()
     (tmp_path / "again" / "Vimeo90K-dis.json").write_text((scored / "Vimeo90K-dis.json").read_text())
     lacks = "not a result of a benchmark: no usable"

@@ -375,7 +375,7 @@ def test_what_was_not_measured_again_is_named_and_what_cannot_be_compared_is_ref
     ]
     asked = []
     monkeypatch.setattr(speed, "measure_all", lambda args, *_: asked.append(args.ablation) or iter([rows[:2]]))
-    older = {"benchmark": store.SPEED, "device": "this", "rows": rows}
+    older = {"benchmark": store.SPEED, "device": "this", "versions": {}, "command": "", "rows": rows}
     store.write(tmp_path / "older.json", older)
     done = run(typed, tmp_path, "--compare", tmp_path / "older.json")
     assert done.status == 1 and done.err == f"not measured this time: IFRNet_S 64x64 {ablation.COMPILED} bf16\n"
