@@ -208,8 +208,9 @@ def measure_all(
         method = methods.get(name)
         if method and frames > 1 and not method.any_time:
             continue
-        # At least: warm-up, rounds and the calls for memory, dB and profile, at the pace measured last.
-        pace = paces.get(name, paces["networks"])
+        # At least: warm-up, rounds and the calls for memory, dB and profile, at the pace measured last. A method has
+        # one way, which is expected to be like the mean of a network's until it is known.
+        pace = paces.get(name, paces["networks"] / len(chosen)) if method else paces["networks"]
         expected = pace * cost * (WARM_UP[args.device.type] + LEAST + 2 + args.profile * (1 + ROUNDS))
         if time.monotonic() + expected > end:
             what = f"{name} at {size[0]}x{size[1]}" + (f", {frames + 1}x" if frames > 1 else "")

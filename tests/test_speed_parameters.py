@@ -172,6 +172,21 @@ def test_weights_that_a_methods_first_call_makes_are_counted(tmp_path):
     assert costs.counted(External(path, "cpu"), pair) == (32 * 16 * 18, 21)
 
 
+def test_a_method_is_expected_to_take_as_long_as_one_way_of_a_network(tmp_path, monkeypatch):
+    """Not as long as all of them, for which it was left out where there was time."""
+    path = tmp_path / "mine.py"
+    path.write_text("def interpolate(img0, img1):\n    return img0\n")
+    args = speed.parser().parse_args(["--model_name", "IFRNet_S", str(path), "--sizes", "32x16", "--minutes", "0.15"])
+    args.device, chosen = CPU, speed.ways(CPU)
+    monkeypatch.setattr(speed, "macs_per_pixel", lambda model: 1.0 if isinstance(model, str) else 1.1)
+    monkeypatch.setattr(
+        speed, "measure", lambda name, *_: [{"seconds": 1.0}] * (len(chosen) if name == "IFRNet_S" else 1)
+    )
+    done = list(speed.measure_all(args, chosen, {str(path): External(path, CPU)}))
+    # Six calls of a second each fit into nine seconds, those of each way, of which there are at least two, do not.
+    assert list(map(len, done[:2])) == [len(chosen), 1] and done[2].startswith("IFRNet_S at 32x16, 8x (about ")
+
+
 def test_a_method_does_not_take_the_place_of_another_of_its_name(typed, tmp_path):
     """Nor of a network of this name, which it may wrap."""
     words = ["--sizes", "32x16", "--model_name"]
