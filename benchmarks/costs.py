@@ -1,6 +1,7 @@
 """What a call costs: its time, in turn with other calls; memory; multiply-accumulates and parameters."""
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,8 @@ def counted(call: External, pair: Sequence[Tensor]) -> tuple[int, int]:
 
     hook = torch.nn.modules.module.register_module_forward_hook(look)  # after: its first call may make its weights
     try:
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False) as counter, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Using `torch.compile.*hooks")  # the counter's, and ours may look twice
             call(*pair)
     finally:
         hook.remove()

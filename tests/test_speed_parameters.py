@@ -172,6 +172,19 @@ def test_weights_that_a_methods_first_call_makes_are_counted(tmp_path):
     assert costs.counted(External(path, "cpu"), pair) == (32 * 16 * 18, 21)
 
 
+def test_a_compiled_method_is_counted_without_a_word_of_pytorchs_about_hooks(tmp_path, recwarn):
+    path = tmp_path / "compiled.py"
+    path.write_text(
+        "import torch\nlayer = torch.compile(torch.nn.Conv2d(6, 3, 1), backend='eager')\n"
+        "def interpolate(img0, img1):\n    return layer(torch.cat([img0, img1], 1)).sigmoid()\n"
+    )
+    call, pair = External(path, "cpu"), speed.photograph_in_motion(32, 16)
+    call(*pair)
+    for _ in range(2):
+        assert costs.counted(call, pair) == (32 * 16 * 18, 21)
+    assert not [str(each.message) for each in recwarn if "hooks" in str(each.message)]
+
+
 def test_a_method_is_expected_to_take_as_long_as_one_way_of_a_network(tmp_path, monkeypatch):
     """Not as long as all of them, for which it was left out where there was time."""
     path = tmp_path / "mine.py"
