@@ -95,10 +95,3 @@ def product(device: torch.device, precision: str) -> Callable[[], object]:
     """A call that multiplies large matrices: the best that the device's matrix units can do."""
     side = MATRICES[device.type]
     return partial(torch.mm, *torch.rand(2, side, side, device=device, dtype=PRECISIONS[precision]))
-
-
-def mode(row: dict) -> str:
-    """A row's mode as shown: "fast", "fast, 8x" for the seven frames of a pair, "fast, multi" for another scale."""
-    frames, scale = row["frames"], row["scale"]
-    parts = [row["mode"], *([f"{frames + 1}x"] if frames > 1 else []), *([str(scale)] if scale != 1 else [])]
-    return ", ".join(parts)

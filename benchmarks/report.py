@@ -101,8 +101,8 @@ def _over_time(name: str, result: dict, split: str) -> Series:
 
 def _parameters(speeds: list[dict], result: dict) -> int | None:
     """The parameters of a result's model; of a method from elsewhere those that were counted when it was timed."""
-    rows = [row for speed in speeds for row in speed["rows"] if "code" in result and _same(row, result)]
-    return result.get("parameters", rows[0]["parameters"] if rows else None)
+    counted = (row["parameters"] for speed in speeds for row in speed["rows"] if _same(row, result))
+    return result.get("parameters") or next(counted, None)
 
 
 def _same(row: dict, result: dict) -> bool:
@@ -113,8 +113,7 @@ def _same(row: dict, result: dict) -> bool:
 def _seconds(rows: list[dict], result: dict) -> float | None:
     """Seconds for one frame of 1280x720 with this model, precision and scale, in the fastest mode that was timed; twice
     that where the protocol predicts every frame twice."""
-    wanted = {"size": "1280x720", "frames": 1, "scale": result.get("scale", 1)}
-    wanted["precision"] = result["precision"]
+    wanted = {"size": "1280x720", "frames": 1, "scale": result.get("scale", 1), "precision": result["precision"]}
     found = [row["seconds"] for row in rows if _same(row, result) and wanted.items() <= row.items()]
     return min(found) * (1 + bool(result.get("turned"))) if found else None
 

@@ -48,7 +48,7 @@ from torch import Tensor
 
 import models
 from benchmarks import ablation, store
-from benchmarks.costs import LEAST, MATRICES, WARM_UP, counted, in_turn, macs, mode, peak_memory, product
+from benchmarks.costs import LEAST, MATRICES, WARM_UP, counted, in_turn, macs, peak_memory, product
 from benchmarks.kernel_times import ROUNDS, kernel_times, told
 from benchmarks.published import SECONDS_720P
 from models.baselines import External, is_network
@@ -236,11 +236,11 @@ def macs_per_pixel(model: str | External) -> float:
 
 def table(rows: list[dict], head: bool = True) -> str:
     """Rows as text, under their heads."""
-    lines, modes = [HEADS] if head else [], max([WIDTHS[2], *(len(mode(row)) for row in rows)])
+    lines, modes = [HEADS] if head else [], max([WIDTHS[2], *(len(store.mode(row)) for row in rows)])
     widths = (*WIDTHS[:2], modes, *WIDTHS[3:])
     forms = {"ratio": ".2f", "of_matmul": ".0%", "db": ".1f", "peak_mb": ".0f", "published": ".3f"}
     for row in rows:
-        names = (row["model"], row["size"], mode(row), row["precision"])
+        names = (row["model"], row["size"], store.mode(row), row["precision"])
         quartiles = f"{row['low']:.4f}-{row['high']:.4f}"
         others = ("-" if row[name] is None else format(row[name], form) for name, form in forms.items())
         lines.append((*names, f"{row['seconds']:.4f}", quartiles, *others))
@@ -255,8 +255,8 @@ def size_of(row: dict, digits: int) -> str:
 
 def ratios(rows: list[dict]) -> dict[tuple, float]:
     """A result's ratios to float32, without float32's own, by (model, size, mode, precision)."""
-    others = [row for row in rows if row.get("ratio") is not None and (mode(row), row["precision"]) != EAGER[:2]]
-    return {(row["model"], row["size"], mode(row), row["precision"]): row["ratio"] for row in others}
+    others = [row for row in rows if row.get("ratio") is not None and (store.mode(row), row["precision"]) != EAGER[:2]]
+    return {(row["model"], row["size"], store.mode(row), row["precision"]): row["ratio"] for row in others}
 
 
 def compared(rows: list[dict], older: list[dict], tolerance: float) -> tuple[str, list[str]]:

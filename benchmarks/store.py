@@ -246,5 +246,12 @@ def called(about: dict) -> str:
     return " ".join(filter(None, [about["model"], about.get("weights")]))
 
 
+def mode(row: dict) -> str:
+    """A row's mode as shown: "fast", "fast, 8x" for the seven frames of a pair, "fast, multi" for another scale."""
+    frames, scale = row["frames"], row["scale"]
+    parts = [row["mode"], *([f"{frames + 1}x"] if frames > 1 else []), *([str(scale)] if scale != 1 else [])]
+    return ", ".join(parts)
+
+
 def shown(metric: str, value: float | None) -> str:
     return "-" if value is None else f"{value:.{DIGITS.get(metric, 4)}f}"

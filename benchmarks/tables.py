@@ -6,7 +6,6 @@ from collections import Counter
 from typing import NamedTuple
 
 from benchmarks import store
-from benchmarks.costs import mode
 from benchmarks.published import PARAMETERS, PROTOCOLS, SCORES, SECONDS_720P
 from models.baselines import BASELINES
 
@@ -122,7 +121,7 @@ def _way(row: dict, ambiguous: bool) -> str:
     if "code" in row:  # mode and precision are up to it
         name = f"{row['model']} {row['code_sha256'][:6]}" if ambiguous else row["model"]
         return name + (f", {row['frames'] + 1}x" if row["frames"] > 1 else "")
-    return f"{row['model']}, {mode(row)}, {row['precision']}"
+    return f"{row['model']}, {store.mode(row)}, {row['precision']}"
 
 
 def _order(column: tuple[str, str, str]) -> tuple:

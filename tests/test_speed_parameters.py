@@ -9,10 +9,9 @@ from functools import cache, partial
 import pytest
 import torch
 from conftest import formula_image, formula_weights
-from torch.utils.flop_counter import FlopCounterMode
 
 import models
-from benchmarks import ablation, costs, kernel_times, store
+from benchmarks import ablation, kernel_times, store
 from benchmarks import speed_parameters as speed
 from models import kernels
 from models.baselines import External
@@ -38,15 +37,6 @@ def run(typed, out, *words):
     return typed(speed.main, speed.parser(), "--device", "cpu", "--minutes", 60, "--out", out, *words)
 
 
-def test_several_frames_of_a_pair_are_encoded_once():
-    model = models.build("IFRNet_S")
-    one, eight = speed.macs(model, 64, 96), speed.macs(model, 64, 96, 8)
-    encoder = FlopCounterMode(display=False)
-    with encoder, torch.no_grad():
-        model.encoder(torch.rand(2, 3, 64, 96))
-    assert eight - one == 7 * (one - encoder.get_total_flops() // 2)
-
-
 def test_the_share_of_a_matrix_products_pace_is_that_of_the_macs(monkeypatch):
     """The product takes a second for 2048^3 MACs, and seven frames take seven: a second for each frame's MACs."""
     monkeypatch.setattr(speed, "in_turn", lambda calls, *_: [[7.0] * 3] * (len(calls) - 1) + [[1.0] * 3])
@@ -55,25 +45,6 @@ def test_the_share_of_a_matrix_products_pace_is_that_of_the_macs(monkeypatch):
     (row,) = speed.measure("IFRNet_S", (96, 64), [fast], CPU, 1.0, frames=7)
     assert row["seconds"] == 1 and row["frames"] == 7
     assert row["of_matmul"] == pytest.approx(speed.macs(models.build("IFRNet_S"), 64, 96, 7) / 7 / 2048**3)
-
-
-@pytest.mark.parametrize("name, papers", [("IFRNet_S", 0.10), ("IFRNet", 0.18), ("IFRNet_L", 0.71)])
-def test_macs_are_the_papers_and_those_of_all_convolutions(name, papers):
-    assert round(speed.macs(models.build(name), 720, 1280) / 1e12, 2) == papers
-    model, total = models.build(name), 0
-
-    def count(module, inputs, output):
-        nonlocal total
-        # The kernel is applied once per output value, in a transposed convolution once per input value.
-        transposed = isinstance(module, torch.nn.ConvTranspose2d)
-        total += (inputs[0] if transposed else output).numel() * module.weight[0].numel()
-
-    for module in model.modules():
-        if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
-            module.register_forward_hook(count)
-    with torch.no_grad():
-        model(torch.rand(1, 3, 32, 48), torch.rand(1, 3, 32, 48), 0.5)
-    assert speed.macs(models.build(name), 32, 48) == total
 
 
 def test_a_run_tells_and_keeps_what_it_measured(typed, tmp_path):
@@ -97,7 +68,7 @@ def test_a_run_tells_and_keeps_what_it_measured(typed, tmp_path):
         assert row["peak_mb"] is None or 50 < row["peak_mb"] < 50_000
         assert (row["of_matmul"] is None) == (row["precision"] != chosen[-1].precision)
         assert row["db"] is None if (row["mode"], row["precision"]) == speed.EAGER[:2] else 40 < row["db"] <= EXACT
-        line = rf"^ *IFRNet_S +{row['size']} +{speed.mode(row)} +{row['precision']} +{row['seconds']:.4f} "
+        line = rf"^ *IFRNet_S +{row['size']} +{store.mode(row)} +{row['precision']} +{row['seconds']:.4f} "
         assert re.search(line, done.out, re.M)
     assert result["left_out"] == [] and f"wrote {path}" in done.out
 
@@ -107,7 +78,7 @@ def test_other_scales_are_timed_beside_scale_1_and_measured_again(typed, tmp_pat
     assert done.status == 0, done.err
     (path,) = tmp_path.glob("*.json")
     rows = store.read(path)["rows"]
-    shown = [speed.mode(row) for row in rows]
+    shown = [store.mode(row) for row in rows]
     assert shown[-6:] == [
         "eager, 8x",
         "fast, 8x",
@@ -118,7 +89,7 @@ def test_other_scales_are_timed_beside_scale_1_and_measured_again(typed, tmp_pat
     ]
     assert [name for name in shown[:-6] if "," in name] == ["eager, 0.5", "fast, 0.5", "eager, multi", "fast, multi"]
     assert rows[0]["ratio"] == 1 and all(row["of_matmul"] is None for row in rows if row["scale"] != 1)
-    ratios = {speed.mode(row): row["ratio"] for row in rows}
+    ratios = {store.mode(row): row["ratio"] for row in rows}
     assert ratios["eager, multi"] < ratios["eager, 0.5"]
     asked = []
     monkeypatch.setattr(speed, "measure_all", lambda args, chosen, _: asked.append(chosen) or iter([rows]))
@@ -160,29 +131,6 @@ def test_a_method_from_elsewhere_is_timed_and_counted_as_it_is(any_time, typed, 
     monkeypatch.setattr(speed, "measure_all", lambda args, *_: asked.extend(args.model_name) or iter([rows]))
     assert run(typed, tmp_path, "--compare", file).status == 0
     assert asked == ["IFRNet_S"], "a method has no ratio to compare"
-
-
-def test_weights_that_a_methods_first_call_makes_are_counted(tmp_path):
-    path = tmp_path / "lazy.py"
-    path.write_text(
-        "import torch\nlayer = torch.nn.LazyConv2d(3, 1)\n"
-        "def interpolate(img0, img1):\n    return layer(torch.cat([img0, img1], 1)).sigmoid()\n"
-    )
-    pair = speed.photograph_in_motion(32, 16)
-    assert costs.counted(External(path, "cpu"), pair) == (32 * 16 * 18, 21)
-
-
-def test_a_compiled_method_is_counted_without_a_word_of_pytorchs_about_hooks(tmp_path, recwarn):
-    path = tmp_path / "compiled.py"
-    path.write_text(
-        "import torch\nlayer = torch.compile(torch.nn.Conv2d(6, 3, 1), backend='eager')\n"
-        "def interpolate(img0, img1):\n    return layer(torch.cat([img0, img1], 1)).sigmoid()\n"
-    )
-    call, pair = External(path, "cpu"), speed.photograph_in_motion(32, 16)
-    call(*pair)
-    for _ in range(2):
-        assert costs.counted(call, pair) == (32 * 16 * 18, 21)
-    assert not [str(each.message) for each in recwarn if "hooks" in str(each.message)]
 
 
 def test_a_method_is_expected_to_take_as_long_as_one_way_of_a_network(tmp_path, monkeypatch):
@@ -276,31 +224,6 @@ def test_what_there_is_no_time_for_is_left_out_by_name(typed, tmp_path):
         "IFRNet_S at 7680x4320", "IFRNet_L at 7680x4320"
     ]  # fmt: skip
     assert {row["precision"] for row in result["rows"]} == {"fp32"}
-
-
-def test_ways_are_timed_in_turn_and_the_warm_up_does_not_count(monkeypatch):
-    clock, order = 0.0, []
-    monkeypatch.setattr(speed.time, "perf_counter", lambda: clock)
-
-    def call(name, seconds):
-        def work():
-            nonlocal clock
-            order.append(name)
-            clock += seconds * (10 if len(order) <= 2 else 1)
-
-        return work
-
-    times = speed.in_turn([call("a", 0.25), call("b", 0.5)], CPU, seconds=30)
-    assert order[:6] == ["a", "b"] * 3 and times == [[0.25] * speed.LEAST + [0.25], [0.5] * speed.LEAST + [0.5]]
-
-
-def test_peak_memory_sees_what_a_call_holds():
-    if speed.peak_memory(lambda: None, CPU) is None:
-        pytest.skip("this system does not tell the peak")
-    small = speed.peak_memory(lambda: None, CPU)
-    large = speed.peak_memory(lambda: torch.ones(50, 2**20).sum(), CPU)  # 200 MB
-    assert 150 < large - small < 300
-    assert speed.peak_memory(lambda: None, CPU) < small + 100
 
 
 def test_the_papers_seconds_stand_beside_ours_at_their_size(monkeypatch):

@@ -39,7 +39,7 @@ class Codec(NamedTuple):
     best: int = 0
 
 
-# x264's code for AVX-512 makes another file of the same frames every time where several threads run it.
+# Run by several threads, x264's code for AVX-512 makes different files of the same frames.
 REPEATABLE = {"x264-params": "asm=avx2"} if torch.backends.cpu.get_cpu_capability() == "AVX512" else {}
 CODECS = {
     "h264": Codec("libx264", 18, {"preset": "medium"} | REPEATABLE, 51),
