@@ -67,8 +67,9 @@ def in_turn(calls: list[Callable[[], object]], device: torch.device, seconds: fl
 def peak_memory(call: Callable[[], object], device: torch.device) -> float | None:
     """The peak memory of a call in MB; on a CPU that of the whole process, None where the system does not tell.
 
-    On a GPU the call must not have run yet: what its first run allocates and keeps counts. What cuDNN allocates to try
-    its algorithms does not: where there is less memory, it tries those that need less.
+    On a CPU what the process holds already counts, in use or free for the call's tensors. On a GPU the call must not
+    have run yet: what its first run allocates and keeps counts. What cuDNN allocates to try its algorithms does not:
+    where there is less memory, it tries those that need less.
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()
