@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
 import models
@@ -34,7 +35,8 @@ def counted(call: External, pair: Sequence[Tensor]) -> tuple[int, int]:
     sizes = {}
 
     def look(module: torch.nn.Module, *_: object) -> None:
-        sizes.update({id(weight): weight.numel() for weight in module.parameters()})
+        # A lazy one has no size yet: no call has come to its module.
+        sizes.update({id(weight): weight.numel() for weight in module.parameters() if not is_lazy(weight)})
 
     hook = torch.nn.modules.module.register_module_forward_hook(look)  # after: its first call may make its weights
     try:

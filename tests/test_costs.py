@@ -42,11 +42,13 @@ def test_macs_are_the_papers_and_those_of_all_convolutions(name, papers):
     assert costs.macs(models.build(name), 32, 48) == total
 
 
-def test_weights_that_a_methods_first_call_makes_are_counted(tmp_path):
+def test_weights_that_a_methods_first_call_makes_are_counted_without_those_that_no_call_makes(tmp_path):
     path = tmp_path / "lazy.py"
     path.write_text(
-        "import torch\nlayer = torch.nn.LazyConv2d(3, 1)\n"
-        "def interpolate(img0, img1):\n    return layer(torch.cat([img0, img1], 1)).sigmoid()\n"
+        "import torch\nclass Net(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.layer, self.unused = torch.nn.LazyConv2d(3, 1), torch.nn.LazyConv2d(9, 1)\n"
+        "    def forward(self, pair):\n        return self.layer(pair).sigmoid()\nnet = Net()\n"
+        "def interpolate(img0, img1):\n    return net(torch.cat([img0, img1], 1))\n"
     )
     pair = photograph_in_motion(32, 16)
     assert costs.counted(External(path, "cpu"), pair) == (32 * 16 * 18, 21)
