@@ -13,20 +13,22 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import models
 from models.baselines import External
-from models.interpolator import PRECISIONS
+from models.interpolator import PRECISIONS, scales_for, smallest_divisor
 
 WARM_UP = {"cpu": 1, "cuda": 3}  # untimed calls; on a GPU kernels are compiled in the first, recorded in the second
 LEAST, MOST = 3, {"cpu": 30, "cuda": 300}  # timed rounds of calls
 MATRICES = {"cpu": 2048, "cuda": 8192}  # their side: large enough for a product at full speed
 
 
-def macs(model: models.IFRNet, height: int, width: int, frames: int = 1) -> int:
-    """Multiply-accumulates of `frames` frames of one pair. height, width: multiples of 16."""
+def macs(model: models.IFRNet, height: int, width: int, frames: int = 1, scale: float | str = 1.0) -> int:
+    """Multiply-accumulates of `frames` frames of one pair, of any size. scale: as that of an Interpolator."""
     with torch.device("meta"):
         network = models.build(model.name, model.act)
-        frame = torch.empty(1, 3, height, width)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(frame, frame, torch.empty(frames))
+        for each in scales_for(height, width, scale):
+            divisor = smallest_divisor(each)
+            frame = torch.empty(1, 3, *(-(-side // divisor) * divisor for side in (height, width)), device="meta")
+            network(frame, frame, torch.empty(frames, device="meta"), scale=each)
     return counter.get_total_flops() // 2
 
 

@@ -159,10 +159,12 @@ def measure(
     pace = MATRICES[device.type] ** 3 / statistics.median(products)
     if model is None:
         about = store.method(name.path)
-        work, parameters = counted(name, pair)
+        each, parameters = counted(name, pair)
+        work = {EAGER.scale: each}
     else:
         about, parameters = {"model": name}, sum(p.numel() for p in model.parameters())
-        work = macs(model, -(-height // 16) * 16, -(-width // 16) * 16, frames) / frames
+        scales = {way.scale for way in chosen}
+        work = {scale: macs(model, height, width, frames, scale) / frames for scale in scales}
     rows = []
     for way, of_way, peak, near in zip(chosen, times, peaks, alike):
         speed, comparable = spread(of_way, reference), (way.precision, way.scale) == (half, 1)
@@ -173,10 +175,10 @@ def measure(
                 "frames": frames,
                 **way._asdict(),
                 **speed,
-                "of_matmul": work / speed["seconds"] / pace if comparable else None,
+                "of_matmul": work[way.scale] / speed["seconds"] / pace if comparable else None,
                 "db": near,
                 "peak_mb": peak,
-                "macs": round(work),
+                "macs": round(work[way.scale]),
                 "parameters": parameters,
                 "published": SECONDS_720P.get(name) if size == (1280, 720) and frames == 1 else None,
             }

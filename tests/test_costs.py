@@ -42,6 +42,14 @@ def test_macs_are_the_papers_and_those_of_all_convolutions(name, papers):
     assert costs.macs(models.build(name), 32, 48) == total
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.5, "multi"])
+def test_macs_at_a_scale_are_those_of_the_interpolator_for_frames_of_any_size(scale):
+    model, times = models.build("IFRNet_S"), [0.25, 0.5]
+    with FlopCounterMode(display=False) as counter:
+        models.Interpolator(model, CPU, scale=scale)(*photograph_in_motion(250, 70), times)
+    assert costs.macs(model, 70, 250, len(times), scale) == counter.get_total_flops() // 2
+
+
 def test_weights_that_a_methods_first_call_makes_are_counted_without_those_that_no_call_makes(tmp_path):
     path = tmp_path / "lazy.py"
     path.write_text(

@@ -89,6 +89,9 @@ def test_other_scales_are_timed_beside_scale_1_and_measured_again(typed, tmp_pat
     ]
     assert [name for name in shown[:-6] if "," in name] == ["eager, 0.5", "fast, 0.5", "eager, multi", "fast, multi"]
     assert rows[0]["ratio"] == 1 and all(row["of_matmul"] is None for row in rows if row["scale"] != 1)
+    assert {row["scale"]: row["macs"] for row in rows if row["frames"] == 1} == {
+        scale: speed.macs(models.build("IFRNet_S"), 64, 64, 1, scale) for scale in (1, 0.5, "multi")
+    }
     ratios = {store.mode(row): row["ratio"] for row in rows}
     assert ratios["eager, multi"] < ratios["eager, 0.5"]
     asked = []
