@@ -44,7 +44,8 @@ def counted(call: External, pair: Sequence[Tensor]) -> tuple[int, int]:
     try:
         with FlopCounterMode(display=False) as counter, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Using `torch.compile.*hooks")  # the counter's, and ours may look twice
-            call(*pair)
+            with torch.compiler.set_stance("force_eager"):  # it refuses to make one graph of what is counted
+                call(*pair)
     finally:
         hook.remove()
     return counter.get_total_flops() // 2, sum(sizes.values())

@@ -62,10 +62,11 @@ def test_weights_that_a_methods_first_call_makes_are_counted_without_those_that_
     assert costs.counted(External(path, "cpu"), pair) == (32 * 16 * 18, 21)
 
 
-def test_a_compiled_method_is_counted_without_a_word_of_pytorchs_about_hooks(tmp_path, recwarn):
+@pytest.mark.parametrize("one_graph", [False, True])
+def test_a_compiled_method_is_counted_without_a_word_of_pytorchs_about_hooks(one_graph, tmp_path, recwarn):
     path = tmp_path / "compiled.py"
     path.write_text(
-        "import torch\nlayer = torch.compile(torch.nn.Conv2d(6, 3, 1), backend='eager')\n"
+        f"import torch\nlayer = torch.compile(torch.nn.Conv2d(6, 3, 1), backend='eager', fullgraph={one_graph})\n"
         "def interpolate(img0, img1):\n    return layer(torch.cat([img0, img1], 1)).sigmoid()\n"
     )
     call, pair = External(path, "cpu"), photograph_in_motion(32, 16)
