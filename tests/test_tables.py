@@ -2,9 +2,10 @@
 
 import csv
 
+import pytest
 from scoring import unscored
 
-from benchmarks import cases, store, tables
+from benchmarks import cases, report, store, tables
 
 
 def test_a_benchmark_that_the_papers_lack_has_a_table_of_its_own():
@@ -122,6 +123,16 @@ def test_costs_of_methods_whose_files_share_a_name_are_told_apart():
         "mine": 1,
         "mine, 8x": 1,
     }
+
+
+@pytest.mark.parametrize("first", [0.1, 0.2])
+def test_of_several_measurements_the_table_has_the_one_that_the_plots_have(first):
+    """In whatever order their files are read."""
+    one = {"model": "IFRNet_S", "mode": "eager", "precision": "fp32", "scale": 1, "frames": 1, "size": "1280x720"}
+    rows = [one | {"parameters": 2_803_610, "macs": 10**11, "seconds": seconds} for seconds in (first, 0.3 - first)]
+    (table,) = tables.make_costs([{"device": "this CPU", "rows": [row]} for row in rows])
+    shown = table.rows["IFRNet_S, eager, fp32"]["this CPU", "1280x720", "milliseconds"].value
+    assert shown == 1000 * report._seconds(rows, one) == pytest.approx(100)
 
 
 def test_times_of_other_devices_than_the_papers_are_not_comparable_with_its():
