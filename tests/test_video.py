@@ -185,30 +185,51 @@ def test_the_last_frame_is_shown_if_it_lasts_less_than_a_millisecond(tmp_path):
 
 def test_a_beginning_between_milliseconds_is_exact(tmp_path):
     late = [Fraction(1, 3) + Fraction(i, 24) for i in range(8)]
-    run(encode(tmp_path / "in.nut", moving(8), 24, late), tmp_path / "out.mp4")
+    run(encode(tmp_path / "in.nut", moving(8), 24, late, sound="pcm_s16le"), tmp_path / "out.mp4")
     with av.open(str(tmp_path / "out.mp4")) as container:
         times = [frame.pts * frame.time_base for frame in container.decode(video=0)]
     assert times == [Fraction(1, 3) + Fraction(i, 48) for i in range(15)]
 
 
 @pytest.mark.parametrize("kind", [".mp4", ".mkv"])
-def test_a_recording_whose_times_begin_anywhere_begins_at_once(tmp_path, kind):
-    """Those of broadcasts begin anywhere up to 26 hours."""
-    plain, late = encode(tmp_path / "in.ts", moving(25), sound="aac"), tmp_path / "late.ts"
+@pytest.mark.parametrize(
+    "name, codec, sound",
+    [
+        ("in.ts", "libx264", "aac"),
+        ("in.m3u8", "libx264", "aac"),
+        ("in.mkv", "libx264", "aac"),
+        ("in.nut", "libx264", "aac"),
+        ("in.ogv", "libvpx", "libopus"),
+        ("in.asf", "mpeg4", "libmp3lame"),
+        ("in.wtv", "mpeg2video", "mp2"),
+    ],
+)
+def test_a_recording_whose_times_begin_anywhere_begins_at_once(tmp_path, name, codec, sound, kind):
+    """Those of broadcasts begin anywhere up to 26 hours, those of streams when they began."""
+    plain, late = encode(tmp_path / name, moving(25), codec=codec, sound=sound), tmp_path / f"late_{name}"
+    told = {"id": 1, "start": 40000, "end": 40001, "time_base": Fraction(1), "metadata": {"title": "all"}}
     with av.open(str(plain)) as given, av.open(str(late), "w", options={"output_ts_offset": "40000"}) as output:
         streams = {stream.index: output.add_stream_from_template(stream, opaque=True) for stream in given.streams}
+        if name == "in.mkv":
+            output.set_chapters([told | {"id": 1, "start": 39000, "end": 39999}, told | {"id": 2}])
         for packet in given.demux():
             if packet.size:
                 packet.stream = streams[packet.stream.index]
                 output.mux(packet)
     with av.open(str(late)) as container:
-        assert container.start_time > 40000 * av.time_base
+        assert container.start_time >= 40000 * av.time_base
     for source in (plain, late):
-        run(source, tmp_path / f"{source.stem}{kind}")
+        run(source, tmp_path / f"{source.stem}_out{kind}")
     for stream in ("video", "audio"):
-        first, second = (packets(tmp_path / f"{stem}{kind}", stream) for stem in ("in", "late"))
+        first, second = (packets(tmp_path / f"{stem}in_out{kind}", stream) for stem in ("", "late_"))
         assert [data for _, data in first] == [data for _, data in second]
         assert all(abs(a - b) <= Fraction(1, 500) and a < 2 for (a, _), (b, _) in zip(first, second))
+    holds = [video.open_source(str(source)).hold for source in (plain, late)]
+    assert abs(holds[1] - holds[0]) <= Fraction(1, 500)
+    if name == "in.mkv":
+        with av.open(str(tmp_path / f"late_in_out{kind}")) as container:
+            (chapter,) = container.chapters()
+        assert [chapter[side] * chapter["time_base"] for side in ("start", "end")] == [0, 1]
 
 
 @pytest.mark.parametrize("name", ["in.mp4", "in.mkv", "in.ts", "in.flv", "in.avi"])

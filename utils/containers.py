@@ -31,7 +31,8 @@ TURNS = {
     (0, 1, 1, 0): ("transpose=cclock_flip",),
     (0, -1, -1, 0): ("transpose=clock_flip",),
 }
-FROM_ANYWHERE = ("mpegts", "mpeg", "flv")  # containers of recordings, whose times may start anywhere
+# Containers of recordings, whose times may start anywhere. AVI has none, and MP4 says how long to wait.
+FROM_ANYWHERE = ("mpegts", "mpeg", "flv", "hls", "matroska,webm", "nut", "ogg", "asf", "wtv")
 
 
 @contextmanager
@@ -149,7 +150,8 @@ def begins(container: av.container.InputContainer, stream: av.stream.Stream) -> 
     """The time that a container's times count from, in whole steps of a stream's."""
     if container.format.name not in FROM_ANYWHERE:
         return Fraction(0)
-    return round(Fraction(container.start_time or 0, av.time_base) / stream.time_base) * stream.time_base
+    start = Fraction(max(container.start_time or 0, 0), av.time_base)  # below 0 lies what helps to decode
+    return round(start / stream.time_base) * stream.time_base
 
 
 def stated_size(path: str | Path, kind: str) -> int:

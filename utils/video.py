@@ -45,7 +45,8 @@ LEAP_BACK, LEAP_AHEAD = 1, 6 * 3600  # seconds; no container can hold a frame of
 COPIED = ("audio", "subtitle")  # streams that are copied to the output
 PLAYED = ("audio", "video")
 LOOKED_AT = 8  # frames by which it is told what the others are like
-FROM_ZERO = ("matroska,webm", "nut")  # containers with one duration for all streams, from 0, not from the first frame
+# Containers with one duration for all streams, from 0, not from the first frame.
+FROM_ZERO = ("matroska,webm", "nut", "ogg", "asf", "wtv")
 FROM_DECODING = ("flv",)  # containers whose duration counts from where the first frame is decoded, before it is shown
 GUESSED = ("mpeg",)  # containers where only some frames have times: reading from the middle gets the others wrong
 OTHER_PICTURES = (".bmp", ".webp", ".tif", ".tiff", ".exr", ".heic", ".avif", ".gif")  # which utils.io does not read

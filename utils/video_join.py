@@ -118,7 +118,7 @@ def join_videos(
                     if name in container.metadata:
                         output.metadata.setdefault(APPLE + name, container.metadata[name])
                 if whole and timed:
-                    output.set_chapters(container.chapters())
+                    output.set_chapters(_chapters(container, begin))
                 end = None if whole else _end(parts[-1])
                 others = _in_order(_other_packets(container, streams, begin, end))
                 merged.append(_for_mp4(others, container, streams) if mp4 else others)
@@ -185,6 +185,16 @@ def _of_stream(stream: av.stream.Stream, out: Path) -> dict[str, str]:
         if muxer(out) == "mov":
             known["language"] = MOV_LANGUAGES.get(known["language"], known["language"])
     return known
+
+
+def _chapters(container: InputContainer, begin: Fraction) -> list[dict]:
+    """The chapters that end after `begin`, counted from it."""
+    moved = []
+    for chapter in container.chapters():
+        start, end = (chapter[name] - round(begin / chapter["time_base"]) for name in ("start", "end"))
+        if end >= 0:
+            moved.append(chapter | {"start": max(start, 0), "end": end})
+    return moved
 
 
 def _video_packets(parts: Sequence[Path], video: av.VideoStream, usual: Fraction) -> Iterator[tuple]:
