@@ -138,6 +138,23 @@ def test_signals_are_the_processes_own_again_after_a_run(tmp_path):
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
+def test_a_signal_that_comes_twice_does_not_disturb_the_end_of_the_run(tmp_path):
+    """Launchers send it twice at once; the second may come when the first has ended the steps."""
+
+    def stopped(start):
+        for batch in endless(start):
+            signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+    with cli.stopped_as_interrupted():
+        with pytest.raises(SystemExit) as ended:
+            fit(network(), stopped, loss, Recipe(iterations=9), tmp_path, CPU)
+        with cli.undisturbed():
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    assert ended.value.code == 128 + signal.SIGTERM
+
+
 @pytest.mark.parametrize("kind", [kind for kind in cli.STOPPING if kind.name in ("SIGHUP", "SIGINT")])
 def test_a_signal_that_is_ignored_as_under_nohup_or_in_the_background_stays_so(kind, tmp_path):
     def sending(start):

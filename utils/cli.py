@@ -175,10 +175,15 @@ _interrupted = -math.inf  # when the last interrupt came, in seconds
 def interrupt(*_) -> None:
     """The handler of signals that are treated like Ctrl-C. Those that follow within IMPATIENT are ignored: a run that
     ends must not be interrupted while it tidies up."""
-    global _interrupted
     if time.monotonic() - _interrupted > IMPATIENT:
-        _interrupted = time.monotonic()
+        heard()
         raise KeyboardInterrupt
+
+
+def heard() -> None:
+    """A signal ends the run: `interrupt` and `undisturbed` ignore those that follow within IMPATIENT."""
+    global _interrupted
+    _interrupted = time.monotonic()
 
 
 def stopped_as_interrupted() -> AbstractContextManager:

@@ -291,9 +291,12 @@ def _signals() -> Iterator[Callable[[], int]]:
 
     def note(received: int, _frame) -> None:
         nonlocal number, since
-        if number and received == signal.SIGINT and time.monotonic() - since > cli.IMPATIENT:
+        if number and (received != signal.SIGINT or time.monotonic() - since <= cli.IMPATIENT):
+            return
+        cli.heard()  # the second of a launcher's two may come once the run is over
+        if number:
             raise KeyboardInterrupt
-        number, since = number or received, since or time.monotonic()
+        number, since = received, time.monotonic()
 
     with cli.handled(cli.STOPPING, note):
         yield lambda: number
