@@ -1,6 +1,7 @@
 """The order of samples, and how batches are read: by processes that report what is wrong, leave signals to the run,
 and end with it."""
 
+import errno
 import gc
 import itertools
 import multiprocessing
@@ -15,7 +16,7 @@ import pytest
 import torch
 from conftest import ROOT
 from processes import begin
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from utils import batches, cli, distributed
 from utils.batches import Order, begin_worker, default_workers, load, stream
@@ -112,6 +113,34 @@ def test_a_reading_process_that_was_killed_is_one_line(typed, started):
     done = typed(main, cli.Parser(""))
     assert done.status == 2 and done.err.count("\n") == 1
     assert re.search(r"DataLoader worker \(pid.*; if memory is short.* fewer --workers; ", done.err), done.err
+
+
+class Unshared(Dataset):
+    """Samples for which there is no shared memory: files, of which it is made, may not grow so large."""
+
+    def __getitem__(self, key):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        return torch.zeros(4096)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limit")
+@pytest.mark.parametrize("collate", [default_collate, tuple])  # the former shares, else the queue does
+def test_a_batch_that_cannot_be_handed_over_ends_the_run_in_one_line(typed, collate):
+    done = typed(lambda _: list(load(Unshared(), [[0]], workers=1, collate=collate)), cli.Parser(""))
+    assert done.status == 2 and done.err.count("\n") == 1
+    assert re.search(r"(DataLoader worker|shared memory: File too large).*; if .*fewer --workers", done.err)
+
+
+def test_reading_processes_that_cannot_be_started_are_one_line(typed, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(batches.DataLoader, "__iter__", full)
+    done = typed(lambda _: list(load(Spoilt(), [[0]], workers=1)), cli.Parser(""))
+    told = "script.py: reading processes: No space left on device; if memory is short"
+    assert done.status == 2 and done.err.count("\n") == 1 and done.err.startswith(told)
 
 
 class Settings(Dataset):

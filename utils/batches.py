@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
@@ -135,8 +136,11 @@ def _received(dataset: Dataset, workers: int, pin: bool, ahead: int, **options) 
     )
     if workers:
         _kill_at_exit(os.getpid())
-    with cli.undisturbed(), _held_back(cli.STOPPING):
-        iterator = iter(loader)
+    try:
+        with cli.undisturbed(), _held_back(cli.STOPPING):
+            iterator = iter(loader)
+    except OSError as error:  # such as of a semaphore, which is a file in shared memory; it names nothing
+        raise OSError(error.errno, f"{error.strerror}; {cli.FEWER_WORKERS}", "reading processes") from error
     processes = multiprocessing.active_children()
     try:
         while True:
@@ -200,7 +204,12 @@ class _GuardedStream(IterableDataset):
 
 def _collate(collate: Callable, samples: list):
     wrong = [sample for sample in samples if isinstance(sample, Exception)]
-    return wrong[0] if wrong else collate(samples)
+    try:
+        return wrong[0] if wrong else collate(samples)
+    except RuntimeError as error:
+        if (message := cli.short_of_memory(error)) is None:
+            raise
+        return OSError(message)  # of one rank: the others then end with it
 
 
 @cache
@@ -225,5 +234,14 @@ def begin_worker(_: int) -> None:
     for kind in cli.STOPPING:
         signal.signal(kind, signal.SIG_IGN)
     cli.end_with_parent()
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_not_handed_over)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+
+
+def _not_handed_over(error: Exception, _) -> None:
+    """End this process, of which the run then learns: multiprocessing would print the error and drop the batch, for
+    which the run would wait without end. One that a user can cause is told by the run."""
+    if not isinstance(error, OSError) and (not isinstance(error, RuntimeError) or cli.short_of_memory(error) is None):
+        traceback.print_exception(error)
+    os._exit(1)

@@ -10,6 +10,7 @@ import difflib
 import math
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -32,6 +33,12 @@ DATA = Path(__file__).resolve().parents[1] / "data"  # where data sets are looke
 # the last two.
 STOPPING = [getattr(signal, n) for n in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, n)]
 IMPATIENT = 2.0  # seconds: launchers send a signal twice at once; a person who sends it again later means it
+# What PyTorch says where a process cannot hand over a tensor: shared memory, or the size of its files, is too small.
+NOT_SHARED = re.compile(r"unable to [^<\n]*</torch_\w+>[^:\n]*: ([^(\n]*[^(\s])")
+FEWER_WORKERS = (
+    "if memory is short, or shared memory in a container (docker run --shm-size), give fewer --workers; --workers 0 "
+    "shows any other cause"
+)
 OF_NETWORKS = ("--scale", "--tile", "--precision", "--fast", "--no_fast")  # options without a meaning for baselines
 
 
@@ -149,8 +156,9 @@ def short_of_memory(error: MemoryError | RuntimeError) -> str | None:
     if isinstance(error, MemoryError) or "can't allocate memory" in text or "not enough memory" in text:
         return "the memory is full; use a smaller batch, size or scale"
     if text.startswith("DataLoader worker"):
-        way = "if memory is short, or shared memory in a container (docker run --shm-size), give fewer --workers"
-        return f"{text.partition('. ')[0]}; {way}; --workers 0 shows any other cause"
+        return f"{text.partition('. ')[0]}; {FEWER_WORKERS}"
+    if unshared := NOT_SHARED.match(text):
+        return f"shared memory: {unshared[1]}; {FEWER_WORKERS}"
     return None
 
 
