@@ -343,7 +343,10 @@ def _prepare(source: Vimeo90K, out: Path, plan: dict) -> None:
         raise ValueError(f"{out}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} are free; give another --out")
     (out / FLOW).unlink(missing_ok=True)  # left from a start with flow
     for name, (shape, kind) in shapes.items():
-        np.lib.format.open_memmap(out / name, "w+", kind, shape).flush()
+        try:
+            np.lib.format.open_memmap(out / name, "w+", kind, shape).flush()
+        except OSError as error:  # of a full disk or a limit of file sizes, which names nothing
+            raise OSError(error.errno, error.strerror, str(out / name)) from error
     write_bytes(begun, json.dumps(plan).encode())
 
 

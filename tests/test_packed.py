@@ -1,5 +1,6 @@
 """A packed set gives what the files give, resumes after an interruption, and notices what is damaged."""
 
+import errno
 import itertools
 import json
 import multiprocessing
@@ -16,7 +17,7 @@ from multiprocessing.process import BaseProcess
 import numpy as np
 import pytest
 import torch
-from conftest import not_waiting
+from conftest import files_up_to, not_waiting
 from processes import begin
 from test_datasets import write_set
 from torch.utils.data import default_collate
@@ -350,6 +351,16 @@ def test_packing_that_is_interrupted_while_its_processes_are_started_ends(files,
         os.killpg(process.pid, signal.SIGKILL)
     said = (tmp_path / "said.txt").read_text()
     assert ended and process.exitcode == 2 and said.endswith(": interrupted\n") and "Traceback" not in said, said
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limit")
+def test_an_array_for_which_there_is_no_room_is_named(files, tmp_path):
+    out = tmp_path / "out"
+    with files_up_to(4096), pytest.raises(OSError) as full:
+        pack(Vimeo90K(files, NAMES), out, workers=1)
+    assert (full.value.errno, full.value.filename) == (errno.EFBIG, str(out / "frames.npy"))
+    pack(Vimeo90K(files, NAMES), out, workers=1)
+    assert len(Packed(out)) == 7
 
 
 class Deadly(Vimeo90K):
