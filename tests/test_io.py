@@ -42,6 +42,14 @@ def test_a_full_disk_is_named_by_the_file_that_it_did_not_take(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_in_a_files_place_is_named_by_its_own_name(tmp_path):
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(OSError) as there:
+        io.write_bytes(tmp_path / "a.png", b"")
+    assert there.value.filename == str(tmp_path / "a.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
 KILLED = """
 import os, signal, sys
 from utils import io

@@ -64,7 +64,8 @@ def replacing(path: str | Path, folder: Path | None = None) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        if error.filename is None and error.errno:  # from a write to an open file, such as on a full disk
+        # Where a write to an open file fails, such as on a full disk, it names nothing; the temporary name is nobody's.
+        if error.errno and (error.filename is None or str(error.filename) == str(temporary)):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
