@@ -8,7 +8,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from video_files import NTSC, decode, encode, moving, packets, run
+from video_files import NTSC, decode, encode, moving, packets, pictures, run
 
 from datasets import clips
 from utils import timeline, video, video_out
@@ -230,6 +230,31 @@ def test_a_recording_whose_times_begin_anywhere_begins_at_once(tmp_path, name, c
         with av.open(str(tmp_path / f"late_in_out{kind}")) as container:
             (chapter,) = container.chapters()
         assert [chapter[side] * chapter["time_base"] for side in ("start", "end")] == [0, 1]
+
+
+@pytest.mark.parametrize("flags", ["", "+dash"])  # the latter adds indices, which count from the stream's beginning
+def test_the_last_fragments_of_a_stream_begin_at_once_and_are_whole(tmp_path, flags):
+    plain = encode(tmp_path / "plain.mp4", moving(50), g="10", bf="2")
+    options = {"movflags": "frag_keyframe+empty_moov+default_base_moof" + flags}
+    with av.open(str(tmp_path / "all.mp4"), "w", options=options) as output:
+        for packet in pictures(plain, output):
+            output.mux(packet)
+    data, boxes = (tmp_path / "all.mp4").read_bytes(), []
+    while data:
+        size = int.from_bytes(data[:4], "big")
+        boxes.append((data[4:8], data[:size]))
+        data = data[size:]
+    ends = [k + 1 for k, (kind, _) in enumerate(boxes) if kind == b"mdat"]
+    head = next(k + 1 for k, (kind, _) in enumerate(boxes) if kind == b"moov")
+    kept = boxes[:head] + boxes[ends[1] :]  # without two of five fragments of ten frames
+    (tmp_path / "in.mp4").write_bytes(b"".join(box for _, box in kept))
+    source = video.open_source(str(tmp_path / "in.mp4"))
+    assert source.count == 30 and source.notes == () and source.hold == Fraction(1, 25)
+    run(tmp_path / "in.mp4", tmp_path / "out.mp4")
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert [frame.pts * frame.time_base for frame in container.decode(video=0)] == [
+            Fraction(k, 50) for k in range(59)
+        ]
 
 
 @pytest.mark.parametrize("name", ["in.mp4", "in.mkv", "in.ts", "in.flv", "in.avi"])

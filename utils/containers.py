@@ -31,8 +31,10 @@ TURNS = {
     (0, 1, 1, 0): ("transpose=cclock_flip",),
     (0, -1, -1, 0): ("transpose=clock_flip",),
 }
-# Containers of recordings, whose times may start anywhere. AVI has none, and MP4 says how long to wait.
+# Containers of recordings, whose times may start anywhere, like those of MP4 `in_fragments`. Other MP4 says how long to
+# wait, and AVI has no times.
 FROM_ANYWHERE = ("mpegts", "mpeg", "flv", "hls", "matroska,webm", "nut", "ogg", "asf", "wtv")
+MOV = "mov,mp4,m4a,3gp,3g2,mj2"  # FFmpeg's name
 
 
 @contextmanager
@@ -148,10 +150,15 @@ def filtering(
 
 def begins(container: av.container.InputContainer, stream: av.stream.Stream) -> Fraction:
     """The time that a container's times count from, in whole steps of a stream's."""
-    if container.format.name not in FROM_ANYWHERE:
+    if container.format.name not in FROM_ANYWHERE and not in_fragments(container, stream):
         return Fraction(0)
     start = Fraction(max(container.start_time or 0, 0), av.time_base)  # below 0 lies what helps to decode
     return round(start / stream.time_base) * stream.time_base
+
+
+def in_fragments(container: av.container.InputContainer, stream: av.stream.Stream) -> bool:
+    """Whether a stream is of MP4 whose head lists no frames, as that of live streams, of which any part may be kept."""
+    return container.format.name == MOV and not stream.frames
 
 
 def stated_size(path: str | Path, kind: str) -> int:

@@ -26,6 +26,7 @@ from .containers import (
     TURNS,
     begins,
     filtering,
+    in_fragments,
     is_cover,
     opened,
     packets,
@@ -281,8 +282,9 @@ class Video(Source):
                     times.append(time)
                     latest, hold = max((latest, hold), (time, (packet.duration or 0) * packet.time_base))
             start = Fraction(container.start_time or 0, av.time_base)
+            from_zero = kind in FROM_ZERO or in_fragments(container, video)
             # Else the duration is a guess, as for a raw stream, or that of the file.
-            if video.duration and video.start_time is not None and kind not in FROM_ZERO:
+            if video.duration and video.start_time is not None and not from_zero:
                 until = (video.start_time + video.duration) * video.time_base
                 hold = until - latest if until > latest else hold  # packets come in the order of decoding
             self.damaged += kind == Y4M and read < container.size
@@ -290,7 +292,7 @@ class Video(Source):
             played = [each for each in container.streams if each.type in PLAYED and not is_cover(each)]
             whole = all(0 < each.frames == stored[each.index] for each in played)
             size = container.size
-        counted_from = 0 if kind in FROM_ZERO else begun if kind in FROM_DECODING else start
+        counted_from = 0 if from_zero else begun if kind in FROM_DECODING else start
         promised, stated = Fraction(duration or 0, av.time_base) + counted_from, stated_size(self.path, kind)
         if stated > size:  # FFmpeg guesses the duration of what is left, and often too short
             promised = max(promised, end * Fraction(stated, size))
