@@ -3,6 +3,7 @@
 from fractions import Fraction
 from itertools import pairwise
 from math import ceil
+from types import SimpleNamespace
 
 import av
 import cv2
@@ -193,31 +194,32 @@ def test_a_beginning_between_milliseconds_is_exact(tmp_path):
 
 @pytest.mark.parametrize("kind", [".mp4", ".mkv"])
 @pytest.mark.parametrize(
-    "name, codec, sound",
+    "name, codec, sound, shift, told",
     [
-        ("in.ts", "libx264", "aac"),
-        ("in.m3u8", "libx264", "aac"),
-        ("in.mkv", "libx264", "aac"),
-        ("in.nut", "libx264", "aac"),
-        ("in.ogv", "libvpx", "libopus"),
-        ("in.asf", "mpeg4", "libmp3lame"),
-        ("in.wtv", "mpeg2video", "mp2"),
+        ("in.ts", "libx264", "aac", 40000, 40000),
+        ("in.ts", "libx264", "aac", 95440, -4),  # seconds before its times begin again, from 0
+        ("in.m3u8", "libx264", "aac", 40000, 40000),
+        ("in.mkv", "libx264", "aac", 40000, 40000),
+        ("in.nut", "libx264", "aac", 40000, 40000),
+        ("in.ogv", "libvpx", "libopus", 40000, 40000),
+        ("in.asf", "mpeg4", "libmp3lame", 40000, 40000),
+        ("in.wtv", "mpeg2video", "mp2", 40000, 40000),
     ],
 )
-def test_a_recording_whose_times_begin_anywhere_begins_at_once(tmp_path, name, codec, sound, kind):
-    """Those of broadcasts begin anywhere up to 26 hours, those of streams when they began."""
+def test_a_recording_whose_times_begin_anywhere_begins_at_once(tmp_path, name, codec, sound, shift, told, kind):
+    """Those of broadcasts begin anywhere up to 26 hours, those of streams when they began. told: when, in seconds."""
     plain, late = encode(tmp_path / name, moving(25), codec=codec, sound=sound), tmp_path / f"late_{name}"
-    told = {"id": 1, "start": 40000, "end": 40001, "time_base": Fraction(1), "metadata": {"title": "all"}}
-    with av.open(str(plain)) as given, av.open(str(late), "w", options={"output_ts_offset": "40000"}) as output:
+    chapter = {"id": 1, "start": 40000, "end": 40001, "time_base": Fraction(1), "metadata": {"title": "all"}}
+    with av.open(str(plain)) as given, av.open(str(late), "w", options={"output_ts_offset": str(shift)}) as output:
         streams = {stream.index: output.add_stream_from_template(stream, opaque=True) for stream in given.streams}
         if name == "in.mkv":
-            output.set_chapters([told | {"id": 1, "start": 39000, "end": 39999}, told | {"id": 2}])
+            output.set_chapters([chapter | {"start": 39000, "end": 39999}, chapter | {"id": 2}])
         for packet in given.demux():
             if packet.size:
                 packet.stream = streams[packet.stream.index]
                 output.mux(packet)
     with av.open(str(late)) as container:
-        assert container.start_time >= 40000 * av.time_base
+        assert told <= container.start_time / av.time_base < told + 1
     for source in (plain, late):
         run(source, tmp_path / f"{source.stem}_out{kind}")
     for stream in ("video", "audio"):
@@ -230,6 +232,19 @@ def test_a_recording_whose_times_begin_anywhere_begins_at_once(tmp_path, name, c
         with av.open(str(tmp_path / f"late_in_out{kind}")) as container:
             (chapter,) = container.chapters()
         assert [chapter[side] * chapter["time_base"] for side in ("start", "end")] == [0, 1]
+
+
+@pytest.mark.parametrize("name, form", [("in.avi", "avi"), ("in.asf", "asf"), ("in.mkv", "matroska")])
+def test_the_last_frame_of_a_file_that_was_written_into_a_pipe_lasts_as_long_as_the_others(tmp_path, name, form):
+    """Its head cannot know the end: that of AVI names one far behind."""
+    plain = encode(tmp_path / "plain.mp4", moving(25), codec="mpeg4")
+    with open(tmp_path / name, "wb") as file:
+        pipe = SimpleNamespace(write=file.write)  # it cannot go back
+        with av.open(pipe, "w", format=form) as output:
+            for packet in pictures(plain, output):
+                output.mux(packet)
+    source = video.open_source(str(tmp_path / name))
+    assert source.count == 25 and source.notes == () and abs(source.hold - Fraction(1, 25)) <= Fraction(1, 1000)
 
 
 @pytest.mark.parametrize("flags", ["", "+dash"])  # the latter adds indices, which count from the stream's beginning

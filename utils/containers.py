@@ -34,6 +34,7 @@ TURNS = {
 # Containers of recordings, whose times may start anywhere, like those of MP4 `in_fragments`. Other MP4 says how long to
 # wait, and AVI has no times.
 FROM_ANYWHERE = ("mpegts", "mpeg", "flv", "hls", "matroska,webm", "nut", "ogg", "asf", "wtv")
+PRIMED = ("matroska,webm", "nut", "ogg")  # those where below 0 lies what only helps to decode the sound from there on
 MOV = "mov,mp4,m4a,3gp,3g2,mj2"  # FFmpeg's name
 
 
@@ -152,8 +153,10 @@ def begins(container: av.container.InputContainer, stream: av.stream.Stream) -> 
     """The time that a container's times count from, in whole steps of a stream's."""
     if container.format.name not in FROM_ANYWHERE and not in_fragments(container, stream):
         return Fraction(0)
-    start = Fraction(max(container.start_time or 0, 0), av.time_base)  # below 0 lies what helps to decode
-    return round(start / stream.time_base) * stream.time_base
+    start = container.start_time or 0
+    if container.format.name in PRIMED:
+        start = max(start, 0)
+    return round(Fraction(start, av.time_base) / stream.time_base) * stream.time_base
 
 
 def in_fragments(container: av.container.InputContainer, stream: av.stream.Stream) -> bool:

@@ -23,6 +23,7 @@ from av.video.reformatter import VideoReformatter
 from . import fields, io
 from .colours import DEEP, FULL, RGB, SHALLOW, Colour, is_rgb, plain, plain_format, to_rgb
 from .containers import (
+    MOV,
     TURNS,
     begins,
     filtering,
@@ -282,9 +283,10 @@ class Video(Source):
                     times.append(time)
                     latest, hold = max((latest, hold), (time, (packet.duration or 0) * packet.time_base))
             start = Fraction(container.start_time or 0, av.time_base)
-            from_zero = kind in FROM_ZERO or in_fragments(container, video)
-            # Else the duration is a guess, as for a raw stream, or that of the file.
-            if video.duration and video.start_time is not None and not from_zero:
+            parts = in_fragments(container, video)
+            # Of other containers the duration is a guess, that of all streams, or the largest number of a recording
+            # that was not finished.
+            if kind == MOV and not parts and video.duration and video.start_time is not None:
                 until = (video.start_time + video.duration) * video.time_base
                 hold = until - latest if until > latest else hold  # packets come in the order of decoding
             self.damaged += kind == Y4M and read < container.size
@@ -292,7 +294,7 @@ class Video(Source):
             played = [each for each in container.streams if each.type in PLAYED and not is_cover(each)]
             whole = all(0 < each.frames == stored[each.index] for each in played)
             size = container.size
-        counted_from = 0 if from_zero else begun if kind in FROM_DECODING else start
+        counted_from = 0 if parts or kind in FROM_ZERO else begun if kind in FROM_DECODING else start
         promised, stated = Fraction(duration or 0, av.time_base) + counted_from, stated_size(self.path, kind)
         if stated > size:  # FFmpeg guesses the duration of what is left, and often too short
             promised = max(promised, end * Fraction(stated, size))
