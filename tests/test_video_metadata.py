@@ -33,6 +33,37 @@ def test_subtitles_are_copied_where_they_can_be_stored(tmp_path, capsys):
     assert "cannot be stored in .mp4 and is left out" in capsys.readouterr().err
 
 
+def test_subtitles_from_before_the_pictures_delay_neither_them_nor_chapters(tmp_path):
+    """As in a part of a recording. FFmpeg counts its beginning without subtitles that are more than a second earlier,
+    and Matroska has no times below 0."""
+    plain = encode(tmp_path / "plain.mp4", moving(50), times=[60 + Fraction(i, 25) for i in range(50)])
+    lines = {b"over": 57000, b"on": 57500, b"later": 61000}
+    source = tmp_path / "in.mkv"
+    with av.open(str(source), "w") as output:
+        spans = ((50, 60), (60, 61), (61, 62))
+        output.set_chapters(
+            [
+                {"id": number, "start": start, "end": end, "time_base": Fraction(1), "metadata": {"title": str(start)}}
+                for number, (start, end) in enumerate(spans, start=1)
+            ]
+        )
+        shown = pictures(plain, output)
+        text = output.add_mux_stream("subrip", time_base=Fraction(1, 1000))
+        output.mux(shown)
+        for line, moment in lines.items():
+            packet = av.Packet(line)
+            packet.pts = packet.dts = moment
+            packet.duration, packet.time_base, packet.stream = 2800, Fraction(1, 1000), text
+            output.mux(packet)
+    run(source, tmp_path / "out.mkv")
+    assert packets(tmp_path / "out.mkv", "video")[0][0] == 0
+    with av.open(str(tmp_path / "out.mkv")) as container:
+        chapters = [(each["metadata"]["title"], each["start"] * each["time_base"]) for each in container.chapters()]
+        found = [(packet.pts, packet.duration, bytes(packet)) for packet in container.demux(subtitles=0) if packet.size]
+    assert chapters == [("60", 0), ("61", 1)]
+    assert found == [(0, 300, b"on"), (1000, 2800, b"later")]
+
+
 @pytest.mark.parametrize(
     "first, codec, name, kept",
     [

@@ -192,7 +192,7 @@ def _chapters(container: InputContainer, begin: Fraction) -> list[dict]:
     moved = []
     for chapter in container.chapters():
         start, end = (chapter[name] - round(begin / chapter["time_base"]) for name in ("start", "end"))
-        if end >= 0:
+        if end > 0 or start >= 0:
             moved.append(chapter | {"start": max(start, 0), "end": end})
     return moved
 
@@ -253,6 +253,10 @@ def _other_packets(container: InputContainer, streams: dict, begin: Fraction, en
         later = max(soonest.get(index, moment) - moment, 0) if sound else 0
         soonest[index] = moment + later + steps[index]
         packet.time_base, packet.duration = units[index], (packet.duration or 0) * finer[index]
+        if not sound and moment < 0:  # shown before all else: Matroska would begin with it, but its chapters would not
+            if 0 < packet.duration <= -moment:
+                continue
+            later, packet.duration = -moment, max(packet.duration + moment, 0)
         for name in ("pts", "dts"):
             if getattr(packet, name) is not None:
                 setattr(packet, name, (getattr(packet, name) - first[index]) * finer[index] + later)
