@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 from conftest import formula_image
-from video_files import HEIGHT, WIDTH, complaint, decode, encode, moving, packets, run
+from video_files import HEIGHT, WIDTH, complaint, decode, encode, moving, packets, pictures, run
 
 from utils import containers, fields, io, video
 from utils.parts import begun
@@ -178,6 +178,55 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path, name, sound, late):
     for share in (0.3, 0.5, 0.7, 0.85):
         with pytest.raises(ValueError, match="cut short"):
             video.open_source(str(truncated(tmp_path / f"less{whole.suffix}", whole, share)))
+
+
+def shifted(path, plain, seconds, late=0, **options):
+    """The file `plain` with times that begin later, and sound `late` seconds behind it."""
+    with av.open(str(plain)) as given, av.open(str(path), "w", options=options) as output:
+        streams = {stream.index: output.add_stream_from_template(stream, opaque=True) for stream in given.streams}
+        for packet in given.demux():
+            if packet.size:
+                moved = round((seconds + late * (packet.stream.type == "audio")) / packet.time_base)
+                packet.pts, packet.dts = packet.pts + moved, packet.dts + moved
+                packet.stream = streams[packet.stream.index]
+                output.mux(packet)
+    return path
+
+
+def test_a_late_asf_lacks_what_its_size_tells_not_its_beginning_too(tmp_path):
+    late = shifted(tmp_path / "late.asf", encode(tmp_path / "in.asf", moving(100), codec="mpeg4"), 60)
+    with pytest.raises(ValueError, match=r"cut short: 2\.\d of 4\.\d s are there"):
+        video.open_source(str(truncated(tmp_path / "less.asf", late, 0.6)))
+
+
+def test_fragments_behind_a_wait_that_are_cut_short_are_refused(tmp_path):
+    plain, flags = encode(tmp_path / "in.mp4", moving(100), g="25", crf="5"), "frag_keyframe+delay_moov"
+    late = shifted(tmp_path / "late.mp4", plain, 1000, movflags=flags)
+    assert video.open_source(str(late)).notes == ()
+    with pytest.raises(ValueError, match=r"cut short: 3\.\d of 4\.0 s are there"):
+        video.open_source(str(truncated(tmp_path / "less.mp4", late, 0.82)))
+
+
+@pytest.mark.parametrize("late", [0.3, 2])
+def test_an_ogg_whose_sound_begins_late_is_whole(tmp_path, late):
+    """FFmpeg says that it lasts longer than it does, by as much: Ogg does not say how long."""
+    plain = encode(tmp_path / "in.ogv", moving(50), codec="libvpx", sound="libopus")
+    source = video.open_source(str(shifted(tmp_path / "late.ogv", plain, 0, late)))
+    assert source.count == 50 and source.notes == ()
+
+
+def test_frames_that_avi_stores_as_empty_at_the_end_are_the_last_one_shown_on(tmp_path):
+    """As programs that capture do where nothing has changed or a frame was lost."""
+    plain = encode(tmp_path / "plain.mp4", moving(50), codec="mpeg4")
+    with av.open(str(tmp_path / "in.avi"), "w") as output:
+        found = pictures(plain, output)
+        output.mux(found)
+        for number in range(50, 60):
+            empty = av.Packet(b"")
+            empty.stream, empty.time_base, empty.pts, empty.dts = found[0].stream, Fraction(1, 25), number, number
+            output.mux(empty)
+    source = video.open_source(str(tmp_path / "in.avi"))
+    assert source.count == 50 and source.hold == Fraction(11, 25)
 
 
 def test_a_large_avi_states_the_size_of_all_its_parts(tmp_path):

@@ -18,6 +18,7 @@ from .colours import Colour
 DTS_ONLY = ("avi",)  # containers that store only when frames are decoded, not when they are shown
 DTS_AT_TIMES = ("asf", "mxf")  # those that may do so
 ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # begins the part that holds the file's size
+AVI_HEAD = 8  # bytes, of which the last four say how many follow
 UNTOLD = 2**32 - 1  # the size of an AVI that FFmpeg wrote into a pipe, or did not finish
 # Filters that make a frame upright, by `upright_sides`. One that is only turned upside down has its rows in reverse in
 # memory: a copy has them in order, as those take them who read its memory.
@@ -165,8 +166,8 @@ def in_fragments(container: av.container.InputContainer, stream: av.stream.Strea
 
 
 def stated_size(path: str | Path, kind: str) -> int:
-    """How many bytes an AVI or ASF file says that it has; 0, or 8 for its head, where it does not say. kind:
-    FFmpeg's name for it."""
+    """How many bytes an AVI or ASF file says that it has; 0, or AVI_HEAD, where it does not say. kind: FFmpeg's name
+    for it."""
     with open(path, "rb") as file:
         if kind == "asf":
             _, found, properties = file.read(1 << 16).partition(ASF_PROPERTIES)
@@ -174,6 +175,6 @@ def stated_size(path: str | Path, kind: str) -> int:
         size = 0
         while kind == "avi" and file.read(4) == b"RIFF":  # a large file has several of these
             told = int.from_bytes(file.read(4), "little")
-            size += 8 + told * (told != UNTOLD)
+            size += AVI_HEAD + told * (told != UNTOLD)
             file.seek(size)
         return size

@@ -23,6 +23,7 @@ from av.video.reformatter import VideoReformatter
 from . import fields, io
 from .colours import DEEP, FULL, RGB, SHALLOW, Colour, is_rgb, plain, plain_format, to_rgb
 from .containers import (
+    AVI_HEAD,
     MOV,
     TURNS,
     begins,
@@ -48,7 +49,8 @@ COPIED = ("audio", "subtitle")  # streams that are copied to the output
 PLAYED = ("audio", "video")
 LOOKED_AT = 8  # frames by which it is told what the others are like
 # Containers with one duration for all streams, from 0, not from the first frame.
-FROM_ZERO = ("matroska,webm", "nut", "ogg", "asf", "wtv")
+FROM_ZERO = ("matroska,webm", "nut", "asf", "wtv")
+UNTIMED = ("ogg",)  # containers that do not say how long they are: FFmpeg adds what it finds, and late Opus twice
 FROM_DECODING = ("flv",)  # containers whose duration counts from where the first frame is decoded, before it is shown
 GUESSED = ("mpeg",)  # containers where only some frames have times: reading from the middle gets the others wrong
 OTHER_PICTURES = (".bmp", ".webp", ".tif", ".tiff", ".exr", ".heic", ".avif", ".gif")  # which utils.io does not read
@@ -282,23 +284,25 @@ class Video(Source):
                 if seen:
                     times.append(time)
                     latest, hold = max((latest, hold), (time, (packet.duration or 0) * packet.time_base))
-            start = Fraction(container.start_time or 0, av.time_base)
-            parts = in_fragments(container, video)
+            start, size = Fraction(container.start_time or 0, av.time_base), container.size
+            parts, stated = in_fragments(container, video), stated_size(self.path, kind)
             # Of other containers the duration is a guess, that of all streams, or the largest number of a recording
-            # that was not finished.
-            if kind == MOV and not parts and video.duration and video.start_time is not None:
+            # that was not finished. Frames at the end of AVI may be stored as empty, for the one before to stay.
+            told = kind == MOV and not parts or kind == "avi" and AVI_HEAD < stated <= size
+            if told and video.duration and video.start_time is not None:
                 until = (video.start_time + video.duration) * video.time_base
                 hold = until - latest if until > latest else hold  # packets come in the order of decoding
             self.damaged += kind == Y4M and read < container.size
             # As MP4 tells. Its chapters may end later than all else, and FFmpeg skips a frame that is shown in part.
             played = [each for each in container.streams if each.type in PLAYED and not is_cover(each)]
             whole = all(0 < each.frames == stored[each.index] for each in played)
-            size = container.size
-        counted_from = 0 if parts or kind in FROM_ZERO else begun if kind in FROM_DECODING else start
-        promised, stated = Fraction(duration or 0, av.time_base) + counted_from, stated_size(self.path, kind)
+        length = Fraction(duration or 0, av.time_base)
+        # Times of fragments count from the stream's beginning, or from the end of a wait that their head tells.
+        from_zero = kind in FROM_ZERO or parts and length >= start
+        promised = length + (0 if from_zero else begun if kind in FROM_DECODING else start)
         if stated > size:  # FFmpeg guesses the duration of what is left, and often too short
-            promised = max(promised, end * Fraction(stated, size))
-        elif stated or whole:
+            promised = max(promised, start + (end - start) * Fraction(stated, size))
+        elif stated or whole or kind in UNTIMED:
             promised = end
         self._check_end(start, end, promised)
         self.timed = kind not in GUESSED and len(times) > 1  # a raw stream holds none
