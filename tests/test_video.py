@@ -9,7 +9,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from video_files import NTSC, decode, encode, moving, packets, pictures, run
+from video_files import NTSC, decode, encode, moving, packets, pictures, retold, run
 
 from datasets import clips
 from utils import timeline, video, video_out
@@ -270,6 +270,15 @@ def test_the_last_fragments_of_a_stream_begin_at_once_and_are_whole(tmp_path, fl
         assert [frame.pts * frame.time_base for frame in container.decode(video=0)] == [
             Fraction(k, 50) for k in range(59)
         ]
+
+
+def test_the_pictures_of_fragments_do_not_wait_for_what_only_helps_to_decode_the_sound(tmp_path):
+    plain = encode(tmp_path / "plain.mp4", moving(25), sound="libopus", bf="0")
+    source = retold(tmp_path / "in.mp4", plain, movflags="frag_keyframe+delay_moov")
+    with av.open(str(source)) as container:
+        assert container.start_time < 0
+    run(source, tmp_path / "out.mp4")
+    assert packets(tmp_path / "out.mp4", "video")[0][0] == 0
 
 
 @pytest.mark.parametrize("name", ["in.mp4", "in.mkv", "in.ts", "in.flv", "in.avi"])

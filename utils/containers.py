@@ -35,8 +35,8 @@ TURNS = {
 # Containers of recordings, whose times may start anywhere, like those of MP4 `in_fragments`. Other MP4 says how long to
 # wait, and AVI has no times.
 FROM_ANYWHERE = ("mpegts", "mpeg", "flv", "hls", "matroska,webm", "nut", "ogg", "asf", "wtv")
-PRIMED = ("matroska,webm", "nut", "ogg")  # those where below 0 lies what only helps to decode the sound from there on
 MOV = "mov,mp4,m4a,3gp,3g2,mj2"  # FFmpeg's name
+PRIMED = ("matroska,webm", "nut", "ogg", MOV)  # where below 0 lies what only helps to decode the sound from there on
 
 
 @contextmanager
