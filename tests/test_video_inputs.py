@@ -229,6 +229,15 @@ def test_frames_that_avi_stores_as_empty_at_the_end_are_the_last_one_shown_on(tm
     assert source.count == 50 and source.hold == Fraction(11, 25)
 
 
+def test_a_list_of_segments_without_an_end_is_not_waited_for(tmp_path, capsys):
+    whole = encode(tmp_path / "in.m3u8", moving(25))
+    text = whole.read_text()
+    whole.write_text(text.replace("#EXT-X-ENDLIST\n", ""))
+    assert "in.m3u8: names no end, as of a live stream" in complaint(capsys, whole, tmp_path / "out.mp4")
+    whole.write_text(f"{whole.read_text()}#EXT-X-ENDLIST\n")
+    assert video.open_source(str(whole)).count == 25
+
+
 def test_a_large_avi_states_the_size_of_all_its_parts(tmp_path):
     path, parts = tmp_path / "in.avi", b"RIFF\x06\0\0\0AVI 12RIFF\x0a\0\0\0AVIX123456"
     for kept, stated in ((len(parts), len(parts)), (len(parts) - 3, len(parts)), (14, 14), (9, 14)):

@@ -46,6 +46,9 @@ def opened(path: str | Path) -> Iterator[av.container.InputContainer]:
     # for it, while Python, when it closes a file, waits for them.
     av.logging.set_level(None)
     with reading(path), av_open(path) as container:
+        if container.format.name == "hls" and container.duration is None:  # FFmpeg would wait for more
+            way = "if it is over, add #EXT-X-ENDLIST to the list of its segments"
+            raise ValueError(f"{path}: names no end, as of a live stream; {way}")
         yield container
 
 
