@@ -229,6 +229,14 @@ def test_frames_that_avi_stores_as_empty_at_the_end_are_the_last_one_shown_on(tm
     assert source.count == 50 and source.hold == Fraction(11, 25)
 
 
+@pytest.mark.parametrize("flags", ["no_duration_filesize", "no_metadata"])
+def test_a_late_flv_that_does_not_say_how_long_it_lasts_is_whole(tmp_path, flags):
+    """As of a live stream, or of a recording that was not finished: FFmpeg names the last time, counted from 0."""
+    plain = encode(tmp_path / "in.flv", moving(50), sound="aac")
+    source = video.open_source(str(shifted(tmp_path / "late.flv", plain, 50, flvflags=flags)))
+    assert source.count == 50 and source.notes == ()
+
+
 def test_a_list_of_segments_without_an_end_is_not_waited_for(tmp_path, capsys):
     whole = encode(tmp_path / "in.m3u8", moving(25))
     text = whole.read_text()

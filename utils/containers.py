@@ -18,6 +18,7 @@ from .colours import Colour
 DTS_ONLY = ("avi",)  # containers that store only when frames are decoded, not when they are shown
 DTS_AT_TIMES = ("asf", "mxf")  # those that may do so
 ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # begins the part that holds the file's size
+FLV_DURATION = b"\0\x08duration\0"  # precedes the number of seconds, 8 bytes, which are 0 where it is not known
 AVI_HEAD = 8  # bytes, of which the last four say how many follow
 UNTOLD = 2**32 - 1  # the size of an AVI that FFmpeg wrote into a pipe, or did not finish
 # Filters that make a frame upright, by `upright_sides`. One that is only turned upside down has its rows in reverse in
@@ -166,6 +167,15 @@ def begins(container: av.container.InputContainer, stream: av.stream.Stream) -> 
 def in_fragments(container: av.container.InputContainer, stream: av.stream.Stream) -> bool:
     """Whether a stream is of MP4 whose head lists no frames, as that of live streams, of which any part may be kept."""
     return container.format.name == MOV and not stream.frames
+
+
+def tells_length(path: str | Path, kind: str) -> bool:
+    """Whether a file says how long it lasts. Else FFmpeg goes by the last time in it, which in FLV counts from 0, not
+    from its beginning; to that of Ogg it adds how late Opus begins. kind: FFmpeg's name for it."""
+    if kind == "flv":
+        with open(path, "rb") as file:
+            return any(file.read(1 << 16).partition(FLV_DURATION)[2][:8])
+    return kind != "ogg"
 
 
 def stated_size(path: str | Path, kind: str) -> int:

@@ -35,6 +35,7 @@ from .containers import (
     reading,
     stated_size,
     tells_decoding,
+    tells_length,
     upright_sides,
     video_stream,
 )
@@ -50,7 +51,6 @@ PLAYED = ("audio", "video")
 LOOKED_AT = 8  # frames by which it is told what the others are like
 # Containers with one duration for all streams, from 0, not from the first frame.
 FROM_ZERO = ("matroska,webm", "nut", "asf", "wtv")
-UNTIMED = ("ogg",)  # containers that do not say how long they are: FFmpeg adds what it finds, and late Opus twice
 FROM_DECODING = ("flv",)  # containers whose duration counts from where the first frame is decoded, before it is shown
 GUESSED = ("mpeg",)  # containers where only some frames have times: reading from the middle gets the others wrong
 OTHER_PICTURES = (".bmp", ".webp", ".tif", ".tiff", ".exr", ".heic", ".avif", ".gif")  # which utils.io does not read
@@ -302,7 +302,7 @@ class Video(Source):
         promised = length + (0 if from_zero else begun if kind in FROM_DECODING else start)
         if stated > size:  # FFmpeg guesses the duration of what is left, and often too short
             promised = max(promised, start + (end - start) * Fraction(stated, size))
-        elif stated or whole or kind in UNTIMED:
+        elif stated or whole or not tells_length(self.path, kind):
             promised = end
         self._check_end(start, end, promised)
         self.timed = kind not in GUESSED and len(times) > 1  # a raw stream holds none
