@@ -143,6 +143,25 @@ def test_reading_processes_that_cannot_be_started_are_one_line(typed, monkeypatc
     assert done.status == 2 and done.err.count("\n") == 1 and done.err.startswith(told)
 
 
+@pytest.mark.parametrize("made", [0, 2])  # queues for which there is still room: one for results, then one a process
+def test_an_iterator_that_is_half_made_leaves_no_traceback(typed, monkeypatch, made):
+    shared, printed = itertools.chain([torch.multiprocessing.Queue] * made, itertools.repeat(None)), []
+
+    def queue():
+        if (of := next(shared)) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return of()
+
+    monkeypatch.setattr(torch.multiprocessing, "Queue", queue)
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: printed.append(str(unraisable.exc_value)))
+    done = typed(lambda _: list(load(Spoilt(), [[0]], workers=2)), cli.Parser(""))
+    gc.collect()
+    for process in multiprocessing.active_children():  # otherwise killed when the run exits
+        process.kill()
+        process.join()
+    assert done.status == 2 and done.err.count("\n") == 1 and printed == []
+
+
 class Settings(Dataset):
     """What a process is set to: its threads, and whether it ignores the signals that end the run."""
 

@@ -7,6 +7,7 @@ accumulate stays the same; a run resumed at iteration n gets the samples that it
 import multiprocessing
 import os
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -140,6 +141,7 @@ def _received(dataset: Dataset, workers: int, pin: bool, ahead: int, **options) 
         with cli.undisturbed(), _held_back(cli.STOPPING):
             iterator = iter(loader)
     except OSError as error:  # such as of a semaphore, which is a file in shared memory; it names nothing
+        _drop_half_made(error)
         raise OSError(error.errno, f"{error.strerror}; {cli.FEWER_WORKERS}", "reading processes") from error
     processes = multiprocessing.active_children()
     try:
@@ -160,6 +162,15 @@ def _received(dataset: Dataset, workers: int, pin: bool, ahead: int, **options) 
     finally:
         with cli.undisturbed():  # an interrupt in a destructor would be printed, and lost
             del iterator  # ends the processes, even where an exception's traceback still holds this frame
+
+
+def _drop_half_made(error: OSError) -> None:
+    """Free the iterator that could not be made: its destructor knows only whole ones, and would print a traceback."""
+    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        traceback.clear_frames(error.__traceback__)
+    finally:
+        sys.unraisablehook = before
 
 
 @contextmanager
