@@ -1,15 +1,14 @@
-"""The times of what interpolate_video.py writes, and reads: exact, from wherever it begins."""
+"""The times of what interpolate_video.py writes, and reads: exact, also from the middle on."""
 
 from fractions import Fraction
 from itertools import pairwise
 from math import ceil
-from types import SimpleNamespace
 
 import av
 import cv2
 import numpy as np
 import pytest
-from video_files import NTSC, decode, encode, moving, packets, pictures, retold, run
+from video_files import NTSC, decode, encode, moving, run
 
 from datasets import clips
 from utils import timeline, video, video_out
@@ -169,116 +168,10 @@ def test_frames_of_files_that_do_not_say_when_each_is_shown_all_come_in_order(tm
     assert all((a.image == b.image).all() for a, b in zip(middle, frames[31:]))
 
 
-def test_a_file_that_begins_late_keeps_its_beginning(tmp_path):
-    late = [Fraction(1, 2) + Fraction(i, 25) for i in range(8)]
-    source = encode(tmp_path / "in.mp4", moving(8), 25, late)
-    run(source, tmp_path / "out.mp4")
-    with av.open(str(tmp_path / "out.mp4")) as container:
-        times = [frame.pts * frame.time_base for frame in container.decode(video=0)]
-    assert times == [Fraction(1, 2) + Fraction(i, 50) for i in range(15)]
-
-
 def test_the_last_frame_is_shown_if_it_lasts_less_than_a_millisecond(tmp_path):
     source = encode(tmp_path / "in.mp4", moving(20), 1000)
     run(source, tmp_path / "out.mp4", "--cuts", "no")
     assert decode(tmp_path / "out.mp4")[0] == [Fraction(k, 2000) for k in range(39)]
-
-
-def test_a_beginning_between_milliseconds_is_exact(tmp_path):
-    late = [Fraction(1, 3) + Fraction(i, 24) for i in range(8)]
-    run(encode(tmp_path / "in.nut", moving(8), 24, late, sound="pcm_s16le"), tmp_path / "out.mp4")
-    with av.open(str(tmp_path / "out.mp4")) as container:
-        times = [frame.pts * frame.time_base for frame in container.decode(video=0)]
-    assert times == [Fraction(1, 3) + Fraction(i, 48) for i in range(15)]
-
-
-@pytest.mark.parametrize("kind", [".mp4", ".mkv"])
-@pytest.mark.parametrize(
-    "name, codec, sound, shift, told",
-    [
-        ("in.ts", "libx264", "aac", 40000, 40000),
-        ("in.ts", "libx264", "aac", 95440, -4),  # seconds before its times begin again, from 0
-        ("in.m3u8", "libx264", "aac", 40000, 40000),
-        ("in.mkv", "libx264", "aac", 40000, 40000),
-        ("in.nut", "libx264", "aac", 40000, 40000),
-        ("in.ogv", "libvpx", "libopus", 40000, 40000),
-        ("in.asf", "mpeg4", "libmp3lame", 40000, 40000),
-        ("in.wtv", "mpeg2video", "mp2", 40000, 40000),
-    ],
-)
-def test_a_recording_whose_times_begin_anywhere_begins_at_once(tmp_path, name, codec, sound, shift, told, kind):
-    """Those of broadcasts begin anywhere up to 26 hours, those of streams when they began. told: when, in seconds."""
-    plain, late = encode(tmp_path / name, moving(25), codec=codec, sound=sound), tmp_path / f"late_{name}"
-    chapter = {"id": 1, "start": 40000, "end": 40001, "time_base": Fraction(1), "metadata": {"title": "all"}}
-    with av.open(str(plain)) as given, av.open(str(late), "w", options={"output_ts_offset": str(shift)}) as output:
-        streams = {stream.index: output.add_stream_from_template(stream, opaque=True) for stream in given.streams}
-        if name == "in.mkv":
-            output.set_chapters([chapter | {"start": 39000, "end": 39999}, chapter | {"id": 2}])
-        for packet in given.demux():
-            if packet.size:
-                packet.stream = streams[packet.stream.index]
-                output.mux(packet)
-    with av.open(str(late)) as container:
-        assert told <= container.start_time / av.time_base < told + 1
-    for source in (plain, late):
-        run(source, tmp_path / f"{source.stem}_out{kind}")
-    for stream in ("video", "audio"):
-        first, second = (packets(tmp_path / f"{stem}in_out{kind}", stream) for stem in ("", "late_"))
-        assert [data for _, data in first] == [data for _, data in second]
-        assert all(abs(a - b) <= Fraction(1, 500) and a < 2 for (a, _), (b, _) in zip(first, second))
-    holds = [video.open_source(str(source)).hold for source in (plain, late)]
-    assert abs(holds[1] - holds[0]) <= Fraction(1, 500)
-    if name == "in.mkv":
-        with av.open(str(tmp_path / f"late_in_out{kind}")) as container:
-            (chapter,) = container.chapters()
-        assert [chapter[side] * chapter["time_base"] for side in ("start", "end")] == [0, 1]
-
-
-@pytest.mark.parametrize("name, form", [("in.avi", "avi"), ("in.asf", "asf"), ("in.mkv", "matroska")])
-def test_the_last_frame_of_a_file_that_was_written_into_a_pipe_lasts_as_long_as_the_others(tmp_path, name, form):
-    """Its head cannot know the end: that of AVI names one far behind."""
-    plain = encode(tmp_path / "plain.mp4", moving(25), codec="mpeg4")
-    with open(tmp_path / name, "wb") as file:
-        pipe = SimpleNamespace(write=file.write)  # it cannot go back
-        with av.open(pipe, "w", format=form) as output:
-            for packet in pictures(plain, output):
-                output.mux(packet)
-    source = video.open_source(str(tmp_path / name))
-    assert source.count == 25 and source.notes == () and abs(source.hold - Fraction(1, 25)) <= Fraction(1, 1000)
-
-
-@pytest.mark.parametrize("flags", ["", "+dash"])  # the latter adds indices, which count from the stream's beginning
-def test_the_last_fragments_of_a_stream_begin_at_once_and_are_whole(tmp_path, flags):
-    plain = encode(tmp_path / "plain.mp4", moving(50), g="10", bf="2")
-    options = {"movflags": "frag_keyframe+empty_moov+default_base_moof" + flags}
-    with av.open(str(tmp_path / "all.mp4"), "w", options=options) as output:
-        for packet in pictures(plain, output):
-            output.mux(packet)
-    data, boxes = (tmp_path / "all.mp4").read_bytes(), []
-    while data:
-        size = int.from_bytes(data[:4], "big")
-        boxes.append((data[4:8], data[:size]))
-        data = data[size:]
-    ends = [k + 1 for k, (kind, _) in enumerate(boxes) if kind == b"mdat"]
-    head = next(k + 1 for k, (kind, _) in enumerate(boxes) if kind == b"moov")
-    kept = boxes[:head] + boxes[ends[1] :]  # without two of five fragments of ten frames
-    (tmp_path / "in.mp4").write_bytes(b"".join(box for _, box in kept))
-    source = video.open_source(str(tmp_path / "in.mp4"))
-    assert source.count == 30 and source.notes == () and source.hold == Fraction(1, 25)
-    run(tmp_path / "in.mp4", tmp_path / "out.mp4")
-    with av.open(str(tmp_path / "out.mp4")) as container:
-        assert [frame.pts * frame.time_base for frame in container.decode(video=0)] == [
-            Fraction(k, 50) for k in range(59)
-        ]
-
-
-def test_the_pictures_of_fragments_do_not_wait_for_what_only_helps_to_decode_the_sound(tmp_path):
-    plain = encode(tmp_path / "plain.mp4", moving(25), sound="libopus", bf="0")
-    source = retold(tmp_path / "in.mp4", plain, movflags="frag_keyframe+delay_moov")
-    with av.open(str(source)) as container:
-        assert container.start_time < 0
-    run(source, tmp_path / "out.mp4")
-    assert packets(tmp_path / "out.mp4", "video")[0][0] == 0
 
 
 @pytest.mark.parametrize("name", ["in.mp4", "in.mkv", "in.ts", "in.flv", "in.avi"])

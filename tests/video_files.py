@@ -77,6 +77,13 @@ def encode(path, images, rate=25, times=None, codec="libx264", pix_fmt="yuv420p"
     return path
 
 
+def truncated(path, source, share):
+    """The first `share` of the bytes of the file `source`."""
+    data = source.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    return path
+
+
 def pictures(plain, output):
     """The packets of the pictures of the file `plain`, for a new stream in `output`."""
     with av.open(str(plain)) as given:
