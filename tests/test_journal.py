@@ -64,7 +64,13 @@ def test_a_run_gone_on_with_at_its_beginning_keeps_what_was_recorded_there(tmp_p
     assert not rows(tmp_path)
 
 
-def test_a_disk_that_is_full_for_a_while_costs_curves_that_while_alone(tmp_path, capfd):
+@pytest.fixture
+def seconds_pass(monkeypatch):
+    """The seconds in the names of TensorBoard's files tell their order."""
+    monkeypatch.setattr(time, "time", map(float, itertools.count(10**9)).__next__)
+
+
+def test_a_disk_that_is_full_for_a_while_costs_curves_that_while_alone(tmp_path, capfd, seconds_pass):
     journal = Journal(tmp_path)
     journal.numbers(1, {"loss": 1.0})
     journal.board.flush()
@@ -90,12 +96,6 @@ def test_a_disk_that_is_full_from_the_beginning_is_named(tmp_path, capfd):
         if type(thread).__module__.startswith("tensorboard"):
             thread.join()
     assert not "".join(capfd.readouterr())
-
-
-@pytest.fixture
-def seconds_pass(monkeypatch):
-    """The seconds in the names of TensorBoard's files tell their order."""
-    monkeypatch.setattr(time, "time", map(float, itertools.count(10**9)).__next__)
 
 
 def test_curves_hold_nothing_of_a_run_that_was_killed_before_its_first_checkpoint(tmp_path, seconds_pass):
