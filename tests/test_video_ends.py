@@ -277,7 +277,8 @@ def test_frames_that_avi_stores_as_empty_at_the_end_are_the_last_one_shown_on(tm
         output.mux(found)
         for number in range(50, 60):
             empty = av.Packet(b"")
-            empty.stream, empty.time_base, empty.pts, empty.dts = found[0].stream, Fraction(1, 25), number, number
+            empty.stream, empty.time_base, empty.duration = found[0].stream, Fraction(1, 25), 1
+            empty.pts = empty.dts = number
             output.mux(empty)
     source = video.open_source(str(tmp_path / "in.avi"))
     assert source.count == 50 and source.hold == Fraction(11, 25)
