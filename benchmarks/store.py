@@ -85,13 +85,8 @@ class Progress:
             file.write("\n" + json.dumps([batch, mark, scores]))
             file.flush()
 
-        try:
-            with path.open("a") as file:
-                yield write
-        except OSError as error:
-            if error.filename is None and error.errno:  # as of a write to an open file on a full disk
-                raise OSError(error.errno, error.strerror, str(path)) from error
-            raise
+        with io.naming(path), path.open("a") as file:
+            yield write
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

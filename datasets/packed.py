@@ -29,7 +29,7 @@ import torch
 from torch.utils.data import Dataset
 
 from utils import cli
-from utils.io import BROKEN_ARRAY, clear_left, only_run, write_bytes
+from utils.io import BROKEN_ARRAY, clear_left, naming, only_run, write_bytes
 
 from . import Sample
 from .transforms import FLOW_STEPS, FLOW_UNKNOWN, Augment, Raw, Stack, centre_crop, lines
@@ -343,10 +343,8 @@ def _prepare(source: Vimeo90K, out: Path, plan: dict) -> None:
         raise ValueError(f"{out}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} are free; give another --out")
     (out / FLOW).unlink(missing_ok=True)  # left from a start with flow
     for name, (shape, kind) in shapes.items():
-        try:
+        with naming(out / name):
             np.lib.format.open_memmap(out / name, "w+", kind, shape).flush()
-        except OSError as error:  # of a full disk or a limit of file sizes, which names nothing
-            raise OSError(error.errno, error.strerror, str(out / name)) from error
     write_bytes(begun, json.dumps(plan).encode())
 
 

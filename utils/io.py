@@ -51,6 +51,18 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 @contextmanager
+def naming(path: str | Path, instead: Path | None = None) -> Iterator[None]:
+    """Let an OSError that names no file, as of a write to an open one on a full disk, name `path`; also one that names
+    the file `instead`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename in (None, instead and str(instead)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+@contextmanager
 def replacing(path: str | Path, folder: Path | None = None) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it at the end, removed if anything goes wrong. Makes the folder.
 
@@ -61,13 +73,9 @@ def replacing(path: str | Path, folder: Path | None = None) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = (folder or path.parent) / f".{_stem(path)}.{platform.node()}.{os.getpid()}{path.suffix}"
     try:
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        # Where a write to an open file fails, such as on a full disk, it names nothing; the temporary name is nobody's.
-        if error.errno and (error.filename is None or str(error.filename) == str(temporary)):
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
+        with naming(path, instead=temporary):
+            yield temporary
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -35,10 +35,8 @@ class Journal:
         self._rewrite()
         self.open_board = partial(SummaryWriter, self.folder)
         self.usual, threading.excepthook = threading.excepthook, self._at_end_of_thread
-        try:
+        with io.naming(self.folder):
             self.board = self.open_board(purge_step=0 if start is None else start + 1)
-        except OSError as error:  # of a full disk, which names nothing
-            raise OSError(error.errno, error.strerror, str(self.folder)) from error
         self.bar = tqdm(total=total, initial=start or 0, unit="it", dynamic_ncols=True, disable=not sys.stderr.isatty())
 
     def say(self, line: str) -> None:
