@@ -33,9 +33,6 @@ TURNS = {
     (0, 1, 1, 0): ("transpose=cclock_flip",),
     (0, -1, -1, 0): ("transpose=clock_flip",),
 }
-# Containers of recordings, whose times may start anywhere, like those of MP4 `in_fragments`. Other MP4 says how long to
-# wait, and AVI has no times.
-FROM_ANYWHERE = ("mpegts", "mpeg", "flv", "hls", "matroska,webm", "nut", "ogg", "asf", "wtv")
 MOV = "mov,mp4,m4a,3gp,3g2,mj2"  # FFmpeg's name
 PRIMED = ("matroska,webm", "nut", "ogg", MOV)  # where below 0 lies what only helps to decode the sound from there on
 
@@ -155,11 +152,12 @@ def filtering(
 
 
 def begins(container: av.container.InputContainer, stream: av.stream.Stream) -> Fraction:
-    """The time that a container's times count from, in whole steps of a stream's."""
-    if container.format.name not in FROM_ANYWHERE and not in_fragments(container, stream):
+    """The time that a container's times count from, in whole steps of a stream's. A recording's may begin anywhere, but
+    those of MP4 say how long to wait, except `in_fragments`, and AVI has none."""
+    kind, start = container.format.name, container.start_time or 0
+    if kind in DTS_ONLY or kind == MOV and not in_fragments(container, stream):
         return Fraction(0)
-    start = container.start_time or 0
-    if container.format.name in PRIMED:
+    if kind in PRIMED:
         start = max(start, 0)
     return round(Fraction(start, av.time_base) / stream.time_base) * stream.time_base
 
