@@ -142,7 +142,7 @@ def _received(dataset: Dataset, workers: int, pin: bool, ahead: int, **options) 
             iterator = iter(loader)
     except OSError as error:  # such as of a semaphore, which is a file in shared memory; it names nothing
         _drop_half_made(error)
-        raise OSError(error.errno, f"{error.strerror}; {cli.FEWER_WORKERS}", "reading processes") from error
+        raise OSError(f"reading processes: {error.strerror}; {cli.FEWER_WORKERS}") from error
     processes = multiprocessing.active_children()
     try:
         while True:
@@ -253,6 +253,7 @@ def begin_worker(_: int) -> None:
 def _not_handed_over(error: Exception, _) -> None:
     """End this process, of which the run then learns: multiprocessing would print the error and drop the batch, for
     which the run would wait without end. One that a user can cause is told by the run."""
-    if not isinstance(error, OSError) and (not isinstance(error, RuntimeError) or cli.short_of_memory(error) is None):
+    short = isinstance(error, MemoryError | RuntimeError) and cli.short_of_memory(error)
+    if not short and not isinstance(error, OSError):
         traceback.print_exception(error)
     os._exit(1)
