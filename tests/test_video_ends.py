@@ -47,14 +47,8 @@ def test_a_recording_whose_times_begin_anywhere_begins_at_once(tmp_path, name, c
     """Those of broadcasts begin anywhere up to 26 hours, those of streams when they began. told: when, in seconds."""
     plain, late = encode(tmp_path / name, moving(25), codec=codec, sound=sound), tmp_path / f"late_{name}"
     chapter = {"id": 1, "start": 40000, "end": 40001, "time_base": Fraction(1), "metadata": {"title": "all"}}
-    with av.open(str(plain)) as given, av.open(str(late), "w", options={"output_ts_offset": str(shift)}) as output:
-        streams = {stream.index: output.add_stream_from_template(stream, opaque=True) for stream in given.streams}
-        if name == "in.mkv":
-            output.set_chapters([chapter | {"start": 39000, "end": 39999}, chapter | {"id": 2}])
-        for packet in given.demux():
-            if packet.size:
-                packet.stream = streams[packet.stream.index]
-                output.mux(packet)
+    chapters = [chapter | {"start": 39000, "end": 39999}, chapter | {"id": 2}] if name == "in.mkv" else []
+    retold(late, plain, chapters=chapters, output_ts_offset=str(shift))
     with av.open(str(late)) as container:
         assert told <= container.start_time / av.time_base < told + 1
     for source in (plain, late):
@@ -88,10 +82,7 @@ def test_the_last_frame_of_a_file_that_was_written_into_a_pipe_lasts_as_long_as_
 def test_the_last_fragments_of_a_stream_begin_at_once_and_are_whole(tmp_path, flags):
     plain = encode(tmp_path / "plain.mp4", moving(50), g="10", bf="2")
     options = {"movflags": "frag_keyframe+empty_moov+default_base_moof" + flags}
-    with av.open(str(tmp_path / "all.mp4"), "w", options=options) as output:
-        for packet in pictures(plain, output):
-            output.mux(packet)
-    data, boxes = (tmp_path / "all.mp4").read_bytes(), []
+    data, boxes = retold(tmp_path / "all.mp4", plain, **options).read_bytes(), []
     while data:
         size = int.from_bytes(data[:4], "big")
         boxes.append((data[4:8], data[:size]))
@@ -119,17 +110,8 @@ def test_the_pictures_of_fragments_do_not_wait_for_what_only_helps_to_decode_the
 
 
 def test_a_file_cut_short_behind_its_index_is_noticed(tmp_path, capsys):
-    source = encode(tmp_path / "in.mp4", moving(100))
-    with (
-        av.open(str(source)) as first,
-        av.open(str(tmp_path / "fast.mp4"), "w", options={"movflags": "+faststart"}) as output,
-    ):
-        stream = output.add_stream_from_template(first.streams.video[0], opaque=True)
-        for packet in first.demux(video=0):
-            if packet.size:
-                packet.stream = stream
-                output.mux(packet)
-    path = truncated(tmp_path / "half.mp4", tmp_path / "fast.mp4", 0.6)
+    source = retold(tmp_path / "fast.mp4", encode(tmp_path / "in.mp4", moving(100)), movflags="+faststart")
+    path = truncated(tmp_path / "half.mp4", source, 0.6)
     assert "cut short" in complaint(capsys, path, tmp_path / "out.mp4")
 
 
@@ -234,28 +216,16 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path, name, sound, late):
             video.open_source(str(truncated(tmp_path / f"less{whole.suffix}", whole, share)))
 
 
-def shifted(path, plain, seconds, late=0, **options):
-    """The file `plain` with times that begin later, and sound `late` seconds behind it."""
-    with av.open(str(plain)) as given, av.open(str(path), "w", options=options) as output:
-        streams = {stream.index: output.add_stream_from_template(stream, opaque=True) for stream in given.streams}
-        for packet in given.demux():
-            if packet.size:
-                moved = round((seconds + late * (packet.stream.type == "audio")) / packet.time_base)
-                packet.pts, packet.dts = packet.pts + moved, packet.dts + moved
-                packet.stream = streams[packet.stream.index]
-                output.mux(packet)
-    return path
-
-
 def test_a_late_asf_lacks_what_its_size_tells_not_its_beginning_too(tmp_path):
-    late = shifted(tmp_path / "late.asf", encode(tmp_path / "in.asf", moving(100), codec="mpeg4"), 60)
+    plain = encode(tmp_path / "in.asf", moving(100), codec="mpeg4")
+    late = retold(tmp_path / "late.asf", plain, output_ts_offset="60")
     with pytest.raises(ValueError, match=r"cut short: 2\.\d of 4\.\d s are there"):
         video.open_source(str(truncated(tmp_path / "less.asf", late, 0.6)))
 
 
 def test_fragments_behind_a_wait_that_are_cut_short_are_refused(tmp_path):
     plain, flags = encode(tmp_path / "in.mp4", moving(100), g="25", crf="5"), "frag_keyframe+delay_moov"
-    late = shifted(tmp_path / "late.mp4", plain, 1000, movflags=flags)
+    late = retold(tmp_path / "late.mp4", plain, movflags=flags, output_ts_offset="1000")
     assert video.open_source(str(late)).notes == ()
     with pytest.raises(ValueError, match=r"cut short: 3\.\d of 4\.0 s are there"):
         video.open_source(str(truncated(tmp_path / "less.mp4", late, 0.82)))
@@ -265,7 +235,7 @@ def test_fragments_behind_a_wait_that_are_cut_short_are_refused(tmp_path):
 def test_an_ogg_whose_sound_begins_late_is_whole(tmp_path, late):
     """FFmpeg says that it lasts longer than it does, by as much: Ogg does not say how long."""
     plain = encode(tmp_path / "in.ogv", moving(50), codec="libvpx", sound="libopus")
-    source = video.open_source(str(shifted(tmp_path / "late.ogv", plain, 0, late)))
+    source = video.open_source(str(retold(tmp_path / "late.ogv", plain, late=late)))
     assert source.count == 50 and source.notes == ()
 
 
@@ -288,7 +258,8 @@ def test_frames_that_avi_stores_as_empty_at_the_end_are_the_last_one_shown_on(tm
 def test_a_late_flv_that_does_not_say_how_long_it_lasts_is_whole(tmp_path, flags):
     """As of a live stream, or of a recording that was not finished: FFmpeg names the last time, counted from 0."""
     plain = encode(tmp_path / "in.flv", moving(50), sound="aac")
-    source = video.open_source(str(shifted(tmp_path / "late.flv", plain, 50, flvflags=flags)))
+    late = retold(tmp_path / "late.flv", plain, flvflags=flags, output_ts_offset="50")
+    source = video.open_source(str(late))
     assert source.count == 50 and source.notes == ()
 
 

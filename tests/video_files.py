@@ -94,14 +94,19 @@ def pictures(plain, output):
     return found
 
 
-def retold(path, plain, pictures=(), sound=(), **options):
-    """The file `plain` in another, with this metadata of its pictures and sound."""
+def retold(path, plain, pictures=(), sound=(), chapters=(), late=0, **options):
+    """The file `plain` in another, with this metadata of its pictures and sound, and these chapters. late: by how many
+    seconds its sound comes later."""
     with av.open(str(plain)) as given, av.open(str(path), "w", options=options) as output:
         streams = [output.add_stream_from_template(stream, opaque=True) for stream in given.streams]
         for stream, told in zip(streams, (pictures, sound)):
             stream.metadata.update(told)
+        if chapters:
+            output.set_chapters(chapters)
         for packet in given.demux():
             if packet.size:
+                if late and packet.stream.type == "audio":
+                    packet.pts = packet.dts = packet.pts + round(late / packet.time_base)
                 packet.stream = streams[packet.stream.index]
                 output.mux(packet)
     return path
