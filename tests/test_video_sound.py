@@ -54,7 +54,7 @@ def test_the_last_sound_is_kept_though_it_is_not_told_how_long_it_lasts(tmp_path
         ("in.mkv", "libopus", "out.mov", False),
         ("in.mkv", "libopus", "out.MP4", True),
         ("in.mkv", "libopus", "out.mkv", True),
-        ("in.avi", "pcm_s16le", "out.mp4", False),
+        ("in.avi", "pcm_u8", "out.mp4", False),
         ("in.avi", "pcm_s16le", "out.mov", True),
     ],
 )
@@ -66,6 +66,17 @@ def test_sound_that_a_file_cannot_hold_is_left_out_and_told(tmp_path, capsys, fi
     assert ("cannot be stored in" in capsys.readouterr().err) == (not kept)
     with av.open(str(tmp_path / name)) as container:
         assert len(container.streams.audio) == kept
+
+
+@pytest.mark.parametrize("first", ["in.avi", "in.mkv"])
+def test_sound_that_is_not_compressed_is_stereo_in_mp4_though_not_told_as_such(tmp_path, first):
+    """MP4 refuses it where it is not told which two channels these are. AVI and Matroska do not tell."""
+    source = encode(tmp_path / first, moving(10), sound="pcm_s16le")
+    run(source, tmp_path / "out.mp4")
+    with av.open(str(source)) as given, av.open(str(tmp_path / "out.mp4")) as found:
+        assert [each.streams.audio[0].layout.name for each in (given, found)] == ["2 channels", "stereo"]
+    given, found = packets(source, "audio"), packets(tmp_path / "out.mp4", "audio")
+    assert b"".join(data for _, data in found) == b"".join(data for _, data in given)
 
 
 @pytest.mark.parametrize("name", ["out.mkv", "out.mp4"])

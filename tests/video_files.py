@@ -18,7 +18,8 @@ from utils.video_out import usual_priority
 SCRIPT = str(ROOT / "interpolate_video.py")
 HEIGHT, WIDTH = 64, 128  # x264's decisions vary from run to run for frames of less than eight blocks in width
 NTSC = Fraction(30000, 1001)
-RATES = {"aac": 44100, "libmp3lame": 44100, "libopus": 48000, "mp2": 44100, "pcm_s16le": 44100}  # samples a second
+# Samples a second.
+RATES = {"aac": 44100, "libmp3lame": 44100, "libopus": 48000, "mp2": 44100, "pcm_s16le": 44100, "pcm_u8": 11025}
 
 containers.spare_copies()  # the tests open files with PyAV itself
 

@@ -32,6 +32,7 @@ PRIMING = Fraction(1, 20)  # seconds before the start that audio decoders need, 
 APART = 10  # seconds by which packets may be out of order
 GAP = Fraction(1, 50)  # seconds without sound from which on silence takes their place
 PCM = re.compile(r"pcm_(?:[suf](\d+)(?:le|be)?|alaw|mulaw)")  # sound that is not compressed, and its bits
+UNNAMED = "2 channels"  # sound of AVI and Matroska, which do not tell left and right, as MP4 has to for PCM
 SILENT = {"pcm_u8": b"\x80", "pcm_alaw": b"\xd5", "pcm_mulaw": b"\xff"}  # a byte of silence, where it is not 0
 HOLDING = (".mkv", ".mp4", ".mov")  # kinds of output for what another cannot hold, in the order of advice
 CONVERTED = "; convert it first: ffmpeg -i IN -c:v copy -c:a aac OUT.mkv"
@@ -158,10 +159,20 @@ def _add_streams(output: OutputContainer, container: InputContainer, out: Path, 
             if stream.name:
                 attached.metadata["filename"] = stream.name  # of any bytes, unlike the name above
             continue
-        streams[stream.index] = output.add_stream_from_template(stream, opaque=True)
+        streams[stream.index] = _add_like(output, stream)
         streams[stream.index].metadata.update(_of_stream(stream, out))
         streams[stream.index].disposition = stream.disposition
     return streams
+
+
+def _add_like(output: OutputContainer, given: av.stream.Stream) -> av.stream.Stream:
+    """A stream for what is copied of `given`."""
+    context = given.codec_context
+    if context is None or not PCM.fullmatch(context.name) or context.layout.name != UNNAMED:
+        return output.add_stream_from_template(given, opaque=True)
+    stream = output.add_stream(context.name, rate=context.sample_rate, layout="stereo")
+    stream.codec_context.format = context.format
+    return stream
 
 
 def _describe(
@@ -361,7 +372,7 @@ def holds(out: Path, path: str, index: int) -> bool:
             given = container.streams[index]
             if given.type == ATTACHED:
                 return muxer(out) == "matroska"
-            stream = trial.add_stream_from_template(given, opaque=True)
+            stream = _add_like(trial, given)
             trial.start_encoding()  # a stream may have no packets
             found = (packet for packet in packets(container, given) if packet.pts is not None or not packet.size)
             for packet in islice(found, TRIED):
