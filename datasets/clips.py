@@ -389,7 +389,7 @@ def _decode_video(path: Path, times: list) -> Iterator[np.ndarray]:
 
     turn = None
     with containers.opened(path) as container:
-        for packet in containers.packets(container, containers.video_stream(container, path)):
+        for packet in containers.to_decode(container, containers.video_stream(container, path)):
             for frame in packet.decode():
                 times.append(frame.pts)
                 if turn is None:  # of the first: H.264 may tell it of keyframes alone

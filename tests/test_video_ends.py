@@ -9,6 +9,7 @@ import pytest
 from av.stream import Disposition
 from video_files import HEIGHT, WIDTH, complaint, decode, encode, moving, packets, pictures, retold, run, truncated
 
+from datasets import clips
 from utils import containers, video
 
 
@@ -239,10 +240,11 @@ def test_an_ogg_whose_sound_begins_late_is_whole(tmp_path, late):
     assert source.count == 50 and source.notes == ()
 
 
-def test_frames_that_avi_stores_as_empty_at_the_end_are_the_last_one_shown_on(tmp_path):
-    """As programs that capture do where nothing has changed or a frame was lost."""
+@pytest.mark.parametrize("name", ["in.avi", "in.nut"])
+def test_frames_that_are_stored_as_empty_at_the_end_are_the_last_one_shown_on(tmp_path, capsys, name):
+    """As programs that capture do where nothing has changed or a frame was lost, and Theora at a low bit rate."""
     plain = encode(tmp_path / "plain.mp4", moving(50), codec="mpeg4")
-    with av.open(str(tmp_path / "in.avi"), "w") as output:
+    with av.open(str(tmp_path / name), "w") as output:
         found = pictures(plain, output)
         output.mux(found)
         for number in range(50, 60):
@@ -250,8 +252,11 @@ def test_frames_that_avi_stores_as_empty_at_the_end_are_the_last_one_shown_on(tm
             empty.stream, empty.time_base, empty.duration = found[0].stream, Fraction(1, 25), 1
             empty.pts = empty.dts = number
             output.mux(empty)
-    source = video.open_source(str(tmp_path / "in.avi"))
+    source = video.open_source(str(tmp_path / name))
     assert source.count == 50 and source.hold == Fraction(11, 25)
+    run(tmp_path / name, tmp_path / "out.mp4")
+    assert "left out" not in capsys.readouterr().err
+    assert len(list(clips._decode(tmp_path / name, []))) == 50
 
 
 @pytest.mark.parametrize("flags", ["no_duration_filesize", "no_metadata"])

@@ -87,6 +87,12 @@ def packets(container: av.container.InputContainer, *streams: av.stream.Stream) 
         yield from container.demux(*streams)
 
 
+def to_decode(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+    """The packets of a video for its decoder, which refuses empty ones: there the frame before stays, as in Theora."""
+    # PyAV's last packet, at the end of the stream, is empty, too, and has no time.
+    return (packet for packet in packets(container, stream) if packet.size or packet.dts is None)
+
+
 def video_stream(container: av.container.InputContainer, path: str | Path) -> av.VideoStream:
     """The video of a file. ValueError where there is none, or no decoder for it."""
     streams = [stream for stream in container.streams.video if not is_cover(stream)]

@@ -36,6 +36,7 @@ from .containers import (
     stated_size,
     tells_decoding,
     tells_length,
+    to_decode,
     upright_sides,
     video_stream,
 )
@@ -217,7 +218,7 @@ class Video(Source):
         self, container: av.container.InputContainer, stream: av.VideoStream, start: Fraction = Fraction(0)
     ) -> Iterator[av.VideoFrame]:
         """All frames from here on; counts those from `start` on that cannot be decoded, all of them if it is 0."""
-        for packet in packets(container, stream):
+        for packet in to_decode(container, stream):
             try:
                 yield from packet.decode()
             except av.error.MemoryError:
@@ -264,11 +265,12 @@ class Video(Source):
 
     def _scan(self) -> None:
         count, stored, times, end, read, decoded = 0, Counter(), [self.origin], Fraction(0), 0, {}
-        latest, hold, begun = self.origin, Fraction(0), self.origin
+        latest, hold, begun, until = self.origin, Fraction(0), self.origin, self.origin
         with opened(self.path) as container:
             video, duration, kind = video_stream(container, self.path), container.duration, container.format.name
             for packet in packets(container):
-                seen = packet.stream.index == video.index and packet.size and not packet.is_discard
+                shown = packet.stream.index == video.index and not packet.is_discard
+                seen = shown and packet.size > 0
                 count += seen
                 stored[packet.stream.index] += packet.dts is not None
                 heard = packet.stream.type == "audio" and not packet.is_discard  # a second edit of MOV leads back
@@ -279,11 +281,13 @@ class Video(Source):
                 read = (packet.pos or 0) + packet.size
                 time = packet.pts * packet.time_base
                 begun = min(begun, time if packet.dts is None else packet.dts * packet.time_base)
-                lasts = packet.duration * packet.time_base if packet.duration else seen / self.rate
+                lasts = packet.duration * packet.time_base if packet.duration else shown / self.rate
                 end = max(end, time + lasts)
                 if seen:
                     times.append(time)
                     latest, hold = max((latest, hold), (time, (packet.duration or 0) * packet.time_base))
+                elif shown:  # the frame before stays
+                    until = time + lasts
             start, size = Fraction(container.start_time or 0, av.time_base), container.size
             parts, stated = in_fragments(container, video), stated_size(self.path, kind)
             # Of other containers the duration is a guess, that of all streams, or the largest number of a recording
@@ -291,7 +295,7 @@ class Video(Source):
             told = kind == MOV and not parts or kind == "avi" and AVI_HEAD < stated <= size
             if told and video.duration and video.start_time is not None:
                 until = (video.start_time + video.duration) * video.time_base
-                hold = until - latest if until > latest else hold  # packets come in the order of decoding
+            hold = until - latest if until > latest else hold  # packets come in the order of decoding
             self.damaged += kind == Y4M and read < container.size
             # As MP4 tells. Its chapters may end later than all else, and FFmpeg skips a frame that is shown in part.
             played = [each for each in container.streams if each.type in PLAYED and not is_cover(each)]
