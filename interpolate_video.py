@@ -16,9 +16,10 @@ ffmpeg -ss 60 -t 10 -i in.mp4 -f yuv4mpegpipe - | python interpolate_video.py - 
 
 Frames of the input are passed through unchanged, also where one is due within a fiftieth of the time between two. No
 frames are interpolated across a cut, except with --cuts no, nor where a recording stores none for more than half a
-second and more than four times as long as usual. Sound, subtitles and chapters are copied if the output format can hold
-them, except with --slow. Of more than 8 bits per colour 10 are kept by h265, the default then, av1 and ffv1, and 16 by
-a folder of PNG. 4K takes under 5 GB of memory, with 10 bits under 6: see --scale and --tile.
+second and more than four times as long as usual. Film with the flags of 3:2 pulldown is shown evenly. Sound, subtitles
+and chapters are copied if the output format can hold them, except with --slow. Of more than 8 bits per colour 10 are
+kept by h265, the default then, av1 and ffv1, and 16 by a folder of PNG. 4K takes under 5 GB of memory, with 10 bits
+under 6: see --scale and --tile.
 """
 
 import argparse

@@ -32,7 +32,7 @@ TRAIN_LISTS, TEST_LISTS = (tuple(f"{of}_{part}list.txt" for of in ("sep", "tri")
 SEQUENCES = "sequences"  # the folder of all of Vimeo90K's
 CACHE = Path(__file__).resolve().parent.parent / "data" / "clips_cache"
 COPIED = 64  # frames copied to a device at a time
-VERSION = 8  # of decoding and the search for breaks, in the names of cached files: raise it when one changes
+VERSION = 9  # of decoding and the search for breaks, in the names of cached files: raise it when one changes
 
 
 class Frames:
@@ -397,7 +397,7 @@ def _decode_video(path: Path, times: list) -> Iterator[np.ndarray]:
                     size = frame.width, frame.height, frame.format.name
                     turn = containers.filtering(filters, *size, frame.time_base)
                 yield turn(frame).to_ndarray(format="rgb24")
-        if containers.tells_decoding(container, times):
+        if containers.tells_decoding(container, times) or containers.misleads(container, times):
             times.clear()
 
 

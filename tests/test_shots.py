@@ -124,3 +124,22 @@ def test_a_steady_rate_rounded_to_a_containers_units_has_no_leaps(unit, rate):
     times = [round(i * unit / rate) for i in range(60)]
     assert shots.leaps(times) == []
     assert shots.leaps(times[:30] + times[33:]) == [29]
+
+
+@pytest.mark.parametrize("unit", [1000, 90000, 600])
+def test_film_as_a_display_shows_it_becomes_even(unit):
+    begin = [2.5 * k + k % 2 / 2 for k in range(40)]  # in fields
+    begin += [begin[-1] + 2 * k for k in range(1, 20)]  # of a camera
+    times = [round(time * unit * 1001 / 60000) for time in begin]
+    found = shots.evened(times)
+    assert found[40:] == times[40:] and shots.leaps(times[:40]) == []
+    assert all(abs(time - 2.5 * k * unit * 1001 / 60000) <= 1 for k, time in enumerate(found[:40]))
+
+
+def test_times_that_are_uneven_by_chance_stay():
+    for times in (
+        [0, 50, 83, 133, 167, 217, 250],
+        [0, 3, 5, 8, 10, 13, 15, 18, 20, 23, 25, 28],
+        list(range(0, 800, 40)),
+    ):
+        assert shots.evened(times) == times

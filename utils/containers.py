@@ -17,6 +17,7 @@ from .colours import Colour
 
 DTS_ONLY = ("avi",)  # containers that store only when frames are decoded, not when they are shown
 DTS_AT_TIMES = ("asf", "mxf")  # those that may do so
+GUESSED = ("mpeg",)  # containers where only some frames have times: FFmpeg guesses the others
 ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # begins the part that holds the file's size
 FLV_DURATION = b"\0\x08duration\0"  # precedes the number of seconds, 8 bytes, which are 0 where it is not known
 AVI_HEAD = 8  # bytes, of which the last four say how many follow
@@ -109,10 +110,25 @@ def is_cover(stream: av.stream.Stream) -> bool:
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
+def without_times(path: str | Path) -> frozenset[int]:
+    """The numbers of the packets of a video that have no time in the file, behind the first that has one."""
+    with reading(path), av_open(path, options={"fflags": "nofillin"}) as container:
+        told = [packet.pts is not None for packet in to_decode(container, video_stream(container, path))]
+    first = told.index(True) if True in told else len(told)
+    return frozenset(number for number, known in enumerate(told) if number > first and not known)
+
+
 def tells_decoding(container: av.container.InputContainer, times: Sequence[int | None]) -> bool:
     """Whether a container's times are those at which frames are decoded, not shown. times: of frames as shown."""
     known, kind = [time for time in times if time is not None], container.format.name
     return kind in DTS_ONLY or kind in DTS_AT_TIMES and known != sorted(known)
+
+
+def misleads(container: av.container.InputContainer, times: Sequence[int | None]) -> bool:
+    """Whether times are wrong guesses of FFmpeg's, as of frames that are shown unequally long. times: of frames as
+    shown."""
+    known = [time for time in times if time is not None]
+    return container.format.name in GUESSED and known != sorted(known)
 
 
 def upright_sides(frame: av.VideoFrame) -> tuple[int, int, int, int]:

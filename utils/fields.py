@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from fractions import Fraction
+from itertools import pairwise
 
 import av
 from av.filter import Graph
@@ -28,6 +29,33 @@ def note(path: str, frames: Sequence[av.VideoFrame]) -> str | None:
     if marked:
         return INTERLACED.format(path)
     return SEEMS.format(path) if woven >= max(WOVEN, INTERLACED_SHARE * len(frames)) else None
+
+
+def length(frames: Sequence[av.VideoFrame], rate: Fraction | None, tick: Fraction) -> Fraction | None:
+    """For how long a field is shown of interlaced video that begins with these frames, so that packets which last no
+    longer hold one of a frame's two; None where it is not interlaced, or `rate`, frames a second by what the codec
+    says, is not theirs. tick: of their times."""
+    times = [frame.pts for frame in frames if frame.pts is not None]
+    apart = min((b - a for a, b in pairwise(times)), default=0) * tick
+    if not rate or apart * rate < Fraction(3, 4) or not any(frame.interlaced_frame for frame in frames):
+        return None
+    return 1 / (2 * rate)
+
+
+def joined(
+    shown: Sequence[tuple[Fraction | None, Fraction]], field: Fraction | None
+) -> list[tuple[Fraction | None, Fraction]]:
+    """When frames are shown and for how long, of this of packets, in the order of decoding: those that last for no
+    more than a `field` hold one of a frame's two. None: all hold frames."""
+    result, first = [], False
+    for time, lasts in shown:
+        alone = field is not None and 0 < lasts < field * 3 / 2
+        if alone and first:
+            result[-1] = (result[-1][0], result[-1][1] + lasts)
+        else:
+            result.append((time, lasts))
+        first = alone and not first
+    return result
 
 
 def _fit_to_judge(frames: Sequence[av.VideoFrame]) -> bool:

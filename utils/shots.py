@@ -23,6 +23,8 @@ REPEAT, REPEAT_CELL, CELLS = 0.25, 3, (32, 18)
 # repeats, every fifth or seventh frame in some of them, 0.14 at most; motion that slows down, 0.17 and more.
 AROUND, REPEATED = 5, 0.15
 LEAP = 1.5  # times the usual step from frame to frame, or the usual step divided by it
+# Steps of 3:2 in a row that are no chance, and units that the shorter one has at least, or rounding would hide much.
+LEAST_TURNS, FINE = 8, 15
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
@@ -108,11 +110,27 @@ def find_breaks(frames: Iterable[np.ndarray]) -> np.ndarray:
     return np.array(found) | (np.array(changes) < REPEATED * usual)
 
 
+def evened(times: Sequence[int]) -> list[int]:
+    """Times of frames in order, in whole units; film's that are stored as a display of 60 fields or frames a second
+    shows it, one frame for three of these and the next for two (3:2 pulldown), become even again, as it was filmed."""
+    result, steps = list(times), np.diff(times)
+    first, second = steps[:-1], steps[1:]
+    turns = np.abs(2 * np.maximum(first, second) - 3 * np.minimum(first, second)) <= 5  # as much is lost by rounding
+    turns &= np.minimum(first, second) >= FINE
+    edges = np.flatnonzero(np.diff(turns, prepend=False, append=False)).tolist()
+    for start, stop in zip(edges[::2], edges[1::2]):
+        if stop - start >= LEAST_TURNS:
+            for k in range(start + 1, stop + 2, 2):
+                both = times[k + 1] - times[k - 1] if k <= stop else times[k] - times[k - 2]
+                result[k] = times[k - 1] + both // 2
+    return result
+
+
 def leaps(times: Sequence[int | None]) -> list[int]:
     """The frames of a video after which the next comes later or sooner than usual, so that a middle frame is not
     half-way in time. times: of all frames, in units to which a steady rate may be rounded; where one is None, which
     means not known, nothing is found."""
-    steps = [] if None in times else np.diff(times)
+    steps = [] if None in times else np.diff(evened(times))
     usual = np.quantile(steps, 0.5, method="lower") if len(steps) else 0
     if usual <= 0:
         return []

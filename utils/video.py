@@ -10,7 +10,6 @@ first frame. A fault in a file is a ValueError or FileNotFoundError that names i
 
 import re
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import islice
@@ -20,42 +19,31 @@ from typing import BinaryIO
 import av
 from av.video.reformatter import VideoReformatter
 
-from . import fields, io
+from . import fields, io, scan
 from .colours import DEEP, FULL, RGB, SHALLOW, Colour, is_rgb, plain, plain_format, to_rgb
 from .containers import (
-    AVI_HEAD,
-    MOV,
     TURNS,
     begins,
     filtering,
-    in_fragments,
     is_cover,
     opened,
-    packets,
     reading,
-    stated_size,
     tells_decoding,
-    tells_length,
     to_decode,
     upright_sides,
     video_stream,
+    without_times,
 )
 from .hdr import Light, light_of
+from .shots import evened
 from .timeline import Frame, snapped
 
 PIPE = "-"
 DISCARD_ALL = 48  # FFmpeg's number for a stream that nobody should read
-SLACK, NOTED = Fraction(1, 2), Fraction(1, 10)  # seconds that a file may lack; from which a note says so
-LEAP_BACK, LEAP_AHEAD = 1, 6 * 3600  # seconds; no container can hold a frame of seven hours in every unit of time
+LEAP_AHEAD = 6 * 3600  # seconds: no container can hold a frame of seven hours in every unit of time
 COPIED = ("audio", "subtitle")  # streams that are copied to the output
-PLAYED = ("audio", "video")
 LOOKED_AT = 8  # frames by which it is told what the others are like
-# Containers with one duration for all streams, from 0, not from the first frame.
-FROM_ZERO = ("matroska,webm", "nut", "asf", "wtv")
-FROM_DECODING = ("flv",)  # containers whose duration counts from where the first frame is decoded, before it is shown
-GUESSED = ("mpeg",)  # containers where only some frames have times: reading from the middle gets the others wrong
 OTHER_PICTURES = (".bmp", ".webp", ".tif", ".tiff", ".exr", ".heic", ".avif", ".gif")  # which utils.io does not read
-Y4M = "yuv4mpegpipe"  # FFmpeg's name; it skips an incomplete last frame
 
 
 class Source:
@@ -138,10 +126,17 @@ class Folder(Source):
 
 
 class Video(Source):
-    """A file. Its packets are read once, without decoding, to learn when frames are shown and whether it is whole."""
+    """A file. Its packets are read once, without decoding, to learn when frames are shown and whether it is whole.
+
+    untold: the numbers of packets whose times FFmpeg guesses wrong. even: of film that is stored unevenly, see
+    shots.evened, for each time that becomes another one the latter. coded_rate: frames a second by what the codec
+    says; field: how long a field is shown where packets may hold one, see fields.length.
+    """
 
     def __init__(self, path: str):
         self.path, self.paths = path, [Path(path)]
+        self.untold: frozenset[int] = frozenset()
+        self.even: dict[Fraction, Fraction] = {}
         with opened(self.path) as container:
             stream = video_stream(container, path)
             self.rate = stream.guessed_rate or stream.average_rate or Fraction(25)
@@ -156,6 +151,8 @@ class Video(Source):
                 raise ValueError(f"{path}: not a single frame can be decoded; convert it to another format first")
             self.dts_only = tells_decoding(container, [frame.pts for frame in first])
             self._describe(first[0], stream, told)
+            self.coded_rate = context.framerate or self.rate
+            self.field = fields.length(first, context.framerate, self.step)
             if note := fields.note(path, first):
                 self.notes += (note,)
         self.damaged = 0  # those before the first frame are met again
@@ -190,8 +187,7 @@ class Video(Source):
                         container.seek(int((self.origin + start - back) / self.step), stream=stream)
                     except av.FFmpegError:  # some containers cannot seek at all, or not to the last frames
                         continue
-                for frame in self._decode(container, stream, start):
-                    time = self._time(frame, latest)
+                for frame, time in self._timed(container, stream, start):
                     if latest is None and back is not None and time > start:
                         self.damaged = before  # they are met again
                         break
@@ -218,7 +214,9 @@ class Video(Source):
         self, container: av.container.InputContainer, stream: av.VideoStream, start: Fraction = Fraction(0)
     ) -> Iterator[av.VideoFrame]:
         """All frames from here on; counts those from `start` on that cannot be decoded, all of them if it is 0."""
-        for packet in to_decode(container, stream):
+        for number, packet in enumerate(to_decode(container, stream)):
+            if number in self.untold:
+                packet.pts = None
             try:
                 yield from packet.decode()
             except av.error.MemoryError:
@@ -226,12 +224,26 @@ class Video(Source):
             except av.FFmpegError:  # each decoder has its own for a damaged frame
                 self.damaged += not start or packet.pts is None or packet.pts * self.step - self.origin >= start
 
-    def _time(self, frame: av.VideoFrame, latest: Fraction | None) -> Fraction:
-        moment = frame.dts if self.dts_only else frame.pts
-        if moment is None:
-            return Fraction(0) if latest is None else latest + 1 / self.rate
-        time = moment * self.step - self.delay - self.origin
-        return snapped(time, self.rate, self.step) if self.regular else time
+    def _timed(
+        self, container: av.container.InputContainer, stream: av.VideoStream, start: Fraction = Fraction(0)
+    ) -> Iterator[tuple[av.VideoFrame, Fraction]]:
+        """Frames as of `_decode`, and their times."""
+        due, doubt = Fraction(0), Fraction(0)
+        for frame in self._decode(container, stream, start):
+            moment = frame.dts if self.dts_only else frame.pts
+            time = due if moment is None else moment * self.step - self.delay - self.origin
+            # FFmpeg takes the time of a frame for the next one's where a packet of MPEG ends within the mark of its
+            # beginning. Where times do leap, they leap further, or that of a later frame has leapt as far.
+            if self.untold and time != due and abs(time - due - doubt) > 2 * self.step and abs(time - due) < scan.SLACK:
+                time, doubt = due, time - due
+            due = time + (self._lasts(frame) if self.untold else 1 / self.rate)
+            time = self.even.get(time, time)
+            yield frame, snapped(time, self.rate, self.step) if self.regular else time
+
+    def _lasts(self, frame: av.VideoFrame) -> Fraction:
+        """How long a frame is shown, exactly where that is a number of fields of the codec's rate."""
+        lasts = snapped(frame.duration * self.step, 2 * self.coded_rate, self.step)
+        return lasts if self.field is None else max(lasts, 2 * self.field)  # it may be told of one field only
 
     def _describe(self, frame: av.VideoFrame, stream: av.VideoStream, told: Colour) -> None:
         """told: the colours as the container has them, for what the frames leave open."""
@@ -264,77 +276,53 @@ class Video(Source):
             self.notes += (f"{self.path}: transparency is lost; colours are taken as they are",)
 
     def _scan(self) -> None:
-        count, stored, times, end, read, decoded = 0, Counter(), [self.origin], Fraction(0), 0, {}
-        latest, hold, begun, until = self.origin, Fraction(0), self.origin, self.origin
-        with opened(self.path) as container:
-            video, duration, kind = video_stream(container, self.path), container.duration, container.format.name
-            for packet in packets(container):
-                shown = packet.stream.index == video.index and not packet.is_discard
-                seen = shown and packet.size > 0
-                count += seen
-                stored[packet.stream.index] += packet.dts is not None
-                heard = packet.stream.type == "audio" and not packet.is_discard  # a second edit of MOV leads back
-                if packet.dts is not None and (seen or heard):
-                    self._check_order(packet, decoded)
-                if packet.pts is None:
-                    continue
-                read = (packet.pos or 0) + packet.size
-                time = packet.pts * packet.time_base
-                begun = min(begun, time if packet.dts is None else packet.dts * packet.time_base)
-                lasts = packet.duration * packet.time_base if packet.duration else shown / self.rate
-                end = max(end, time + lasts)
-                if seen:
-                    times.append(time)
-                    latest, hold = max((latest, hold), (time, (packet.duration or 0) * packet.time_base))
-                elif shown:  # the frame before stays
-                    until = time + lasts
-            start, size = Fraction(container.start_time or 0, av.time_base), container.size
-            parts, stated = in_fragments(container, video), stated_size(self.path, kind)
-            # Of other containers the duration is a guess, that of all streams, or the largest number of a recording
-            # that was not finished. Frames at the end of AVI may be stored as empty, for the one before to stay.
-            told = kind == MOV and not parts or kind == "avi" and AVI_HEAD < stated <= size
-            if told and video.duration and video.start_time is not None:
-                until = (video.start_time + video.duration) * video.time_base
-            hold = until - latest if until > latest else hold  # packets come in the order of decoding
-            self.damaged += kind == Y4M and read < container.size
-            # As MP4 tells. Its chapters may end later than all else, and FFmpeg skips a frame that is shown in part.
-            played = [each for each in container.streams if each.type in PLAYED and not is_cover(each)]
-            whole = all(0 < each.frames == stored[each.index] for each in played)
-        length = Fraction(duration or 0, av.time_base)
-        # Times of fragments count from the stream's beginning, or from the end of a wait that their head tells.
-        from_zero = kind in FROM_ZERO or parts and length >= start
-        promised = length + (0 if from_zero else begun if kind in FROM_DECODING else start)
-        if stated > size:  # FFmpeg guesses the duration of what is left, and often too short
-            promised = max(promised, start + (end - start) * Fraction(stated, size))
-        elif stated or whole or not tells_length(self.path, kind):
-            promised = end
-        self._check_end(start, end, promised)
-        self.timed = kind not in GUESSED and len(times) > 1  # a raw stream holds none
-        self._measure(count, sorted(times), hold)
+        found = scan.scan(self.path, self.origin, self.rate, self.field)
+        self.damaged += found.incomplete
+        self.notes += found.notes
+        if found.halved:  # a container may count fields
+            self.rate = 1 / (2 * self.field)
+        # Reading from the middle gets guesses wrong. A raw stream holds no times.
+        self.timed = not found.guessed and len(found.times) > 1
+        count, times, hold = found.count, found.times, found.hold
+        if found.guessed and found.uneven:  # FFmpeg adds them up in the order of decoding
+            times, hold = self._decoded_times()
+            count = len(times) - 1
+        self._measure(count, times, hold)
 
-    def _check_end(self, start: Fraction, end: Fraction, promised: Fraction) -> None:
-        """Note, or ValueError, where the file ends before the time that it promises. start, end: of what is there."""
-        missing = promised - end
-        if missing > max(NOTED, 2 / self.rate):
-            self.notes += (f"{self.path}: ends {float(missing):.2f} s before it says; it may be cut short",)
-        if missing > SLACK:
-            raise ValueError(
-                f"{self.path}: cut short: {float(end - start):.1f} of {float(promised - start):.1f} s are there; "
-                "copy it again, or rewrite what there is with ffmpeg -i IN -c copy OUT"
-            )
+    def _decoded_times(self) -> tuple[list[Fraction], Fraction]:
+        """When frames are shown, that of the first twice, and for how long the last one; all are decoded for it."""
+        self.untold, self.regular, damaged = without_times(self.path), False, self.damaged
+        times = [Fraction(0), Fraction(0)]
+        with opened(self.path) as container:
+            for frame, time in self._timed(container, video_stream(container, self.path)):
+                if time > times[-1]:
+                    times.append(time)
+                hold = self._lasts(frame)
+        self.damaged = damaged
+        return times, hold
 
     def _measure(self, count: int, times: list[Fraction], hold: Fraction) -> None:
         """Set what follows from when frames are shown. count: frames, of which the last may have no time. times: in
         order, that of the first frame twice. hold: how long the last one is shown; 0 where the file does not say."""
-        last = times[-1] - self.origin
+        moments = [*times, times[-1] + hold]
+        stored = [round(moment / self.step) for moment in moments]
+        moved = zip(moments, stored, evened(stored))
+        self.even = {moment: new * self.step for moment, old, new in moved if new != old}
+        if self.even:
+            self.notes += (f"{self.path}: film with 3:2 pulldown; its frames are shown evenly, as they were filmed",)
+            *times, end = [self.even.get(moment, moment) for moment in moments]
+            hold = end - times[-1]
+        last = times[-1]
         if count > len(times) - 1:  # the last frames may have none
             last = max(last, (count - 1) / self.rate)
         apart = [b - a for a, b in zip(times[1:], times[2:])]
         steps = sorted(gap for gap in apart if gap)
         self.usual, shortest = (steps[(len(steps) - 1) // 2], steps[0]) if steps else (None, 1 / self.rate)
         self.longest = max(apart, default=None)
+        if len(self.even) > count / 4:  # most of it is: every second frame of film has another time
+            self.rate *= Fraction(4, max(1, round(4 * self.rate * self.usual)))
         if self.longest and self.longest > LEAP_AHEAD:
-            before = times[1 + apart.index(self.longest)] - self.origin
+            before = times[1 + apart.index(self.longest)]
             raise ValueError(
                 f"{self.path}: times leap ahead by {float(self.longest):.0f} s, from {float(before):.1f} s on, as in "
                 "damaged recordings; correct them with ffmpeg -i IN -c copy OUT"
@@ -347,17 +335,6 @@ class Video(Source):
         longest = self.longest or 1 / self.rate
         self.steady = max(longest, self.hold) - shortest <= 2 * self.step
 
-    def _check_order(self, packet: av.Packet, decoded: dict[int, Fraction]) -> None:
-        """decoded: for each stream, the time at which its previous packet is decoded."""
-        time = packet.dts * packet.time_base
-        before = decoded.get(packet.stream.index, time)
-        if time < before - LEAP_BACK:
-            raise ValueError(
-                f"{self.path}: times go back, from {float(before):.1f} to {float(time):.1f} s, as in recordings that "
-                "were joined; correct them with ffmpeg -i IN -c copy OUT"
-            )
-        decoded[packet.stream.index] = time
-
 
 class Pipe(Source):
     """y4m on standard input: read once, from the beginning."""
@@ -367,7 +344,7 @@ class Pipe(Source):
     def __init__(self):
         self.bytes = Counted(sys.stdin.buffer)
         try:
-            self.container = av.open(self.bytes, format=Y4M)
+            self.container = av.open(self.bytes, format=scan.Y4M)
         except av.FFmpegError as error:
             raise ValueError(f"{self.path}: not y4m; ffmpeg -i IN -f yuv4mpegpipe - makes it from any video") from error
         self.stream = self.container.streams.video[0]
