@@ -123,6 +123,7 @@ def test_more_memory_than_there_is_is_one_line(typed, library):
         (RuntimeError("DataLoader worker (pid 1) was killed. Then"), "DataLoader worker (pid 1) was killed; if memory"),
         (RuntimeError("a fault of ours"), None),
         (OSError(28, "No space left", "a.png"), "a.png: No space left"),
+        (OSError(27, "Too large", "a.png"), "a.png: Too large; the disk or ulimit -f allows no larger files"),
         (ValueError("no\nnumber"), "no number"),
     ],
 )

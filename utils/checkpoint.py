@@ -28,7 +28,9 @@ def _dump(path: Path, content: dict) -> None:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-    except RuntimeError as error:  # torch's error for a full disk
+    except RuntimeError as error:  # torch's, of which the cause is often the error that was raised before
+        if isinstance(cause := error.__context__, OSError):
+            raise OSError(cause.errno, cause.strerror) from error
         raise OSError(f"{path.parent}: the checkpoint could not be written; is the disk full?") from error
 
 

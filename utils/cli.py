@@ -7,6 +7,7 @@ error, exit status 2. Set VFI_DEBUG=1 to see where it was raised. Anything else 
 import argparse
 import atexit
 import difflib
+import errno
 import math
 import multiprocessing
 import os
@@ -134,7 +135,8 @@ def _complaint(main: Callable[[argparse.Namespace], None], args: argparse.Namesp
     except OSError as error:
         if debugging():
             raise
-        return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        said = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        return f"{said}; the disk or ulimit -f allows no larger files" if error.errno == errno.EFBIG else said
     except ValueError as error:
         if debugging():
             raise
