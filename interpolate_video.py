@@ -158,7 +158,7 @@ def main(args: argparse.Namespace) -> None:
             )
         for note in (*source.notes, *notes(args, source, grid, form, kind)):
             say(note)
-        job = Job(args, source, grid, call, form, kind, Pauses())
+        job = Job(args, source, grid, call, form, kind, Pauses(args.dedup))
         if kind == "pipe":
             to_pipe(job)
         else:
@@ -166,7 +166,10 @@ def main(args: argparse.Namespace) -> None:
                 if distributed.is_main():
                     check_output(args)  # once more: another run may have written this output meanwhile
                 to_parts(job)
-        if job.pauses.often:
+        if found := job.pauses.regular:
+            what = f"of every {found.frames} frames {found.repeats} repeat{'s' * (found.repeats == 1)} the one before"
+            say(f"{args.input}: {what}; without them motion is even: ffmpeg -i IN -vf {found.even} OUT")
+        elif job.pauses.often and not args.dedup:
             say(f"{args.input}: motion often pauses, as on twos or threes; --dedup puts motion in place of the repeats")
         if source.damaged:
             frames = f"{source.damaged} frame{'s' * (source.damaged > 1)}"

@@ -2,13 +2,17 @@
 
 import copy
 import itertools
+import re
 import sys
 import threading
+from contextlib import suppress
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 import torch
+from av.filter import Graph
 from conftest import formula_image, formula_weights
 from video_files import decode, encode, moving, run
 
@@ -103,17 +107,72 @@ def test_frames_that_come_seldom_or_a_little_late_are_no_pause(rate):
     assert [step.ts for step in pairs[:-1]] == [[0, Fraction(1, 2)]] * 6
 
 
+def held(path, count, shown):
+    """A video without loss, of which frames are repeated: each is shown as many times as `shown` says by turns."""
+    times = itertools.cycle(shown)
+    return encode(path, [image for image in moving(count, step=4) for _ in range(next(times))], codec="ffv1")
+
+
 @pytest.mark.parametrize(
-    ("repeats", "told"),
-    [((2,), True), ((3,), True), ((1, 1, 1, 2), True), ((1,) * 9 + (2,), False), ((12, 1, 1), False), ((1,), False)],
+    ("shown", "told"),
+    [((2,), True), ((3,), True), ((1, 2, 2, 1, 3), True), ((1,) * 9 + (2,), False), ((12, 1, 1), False), ((1,), False)],
 )
-def test_motion_that_pauses_often_is_told_of(tmp_path, capsys, repeats, told):
-    """On twos, on threes, 24 frames a second stored as 30; not a few lost frames, nor a picture that stands still."""
-    frames = [frame for frame, shown in zip(moving(40, step=4), itertools.cycle(repeats)) for _ in range(shown)]
-    encode(tmp_path / "in.mkv", frames, codec="ffv1")
+def test_motion_that_pauses_often_is_told_of(tmp_path, capsys, shown, told):
+    """On twos, on threes, with repeats at random; not a few lost frames, nor a picture that stands still."""
+    held(tmp_path / "in.mkv", 40, shown)
     for options in ((), ("--dedup",)):
         run(tmp_path / "in.mkv", tmp_path / "out.mp4", "--overwrite", *options)
         assert ("in.mkv: motion often pauses" in capsys.readouterr().err) == (told and not options)
+
+
+@pytest.mark.parametrize(
+    ("shown", "what"),
+    [
+        ((1, 1, 1, 2), "of every 5 frames 1 repeats"),
+        ((1, 1, 1, 1, 2), "of every 6 frames 1 repeats"),
+        ((3, 2), "of every 5 frames 3 repeat"),
+    ],
+)
+def test_repeats_that_come_regularly_are_told_with_the_filters_that_make_motion_even(tmp_path, capsys, shown, what):
+    """24 and 25 frames a second stored as 30, and 24 as 60. FFmpeg leaves each frame once, all equally far apart."""
+    source = held(tmp_path / "in.mkv", 60, shown)
+    for options in ((), ("--dedup",)):
+        run(source, tmp_path / "out.mp4", "--overwrite", *options)
+        told = capsys.readouterr().err
+        assert f"in.mkv: {what} the one before" in told and "motion often pauses" not in told
+    graph, found = Graph(), []
+    with av.open(str(source)) as container:
+        stream = container.streams.video[0]
+        nodes = [graph.add_buffer(template=stream), graph.add("fps", "25")]  # a buffer does not tell the rate
+        nodes += [graph.add(*text.split("=")) for text in re.search("-vf (.*) OUT", told)[1].split(",")]
+        graph.link_nodes(*nodes, graph.add("buffersink")).configure()
+        for frame in (*container.decode(stream), None):
+            graph.push(frame)
+            with suppress(EOFError, av.error.BlockingIOError):
+                while True:
+                    found.append(graph.pull())
+    images = [frame.to_ndarray(format="rgb24") for frame in found]
+    stored, begin = decode(source)[1], np.cumsum([0, *shown * 60])[:60]
+    assert len(images) == 60 and all(np.array_equal(image, stored[k]) for image, k in zip(images, begin))
+    assert len({b.pts - a.pts for a, b in itertools.pairwise(found)}) == 1
+
+
+@pytest.mark.parametrize("hidden", [0, 0.3])
+@pytest.mark.parametrize(
+    ("shown", "cadence"),
+    [((1, 1, 1, 2), (1, 5)), ((1, 1, 1, 1, 2), (1, 6)), ((3, 2), (3, 5))]
+    + [(shown, None) for shown in ((2,), (3,), (1, 2), (2, 2, 1), (2, 2, 3, 2, 3), (1, 2, 2, 1, 3))],
+    ids=str,
+)
+def test_repeats_that_compression_hides_leave_the_cadence_of_the_others(hidden, shown, cadence):
+    """What has another cadence is not taken for one of these: 25 frames a second as 60 is close to 24."""
+    rng, images = np.random.default_rng(0), [np.full((9, 16, 3), level, np.uint8) for level in (0, 255)]
+    pauses = timeline.Pauses(drop=False)
+    for count in shown * (1200 // sum(shown)):
+        for k in range(count):
+            pauses(images[0], images[k == 0 or rng.random() < hidden])
+    found = pauses.regular
+    assert (found and found[:2]) == cadence
 
 
 # Times

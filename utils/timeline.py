@@ -17,6 +17,22 @@ MOST_REPEATS = 3  # in a row: 15 frames a second stored as 60. A picture that st
 # rates it must also be longer than a frame and MOST_REPEATS repeats of it take.
 PAUSE = Fraction(1, 2)
 FEWEST, OFTEN = 8, 0.1  # pauses, and pauses per movement: 25 frames a second stored as 30 have 0.2, some of them hidden
+# By how much more repeats must agree with those one and two cadences ago than with those between: compression hides
+# some. And how much larger their share may be.
+REGULAR, MORE = 0.3, 0.05
+SINGLE = 1.1  # repeats in a pause, on average, up to which all have one
+
+
+class Cadence(NamedTuple):
+    """Of so many frames so many repeat the one before. even: the filters of FFmpeg that leave the others, evenly."""
+
+    repeats: int
+    frames: int
+    even: str
+
+
+# 24 and 25 frames a second stored as 30, and 24 as 60. Their motion stays uneven where repeats alone are dropped.
+CADENCES = (Cadence(1, 5, "decimate"), Cadence(1, 6, "decimate=6"), Cadence(3, 5, "decimate,decimate=2"))
 
 
 class Frame(NamedTuple):
@@ -135,22 +151,39 @@ def steps(
 
 
 class Pauses:
-    """A predicate for `steps` that calls nothing a repeat, but counts how often motion pauses for one to MOST_REPEATS
-    frames."""
+    """A predicate for `steps` that tells which frames are repeats and should be dropped, or none of them, but counts
+    both them and how often motion pauses for one to MOST_REPEATS frames."""
 
-    def __init__(self):
-        self.still = self.pauses = self.movements = 0
+    def __init__(self, drop: bool):
+        self.drop, self.repeats = drop, bytearray()  # a byte for each frame
 
     def __call__(self, first: np.ndarray, second: np.ndarray) -> bool:
-        if is_repeat(first, second):
-            self.still += 1
-        else:
-            self.movements += 1
-            self.pauses += 1 <= self.still <= MOST_REPEATS
-            self.still = 0
-        return False
+        same = bool(is_repeat(first, second))
+        self.repeats.append(same)
+        return self.drop and same
+
+    @property
+    def pauses(self) -> np.ndarray:
+        """How many frames each of them lasts."""
+        still = np.diff(np.flatnonzero(~np.frombuffer(self.repeats, bool)), prepend=-1) - 1
+        return still[(1 <= still) & (still <= MOST_REPEATS)]
 
     @property
     def often(self) -> bool:
         """Whether there were so many that the input seems to have been made at a lower rate, as animation is."""
-        return self.pauses >= max(FEWEST, OFTEN * self.movements)
+        return len(self.pauses) >= max(FEWEST, OFTEN * self.repeats.count(False))
+
+    @property
+    def regular(self) -> Cadence | None:
+        """The cadence in which repeats come, if there is one and they come often."""
+        found, lasting = np.frombuffer(self.repeats, bool), self.pauses
+        if not self.often or len(found) < FEWEST * 6:
+            return None
+        agree = [np.corrcoef(found[:-lag], found[lag:])[0, 1] for lag in range(1, 13)]
+        share = lasting.sum() / (lasting.sum() + self.repeats.count(False))
+        for cadence in CADENCES:
+            repeats, frames, _ = cadence
+            periodic = min(agree[frames - 1], agree[2 * frames - 1]) > max(agree[: frames - 1]) + REGULAR
+            if periodic and share < repeats / frames + MORE and (lasting.mean() > SINGLE) == (repeats > 1):
+                return cadence
+        return None

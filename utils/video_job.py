@@ -27,7 +27,7 @@ from . import distributed, io, video, video_join, video_out
 from .motion import scale_by_motion
 from .parts import Parts, holds_part
 from .pipeline import Picture, pictures
-from .shots import is_cut, is_repeat
+from .shots import is_cut
 from .timeline import Grid, Pauses
 
 NONE = "{}: not a single frame"
@@ -60,11 +60,10 @@ class Job(NamedTuple):
     def pictures(self, runs: Sequence[range]) -> Iterator[Picture]:
         """The output frames of these runs of segments; of the whole input if its length is known only after reading."""
         args, last = self.args, self.segments()
-        repeat = is_repeat if args.dedup else self.pauses
         for run in runs:
             start, stop = (Fraction(number * args.segment) for number in (run.start, run.stop))
             end = None if run.stop == last else stop
-            how = (self.unbridged, repeat, by_motion(args), self.form.deep)
+            how = (self.unbridged, self.pauses, by_motion(args), self.form.deep)
             with closing(pictures(self.source, self.grid, self.call, args.segment, start, end, *how)) as made:
                 yield from made
 
