@@ -32,7 +32,7 @@ TRAIN_LISTS, TEST_LISTS = (tuple(f"{of}_{part}list.txt" for of in ("sep", "tri")
 SEQUENCES = "sequences"  # the folder of all of Vimeo90K's
 CACHE = Path(__file__).resolve().parent.parent / "data" / "clips_cache"
 COPIED = 64  # frames copied to a device at a time
-VERSION = 9  # of decoding and the search for breaks, in the names of cached files: raise it when one changes
+VERSION = 10  # of decoding and the search for breaks, in the names of cached files: raise it when one changes
 
 
 class Frames:

@@ -141,5 +141,14 @@ def test_times_that_are_uneven_by_chance_stay():
         [0, 50, 83, 133, 167, 217, 250],
         [0, 3, 5, 8, 10, 13, 15, 18, 20, 23, 25, 28],
         list(range(0, 800, 40)),
+        np.cumsum(np.random.default_rng(0).choice([33, 50], 4000)).tolist(),  # a game, 20 or 30 frames a second
     ):
         assert shots.evened(times) == times
+
+
+def test_a_frame_that_comes_at_once_behind_film_stays_behind_it():
+    """A recording of a screen holds what else is drawn there."""
+    times = [k * 5 // 2 * 1500 for k in range(40)]
+    for late in (1, 700, 800):
+        found = shots.evened([*times, times[-1] + late])
+        assert all(a < b for a, b in zip(found, found[1:])) and found[20] == 20 * 3750 and found[-1] == times[-1] + late

@@ -91,6 +91,14 @@ def test_film_with_pulldown_is_shown_evenly_and_whole(tmp_path, name):
     assert all(np.array_equal(a, b) for a, b in zip(planes(tmp_path / "out.mkv")[::2], planes(plain), strict=True))
 
 
+@pytest.mark.parametrize("name", ["in.mp4", "in.mkv"])
+def test_pictures_that_are_shown_for_three_and_two_seconds_by_turns_are_no_film(tmp_path, name):
+    """A quiz, whose sound goes with them."""
+    begin = [Fraction(5 * (k // 2) + 3 * (k % 2)) for k in range(40)]
+    source = video.open_source(str(encode(tmp_path / name, moving(40), times=begin)))
+    assert [frame.time for frame in source.frames()] == begin and source.notes == () and not source.damaged
+
+
 def test_times_that_leap_in_film_with_pulldown_are_kept(tmp_path):
     """As where a recording lacks something."""
     source = video.open_source(str(pulled_down(tmp_path / "in.vob", grainy(61), leap=120)[0]))

@@ -1,6 +1,7 @@
 """How two neighbouring frames relate: one shot or a cut, motion or a repeated frame, and how much time lies between
 them."""
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
@@ -23,8 +24,9 @@ REPEAT, REPEAT_CELL, CELLS = 0.25, 3, (32, 18)
 # repeats, every fifth or seventh frame in some of them, 0.14 at most; motion that slows down, 0.17 and more.
 AROUND, REPEATED = 5, 0.15
 LEAP = 1.5  # times the usual step from frame to frame, or the usual step divided by it
-# Steps of 3:2 in a row that are no chance, and units that the shorter one has at least, or rounding would hide much.
-LEAST_TURNS, FINE = 8, 15
+# Steps of 3:2 in a row that are no chance, as those of a game that now and then takes longer: a second of film. And
+# units that the shorter one has at least, or rounding would hide much.
+LEAST_TURNS, FINE = 24, 15
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
@@ -110,19 +112,22 @@ def find_breaks(frames: Iterable[np.ndarray]) -> np.ndarray:
     return np.array(found) | (np.array(changes) < REPEATED * usual)
 
 
-def evened(times: Sequence[int]) -> list[int]:
+def evened(times: Sequence[int], longest: float = math.inf) -> list[int]:
     """Times of frames in order, in whole units; film's that are stored as a display of 60 fields or frames a second
-    shows it, one frame for three of these and the next for two (3:2 pulldown), become even again, as it was filmed."""
+    shows it, one frame for three of these and the next for two (3:2 pulldown), become even again, as it was filmed.
+    longest: what is shown for longer is no film, but pictures that somebody wants to be shown so."""
     result, steps = list(times), np.diff(times)
     first, second = steps[:-1], steps[1:]
     turns = np.abs(2 * np.maximum(first, second) - 3 * np.minimum(first, second)) <= 5  # as much is lost by rounding
-    turns &= np.minimum(first, second) >= FINE
+    turns &= (np.minimum(first, second) >= FINE) & (np.maximum(first, second) <= longest)
     edges = np.flatnonzero(np.diff(turns, prepend=False, append=False)).tolist()
     for start, stop in zip(edges[::2], edges[1::2]):
         if stop - start >= LEAST_TURNS:
             for k in range(start + 1, stop + 2, 2):
                 both = times[k + 1] - times[k - 1] if k <= stop else times[k] - times[k - 2]
-                result[k] = times[k - 1] + both // 2
+                even = times[k - 1] + both // 2
+                if k + 1 == len(times) or even < times[k + 1]:  # behind film a frame may come at once
+                    result[k] = even
     return result
 
 

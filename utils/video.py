@@ -42,6 +42,7 @@ PIPE = "-"
 DISCARD_ALL = 48  # FFmpeg's number for a stream that nobody should read
 LEAP_AHEAD = 6 * 3600  # seconds: no container can hold a frame of seven hours in every unit of time
 COPIED = ("audio", "subtitle")  # streams that are copied to the output
+FILM_STEP = Fraction(1, 15)  # seconds: the longer one of film with 3:2 pulldown takes 1/20 on a display of 60 Hz
 LOOKED_AT = 8  # frames by which it is told what the others are like
 OTHER_PICTURES = (".bmp", ".webp", ".tif", ".tiff", ".exr", ".heic", ".avif", ".gif")  # which utils.io does not read
 
@@ -305,8 +306,8 @@ class Video(Source):
         """Set what follows from when frames are shown. count: frames, of which the last may have no time. times: in
         order, that of the first frame twice. hold: how long the last one is shown; 0 where the file does not say."""
         moments = [*times, times[-1] + hold]
-        stored = [round(moment / self.step) for moment in moments]
-        moved = zip(moments, stored, evened(stored))
+        stored = [round(moment / self.step) for moment in (moments if hold else times)]
+        moved = zip(moments, stored, evened(stored, float(FILM_STEP / self.step)))
         self.even = {moment: new * self.step for moment, old, new in moved if new != old}
         if self.even:
             self.notes += (f"{self.path}: film with 3:2 pulldown; its frames are shown evenly, as they were filmed",)
