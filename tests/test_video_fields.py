@@ -108,6 +108,21 @@ def test_times_that_leap_in_film_with_pulldown_are_kept(tmp_path):
     assert abs(times[40] - times[30] - 10 / FILM - 120 * FIELD) < FIELD
 
 
+def test_rounded_times_of_film_with_pulldown_are_not_lost_behind_a_leap(tmp_path):
+    """As of Matroska that was copied into MPEG's own container: the sound goes with them."""
+    with av.open(str(pulled_down(tmp_path / "in.mkv", grainy(121), leap=20)[0])) as given:
+        with av.open(str(tmp_path / "in.mpg"), "w") as output:
+            stream = output.add_stream_from_template(given.streams.video[0], opaque=True)
+            for packet in given.demux(video=0):
+                if packet.size:
+                    packet.stream = stream
+                    output.mux(packet)
+    source = video.open_source(str(tmp_path / "in.mpg"))
+    times = [frame.time for frame in source.frames()]
+    assert len(times) == 121 and not source.damaged
+    assert all(abs(times[k] - k / FILM - 20 * FIELD * (k >= 36)) < FIELD for k in range(121) if not 36 <= k < 48)
+
+
 def test_a_part_of_film_with_pulldown_is_read_at_the_same_times(tmp_path):
     source = video.open_source(str(pulled_down(tmp_path / "in.ts", moving(61))[0]))
     whole = [frame.time for frame in source.frames()]

@@ -229,14 +229,16 @@ class Video(Source):
         self, container: av.container.InputContainer, stream: av.VideoStream, start: Fraction = Fraction(0)
     ) -> Iterator[tuple[av.VideoFrame, Fraction]]:
         """Frames as of `_decode`, and their times."""
-        due, doubt = Fraction(0), Fraction(0)
+        due, doubt, near = Fraction(0), Fraction(0), 1 / (4 * self.coded_rate)  # half a field
         for frame in self._decode(container, stream, start):
             moment = frame.dts if self.dts_only else frame.pts
             time = due if moment is None else moment * self.step - self.delay - self.origin
             # FFmpeg takes the time of a frame for the next one's where a packet of MPEG ends within the mark of its
             # beginning. Where times do leap, they leap further, or that of a later frame has leapt as far.
-            if self.untold and time != due and abs(time - due - doubt) > 2 * self.step and abs(time - due) < scan.SLACK:
-                time, doubt = due, time - due
+            off = time - due
+            if self.untold and moment is not None and abs(off) < scan.SLACK:
+                if abs(off) <= near or abs(off - doubt) > near:
+                    time, doubt = due, off
             due = time + (self._lasts(frame) if self.untold else 1 / self.rate)
             time = self.even.get(time, time)
             yield frame, snapped(time, self.rate, self.step) if self.regular else time
