@@ -118,10 +118,9 @@ class Batches(Dataset):
     def __init__(self, splits: list[Split], size: int):
         self.cases = [(split, case) for split in splits for case in split.cases]
         self.size = size
-        self.todo = list(range(-(-len(self.cases) // size)))
 
     def __len__(self) -> int:
-        return len(self.todo)
+        return -(-len(self.cases) // self.size)
 
     def members(self, batch: int) -> list[tuple[Split, Case]]:
         return self.cases[batch * self.size : (batch + 1) * self.size]
@@ -133,9 +132,8 @@ class Batches(Dataset):
         known = [state and (state.st_size, state.st_mtime_ns) for state in states]
         return hashlib.sha256(repr(known).encode()).hexdigest()[:12]
 
-    def __getitem__(self, i: int) -> tuple[int, list[np.ndarray | str]]:
+    def __getitem__(self, batch: int) -> tuple[int, list[np.ndarray | str]]:
         """The number of the batch, and what `read` returns for each of its cases."""
-        batch = self.todo[i]
         return batch, [read(split, case) for split, case in self.members(batch)]
 
 

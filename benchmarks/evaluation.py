@@ -70,13 +70,13 @@ def score_all(
     known, name = progress.read(batches.mark), store.called(contender.about)
     if known:
         distributed.say(f"{name}: {len(known)} of {len(batches)} batches were scored before; going on from there")
-    batches.todo = distributed.shard([batch for batch in batches.todo if batch not in known])
+    todo = distributed.shard([[batch] for batch in range(len(batches)) if batch not in known])
     workers = args.workers if args.workers is not None else 8 if contender.call.device.type == "cuda" else 1
     # Arrays come through a pipe; tensors would come through shared memory, of which containers have little.
-    order, workers = [[i] for i in range(len(batches))], min(workers, len(batches))
-    loader = load(batches, order, workers, collate=itemgetter(0), ahead=2)  # one of X-TEST in 4K takes 240 MB
+    # Two batches ahead: one of X-TEST in 4K takes 240 MB.
+    loader = load(batches, todo, min(workers, len(todo)), collate=itemgetter(0), ahead=2)
     quiet = None if distributed.is_main() else True
-    bar = tqdm(loader, total=len(batches), desc=name, unit="batch", disable=quiet)
+    bar = tqdm(loader, total=len(todo), desc=name, unit="batch", disable=quiet)
     mine = {}
     with progress.writer() as write:
         for batch, stacks in bar:
