@@ -22,7 +22,7 @@ import torch
 import models
 from benchmarks import store
 from benchmarks.cases import Split, check_cases
-from benchmarks.evaluation import METRICS, MORE_METRICS, PROTOCOLS, Contender, predict, score_all, scorer, show
+from benchmarks.evaluation import METRICS, MORE_METRICS, PROTOCOLS, Contender, score_all, scorer, show
 from models import Padding
 from models.baselines import External, interpolator, is_network
 from utils import cli, distributed, io
@@ -101,7 +101,7 @@ def run(benchmark: Benchmark, args: argparse.Namespace) -> None:
             unfinished.append(store.Progress(args.out, [about_run, contender.about, frames and frames.name]))
             scores = score_all(contender, splits, args, unfinished[-1], frames, scorers)
             if distributed.is_main():
-                shown = show(contender, splits, scores, PROTOCOLS[args.protocol], path.with_suffix(""))
+                shown = show(contender, splits, scores, path.with_suffix(""))
                 measured = store.summary(benchmark.name, contender.about["model"], splits, scores)
                 results[path] = about_run | about_command | contender.about | measured | {"shown": shown}
                 store.write(path, results[path])
@@ -147,7 +147,7 @@ def make_contender(
     device: torch.device,
     times: Sequence[float],
 ) -> Contender:
-    """The model of a name and weights, with the padding and scale of the protocol. ValueError for weights that cannot
+    """The model of a name and weights, with the protocol, its padding and its scale. ValueError for weights that cannot
     predict all of `times`: now, not hours later when the models before it are done."""
     if not is_network(name):
         call = interpolator(name, device=device)
@@ -155,7 +155,7 @@ def make_contender(
         about = {"model": name, "other_scale": None, "precision": "fp32", "mode": "eager"}
         if isinstance(call, External):
             about |= store.method(call.path)
-        return Contender(call, about)
+        return Contender(call, PROTOCOLS[args.protocol], about)
     scale = benchmark.scale_of(args.protocol) if args.scale is None else args.scale
     options = {"precision": args.precision, "scale": scale, "padding": benchmark.padding}
     call = interpolator(name, checkpoint, device, **options, tile="auto", mode=args.mode)
@@ -176,7 +176,7 @@ def make_contender(
         "other_scale": None if scale == benchmark.scale_of(args.protocol) else scale,
         "padding": benchmark.padding._asdict(),
     }
-    return Contender(call, about)
+    return Contender(call, PROTOCOLS[args.protocol], about)
 
 
 def settings(
@@ -233,9 +233,7 @@ def write_predictions(benchmark: Benchmark, args: argparse.Namespace, pairs: dic
             for target in distributed.shard(list(pairs)):
                 frames = io.read_frames(pairs[target])
                 img0, img1 = io.to_float(frames, device)[:, None]
-                prediction = predict(
-                    contender.call, img0, img1, [0.5], PROTOCOLS[args.protocol], contender.scale(*frames)
-                )
+                prediction = contender.predict(img0, img1, [0.5], contender.scale(*frames))
                 io.write_image(folder / target, io.to_uint8(prediction[0, 0]))
             distributed.barrier()
             distributed.say(f"wrote {len(pairs)} frames to {folder}")

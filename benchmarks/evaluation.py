@@ -47,10 +47,19 @@ PROTOCOLS = {
 
 
 class Contender(NamedTuple):
-    """A model to score. call: see models.baselines.interpolator. about: what results record of it."""
+    """A model to score. call: see models.baselines.interpolator. protocol: how it predicts. about: what results record
+    of it."""
 
     call: Interpolator | Baseline
+    protocol: Protocol
     about: dict
+
+    def predict(self, img0: Tensor, img1: Tensor, times: Sequence[float], scale: float | None) -> Tensor:
+        """(B, 3, H, W) twice -> (B, T, 3, H, W), turned and rounded by the protocol. scale: see Interpolator."""
+        frames = self.call(img0, img1, times, scale)
+        if self.protocol.turned:
+            frames = (frames + self.call(img0.flip(-2, -1), img1.flip(-2, -1), times, scale).flip(-2, -1)) / 2
+        return (frames * 255).round() / 255 if self.protocol.rounded else frames
 
     def scale(self, img0: np.ndarray, img1: np.ndarray) -> float | None:
         """The scale of flow estimation between two images, if it follows their motion; None for that of `call`."""
@@ -81,7 +90,7 @@ def score_all(
     with progress.writer() as write:
         for batch, stacks in bar:
             members, mark = batches.members(batch), batches.mark(batch)
-            mine[batch] = score_batch(contender, members, stacks, PROTOCOLS[args.protocol], scorers, frames)
+            mine[batch] = score_batch(contender, members, stacks, scorers, frames)
             broken = next((score for score in mine[batch] if score.broken), None)
             if broken and not args.skip_broken:
                 raise ValueError(f"{broken.broken} (case {broken.name}); --skip_broken leaves such cases out")
@@ -99,7 +108,6 @@ def score_batch(
     contender: Contender,
     members: list[tuple[Split, Case]],
     stacks: list[np.ndarray | str],
-    protocol: Protocol,
     scorers: dict[str, Callable],
     frames: Path | None,
 ) -> list[Score]:
@@ -113,7 +121,7 @@ def score_batch(
             groups.setdefault((stack.shape, case.times, contender.scale(*stack[:2])), []).append(i)
     for (_, times, scale), indices in groups.items():
         stack = io.to_float(np.stack([stacks[i] for i in indices]), contender.call.device)
-        prediction = predict(contender.call, stack[:, 0], stack[:, 1], times, protocol, scale)
+        prediction = contender.predict(stack[:, 0], stack[:, 1], times, scale)
         try:
             values = {name: score(prediction, stack).tolist() for name, score in scorers.items()}
         except ValueError as error:  # such as frames that are too small for a metric
@@ -140,21 +148,6 @@ def write_frames(folder: Path, case: Case, prediction: Tensor) -> None:
     for t, frame in zip(case.times, io.to_uint8(prediction)):
         several = f"_t{t:.4f}" if len(case.times) > 1 else ""
         io.write_image(folder / f"{case.name}{several}.png", frame)
-
-
-def predict(
-    call: Callable,
-    img0: Tensor,
-    img1: Tensor,
-    times: Sequence[float],
-    protocol: Protocol,
-    scale: float | None = None,
-) -> Tensor:
-    """(B, 3, H, W) twice -> (B, T, 3, H, W), turned and rounded by the protocol. scale: see Interpolator."""
-    frames = call(img0, img1, times, scale)
-    if protocol.turned:
-        frames = (frames + call(img0.flip(-2, -1), img1.flip(-2, -1), times, scale).flip(-2, -1)) / 2
-    return (frames * 255).round() / 255 if protocol.rounded else frames
 
 
 def scorer(name: str, args: argparse.Namespace, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
@@ -184,9 +177,7 @@ def temporal(flow: DIS, prediction: Tensor, stack: Tensor) -> Tensor:
 # Pictures for the report
 
 
-def show(
-    contender: Contender, splits: list[Split], scores: list[Score], protocol: Protocol, folder: Path
-) -> list[dict]:
+def show(contender: Contender, splits: list[Split], scores: list[Score], folder: Path) -> list[dict]:
     """Predict the two worst cases and the median of each split once more; write prediction, target and flow, as PNG."""
     shown = []
     for split in splits:
@@ -199,12 +190,12 @@ def show(
             if place < len(ranked):
                 score = ranked[place]
                 shown.append({"split": split.name, "name": score.name, "why": why})
-                shown[-1] |= _show_case(contender, split, cases[score.name], score, protocol, folder)
+                shown[-1] |= _show_case(contender, split, cases[score.name], score, folder)
     return shown
 
 
 def _show_case(
-    contender: Contender, split: Split, case: Case, score: Score, protocol: Protocol, folder: Path
+    contender: Contender, split: Split, case: Case, score: Score, folder: Path
 ) -> dict[str, str | float | None]:
     at = int(np.argmin(score.values["psnr"]))
     t = case.times[at]
@@ -213,7 +204,7 @@ def _show_case(
         raise ValueError(stack)
     frames = io.to_float(stack, contender.call.device)[:, None]
     scale = contender.scale(*stack[:2])
-    pictures = {"prediction": io.to_uint8(predict(contender.call, frames[0], frames[1], [t], protocol, scale)[0, 0])}
+    pictures = {"prediction": io.to_uint8(contender.predict(frames[0], frames[1], [t], scale)[0, 0])}
     pictures["target"] = stack[2 + at]
     flow = flow_to_first(contender.call, frames[0], frames[1], t, scale)
     if flow is not None:

@@ -42,13 +42,14 @@ def score_by_hand(tmp_path, call, values):
         written.append(tmp_path / f"{k}.png")
     of_each = [cases.Case(name, written[0], written[3], tuple(written[1:3]), (1 / 3, 2 / 3)) for name in values]
     scores = [store.Score("all", name, {"psnr": psnr}) for name, psnr in values.items()]
-    return evaluation.Contender(call, {"model": "average"}), [cases.Split("all", of_each)], scores
+    contender = evaluation.Contender(call, evaluation.Protocol(), {"model": "average"})
+    return contender, [cases.Split("all", of_each)], scores
 
 
 def test_the_worst_case_is_that_with_the_worst_frame(tmp_path):
     values = {"even": [30.0, 30.0], "good": [50.0, 45.0], "uneven": [60.0, 20.0]}
     contender, splits, scores = score_by_hand(tmp_path, models.baselines.Average("cpu"), values)
-    shown = evaluation.show(contender, splits, scores, evaluation.Protocol(), tmp_path / "out")
+    shown = evaluation.show(contender, splits, scores, tmp_path / "out")
     assert [(one["name"], one["psnr"]) for one in shown[:2]] == [("uneven", 20.0), ("even", 30.0)]
     assert shown[0]["t"] == 2 / 3 and shown[0]["why"] == "worst"
     np.testing.assert_array_equal(io.read_image(tmp_path / shown[0]["target"]), frame(2))
@@ -58,7 +59,7 @@ def test_a_picture_that_is_gone_once_it_is_to_be_shown_is_named(tmp_path):
     contender, splits, scores = score_by_hand(tmp_path, models.baselines.Average("cpu"), {"a": [30.0, 30.0]})
     (tmp_path / "2.png").unlink()
     with pytest.raises(ValueError, match="2.png: no such file"):
-        evaluation.show(contender, splits, scores, evaluation.Protocol(), tmp_path / "out")
+        evaluation.show(contender, splits, scores, tmp_path / "out")
 
 
 def test_a_score_that_is_not_finite_names_the_case_and_what_to_do(tmp_path):
@@ -70,7 +71,7 @@ def test_a_score_that_is_not_finite_names_the_case_and_what_to_do(tmp_path):
     contender = contender._replace(about={"model": "IFRNet_S", "checkpoint": "weights.pth"})
     members, scorers = [(split, split.cases[0])], {"psnr": evaluation.scorer("psnr", None, contender.call.device)}
     with pytest.raises(ValueError, match=rf"{tmp_path}/0.png: psnr is not finite; check the checkpoint, or try --prec"):
-        evaluation.score_batch(contender, members, [cases.read(*members[0])], evaluation.Protocol(), scorers, None)
+        evaluation.score_batch(contender, members, [cases.read(*members[0])], scorers, None)
 
 
 def test_a_video_of_true_frames_flickers_little_and_one_in_another_order_much():
