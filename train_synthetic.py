@@ -134,12 +134,12 @@ def stages(crops: Sequence[int], ends: Sequence[float]) -> list[Stage]:
 
 def read_footage(args: argparse.Namespace) -> tuple[dict[int, list], list[clips.Window]]:
     """The windows to train on, by span and clip, and the windows to validate on, which are of other clips."""
-    names = [clip.name for clip in clips.open_clips(args.clips, longest=LONGEST)]
-    held = args.val_clips or names[::4]
-    train = clips.open_clips(args.clips, without=held, longest=LONGEST)
+    found = clips.open_clips(args.clips, longest=LONGEST)
+    held = args.val_clips or [clip.name for clip in found[::4]]
+    train = [clip for clip in found if clip.name not in held]
     if not train:
         way = "name fewer in --val_clips" if args.val_clips else "add another to train on"
-        raise ValueError(f"{args.clips}: all {len(names)} clips are for validation; {way}")
+        raise ValueError(f"{args.clips}: all {len(found)} clips are for validation; {way}")
     footage = {span: [w for clip in train if (w := clips.windows([clip], span))] for span in SPANS}
     val = []
     for clip in clips.open_clips(args.clips, only=held, longest=LONGEST):

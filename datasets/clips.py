@@ -84,7 +84,6 @@ class Window(NamedTuple):
 def open_clips(
     folder: str | Path,
     only: Iterable[str] | None = None,
-    without: Iterable[str] = (),
     longest: int | None = None,
     cache: str | Path | None = None,
     lists: Sequence[str] = TRAIN_LISTS,
@@ -92,9 +91,9 @@ def open_clips(
     """The clips of a folder, by name: its videos, and the folders below it that hold pictures; of Vimeo90K's
     sequences, those in the first of `lists` that is there.
 
-    only, without: names to take or leave out. longest: clips whose longer side is greater are halved until it is not,
-    which also cleans compressed video. cache: where decoded frames are kept (None: CACHE). FileNotFoundError without
-    the folder, ValueError where it holds no clip, lacks a named one, or a clip cannot be decoded.
+    only: names to take. longest: clips whose longer side is greater are halved until it is not, which also cleans
+    compressed video. cache: where decoded frames are kept (None: CACHE). FileNotFoundError without the folder,
+    ValueError where it holds no clip, lacks a named one, or a clip cannot be decoded.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -105,12 +104,12 @@ def open_clips(
         only = [(Path(SEQUENCES) / name).as_posix() for name in read_list(folder, listed.name, check=False)]
         if absent := sorted(set(only) - set(found)):
             raise ValueError(f"{listed}: {len(absent)} of its sequences are not there, such as {absent[0]}; copy them")
-    only, without = None if only is None else set(only), set(without)
+    only = None if only is None else set(only)
     missing = (only or set()) - set(found)
     if not found or missing or only == set():
         what = f"clip named {min(missing)}" if missing else f"videos ({', '.join(VIDEOS)}) and no folders of frames"
         raise ValueError(f"{folder}: no {what} in this folder")
-    names = [name for name in found if (only is None or name in only) and name not in without]
+    names = [name for name in found if only is None or name in only]
     return [_open(found[name], name, longest, Path(cache or CACHE)) for name in names]
 
 
