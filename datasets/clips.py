@@ -85,15 +85,14 @@ def open_clips(
     folder: str | Path,
     only: Iterable[str] | None = None,
     longest: int | None = None,
-    cache: str | Path | None = None,
     lists: Sequence[str] = TRAIN_LISTS,
 ) -> list[Clip]:
     """The clips of a folder, by name: its videos, and the folders below it that hold pictures; of Vimeo90K's
     sequences, those in the first of `lists` that is there.
 
     only: names to take. longest: clips whose longer side is greater are halved until it is not, which also cleans
-    compressed video. cache: where decoded frames are kept (None: CACHE). FileNotFoundError without the folder,
-    ValueError where it holds no clip, lacks a named one, or a clip cannot be decoded.
+    compressed video. FileNotFoundError without the folder, ValueError where it holds no clip, lacks a named one, or a
+    clip cannot be decoded.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -110,7 +109,7 @@ def open_clips(
         what = f"clip named {min(missing)}" if missing else f"videos ({', '.join(VIDEOS)}) and no folders of frames"
         raise ValueError(f"{folder}: no {what} in this folder")
     names = [name for name in found if only is None or name in only]
-    return [_open(found[name], name, longest, Path(cache or CACHE)) for name in names]
+    return [_open(found[name], name, longest) for name in names]
 
 
 def windows(clips: Sequence[Clip], length: int, stride: int = 1, step: int = 1) -> list[Window]:
@@ -307,19 +306,19 @@ def _sources(folder: Path, *above: Path) -> Iterator[Path]:
             yield from _sources(path, folder, *above)
 
 
-def _open(path: Path, name: str, longest: int | None, cache: Path) -> Clip:
+def _open(path: Path, name: str, longest: int | None) -> Clip:
     files = io.list_images(path) if path.is_dir() else [path]
     stem = f"{path.stem[:40]}-{_digest(path.resolve(), longest)}"  # a name has 255 bytes at most
     current = f"{stem}-{_digest(io.states(files), VERSION)}"
-    frames, breaks = (cache / f"{current}.{part}.npy" for part in ("frames", "breaks"))
+    frames, breaks = (CACHE / f"{current}.{part}.npy" for part in ("frames", "breaks"))
     if clip := _cached(name, frames, breaks):
         return clip
-    with io.alone_in(cache) as alone:
+    with io.alone_in(CACHE) as alone:
         if clip := _cached(name, frames, breaks):  # another rank was here before
             return clip
         # The clip before it changed, and what a kill left; or else what another rank is writing.
         for start in (stem, f".{stem}") if alone else ():
-            for old in cache.glob(f"{glob.escape(start)}-*.npy"):
+            for old in CACHE.glob(f"{glob.escape(start)}-*.npy"):
                 old.unlink(missing_ok=True)
         _write(path, longest, files, frames, breaks)
     return Clip(name, Frames(frames), np.load(breaks))

@@ -17,6 +17,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # bare pytest from any folder
 import models  # noqa: E402
+from datasets import clips  # noqa: E402
 from utils import cli  # noqa: E402
 
 # Started in the background, tests ignore Ctrl-C, and with them all that they start and send it to.
@@ -156,6 +157,12 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """Decoded clips are kept in tmp_path / "cache"."""
+    monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
 
 
 # IFRNet_XS, a network so small that the loop around it takes most of the time.

@@ -20,6 +20,8 @@ from datasets import clips
 from datasets.transforms import Augment, finish
 from utils import containers, io, shots
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 
 def write_folder(folder, frames):
     for number, frame in enumerate(frames):
@@ -43,7 +45,7 @@ def test_a_folder_and_a_video_of_the_same_frames_are_the_same_clip(tmp_path):
     frames = sliding()
     write_folder(tmp_path / "in" / "b", frames)
     write_video(tmp_path / "in" / "a.mkv", frames)
-    video, folder = clips.open_clips(tmp_path / "in", cache=tmp_path / "cache")
+    video, folder = clips.open_clips(tmp_path / "in")
     assert (video.name, folder.name) == ("a.mkv", "b")
     assert np.array_equal(folder.frames[:], frames)  # in the order of numbers: 2 comes before 10
     assert np.array_equal(video.frames[:], frames)
@@ -51,13 +53,13 @@ def test_a_folder_and_a_video_of_the_same_frames_are_the_same_clip(tmp_path):
 
 def test_the_second_opening_reads_the_cache_and_a_changed_clip_is_decoded_anew(tmp_path, monkeypatch):
     write_video(tmp_path / "a.mkv", sliding(seed=1))
-    first = clips.open_clips(tmp_path, cache=tmp_path / "cache")[0].frames[:].copy()
+    first = clips.open_clips(tmp_path)[0].frames[:].copy()
     decode = clips._decode
     monkeypatch.setattr(clips, "_decode", None)
-    assert np.array_equal(clips.open_clips(tmp_path, cache=tmp_path / "cache")[0].frames[:], first)
+    assert np.array_equal(clips.open_clips(tmp_path)[0].frames[:], first)
     monkeypatch.setattr(clips, "_decode", decode)
     write_video(tmp_path / "a.mkv", sliding(seed=2, frames=14))
-    assert len(clips.open_clips(tmp_path, cache=tmp_path / "cache")[0].frames) == 14
+    assert len(clips.open_clips(tmp_path)[0].frames) == 14
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 2  # what was there before is not kept: frames are large
 
 
@@ -91,7 +93,7 @@ def test_a_window_is_a_sample_with_all_frames_between_as_targets():
 
 def test_a_spawned_process_is_told_where_the_frames_are_and_gets_no_copy(tmp_path):
     write_folder(tmp_path / "in" / "a", sliding())
-    (clip,) = clips.open_clips(tmp_path / "in", cache=tmp_path / "cache")
+    (clip,) = clips.open_clips(tmp_path / "in")
     sent = pickle.dumps(clips.Windows(clips.windows([clip], 3)))
     assert len(sent) < 5_000 < clip.frames[:].nbytes
     received = pickle.loads(sent).windows
@@ -103,14 +105,13 @@ def test_a_spawned_process_is_told_where_the_frames_are_and_gets_no_copy(tmp_pat
 def test_a_clip_at_hand_is_no_open_file(tmp_path):
     write_folder(tmp_path / "in" / "a", sliding())
     before = len(os.listdir("/proc/self/fd"))
-    found = clips.open_clips(tmp_path / "in", cache=tmp_path / "cache")
+    found = clips.open_clips(tmp_path / "in")
     shape = found[0].frames[3].shape
     assert shape == (48, 64, 3) and len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.parametrize("listed", clips.TRAIN_LISTS)
-def test_of_vimeo90k_those_of_the_training_list_are_taken(tmp_path, monkeypatch, listed):
-    monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
+def test_of_vimeo90k_those_of_the_training_list_are_taken(tmp_path, listed):
     names = ["00001/0001", "00001/0002", "00002/0001"]
     for seed, name in enumerate(names):
         write_folder(tmp_path / "in" / "sequences" / name, sliding(7, seed=seed))
@@ -136,7 +137,7 @@ def test_of_vimeo90k_those_of_the_training_list_are_taken(tmp_path, monkeypatch,
 def test_real_clips_have_the_cuts_and_repeats_that_somebody_listed(real_data, tmp_path):
     listed = json.loads((real_data / "clips" / "clips_index.json").read_text())
     names = ["cotracker_pillow.mp4", "rabbit-watermelon.mp4"]
-    for clip in clips.open_clips(real_data / "clips", names, longest=640, cache=tmp_path):
+    for clip in clips.open_clips(real_data / "clips", names, longest=640):
         about = listed[clip.name]
         missed = {*about["cut_after_frame"], *about["near_duplicate_after_frame"]} - {*np.flatnonzero(clip.breaks)}
         assert not missed and clip.breaks.sum() <= len(about["near_duplicate_after_frame"]) + 2, clip.name
@@ -146,7 +147,7 @@ def test_no_window_holds_a_leap_in_a_videos_time(tmp_path):
     """Every third frame dropped, as phones and encoders do; and a steady rate with one frame missing."""
     write_video(tmp_path / "in" / "a.mkv", sliding(8), [0, 1, 3, 4, 6, 7, 9, 10])
     write_video(tmp_path / "in" / "b.mkv", sliding(8), [0, 1, 2, 3, 5, 6, 7, 8])
-    uneven, missing = clips.open_clips(tmp_path / "in", cache=tmp_path / "cache")
+    uneven, missing = clips.open_clips(tmp_path / "in")
     assert np.flatnonzero(uneven.breaks).tolist() == [1, 3, 5] and np.flatnonzero(missing.breaks).tolist() == [3]
     assert not clips.windows([uneven], 3)
 
@@ -161,12 +162,11 @@ def test_a_container_that_tells_only_when_frames_are_decoded_holds_no_leaps(tmp_
         for pixels in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
-    (clip,) = clips.open_clips(tmp_path, cache=tmp_path / "cache")
+    (clip,) = clips.open_clips(tmp_path)
     assert len(clip.frames) == 24 and not clip.breaks.any()
 
 
-def test_a_clip_that_gives_no_window_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
+def test_a_clip_that_gives_no_window_is_named(tmp_path):
     write_video(tmp_path / "in" / "a.mkv", sliding(8), [0, 1, 3, 4, 6, 7, 9, 10])
     for name in "bc":
         write_folder(tmp_path / "in" / name, sliding(12))
@@ -178,12 +178,12 @@ def test_a_clip_that_gives_no_window_is_named(tmp_path, monkeypatch):
 def test_a_name_as_long_as_a_disk_takes_is_kept_and_what_a_kill_left_is_not(tmp_path):
     name = "日" * 83
     write_folder(tmp_path / "in" / name, sliding())
-    (clip,) = clips.open_clips(tmp_path / "in", cache=tmp_path / "cache")
+    (clip,) = clips.open_clips(tmp_path / "in")
     assert clip.name == name and len(clip.frames) == 12
     left = tmp_path / "cache" / f".{clip.frames.path.stem}.host.1.npy"
     clip.frames.path.with_name(clip.frames.path.name.replace("frames", "breaks")).unlink()
     left.write_bytes(b"half")
-    clips.open_clips(tmp_path / "in", cache=tmp_path / "cache")
+    clips.open_clips(tmp_path / "in")
     assert not left.exists()
 
 
@@ -199,23 +199,23 @@ def test_a_name_as_long_as_a_disk_takes_is_kept_and_what_a_kill_left_is_not(tmp_
 )
 def test_a_cached_file_that_a_power_failure_left_broken_is_made_again(tmp_path, part, hurt):
     write_folder(tmp_path / "a", sliding())
-    clips.open_clips(tmp_path, cache=tmp_path / "cache")
+    clips.open_clips(tmp_path)
     (file,) = (tmp_path / "cache").glob(f"*.{part}.npy")
     file.write_bytes(hurt(file.read_bytes()))
-    (clip,) = clips.open_clips(tmp_path, cache=tmp_path / "cache")
+    (clip,) = clips.open_clips(tmp_path)
     assert np.array_equal(clip.frames[:], sliding()) and not clip.breaks.any()
 
 
 def test_large_clips_are_halved(tmp_path):
     write_folder(tmp_path / "a", sliding(3, 48, 64))
-    (clip,) = clips.open_clips(tmp_path, longest=40, cache=tmp_path / "cache")
+    (clip,) = clips.open_clips(tmp_path, longest=40)
     assert clip.frames.shape == (3, 24, 32, 3)
 
 
 def test_frames_written_over_in_their_folder_are_read_anew(tmp_path):
     for seed in (1, 2):
         write_folder(tmp_path / "a", sliding(seed=seed))
-        (clip,) = clips.open_clips(tmp_path, cache=tmp_path / "cache")
+        (clip,) = clips.open_clips(tmp_path)
         assert np.array_equal(clip.frames[:], sliding(seed=seed))
 
 
@@ -226,7 +226,7 @@ def test_a_link_to_a_folder_that_it_lies_in_adds_no_clips_and_one_to_another_doe
         (place / "up").symlink_to(tmp_path / "in")
         (place / "more").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in" / "a")
-    found = clips.open_clips(tmp_path / "in", cache=tmp_path / "cache")
+    found = clips.open_clips(tmp_path / "in")
     assert [clip.name for clip in found] == ["a", "a/more", "more", "more/back"]
 
 
@@ -236,7 +236,7 @@ def test_hidden_files_are_no_clips_and_one_frame_has_no_windows(tmp_path):
     (tmp_path / "._a.mp4").write_bytes(b"what macOS leaves on other disks")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "._1.png").write_bytes(b"the same")
-    found = clips.open_clips(tmp_path, cache=tmp_path / "cache")
+    found = clips.open_clips(tmp_path)
     assert [clip.name for clip in found] == ["a", "cover"]
     assert {window.clip.name for window in clips.windows(found, 3)} == {"a"}
 
@@ -254,12 +254,12 @@ def opened(folder, cache, wait, locks):
     def unknown(*_):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    clips._decode = slow
+    clips._decode, clips.CACHE = slow, Path(cache)
     if locks == "no":
         import fcntl  # not on Windows
 
         fcntl.flock = unknown
-    print(len(clips.open_clips(folder, cache=cache)[0].frames))
+    print(len(clips.open_clips(folder)[0].frames))
 
 
 def opened_by_two(tmp_path, waits, locks):
@@ -284,8 +284,7 @@ def test_processes_that_come_together_on_a_disk_without_locks_take_nothing_from_
     assert opened_by_two(tmp_path, (0.05, 0.07), "no") == [["decoded", "40"], ["decoded", "40"]]
 
 
-def test_clips_to_validate_on_are_never_trained_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
+def test_clips_to_validate_on_are_never_trained_on(tmp_path):
     for name in "ab":
         write_folder(tmp_path / "in" / name, sliding(12))
     train, val = clips.split(tmp_path / "in", 3, held=["a"])
@@ -329,23 +328,22 @@ def test_a_folder_without_whole_clips_is_named(tmp_path, make, message):
     (tmp_path / "in").mkdir()
     make(tmp_path / "in")
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        clips.open_clips(tmp_path / "in", cache=tmp_path / "cache")
+        clips.open_clips(tmp_path / "in")
 
 
 def test_a_clip_that_was_asked_for_and_is_not_there_is_named(tmp_path):
     write_folder(tmp_path / "a", sliding(3))
     with pytest.raises(ValueError, match="no clip named b"):
-        clips.open_clips(tmp_path, only=["a", "b"], cache=tmp_path / "cache")
+        clips.open_clips(tmp_path, only=["a", "b"])
 
 
 def test_real_septuplets_are_clips(real_data, tmp_path):
-    found = clips.open_clips(real_data / "vimeo_septuplets", cache=tmp_path)
+    found = clips.open_clips(real_data / "vimeo_septuplets")
     assert [len(clip.frames) for clip in found] == [7] * 6
     assert len(clips.windows(found, 3)) == 30
 
 
-def test_no_window_holds_a_gap_in_the_numbers_of_pictures(tmp_path, monkeypatch):
-    monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
+def test_no_window_holds_a_gap_in_the_numbers_of_pictures(tmp_path):
     write_folder(tmp_path / "in" / "a", sliding(10))
     sorted((tmp_path / "in" / "a").iterdir())[4].unlink()
     (clip,) = clips.open_clips(tmp_path / "in")

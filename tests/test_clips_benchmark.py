@@ -8,14 +8,12 @@ import pytest
 from scoring import frame, psnr_by_hand, result
 
 from benchmarks import Clips, evaluation, report
-from datasets import clips
 from utils import io
 
 
 @pytest.fixture
-def footage(tmp_path, monkeypatch):
+def footage(tmp_path, own_cache):
     """A clip that moves by 1 pixel a frame, and one that moves by 6."""
-    monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
     wide = frame(7, 96, 400)
     for name, speed in (("slow", 1), ("fast", 6)):
         for number in range(12):

@@ -265,11 +265,6 @@ def write_clips(folder, names, frames=30, size=(32, 48)):
     return folder
 
 
-@pytest.fixture
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
-
-
 def test_clips_to_validate_on_are_other_clips(tmp_path, own_cache):
     folder = write_clips(tmp_path / "clips", ["a", "b", "c"])
     train, val = clips.split(folder, 3)

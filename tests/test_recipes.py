@@ -19,7 +19,7 @@ from training_runs import (
 import models
 import train_gopro
 import train_vimeo90k
-from datasets import Sample, clips, gopro
+from datasets import Sample, gopro
 from losses.terms import charbonnier
 from utils import cli, epochs
 from utils.io import to_uint8, write_image
@@ -149,8 +149,7 @@ def test_a_term_that_is_added_to_the_loss_counts_on_gopro_too(monkeypatch):
 
 
 @pytest.mark.parametrize("script", [train_vimeo90k, train_gopro], ids=lambda script: script.__name__)
-def test_both_scripts_train_on_a_folder_of_clips(tmp_path, monkeypatch, capsys, script):
-    monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
+def test_both_scripts_train_on_a_folder_of_clips(tmp_path, own_cache, capsys, script):
     for seed, name in enumerate(["a", "b"]):
         write_frames(tmp_path / "clips" / name, seed)
     data = ["--data", f"clips:{tmp_path / 'clips'}", "--clip_stride", 2, "--model_name", NAME, "--crop", 32]
@@ -162,8 +161,7 @@ def test_both_scripts_train_on_a_folder_of_clips(tmp_path, monkeypatch, capsys, 
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names are text here, on Linux any bytes")
-def test_a_clip_to_train_on_may_have_a_name_that_is_no_utf_8(tmp_path, monkeypatch):
-    monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
+def test_a_clip_to_train_on_may_have_a_name_that_is_no_utf_8(tmp_path, own_cache):
     for seed, name in enumerate([b"caf\xe9", b"b"]):
         write_frames(tmp_path / "clips" / os.fsdecode(name), seed)
     data = ["--data", f"clips:{tmp_path / 'clips'}", "--model_name", NAME, "--crop", 32, "--batch_size", 1]

@@ -229,8 +229,9 @@ def test_flow_of_footage_that_nothing_uses_is_refused(typed, tmp_path, words):
 
 
 @pytest.mark.parametrize("share", [0.25, 0.3])
-def test_a_share_of_footage_that_rounds_to_none_is_told(material, small_network, tmp_path, monkeypatch, capsys, share):
-    monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
+def test_a_share_of_footage_that_rounds_to_none_is_told(
+    material, small_network, tmp_path, own_cache, monkeypatch, capsys, share
+):
     monkeypatch.setattr(script, "read_material", lambda args: material)
     for name in ("a", "b"):
         write_folder(tmp_path / "clips" / name, clip(name).frames)
@@ -241,8 +242,7 @@ def test_a_share_of_footage_that_rounds_to_none_is_told(material, small_network,
     assert told == (share == 0.25)
 
 
-def test_one_clip_is_not_enough_to_train_and_validate_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
+def test_one_clip_is_not_enough_to_train_and_validate_on(tmp_path, own_cache):
     write_folder(tmp_path / "clips" / "a", clip("a").frames)
     with pytest.raises(ValueError, match="all 1 clips are for validation; add another"):
         script.read_footage(script.parser().parse_args(["--clips", str(tmp_path / "clips")]))
@@ -253,7 +253,9 @@ def write_folder(folder, frames):
         io.write_image(folder / f"{number:02d}.png", frame)
 
 
-def test_a_run_by_the_clock_ends_whole_and_goes_on_to_a_later_horizon(small_network, tmp_path, monkeypatch, capsys):
+def test_a_run_by_the_clock_ends_whole_and_goes_on_to_a_later_horizon(
+    small_network, tmp_path, own_cache, monkeypatch, capsys
+):
     """By a clock on which every step takes a second, and nothing else takes any time."""
     clock, sides = SimpleNamespace(now=0.0, monotonic=lambda: clock.now), []
 
@@ -264,7 +266,6 @@ def test_a_run_by_the_clock_ends_whole_and_goes_on_to_a_later_horizon(small_netw
     for module in (step, training):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(training, "step", ticking)
-    monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
     for name in "abcde":
         write_folder(tmp_path / "clips" / name, clip(name, seed=ord(name)).frames)
     command = (
@@ -312,8 +313,7 @@ def test_two_ranks_change_crops_and_end_together(small_network, tmp_path):
     assert models.load(tmp_path / "IFRNet_XS" / "IFRNet_XS.pth").any_time
 
 
-def test_clips_to_validate_on_are_never_trained_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(clips, "CACHE", tmp_path / "cache")
+def test_clips_to_validate_on_are_never_trained_on(tmp_path, own_cache):
     for name in "abcde":
         write_folder(tmp_path / "clips" / name, clip(name, seed=ord(name)).frames)
     for typed in ([], ["--val_clips", "b", "c"]):

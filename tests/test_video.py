@@ -195,9 +195,9 @@ def test_a_time_is_that_of_a_frame_rate_only_where_its_unit_can_tell():
     assert timeline.snapped(3 * millisecond, Fraction(500), millisecond) == 3 * millisecond
 
 
-def test_threads_of_ffmpeg_do_not_wait_for_python_to_log(tmp_path):
+def test_threads_of_ffmpeg_do_not_wait_for_python_to_log(tmp_path, own_cache):
     path = encode(tmp_path / "in.mp4", moving(5))
-    readers = (lambda: video.open_source(str(path)), lambda: clips.open_clips(tmp_path, cache=tmp_path / "cache"))
+    readers = (lambda: video.open_source(str(path)), lambda: clips.open_clips(tmp_path))
     for read in readers:
         av.logging.set_level(av.logging.ERROR)  # as torchvision 0.21 does when it is imported
         read()

@@ -131,9 +131,9 @@ def test_a_part_of_film_with_pulldown_is_read_at_the_same_times(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["in.mpg", "in.ts", "in.mkv"])
-def test_film_with_pulldown_has_no_leaps_to_train_on(tmp_path, name):
+def test_film_with_pulldown_has_no_leaps_to_train_on(tmp_path, own_cache, name):
     pulled_down(tmp_path / name, grainy(61))
-    (clip,) = clips.open_clips(tmp_path, only=[name], cache=tmp_path / "cache")
+    (clip,) = clips.open_clips(tmp_path, only=[name])
     assert not clip.breaks.any()
 
 

@@ -113,13 +113,13 @@ def test_a_turned_video_keeps_its_colours_whatever_its_chroma(tmp_path, matrix, 
 
 @UPRIGHT
 @pytest.mark.parametrize("colour", [None, (1, 1), (1, 2)])
-def test_footage_to_train_on_and_to_score_is_turned_as_a_video_is(tmp_path, matrix, upright, colour):
+def test_footage_to_train_on_and_to_score_is_turned_as_a_video_is(tmp_path, own_cache, matrix, upright, colour):
     source = with_matrix(tmp_path / "in.mp4", *matrix, colour=colour)
-    (clip,) = clips.open_clips(tmp_path, cache=tmp_path / "cache")
+    (clip,) = clips.open_clips(tmp_path)
     assert all((upright(a) == b).all() for a, b in zip(decode(source)[1], clip.frames[:], strict=True))
 
 
-def test_footage_of_which_only_the_keyframes_say_how_to_turn_it_is_turned_as_a_whole(tmp_path):
+def test_footage_of_which_only_the_keyframes_say_how_to_turn_it_is_turned_as_a_whole(tmp_path, own_cache):
     """H.264 has a message of its own for that, which PyAV gives with the frames that it precedes."""
     source, turned = encode(tmp_path / "in.mp4", moving(9), g="4"), tmp_path / "turned" / "in.mp4"
     turned.parent.mkdir()
@@ -133,7 +133,7 @@ def test_footage_of_which_only_the_keyframes_say_how_to_turn_it_is_turned_as_a_w
                 output.mux(marked)
     with av.open(str(turned)) as container:
         assert {abs(frame.rotation) for frame in container.decode(video=0)} == {0, 180}
-    (clip,) = clips.open_clips(turned.parent, cache=tmp_path / "cache")
+    (clip,) = clips.open_clips(turned.parent)
     assert all((a[::-1, ::-1] == b).all() for a, b in zip(decode(source)[1], clip.frames[:], strict=True))
 
 
