@@ -284,21 +284,6 @@ def test_processes_that_come_together_on_a_disk_without_locks_take_nothing_from_
     assert opened_by_two(tmp_path, (0.05, 0.07), "no") == [["decoded", "40"], ["decoded", "40"]]
 
 
-def test_clips_to_validate_on_are_never_trained_on(tmp_path):
-    for name in "ab":
-        write_folder(tmp_path / "in" / name, sliding(12))
-    train, val = clips.split(tmp_path / "in", 3, held=["a"])
-    assert {window.clip.name for window in train} == {"b"} and {window.clip.name for window in val} == {"a"}
-    with pytest.raises(ValueError, match="too few windows"):
-        clips.split(tmp_path / "in", 3, held=["a", "b"])
-    write_folder(tmp_path / "in" / "c", sliding(12, 24, 24))
-    with (
-        pytest.warns(UserWarning, match="left out, smaller than 32x32: c"),
-        pytest.raises(ValueError, match="in: no clip named c to validate on, 32x32 or larger"),
-    ):
-        clips.split(tmp_path / "in", 3, least=32, held=["a", "c"])
-
-
 def write_undecodable(path):
     encode(path, sliding(3), codec="ffv1")
     path.write_bytes(path.read_bytes().replace(b"V_FFV1", b"V_XXX1"))

@@ -273,6 +273,8 @@ def test_clips_to_validate_on_are_other_clips(tmp_path, own_cache):
     train, val = clips.split(folder, 9, stride=2, held=["a"])
     assert {w.clip.name for w in train} == {"b", "c"} and {w.clip.name for w in val} == {"a"}
     assert Windows(train)[0].imgt.shape == (7, 3, 32, 48)
+    with pytest.raises(ValueError, match="too few windows"):
+        clips.split(folder, 3, held=["a", "b", "c"])
 
 
 def test_one_clip_alone_is_split_in_time_without_a_shared_frame(tmp_path, own_cache):
@@ -287,6 +289,8 @@ def test_small_clips_are_left_out_and_named_and_too_few_are_an_error(tmp_path, o
     with pytest.warns(UserWarning, match="left out, smaller than 32x32: tiny"):
         train, val = clips.split(folder, 3, least=32)
     assert {w.clip.name for w in train + val} == {"a", "b"}
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="no clip named tiny to validate on, 32x32 or larg"):
+        clips.split(folder, 3, least=32, held=["a", "tiny"])
     with pytest.raises(ValueError, match="no clip named zebra"):
         clips.split(folder, 3, held=["zebra"])
     with pytest.raises(ValueError, match="too few windows of 40 frames.*; add clips, or give a smaller --crop"):
