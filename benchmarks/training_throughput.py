@@ -168,11 +168,9 @@ class Run:
     """A network that trains on a stream of batches."""
 
     def __init__(self, args: argparse.Namespace, device: torch.device, measures: dict, stream: Iterator):
-        recipe = Recipe(iterations=10**6, **measures)
         torch.manual_seed(0)
-        model = models.build(args.model_name).to(device, memory_format=recipe.layout)
-        self.state, self.device = State(model, recipe, device), device
-        self.network = parallel(model, recipe, device)
+        self.state = State(models.build(args.model_name), Recipe(iterations=10**6, **measures), device)
+        self.network = parallel(self.state)
         self.loss = lambda out, batch, progress: ifrnet_loss(out, batch.imgt, batch.flow)
         self.meter = Meter(device)
         self.stream = self.meter.timed(stream)
@@ -182,10 +180,10 @@ class Run:
         self.meter.restart()
         spent = time.process_time()
         for _ in range(steps):
-            self.meter.add(*step(self.network, self.state, self.stream, self.loss, 0.0, self.device))
+            self.meter.add(*step(self.network, self.state, self.stream, self.loss, 0.0))
         self.meter.norm.item()  # waits for the device
         self.took, spent = time.monotonic() - self.meter.begun, time.process_time() - spent
-        return (self.took if self.device.type == "cuda" else spent) / steps
+        return (self.took if self.state.device.type == "cuda" else spent) / steps
 
     @property
     def waiting(self) -> float:

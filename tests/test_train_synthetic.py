@@ -68,9 +68,8 @@ def test_steps_and_the_samples_for_them_do_not_wait_for_a_gpu(material, tmp_path
     held, there = clips.Resident([found], gpu), material.to(gpu)
     mixture = script.mixture_of(options(effects=1.0), script.Data(there, footage(found), held, []), 96, 0)
     recipe = step.Recipe(iterations=9, channels_last=True, amp="bf16", ema=0.9, clip_grad=1.0, optimizer="muon")
-    model = models.build("IFRNet_S").to(gpu, memory_format=recipe.layout)
-    state, meter, batches = step.State(model, recipe, gpu), Meter(gpu), script.batches_of(mixture, 0, gpu)
-    network = step.parallel(model, recipe, gpu)
+    state, meter = step.State(models.build("IFRNet_S"), recipe, gpu), Meter(gpu)
+    network, batches = step.parallel(state), script.batches_of(mixture, 0, gpu)
 
     def loss(out, batch, progress):
         return script.weighted(script.terms(out, batch.imgt, batch.flow, psnr=0.005), progress)
@@ -78,7 +77,7 @@ def test_steps_and_the_samples_for_them_do_not_wait_for_a_gpu(material, tmp_path
     for place in (nullcontext(), not_waiting()):  # at first algorithms are tried and kernels compiled
         with place:
             for _ in range(2 * synthetic.GROUP):
-                meter.add(*step.step(network, state, batches, loss, 0.7, gpu))
+                meter.add(*step.step(network, state, batches, loss, 0.7))
     assert meter.read()["bad_steps"] == 0
 
 

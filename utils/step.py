@@ -67,10 +67,12 @@ def quickest_amp(device: torch.device) -> str:
 
 
 class State:
-    """The whole state of a run: what a checkpoint holds, and what a resumed run starts from."""
+    """The whole state of a run: what a checkpoint holds, and what a resumed run starts from. The model is moved to the
+    device, into the recipe's layout."""
 
     def __init__(self, model: nn.Module, recipe: Recipe, device: torch.device, config: dict | None = None):
-        self.model, self.recipe, self.config = model, recipe, config or {}
+        self.model, self.recipe, self.device = model.to(device, memory_format=recipe.layout), recipe, device
+        self.config = config or {}
         self.ema = copy.deepcopy(model).eval().requires_grad_(False) if recipe.ema else None
         if recipe.optimizer == "muon":
             self.optimizer = Muon(model.parameters(), recipe.lr_start, half=quickest_amp(device) == "bf16")
@@ -152,17 +154,16 @@ def step(
     stream: Iterator,
     loss: Callable[..., dict[str, Tensor]],
     progress: float,
-    device: torch.device,
 ) -> tuple[dict[str, Tensor], Tensor, Tensor, int]:
     """One step of the optimizer, with the next `accumulate` batches of the stream.
 
-    network: what `parallel` makes of state.model. Returns the loss's terms, the gradient's norm, whether the step was
+    network: what `parallel` makes of the state. Returns the loss's terms, the gradient's norm, whether the step was
     skipped, because one of them was not finite, and the number of samples. Tensors are not read back from the device.
     """
     state.optimizer.zero_grad(set_to_none=True)
     buffers = list(state.model.buffers())  # of BatchNorm: what a forward pass changes
     before = [buffer.clone() for buffer in buffers]
-    terms, samples, finite = _backward(network, state, stream, loss, progress, device)
+    terms, samples, finite = _backward(network, state, stream, loss, progress)
     if not finite:
         for buffer, old in zip(buffers, before):
             buffer.copy_(old)
@@ -176,11 +177,11 @@ def step(
 
 
 def _backward(
-    network: nn.Module, state: State, stream: Iterator, loss: Callable, progress: float, device: torch.device
+    network: nn.Module, state: State, stream: Iterator, loss: Callable, progress: float
 ) -> tuple[dict[str, Tensor], int, bool]:
     """Gradients of the next `accumulate` batches; returns the terms' means, the number of samples, and, on a CPU,
     whether all were finite: where they are not, gradients are incomplete."""
-    recipe = state.recipe
+    recipe, device = state.recipe, state.device
     samples, total, finite = 0, {}, True
     for k in range(recipe.accumulate):
         batch = _to_device(next(stream), device, recipe)
@@ -238,13 +239,13 @@ def _average(ema: nn.Module, model: nn.Module, decay: float) -> None:
         mine.copy_(theirs)
 
 
-def parallel(model: nn.Module, recipe: Recipe, device: torch.device) -> nn.Module:
+def parallel(state: State) -> nn.Module:
     """The network as a step calls it: distributed over all ranks, compiled if the recipe says so."""
-    if device.type == "cuda":
+    network, on_gpu = state.model, state.device.type == "cuda"
+    if on_gpu:
         torch.backends.cudnn.benchmark = True  # batches have one size, or two
-    network = model
     if distributed.world_size() > 1:
-        ids = [device.index] if device.type == "cuda" else None
-        network = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        ids = [state.device.index] if on_gpu else None
+        network = DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True)
     # Specialised to the sizes that occur, which are few: code for any size is slower.
-    return torch.compile(network, dynamic=False) if recipe.compile else network
+    return torch.compile(network, dynamic=False) if state.recipe.compile else network

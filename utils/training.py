@@ -59,12 +59,12 @@ def fit(
     """
     schedule = schedule or cosine(recipe.lr_start, recipe.lr_end)
     folder = Path(folder)
-    state = State(model.to(device, memory_format=recipe.layout).train(), recipe, device, config)
+    state = State(model.train(), recipe, device, config)
     if resume:
         state.load(resume)
         _forget_best_elsewhere(state, folder)
     begun, validated = state.iteration, state.validated
-    network = parallel(state.model, recipe, device)
+    network = parallel(state)
     goes_on = resume is not None and (begun > 0 or "optimizer" in resume)  # bare weights start a run
     journal = Journal(folder, begun if goes_on else None, recipe.iterations) if distributed.is_main() else None
     quick = quickest_amp(device)
@@ -99,7 +99,7 @@ def fit(
 
                 for group in state.optimizer.param_groups:
                     group["lr"] = schedule(done)
-                meter.add(*step(network, state, stream, loss, done, device))
+                meter.add(*step(network, state, stream, loss, done))
                 state.iteration += 1
 
                 if journal:
