@@ -102,7 +102,8 @@ class Eager:
         flow, mask and residual are resized. Unless one_pass, answer and coarse may be a strip of rows: `top` is the row
         of the frame where it starts.
         """
-        flow, mask, residual = self.last(answer, coarse)
+        answer = shuffle(answer)
+        flow, mask, residual = self.step(answer, coarse), torch.sigmoid(answer[:, 4:5].float()), answer[:, 5:].float()
         growth = img0.shape[-1] / flow.shape[-1]
         if growth != 1:
             size = (round(growth * flow.shape[-2]), img0.shape[-1])
@@ -114,11 +115,6 @@ class Eager:
     def flow(self, answer: Tensor, coarse: Tensor) -> Tensor:
         """The last flow, (B, 4, h, w): see blend."""
         return self.step(shuffle(answer, 4), coarse)
-
-    def last(self, answer: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Flow, mask and residual, (B, 4 | 1 | 3, h, w), from the last decoder's answer before it is shuffled."""
-        answer = shuffle(answer)
-        return self.step(answer, coarse), torch.sigmoid(answer[:, 4:5].float()), answer[:, 5:].float()
 
 
 def shuffle(answer: Tensor, most: int | None = None) -> Tensor:
