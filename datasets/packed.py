@@ -97,8 +97,8 @@ def _damaged(path: Path, how: str = "cut short or damaged") -> ValueError:
 class Packed(Dataset):
     """A packed set, or some of its triplets, as Samples; for training a batch at a time.
 
-    names: of the triplets, all where None. augment: as in Vimeo90K; `batch` needs it. flow: whether to read the
-    teacher's; None: where it was packed.
+    names: of the triplets, all where None. augment: for `batch`, which needs it. flow: whether to read the teacher's;
+    None: where it was packed. Index with i for a sample to validate on: the centre of the frames.
     """
 
     def __init__(
@@ -143,11 +143,8 @@ class Packed(Dataset):
         row = self.rows[index]
         return Stack(self.frames[row], None if self.flows is None else self.flows[row], np.float32([0.5]))
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Sample | Raw:
-        index, epoch = key if isinstance(key, tuple) else (key, 0)
+    def __getitem__(self, index: int) -> Sample:
         stack = self.stack(index)
-        if self.augment:
-            return self.augment(stack, index, epoch)
         if stack.flow is not None:
             stack = stack._replace(flow=decode(stack.flow))
         return centre_crop(stack).sample()
