@@ -74,11 +74,9 @@ def material(
 ) -> Material:
     """Photographs (None: those inside scikit-image), a share of made-up textures among them, and shapes to cut out.
 
-    masks: a folder of segmentations of the photographs, see `stencils.cutouts`. side: of the patches. ValueError where
-    the share is not in [0, 1], masks come without images, or the photographs are too many.
+    masks: a folder of segmentations of the photographs, see `stencils.cutouts`. procedural: the share. side: of the
+    patches. ValueError where masks come without images, or the photographs are too many.
     """
-    if not 0 <= procedural <= 1:
-        raise ValueError(f"--procedural {procedural:g}: a share from 0 to 1 is needed")
     if masks and not images:
         raise ValueError(f"--masks {masks}: segmentations go with photographs of the same names; give --images too")
     patches = photo_patches(images, side, room=TEXTURES if procedural else 0)

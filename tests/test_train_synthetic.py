@@ -205,7 +205,8 @@ def test_an_end_that_is_no_number_is_refused():
 
 @pytest.mark.parametrize(
     "words",
-    ["--real 1.5", "--minutes 0", "--minutes -5", "--effects -1", "--crops 40", "--patch_size 4", "--speed 0"],
+    ["--real 1.5", "--procedural 1.5", "--minutes 0", "--minutes -5", "--effects -1", "--crops 40"]
+    + ["--patch_size 4", "--speed 0"],
 )
 def test_numbers_that_make_no_run_are_named(typed, tmp_path, words):
     status, _, error = typed(script.main, script.parser(), *words.split(), "--log_path", tmp_path, "--device", "cpu")
