@@ -136,6 +136,7 @@ def waiting_for_ranks(log, seconds):
             pass
 
     options = cli.Parser("")
+    distributed.add_options(options)
     cli.add_device(options)
     sys.argv[1:] = ["--device", "cpu"]
     cli.run(main, options)

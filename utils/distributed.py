@@ -60,12 +60,12 @@ def say(line: str) -> None:
 def ranks(args: argparse.Namespace) -> Iterator[torch.device]:
     """Join the other ranks, if there are any, and leave them at the end; yields the device of this rank.
 
-    args: `device` (None: a GPU for every rank where there are GPUs) and, if the script has them, `world_size` and
-    `local_rank`. ValueError where they are not what the launcher started, or where there are more ranks than GPUs.
+    args: `device` (None: a GPU for every rank where there are GPUs), `world_size` and `local_rank`. ValueError where
+    they are not what the launcher started, or where there are more ranks than GPUs.
     """
     names = {"WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
     world, local, here = (_environment(name, default) for name, default in names.items())
-    _check(getattr(args, "world_size", None), getattr(args, "local_rank", None), world, local)
+    _check(args.world_size, args.local_rank, world, local)
     device = _device(args.device, local, here)
     if device.type == "cuda":
         torch.cuda.set_device(device)
