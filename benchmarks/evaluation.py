@@ -83,7 +83,7 @@ def score_all(
     workers = args.workers if args.workers is not None else 8 if contender.call.device.type == "cuda" else 1
     # Arrays come through a pipe; tensors would come through shared memory, of which containers have little.
     # Two batches ahead: one of X-TEST in 4K takes 240 MB.
-    loader = load(batches, todo, min(workers, len(todo)), collate=itemgetter(0), ahead=2)
+    loader = load(batches, todo, min(workers, len(todo)), collate=itemgetter(0), depth=2)
     quiet = None if distributed.is_main() else True
     bar = tqdm(loader, total=len(todo), desc=name, unit="batch", disable=quiet)
     mine = {}

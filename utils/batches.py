@@ -74,15 +74,15 @@ def load(
     workers: int = 0,
     pin: bool = False,
     collate: Callable = default_collate,
-    ahead: int = AHEAD,
+    depth: int = AHEAD,
 ) -> Iterator:
-    """Yield batches made by `collate`, `ahead` of them prefetched by each of `workers` processes (0: read by this one).
+    """Yield batches made by `collate`, `depth` of them prefetched by each of `workers` processes (0: read by this one).
 
     A ValueError or OSError of the data set (a fault in the user's files) is raised here unchanged, whichever process
     read it.
     """
     collate = partial(_collate, collate)
-    return _received(_Guarded(dataset), workers, pin, ahead, batch_sampler=batch_sampler, collate_fn=collate)
+    return _received(_Guarded(dataset), workers, pin, depth, batch_sampler=batch_sampler, collate_fn=collate)
 
 
 def stream(dataset: IterableDataset, workers: int = 0, pin: bool = False) -> Iterator:
@@ -126,13 +126,13 @@ def on_device(batches: Iterator, prepare: Callable[[tuple, torch.device], T], de
         yield ready
 
 
-def _received(dataset: Dataset, workers: int, pin: bool, ahead: int, **options) -> Iterator:
+def _received(dataset: Dataset, workers: int, pin: bool, depth: int, **options) -> Iterator:
     loader = DataLoader(
         dataset,
         num_workers=workers,
         pin_memory=pin,
         worker_init_fn=begin_worker,
-        prefetch_factor=ahead if workers else None,
+        prefetch_factor=depth if workers else None,
         **options,
     )
     if workers:
