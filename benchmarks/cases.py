@@ -148,9 +148,9 @@ def read(split: Split, case: Case) -> np.ndarray | str:
     """img0, img1, targets as uint8 (2 + T, H, W, 3), or what is wrong with them."""
     try:
         frames = io.read_frames(case.pictures)
-        try:
-            return np.stack([_large_enough(split.view(_large_enough(frame))) for frame in frames])
-        except ValueError as error:
-            return f"{case.img0}: {error}"
     except (OSError, ValueError) as error:
         return str(error)
+    try:
+        return np.stack([_large_enough(split.view(_large_enough(frame))) for frame in frames])
+    except ValueError as error:
+        return f"{case.img0}: {error}"
