@@ -162,6 +162,15 @@ def test_fields_in_packets_of_their_own_are_no_frames(tmp_path):
 def test_the_second_field_of_a_frame_may_have_no_time():
     """As in MPEG-TS, where some frames of a recording are in one packet and others are in two."""
     field = Fraction(1, 50)
-    shown = [(Fraction(0), 2 * field), (2 * field, field), (None, field), (4 * field, field), (None, field)]
-    assert fields.joined(shown, field) == [(Fraction(k, 25), Fraction(1, 25)) for k in range(3)]
+    told = [(0, 2), (2, 1), (None, 1), (4, 1), (None, 1)]
+    shown = [fields.Shown(time if time is None else time * field, lasts * field) for time, lasts in told]
+    assert fields.joined(shown, field) == [fields.Shown(2 * k * field, 2 * field) for k in range(3)]
     assert fields.joined(shown, None) == shown
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [0, 2, 1]])
+def test_fields_may_be_told_to_last_as_long_as_frames(order):
+    """As Matroska does, of which the length of a frame is that of all packets."""
+    field = Fraction(1, 50)
+    shown = [fields.Shown((2 * k + half) * field, 2 * field) for k in order for half in range(2)]
+    assert fields.joined(shown, field) == [fields.Shown(2 * k * field, 2 * field) for k in order]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from fractions import Fraction
 from itertools import pairwise
+from typing import NamedTuple
 
 import av
 from av.filter import Graph
@@ -42,19 +43,32 @@ def length(frames: Sequence[av.VideoFrame], rate: Fraction | None, tick: Fractio
     return 1 / (2 * rate)
 
 
-def joined(
-    shown: Sequence[tuple[Fraction | None, Fraction]], field: Fraction | None
-) -> list[tuple[Fraction | None, Fraction]]:
-    """When frames are shown and for how long, of this of packets, in the order of decoding: those that last for no
-    more than a `field` hold one of a frame's two. None: all hold frames."""
-    result, first = [], False
-    for time, lasts in shown:
-        alone = field is not None and 0 < lasts < field * 3 / 2
-        if alone and first:
-            result[-1] = (result[-1][0], result[-1][1] + lasts)
+class Shown(NamedTuple):
+    """When and for how long a packet's frame or field is shown; None and 0 where that is not known."""
+
+    time: Fraction | None
+    lasts: Fraction
+
+
+def joined(shown: Sequence[Shown], field: Fraction | None) -> list[Shown]:
+    """The same of frames, out of that of packets, in the order of decoding. Two that take no more than a `field` hold
+    one of a frame's two each. None: all hold frames."""
+
+    def one(length: Fraction) -> bool:
+        return 0 < length < field * 3 / 2
+
+    if field is None:
+        return list(shown)
+    result, waiting = [], None
+    for each in shown:
+        # Containers may tell of each field how long both are shown: then the time of the second one tells.
+        apart = 0 if waiting is None or None in (waiting.time, each.time) else each.time - waiting.time
+        if waiting and (one(apart) or one(waiting.lasts) and one(each.lasts)):
+            both = waiting.lasts + each.lasts if one(waiting.lasts) else waiting.lasts
+            result[-1], waiting = waiting._replace(lasts=both), None
         else:
-            result.append((time, lasts))
-        first = alone and not first
+            result.append(each)
+            waiting = each
     return result
 
 

@@ -52,7 +52,7 @@ def scan(path: str, origin: Fraction, rate: Fraction, field: Fraction | None) ->
     origin: time of the first frame. rate: frames a second, nominal. field: see fields.joined.
     """
     stored, end, read, decoded, begun, until = Counter(), Fraction(0), 0, {}, origin, origin
-    shown = []  # in the order of decoding: when, None where that is not known, and for how long
+    shown = []  # in the order of decoding
     with opened(path) as container:
         video, kind = video_stream(container, path), container.format.name
         for packet in packets(container):
@@ -61,7 +61,7 @@ def scan(path: str, origin: Fraction, rate: Fraction, field: Fraction | None) ->
             time = None if packet.pts is None else packet.pts * packet.time_base
             lasts = (packet.duration or 0) * packet.time_base
             if seen:
-                shown.append((time, lasts))
+                shown.append(fields.Shown(time, lasts))
             stored[packet.stream.index] += packet.dts is not None
             heard = packet.stream.type == "audio" and not packet.is_discard  # a second edit of MOV leads back
             if packet.dts is not None and (seen or heard):
@@ -75,7 +75,7 @@ def scan(path: str, origin: Fraction, rate: Fraction, field: Fraction | None) ->
             if pictured and not seen:  # the frame before stays
                 until = time + lasts
         frames = fields.joined(shown, field)
-        known = [each for each in frames if each[0] is not None]
+        known = [frame for frame in frames if frame.time is not None]
         latest, hold = max([(origin, Fraction(0)), *known])
         stated, size = stated_size(path, kind), container.size
         # Of other containers the duration is a guess, that of all streams, or the largest number of a recording that
@@ -98,7 +98,7 @@ def scan(path: str, origin: Fraction, rate: Fraction, field: Fraction | None) ->
         hold=hold,
         halved=len(frames) < len(shown),
         guessed=kind in GUESSED,
-        uneven=len({lasts for _, lasts in frames}) > 1,
+        uneven=len({frame.lasts for frame in frames}) > 1,
         incomplete=kind == Y4M and read < size,
         notes=_missing(path, start, end, promised, rate),
     )
