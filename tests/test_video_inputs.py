@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 from conftest import formula_image
+from processes import run_ranks
 from video_files import HEIGHT, WIDTH, complaint, decode, encode, moving, run, truncated
 
 from utils import containers, fields, io, video
@@ -191,6 +192,16 @@ def test_damaged_frames_are_left_out_and_counted(tmp_path, capsys):
     run(path, tmp_path / "out.mp4", "--factor", "1")
     assert "in.mkv: 2 frames left out, damaged or cut short; the file may be" in capsys.readouterr().err
     assert decode(tmp_path / "out.mp4")[0] == [Fraction(k, 25) for k in range(60) if k not in (20, 40)]
+
+
+def test_what_another_rank_meets_is_told(tmp_path):
+    """Of a video of one segment the first rank makes nothing."""
+    twos = [image for image in moving(40, step=4) for _ in range(2)]
+    path = spoilt(tmp_path / "in.mkv", encode(tmp_path / "whole.mkv", twos, codec="ffv1", g="1"), damaged=(61,))
+    words = ("interpolate_video", path, tmp_path / "out.mp4", "--factor", "1", "--model_name", "average")
+    (status, said), (other, others) = run_ranks(tmp_path, words, words)
+    assert status == other == 0, said + others
+    assert "in.mkv: 1 frame left out, damaged" in said and "in.mkv: motion often pauses" in said
 
 
 def spoilt(path, source, damaged, repeated=()):

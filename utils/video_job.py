@@ -85,6 +85,13 @@ class Job(NamedTuple):
             return None
         return self.grid.count(self.source.count, self.source.rate) * segments // self.segments()
 
+    def gather(self, damaged: int) -> None:
+        """Wait until every rank has made its share, and count what all of them met. damaged: frames, before that; some
+        count twice where one share ends and another begins, as decoders work on several frames at once."""
+        met = distributed.gather((self.pauses.repeats, self.source.damaged - damaged))
+        self.pauses.repeats = bytearray().join(repeats for repeats, _ in met)
+        self.source.damaged = damaged + sum(lost for _, lost in met)
+
     def write(self, writer, picture: Picture) -> None:
         before, image = picture.before, picture.image()
         if self.args.compare:
@@ -113,7 +120,7 @@ def to_pipe(job: Job) -> None:
 
 def to_parts(job: Job) -> None:
     """Make the missing parts, each rank its share, then join all parts."""
-    args, world = job.args, distributed.world_size()
+    args, world, damaged = job.args, distributed.world_size(), job.source.damaged
     parts = Parts(Path(args.output), "" if job.kind == "folder" else video_out.PART, settings(job))
     if job.endless and (args.resume or world > 1):
         raise ValueError(f"{job.source.path}: can be read only once, in order; --resume and torchrun need a file")
@@ -122,7 +129,7 @@ def to_parts(job: Job) -> None:
     distributed.barrier()
     try:
         make(job, parts)
-        distributed.barrier()
+        job.gather(damaged)
         found = parts.joined or parts.finished()
         distributed.barrier()  # the main rank removes the parts after joining them
         if not found:
