@@ -395,7 +395,7 @@ def _decode_video(path: Path, times: list) -> Iterator[np.ndarray]:
                     size = frame.width, frame.height, frame.format.name
                     turn = containers.filtering(filters, *size, frame.time_base)
                 yield turn(frame).to_ndarray(format="rgb24")
-        if containers.tells_decoding(container, times) or containers.misleads(container, times):
+        if containers.misleads(container, times):
             times.clear()
 
 

@@ -39,12 +39,12 @@ PRIMED = ("matroska,webm", "nut", "ogg", MOV)  # where below 0 lies what only he
 
 
 @contextmanager
-def opened(path: str | Path) -> Iterator[av.container.InputContainer]:
-    """A file to read. ValueError that names it where FFmpeg cannot."""
+def opened(path: str | Path, **how) -> Iterator[av.container.InputContainer]:
+    """A file to read. ValueError that names it where FFmpeg cannot. how: of `av_open`."""
     # PyAV's default, which older versions of torchvision change. Otherwise FFmpeg's threads log through Python and wait
     # for it, while Python, when it closes a file, waits for them.
     av.logging.set_level(None)
-    with reading(path), av_open(path) as container:
+    with reading(path), av_open(path, **how) as container:
         if container.format.name == "hls" and container.duration is None:  # FFmpeg would wait for more
             way = "if it is over, add #EXT-X-ENDLIST to the list of its segments"
             raise ValueError(f"{path}: names no end, as of a live stream; {way}")
@@ -112,7 +112,7 @@ def is_cover(stream: av.stream.Stream) -> bool:
 
 def without_times(path: str | Path) -> frozenset[int]:
     """The numbers of the packets of a video that have no time in the file, behind the first that has one."""
-    with reading(path), av_open(path, options={"fflags": "nofillin"}) as container:
+    with opened(path, options={"fflags": "nofillin"}) as container:
         told = [packet.pts is not None for packet in to_decode(container, video_stream(container, path))]
     first = told.index(True) if True in told else len(told)
     return frozenset(number for number, known in enumerate(told) if number > first and not known)
@@ -120,15 +120,19 @@ def without_times(path: str | Path) -> frozenset[int]:
 
 def tells_decoding(container: av.container.InputContainer, times: Sequence[int | None]) -> bool:
     """Whether a container's times are those at which frames are decoded, not shown. times: of frames as shown."""
-    known, kind = [time for time in times if time is not None], container.format.name
-    return kind in DTS_ONLY or kind in DTS_AT_TIMES and known != sorted(known)
+    kind = container.format.name
+    return kind in DTS_ONLY or kind in DTS_AT_TIMES and _go_back(times)
 
 
 def misleads(container: av.container.InputContainer, times: Sequence[int | None]) -> bool:
-    """Whether times are wrong guesses of FFmpeg's, as of frames that are shown unequally long. times: of frames as
-    shown."""
+    """Whether times are not those at which frames are shown: see `tells_decoding`, or FFmpeg guesses them wrong, as of
+    frames that are shown unequally long. times: of frames as shown."""
+    return tells_decoding(container, times) or container.format.name in GUESSED and _go_back(times)
+
+
+def _go_back(times: Sequence[int | None]) -> bool:
     known = [time for time in times if time is not None]
-    return container.format.name in GUESSED and known != sorted(known)
+    return known != sorted(known)
 
 
 def upright_sides(frame: av.VideoFrame) -> tuple[int, int, int, int]:

@@ -18,7 +18,7 @@ MOST_REPEATS = 3  # in a row: 15 frames a second stored as 60. A picture that st
 PAUSE = Fraction(1, 2)
 FEWEST, OFTEN = 8, 0.1  # pauses, and pauses per movement: 25 frames a second stored as 30 have 0.2, some of them hidden
 # By how much more repeats must agree with those one and two cadences ago than with those between: compression hides
-# some. And how much larger their share may be.
+# some, and with three in ten of them hidden a cadence is still found. And how much larger their share may be.
 REGULAR, MORE = 0.3, 0.05
 SINGLE = 1.1  # repeats in a pause, on average, up to which all have one
 
